@@ -1,0 +1,39 @@
+# Each target installs what it needs into .venv, from requirements.lock.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo up test check lock install clean
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Noria needs Python 3.11 or later; say which with: make PYTHON=python3" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install
+	$(BIN)/noria demo
+
+up: install
+	$(BIN)/noria up
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -n 0 tests/test_migrations.py tests/test_deployment.py
+
+# Pins all that pyproject.toml asks for, with hashes and without an index's address.
+lock: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o ops/docker/requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .noria

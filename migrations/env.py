@@ -1,0 +1,48 @@
+"""Alembic's entry: `alembic upgrade head`, with `NORIA_DATABASE_URL` saying where."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from alembic import context
+from sqlalchemy import Connection, create_engine, pool, text
+
+from worker.models import Base
+
+# Migrations wait for no one for long: behind a waiting ALTER TABLE every query of that table waits too.
+_TIMEOUTS = ("set lock_timeout = '10s'", "set idle_in_transaction_session_timeout = '60s'")
+
+
+def _migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _url() -> str:
+    url = context.config.attributes.get("url") or os.environ.get("NORIA_DATABASE_URL")
+    if not url:
+        sys.exit(
+            "NORIA_DATABASE_URL is not set: say where the database is, e.g. postgresql+psycopg://user:password@host/noria"
+        )
+    return str(url)
+
+
+def run() -> None:
+    """Migrates on a given connection (tests) or on one of its own."""
+    given = context.config.attributes.get("connection")
+    if given is not None:
+        _migrate(given)
+        return
+    engine = create_engine(_url(), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        for statement in _TIMEOUTS:
+            connection.execute(text(statement))
+        connection.commit()
+        _migrate(connection)
+
+
+run()

@@ -1,0 +1,165 @@
+"""The Celery app, and the one thread per process that talks to Redis for everybody else.
+
+A message is a hint that rows are due, nothing more. So messages are never retried, delayed or stored, and a request
+or a step never waits for Redis: it leaves a hint or a Flower event with the thread and goes on. Hints are coalesced
+to five a second; events are dropped when too many wait. Only the tick publishes itself, and gives up at the first
+failure, since rows that nobody was told of are due again a minute later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from celery import Celery
+from celery.events import EventDispatcher
+from kombu.entity import Exchange, Queue
+
+from worker import log
+from worker.settings import Settings
+
+QUEUES = ("tick", "provider", "calls", "transfer", "webhook")
+TICK = "noria.tick"
+_TICK_SECONDS = 1.0
+_TICK_EXPIRES = 5.0  # seconds; ticks that piled up while no worker ran are worth nothing
+_HINT_SPACING = 0.2  # seconds
+_EVENTS_KEPT = 10_000
+_SOCKET_SECONDS = 3.0
+_RETRY_SECONDS = 2.0  # before the thread tries a broker again that failed
+
+_log = log.get(__name__)
+
+
+class _Silent:
+    """An event dispatcher that says nothing: without it every publish tells Flower of a `task-sent`."""
+
+    enabled = False
+
+    def publish(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The app; the reasons stand beside what differs from Celery's defaults."""
+    app = Celery("noria", set_as_current=True)
+    app.conf.update(
+        broker_url=settings.broker_url.get_secret_value(),
+        result_backend=None,  # results live in Postgres
+        task_ignore_result=True,
+        broker_transport_options={
+            "visibility_timeout": 900,
+            "global_keyprefix": "noria:",
+            "priority_steps": [0],  # priorities are decided in SQL, and each step is a key more to wait on
+            "queue_order_strategy": "round_robin",
+            "socket_timeout": _SOCKET_SECONDS,  # above the 1 s that a consumer blocks, below what a tick may wait
+            "socket_connect_timeout": _SOCKET_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "retry_on_timeout": False,
+        },
+        visibility_timeout=900,
+        broker_connection_timeout=_SOCKET_SECONDS,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a worker outlives any outage of the broker
+        broker_channel_error_retry=True,
+        broker_pool_limit=4,
+        broker_pool_acquire_timeout=2,
+        task_publish_retry=False,
+        task_serializer="json",
+        accept_content=["json"],
+        event_serializer="json",
+        task_default_queue="tick",
+        task_create_missing_queues=False,  # a typo would make a queue that nobody reads
+        task_queues=tuple(Queue(name, Exchange(name), routing_key=name) for name in QUEUES),
+        task_acks_late=False,  # the row is the truth; a message that died with its worker is made again
+        worker_prefetch_multiplier=1,
+        worker_disable_rate_limits=True,
+        worker_eta_task_limit=1,  # nothing here has an ETA
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # it would make lost answers of creates
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        task_send_sent_event=False,
+        task_repr_maxlevels=1,
+        enable_utc=True,
+        timezone="UTC",
+        beat_schedule={"tick": {"task": TICK, "schedule": _TICK_SECONDS, "options": _silent("tick")}},
+        beat_max_loop_interval=1,
+        beat_cron_starting_deadline=600,
+    )
+    return app
+
+
+def publish(app: Celery, task: str, queue: str, args: list[Any]) -> None:
+    """Sends a message at once; raises what the broker raised, after three seconds at the most."""
+    app.send_task(task, args=args, **_silent(queue))
+
+
+class Sender:
+    """The thread: `hint` and `tell` return at once, whatever state Redis is in."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._hinted = False
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def hint(self) -> None:
+        """Asks for a tick soon."""
+        self._leave(hinted=True)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Leaves an event for Flower: `type`, `uuid` and Celery's other fields."""
+        self._leave(event=event)
+
+    def stop(self, seconds: float) -> None:
+        """Sends what is left, for that long at the most."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread:
+            self._thread.join(seconds)
+
+    def _leave(self, hinted: bool = False, event: dict[str, Any] | None = None) -> None:
+        with self._wake:
+            self._hinted = self._hinted or hinted
+            if event:
+                self._events.append(event)
+            if self._thread is None:  # at the first use, so that it lives in the process that uses it
+                self._thread = threading.Thread(target=self._run, name="noria-sender", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while not (self._stopping and not self._events and not self._hinted):
+            with self._wake:
+                while not (self._hinted or self._events or self._stopping):
+                    self._wake.wait()
+                hinted, self._hinted = self._hinted, False
+                events = list(self._events)
+                self._events.clear()
+            try:
+                self._send(hinted, events)
+            except Exception as error:  # noqa: BLE001 - whatever Redis does, this thread goes on
+                _log.warning("broker does not take messages", cause=type(error).__name__, dropped=len(events))
+                time.sleep(0 if self._stopping else _RETRY_SECONDS)
+            time.sleep(_HINT_SPACING)
+
+    def _send(self, hinted: bool, events: list[dict[str, Any]]) -> None:
+        if hinted:
+            publish(self._app, TICK, "tick", [])
+        if events:
+            with self._app.connection_for_write() as connection:
+                dispatcher = EventDispatcher(connection, hostname="noria", app=self._app)
+                for event in events:
+                    dispatcher.send(**event)
+                dispatcher.close()
+
+
+def _silent(queue: str) -> dict[str, Any]:
+    options: dict[str, Any] = {"queue": queue, "event_dispatcher": _Silent()}
+    return options | {"expires": _TICK_EXPIRES} if queue == "tick" else options

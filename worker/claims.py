@@ -1,0 +1,150 @@
+"""The right to work on a row for a while: the claim protocol, for every table that has work in it.
+
+`run_at` says when a row wants attention. Three statements are the whole of it, and of crash recovery:
+
+1. `claim_due`, in the tick: rows whose `run_at` has come get a new claim number and a lease, and go out in messages.
+   The lease is `run_at` pushed into the future, so a message that is lost is sent again when it lapses.
+2. `take`, right before a row's step: spends the number. A repeated or late message finds another number and is
+   dropped.
+3. `held`, the guard of every write: the row as long as nobody has claimed it since. A worker that woke late writes
+   nothing.
+
+Only a lease that lapses while `taken` is a crash. There is no reaper, no heartbeat, no lock table, and nobody but
+the holder writes `run_at` unless `claimed` is null.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    DateTime,
+    Row,
+    Uuid,
+    Values,
+    and_,
+    case,
+    column,
+    func,
+    literal,
+    select,
+    update,
+    values,
+)
+
+from worker import spans
+from worker.models import Delivery, Job
+
+Claimable = type[Job] | type[Delivery]
+Now = datetime | ColumnElement[datetime]
+Lease = timedelta | ColumnElement[timedelta]
+
+# Postgres's clock, read in the statement itself: two workers whose clocks differ then agree.
+NOW: ColumnElement[datetime] = func.statement_timestamp()
+
+SENT, TAKEN = "sent", "taken"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row and the number that may be spent on it.
+
+    `crashes`: leases that lapsed while a worker held it; `group`: rows of one group belong on one thread.
+    """
+
+    id: uuid.UUID
+    number: int
+    crashes: int
+    group: str
+
+    def as_message(self) -> list[str | int]:
+        """What travels in a Celery message: never more than this."""
+        return [str(self.id), self.number]
+
+
+def claim_due(
+    connection: Connection,
+    table: Claimable,
+    due: ColumnElement[bool],
+    order: Sequence[Any],
+    limit: int,
+    now: Now,
+) -> list[Claim]:
+    """Claims for rows whose `run_at` has come, in `order`; rows that others look at are left.
+
+    At most `limit` rows of this kind are on their way at a time, so that a message is never older than its lease.
+    """
+    under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
+    group = Delivery.url if table is Delivery else func.coalesce(Job.account, "")
+    picked = (
+        select(table.id)
+        .where(due, table.run_at <= now)
+        .order_by(*order)
+        .limit(func.greatest(limit - under_way, 0))
+        .with_for_update(skip_locked=True)
+        # A CTE, so that the planner cannot run the limited select more than once.
+        .cte("picked")
+    )
+    crashed = case((table.claimed == TAKEN, 1), else_=0)
+    claimed = (
+        update(table)
+        .where(table.id.in_(select(picked.c.id)))
+        .values(
+            run_at=now + spans.SENT,
+            claim=table.claim + 1,
+            claimed=SENT,
+            crashes=table.crashes + crashed,
+        )
+        .returning(table.id, table.claim, table.crashes, group.label("group"))
+    )
+    rows = connection.execute(claimed)
+    return [Claim(row.id, row.claim, row.crashes, row.group) for row in rows]
+
+
+def take(
+    connection: Connection, table: Claimable, sent: Sequence[tuple[uuid.UUID, int]], lease: Lease, now: Now
+) -> list[Row[Any]]:
+    """Spends claim numbers: the rows that are now ours, each with the time of the taking as `now`.
+
+    A number that was spent or replaced gives no row: its message was a repeat, or late. In the order of `sent`.
+    """
+    order = {row_id: n for n, (row_id, _) in enumerate(sent)}
+    numbers = _numbers(sent)
+    spent = (
+        update(table)
+        .where(table.id == numbers.c.id, table.claim == numbers.c.number, table.claimed == SENT)
+        .values(run_at=now + lease, claim=table.claim + 1, claimed=TAKEN)
+        .returning(*table.__table__.c, moment(now).label("now"))
+    )
+    rows = connection.execute(spent).all()
+    return sorted(rows, key=lambda row: order[row.id])
+
+
+def held(table: Claimable, row_id: uuid.UUID, number: int) -> ColumnElement[bool]:
+    """The guard of every write under a claim: the row, as long as nobody has claimed it since."""
+    return and_(table.id == row_id, table.claim == number)
+
+
+def give_back(connection: Connection, table: Claimable, claims: Sequence[tuple[uuid.UUID, int]], at: Now) -> None:
+    """Makes claimed rows due at `at` again: their messages could not be sent, or there was no room for them."""
+    numbers = _numbers(claims)
+    returned = (
+        update(table).where(table.id == numbers.c.id, table.claim == numbers.c.number).values(run_at=at, claimed=None)
+    )
+    connection.execute(returned)
+
+
+def moment(now: Now) -> ColumnElement[datetime]:
+    """The instant as an expression, to be selected beside what is read."""
+    return now if isinstance(now, ColumnElement) else literal(now, DateTime(timezone=True))
+
+
+def _numbers(claims: Sequence[tuple[uuid.UUID, int]]) -> Values:
+    return values(column("id", Uuid), column("number", BigInteger), name="numbers").data(claims)

@@ -1,0 +1,173 @@
+"""What a step works with: one value per process, made at its start, and handed down; nothing is global below it.
+
+It also holds the two ways in which a step's word reaches Postgres: `record`, which goes on trying while the database
+is away, since an answer that cost money must not be dropped, and `answer_of`, which reads what is on record.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import httpx
+from sqlalchemy import Engine, create_engine, select
+from sqlalchemy.exc import DBAPIError
+
+from worker import jobs, lanes, log
+from worker.catalog import Catalog
+from worker.catalog import load as load_catalog
+from worker.dashscope.client import Client
+from worker.egress import wires
+from worker.errors import ClaimLost
+from worker.models import Attempt, Job, Project
+from worker.settings import Settings
+from worker.states import Move
+from worker.storage import Bucket
+
+_PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that is away
+_REREAD_SECONDS = 30.0
+_PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
+_SESSION = (
+    "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=5s -c timezone=UTC -c jit=off"
+)
+
+_log = log.get(__name__)
+T = TypeVar("T")
+
+
+class Clock:
+    """Postgres's time at the start of a step, and how long ago that is by this machine's monotonic clock."""
+
+    def __init__(self, now: datetime) -> None:
+        self._now = now
+        self._started = time.monotonic()
+
+    def __call__(self) -> datetime:
+        """Postgres's time now, aware."""
+        return self._now + timedelta(seconds=time.monotonic() - self._started)
+
+    def wait_until(self, moment: datetime) -> None:
+        """Blocks the thread until then: a second or so, for a rate."""
+        time.sleep(max(0.0, (moment - self()).total_seconds()))
+
+
+class Learned:
+    """What was learned of run times, read from the lanes every half minute at the most."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._times: dict[int, tuple[float, float]] = {}
+        self._read_at = 0.0
+
+    def run_times(self, job: Job) -> tuple[float | None, float | None]:
+        """Seconds within which a tenth, and half, of the lane's tasks have ended; None where that is not learned."""
+        if time.monotonic() - self._read_at > _REREAD_SECONDS:
+            self._read_at = time.monotonic()
+            with self._engine.connect() as connection:
+                self._times = lanes.run_times(connection)
+        return self._times.get(job.lane_id or 0, (None, None))
+
+
+@dataclass(frozen=True)
+class Context:
+    """The process's settings, catalog, database, provider, bucket and wires."""
+
+    settings: Settings
+    catalog: Catalog
+    engine: Engine
+    bucket: Bucket
+    clients: dict[str, Client]  # by account
+    sources: httpx.BaseTransport
+    webhooks: httpx.BaseTransport
+    learned: Learned
+
+    names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Account → the main account that its limits are counted by."""
+        return {account.name: account.owner for account in self.settings.all_accounts}
+
+    def project_name(self, job: Job) -> str:
+        """The name of the job's project."""
+        if job.project_id not in self.names:
+            with self.engine.connect() as connection:
+                name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
+            self.names[job.project_id] = name
+        return self.names[job.project_id]
+
+    def client(self, job: Job) -> Client:
+        """The provider's client for the account that the job was admitted with."""
+        return self.clients[job.account or ""]
+
+    def record(self, job: Job, move: Move, clock: Clock) -> Job:
+        """Puts a move on record, trying again while the database is away; raises ClaimLost."""
+        return until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
+
+    def answer_of(self, job: Job) -> Attempt | None:
+        """What is on record of the job's open attempt."""
+        with self.engine.connect() as connection:
+            return jobs.answer_on_record(connection, job)
+
+    def _record_once(self, job: Job, move: Move, now: datetime) -> Job:
+        with self.engine.begin() as connection:
+            try:
+                return jobs.record(connection, job, move, now)
+            except jobs.AlreadyRecorded as held:
+                return held.job
+            except ClaimLost as error:
+                lost = error  # the block ends without it, so that the attempt's answer is committed all the same
+        raise lost
+
+
+def make(settings: Settings) -> Context:
+    """The context of this process; opens no connection yet."""
+    queries, creates = wires.keeping(), wires.single()
+    database = engine(settings, threads=32)
+    return Context(
+        settings=settings,
+        catalog=load_catalog(),
+        engine=database,
+        bucket=Bucket(settings),
+        clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
+        sources=wires.sources(settings),
+        webhooks=wires.webhooks(settings),
+        learned=Learned(database),
+    )
+
+
+def engine(settings: Settings, threads: int) -> Engine:
+    """The database: a pooled connection for each thread that may want one at once, with bounds on every statement."""
+    return create_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=threads,
+        max_overflow=4,
+        pool_timeout=10,
+        pool_recycle=1800,
+        hide_parameters=True,  # prompts and keys are parameters
+        connect_args={"connect_timeout": 5, "options": _SESSION, "application_name": "noria"},
+    )
+
+
+def until_it_holds(write: Callable[[], T], what: str) -> T:
+    """The result of `write`, tried again while the database is away; what it raises otherwise passes."""
+    give_up, pause = time.monotonic() + _PATIENCE.total_seconds(), _PAUSE[0]
+    while True:
+        try:
+            return write()
+        except DBAPIError as error:
+            if time.monotonic() > give_up or not is_away(error):
+                raise
+            _log.warning("the database is away, trying again", what=what, cause=type(error.orig).__name__)
+        time.sleep(pause)
+        pause = min(_PAUSE[1], pause * 2)
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Whether the database did not answer, was starting or stopping, or asked to try again; not a wrong statement."""
+    state = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state[:2] in ("08", "57", "53", "40", "55", "58")

@@ -1,0 +1,1 @@
+"""The provider: its HTTP API as values, and what its error codes mean."""

@@ -1,0 +1,205 @@
+"""Every call that leaves this machine: streamed, under a wall-clock deadline and a byte cap.
+
+`call` and `stream` are the only two ways out. What went wrong is told by what it means for the caller:
+NotSent, so the call may be made again, or Ambiguous, so it may have been received. Messages hold a host and a
+cause, never a query, a key or a body. A wire (`worker.egress.wires`) says who may be reached; no wire follows
+redirects, keeps cookies or reads proxy variables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import urljoin
+
+import httpx
+from ssrfguard import BlockedAddressError, BlockedURLError, SSRFGuardError
+
+from worker import spans
+from worker.egress import wires
+from worker.errors import Ambiguous, NotSent
+from worker.settings import Settings
+
+Wire = httpx.BaseTransport
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+HOPS = 3  # redirects that a source may take
+
+NEVER_SENT = (
+    httpx.ConnectError,  # the name look-up and the TLS handshake among it
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,  # a header that cannot be written
+    UnicodeError,  # from getaddrinfo, for a name that no DNS can carry
+)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one call may take: seconds by the wall clock, from the first look-up on, and bytes of body."""
+
+    deadline: float
+    cap: int
+    idle: float | None = None  # seconds without a byte; None: the deadline alone
+    connect: float = spans.CONNECT.total_seconds()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer; `request_id` is its `x-request-id` header."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str | None
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """An answer whose body is still on its way; `chunks` can be read once, inside the `with`."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+
+
+class NotAllowed(NotSent):
+    """The URL, or the address that its name leads to, is not one that we call; trying again will not help."""
+
+    code = "not_allowed"
+
+
+class TooLarge(Ambiguous):
+    """The body went over the cap."""
+
+    code = "too_large"
+
+
+def call(
+    wire: Wire,
+    method: str,
+    url: str,
+    bounds: Bounds,
+    headers: Mapping[str, str],
+    content: bytes = b"",
+) -> Answer:
+    """The whole answer, whatever its status.
+
+    Raises NotSent when provably nothing left (NotAllowed among it), else Ambiguous, with the answer's request
+    id when its headers had come (TooLarge among it).
+    """
+    with stream(wire, method, url, bounds, headers, content) as answer:
+        body = b"".join(answer.chunks)
+    return Answer(answer.status, answer.headers, body, answer.headers.get("x-request-id"))
+
+
+@contextmanager
+def stream(
+    wire: Wire,
+    method: str,
+    url: str,
+    bounds: Bounds,
+    headers: Mapping[str, str],
+    content: bytes = b"",
+) -> Iterator[Streamed]:
+    """An answer chunk by chunk, its bytes as sent; raises like `call`, from the `with` and from the chunks.
+
+    What the caller does between the chunks counts against the deadline too. The chunks must be read in the
+    thread that opened the stream.
+    """
+    request = _request(method, url, bounds, headers, content)
+    with wires.until(bounds.deadline):
+        response = _send(wire, request)
+        try:
+            yield Streamed(response.status_code, response.headers, _chunks(response, request, bounds.cap))
+        finally:
+            response.close()
+
+
+@contextmanager
+def source(wire: Wire, url: str, bounds: Bounds, settings: Settings) -> Iterator[Streamed]:
+    """The answer at the end of a source's redirects, each hop raised to https and checked like the first.
+
+    Raises like `stream`; NotAllowed also for too many redirects.
+    """
+    with wires.until(bounds.deadline):
+        for _ in range(1 + HOPS):
+            with stream(wire, "GET", _raised(url, settings), bounds, {"Accept": "*/*"}) as answer:
+                if answer.status not in REDIRECTS:
+                    yield answer
+                    return
+                url = urljoin(url, answer.headers.get("location", ""))
+    raise NotAllowed(f"more than {HOPS} redirects")
+
+
+@cache
+def user_agent() -> str:
+    """`noria/<version>`."""
+    try:
+        return f"noria/{version('noria')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "noria/0"
+
+
+def _raised(url: str, settings: Settings) -> str:
+    """The URL over https if its host is the provider's: links to speech come as http."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return url
+    if parsed.scheme == "http" and wires.is_source_host(parsed, settings):
+        return f"https{url[4:]}"
+    return url
+
+
+def _request(method: str, url: str, bounds: Bounds, headers: Mapping[str, str], content: bytes) -> httpx.Request:
+    # Compressed bodies are not asked for: a small one can unpack to gigabytes.
+    plain = httpx.Headers({"User-Agent": user_agent(), "Accept-Encoding": "identity"})
+    waits = {"connect": bounds.connect, "pool": bounds.connect, "read": bounds.idle, "write": bounds.idle}
+    try:
+        plain.update(headers)
+        request = httpx.Request(method, url, headers=plain, content=content, extensions={"timeout": waits})
+    except (httpx.InvalidURL, ValueError):
+        raise NotAllowed("the URL or a header cannot be sent") from None  # the cause would show it
+    exact = re.fullmatch(r"[^:/?#]+://[^/?#]*(/[!-~]*)", url.partition("#")[0])
+    if exact:
+        # A signature is over the very bytes of the link, and httpx may write an escape differently.
+        request.extensions["target"] = exact[1].encode()
+    return request
+
+
+def _send(wire: Wire, request: httpx.Request) -> httpx.Response:
+    host = request.url.host
+    try:
+        return wire.handle_request(request)
+    except (BlockedURLError, BlockedAddressError) as blocked:
+        raise NotAllowed(f"{host}: {blocked.reason}") from None  # its text has the whole URL
+    except SSRFGuardError as refused:
+        raise NotAllowed(f"{host}: {type(refused).__name__}") from None
+    except NEVER_SENT as error:
+        raise NotSent(f"{host}: {type(error).__name__}") from error
+    except httpx.HTTPError as error:
+        raise Ambiguous(f"{host}: {type(error).__name__}") from error
+
+
+def _chunks(response: httpx.Response, request: httpx.Request, cap: int) -> Iterator[bytes]:
+    host, request_id = request.url.host, response.headers.get("x-request-id")
+    seen = 0
+    try:
+        for chunk in _parts(response):
+            seen += len(chunk)
+            if seen > cap:
+                raise TooLarge(f"{host}: more than {cap} bytes", request_id)
+            yield chunk
+    except httpx.HTTPError as error:
+        raise Ambiguous(f"{host}: {type(error).__name__} in the body", request_id) from error
+
+
+def _parts(response: httpx.Response) -> Iterable[bytes]:
+    assert isinstance(response.stream, httpx.SyncByteStream), "wires are synchronous"
+    return response.stream

@@ -1,0 +1,239 @@
+"""Wires: httpx transports that know whom they may reach, and sockets that know the deadline.
+
+httpx has no total timeout: its read timeout starts anew with each byte, so a peer that drips one byte a
+second holds a thread for hours. Here a call's deadline stands in a context variable and the sockets look at
+it: each connect, handshake, read and write waits no longer than what is left. Only the name look-up escapes,
+since `getaddrinfo` takes no timeout: the platform's resolver bounds it (resolv.conf's `timeout` times
+`attempts` for each server, 10 s unless changed), and leases must exceed deadlines by that much.
+
+`keeping` and `single` trust their address, which the operator set. `webhooks` and `sources` do not: they
+check the address that the socket is opened to, so a name that leads elsewhere the second time gains nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from ipaddress import ip_network
+from typing import Any
+
+import httpcore
+import httpx
+from ssrfguard import AddressTable, Block, BlockedAddressError, BlockedURLError, Policy, Reach, Resolver
+from ssrfguard.httpx import SafeBackend
+
+from worker.errors import Fault
+from worker.settings import Network, Settings
+
+ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
+ANY_PORT = frozenset(range(1, 65536))
+EVERYBODY = ("0.0.0.0/0", "::/0")
+
+_deadline: ContextVar[float] = ContextVar("deadline")  # on the monotonic clock
+
+
+def keeping() -> httpx.BaseTransport:
+    """A wire to an address that the operator set; it keeps connections: for what may be sent twice."""
+    return _Wire(_trusting(), httpx.Limits(max_keepalive_connections=64, keepalive_expiry=30))
+
+
+def single() -> httpx.BaseTransport:
+    """A wire to an address that the operator set, with a new connection for each call.
+
+    A kept connection that the peer has just closed fails after sending, and nobody knows what was received.
+    """
+    return _Wire(_trusting(), httpx.Limits(max_keepalive_connections=0))
+
+
+def webhooks(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
+    """A wire to receivers: https on 443 to whatever is public, and in any way inside EGRESS_ALLOW."""
+    return _Guarded(_is_https, settings.networks, resolver)
+
+
+def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
+    """A wire to outputs: https on 443 to hosts that match SOURCE_HOSTS; in any way inside EGRESS_ALLOW."""
+
+    def is_public(url: httpx.URL) -> bool:
+        return _is_https(url) and is_source_host(url, settings)
+
+    return _Guarded(is_public, settings.networks, resolver)
+
+
+def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | None:
+    """What is wrong with a receiver's URL as it is written; None: nothing.
+
+    Where its name leads to is not asked here: that is checked each time a socket is opened.
+    """
+    public, inside = _policies(settings.networks)
+    try:
+        policy = public if _is_https(httpx.URL(url)) or not settings.networks else inside
+        target = policy.check_url(url)
+    except (BlockedURLError, BlockedAddressError) as blocked:
+        return Fault(pointer, "url_not_allowed", f"this address is not called: {blocked.reason}")
+    except (httpx.InvalidURL, ValueError):
+        return Fault(pointer, "url_unreadable", "this is not a URL")
+    last = target.host.rstrip(".").rpartition(".")[2]
+    if target.address is None and last[:1].isdigit():  # 0x7f000001 and its like: no domain ends so
+        return Fault(pointer, "url_not_allowed", "this address is not called: its host is a number in disguise")
+    if last == "localhost" and not settings.networks:
+        return Fault(pointer, "url_not_allowed", "this address is not called: it is this machine's own")
+    return None
+
+
+def is_source_host(url: httpx.URL, settings: Settings) -> bool:
+    """Whether the provider's outputs may come from there."""
+    return re.fullmatch(settings.source_hosts, url.host) is not None
+
+
+@contextmanager
+def until(seconds: float) -> Iterator[None]:
+    """Set the deadline of this thread's calls; one inside another ends with the outer at the latest."""
+    moment = time.monotonic() + seconds
+    token = _deadline.set(min(moment, _deadline.get(moment)))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def _left(bound: float | None, late: type[httpcore.TimeoutException]) -> float:
+    """Seconds that the next wait may take; raises `late` when there are none."""
+    left = _deadline.get() - time.monotonic()
+    if left <= 0:
+        raise late("deadline")
+    return left if bound is None else min(left, bound)
+
+
+def _is_https(url: httpx.URL) -> bool:
+    return url.scheme == "https" and url.port in (None, 443)
+
+
+@cache
+def _trusting() -> Policy:
+    return Policy(denied_networks=AddressTable(()), allowed_ports=ANY_PORT, max_connection_attempts=ADDRESSES)
+
+
+@cache
+def _policies(networks: tuple[Network, ...]) -> tuple[Policy, Policy]:
+    """Whom a guarded wire may reach: all that is public, over https; the operator's networks, in any way."""
+    outside = [Block(ip_network(net), "outside EGRESS_ALLOW", "settings", Reach.DENIED) for net in EVERYBODY]
+    public = Policy(
+        allowed_schemes=frozenset({"https"}),
+        allowed_ports=frozenset({443}),
+        allowed_networks=networks,
+        max_connection_attempts=ADDRESSES,
+    )
+    inside = Policy(
+        denied_networks=AddressTable(tuple(outside)),
+        allowed_ports=ANY_PORT,
+        allowed_networks=networks,
+        max_connection_attempts=ADDRESSES,
+    )
+    return public, inside
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)  # 10 ms each, so one for all
+
+
+class _Stream(httpcore.NetworkStream):
+    """A socket that no operation holds beyond the deadline."""
+
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # Not by the inner stream's loop, which gives each partial send the whole timeout again.
+        sock = self._inner.get_extra_info("socket")
+        rest = memoryview(buffer)
+        while rest:
+            sock.settimeout(_left(timeout, httpcore.WriteTimeout))
+            try:
+                rest = rest[sock.send(rest) :]
+            except TimeoutError as error:
+                raise httpcore.WriteTimeout(str(error)) from error
+            except OSError as error:
+                raise httpcore.WriteError(str(error)) from error
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _Backend(SafeBackend):
+    """Opens sockets to addresses that the policy lets through, within the deadline."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        each = min(_left(timeout, httpcore.ConnectTimeout), _left(None, httpcore.ConnectTimeout))
+        return _Stream(super().connect_tcp(host, port, each, local_address, socket_options))
+
+
+class _Wire(httpx.HTTPTransport):
+    """A pool of connections under one policy."""
+
+    def __init__(self, policy: Policy, limits: httpx.Limits, resolver: Resolver | None = None) -> None:
+        super().__init__(verify=_tls(), trust_env=False)
+        self._policy = policy
+        self._keeps = limits.max_keepalive_connections != 0
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=_tls(),
+            max_connections=None,  # the threads are the bound
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_Backend(policy=policy, resolver=resolver),
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._policy.check_url(str(request.url))
+        if not self._keeps:
+            request.headers["Connection"] = "close"
+        return super().handle_request(request)
+
+
+class _Guarded(httpx.BaseTransport):
+    """Two pools: URLs of the public form may reach all that is public, others the operator's networks."""
+
+    def __init__(
+        self,
+        is_public: Callable[[httpx.URL], bool],
+        networks: tuple[Network, ...],
+        resolver: Resolver | None,
+    ) -> None:
+        # Under the five seconds after which common servers close an idle connection.
+        limits = httpx.Limits(max_keepalive_connections=32, keepalive_expiry=3)
+        public, inside = _policies(networks)
+        self._is_public = is_public
+        self._public = _Wire(public, limits, resolver)
+        self._inside = _Wire(inside, limits, resolver)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        wire = self._public if self._is_public(request.url) else self._inside
+        return wire.handle_request(request)
+
+    def close(self) -> None:
+        self._public.close()
+        self._inside.close()

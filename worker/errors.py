@@ -1,0 +1,124 @@
+"""What can go wrong, by who has to do something about it.
+
+    NoriaError
+    ├── InvalidInput       the request is wrong: a list of faults, each with a pointer to the field
+    ├── NotFound           no such thing in this project
+    ├── Conflict           it exists, but not so (another body under a known Idempotency-Key, a job that has ended)
+    ├── ClaimLost          somebody else holds the row now: drop what you were doing, write nothing
+    └── CallFailed         an outbound call did not give what it should
+        ├── NotSent        provably nothing left this machine
+        └── Ambiguous      it may have been received: timeouts, resets, unreadable answers
+
+A job that fails keeps a `Failure`: the same words in the API, in webhooks and in Flower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorClass(StrEnum):
+    """Whose fault a failure is, in the words of the API."""
+
+    VALIDATION = "validation"
+    CONTENT = "content"
+    QUOTA = "quota"
+    CREDENTIALS = "credentials"
+    PROVIDER = "provider"
+    NETWORK = "network"
+    STORAGE = "storage"
+    DEADLINE = "deadline"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong field: a JSON pointer into the body, a stable code, and a sentence for a person."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job ended without its output, or why an attempt did.
+
+    `billed`: "yes", "no" or "unknown". `hint` says what to do. `provider` has its `code`, `message`, `request_id`.
+    """
+
+    code: str
+    cls: ErrorClass
+    message: str
+    retryable: bool = False
+    billed: str = "no"
+    hint: str | None = None
+    provider: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The failure as the API shows it and as the job's row keeps it."""
+        shown = asdict(self)
+        shown["class"] = str(shown.pop("cls"))
+        return shown
+
+
+class NoriaError(Exception):
+    """The root; `code` is stable, the text is for a person."""
+
+    code = "error"
+
+
+class InvalidInput(NoriaError):
+    """The request is wrong; `faults` names every wrong field."""
+
+    code = "invalid_input"
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("; ".join(f"{f.pointer}: {f.message}" for f in faults))
+        self.faults = faults
+
+
+class NotFound(NoriaError):
+    """No such thing in this project."""
+
+    code = "not_found"
+
+
+class Conflict(NoriaError):
+    """The thing exists, but the request does not fit it."""
+
+    code = "conflict"
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ClaimLost(NoriaError):
+    """Somebody else holds the row now: write nothing."""
+
+    code = "claim_lost"
+
+
+class CallFailed(NoriaError):
+    """An outbound call did not give what it should; the message has host and cause, never a query or a key."""
+
+    code = "call_failed"
+
+
+class NotSent(CallFailed):
+    """Provably nothing left this machine: the call may be made again."""
+
+    code = "not_sent"
+
+
+class Ambiguous(CallFailed):
+    """The call may have been received. `request_id` is the answer's header, if headers came."""
+
+    code = "ambiguous"
+
+    def __init__(self, message: str, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id

@@ -1,0 +1,16 @@
+"""What a job can make. A kind is pure: a user's input in, a provider's request out; a task in, sources and usage out.
+
+Each kind is one file here and one row in `KINDS`. It does no I/O and reads no clock, so its test is a table. What kinds
+share stands beside them: `checks` (whether an input fits its model), `wire` (how a request is spelled), `answers` (what
+a finished task says).
+"""
+
+from __future__ import annotations
+
+from worker.catalog import Usage
+from worker.kinds import image_to_video, text_to_image, text_to_video
+from worker.kinds.kind import Kind, Request, Source
+
+__all__ = ["KINDS", "Kind", "Request", "Source", "Usage"]
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (text_to_video.KIND, image_to_video.KIND, text_to_image.KIND)}

@@ -1,0 +1,155 @@
+"""Whether an input fits its model, found out before anything is paid for.
+
+The rules read the catalog and know no model by name. They run as validators of the input's fields, so that one pass
+finds every wrong field, those of the wrong type and those that only this model refuses alike. An input that is read
+back from a job's row is not held against the catalog again: it was complete when it was taken.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+
+from worker import catalog
+from worker.catalog import Model, Sizes
+from worker.errors import Fault, InvalidInput
+from worker.kinds.fields import Link, Text, Tier, no
+
+_SEED_LIMIT = 2**31 - 1
+_CODES = {"missing": "required", "extra_forbidden": "unknown_field", "string_unicode": "bad_text"}
+
+
+class MediaInput(BaseModel):
+    """What the inputs of all media kinds share; the model's defaults fill what the user leaves out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    prompt: Text | None = Field(None, description="what to make, in any language")
+    negative_prompt: Text | None = Field(None, description="what should not be in it", examples=["blurred"])
+    prompt_extend: bool | None = Field(None, description="let the provider rewrite the prompt: slower, often better")
+    watermark: bool | None = Field(None, description="mark it in the corner as made by AI")
+    seed: int | None = Field(None, ge=0, le=_SEED_LIMIT, description="equal seeds give similar results")
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context and info.field_name:
+            _hold(info.context["kind"], info.context["model"], info.field_name, value, info.data)
+        return value
+
+
+class VideoInput(MediaInput):
+    """What the inputs of the video kinds share."""
+
+    audio_url: Link | None = Field(None, description="its sound: wav or mp3, 3 to 30 s, at most 15 MB")
+    resolution: Tier | None = Field(None, description="the tier, which is what is paid for", examples=["720P"])
+    duration: int | None = Field(None, description="seconds, each of them paid for", examples=[5])
+    shot_type: Literal["single", "multi"] | None = Field(None, description="one shot or several; needs prompt_extend")
+
+
+def check(kind: str, form: type[MediaInput], model: Model, raw: Any, region: str | None) -> MediaInput:
+    """The input, complete: what the user said, and the model's defaults for the rest.
+
+    `region` is the one that the job is bound to, None where any will do. Raises InvalidInput with every fault.
+    """
+    _serves(kind, model, region)
+    if not isinstance(raw, Mapping):
+        raise InvalidInput([Fault("/input", "not_an_object", "must be an object of fields")])
+    said = {_storable_key(key): value for key, value in raw.items() if value is not None}
+    try:
+        return form.model_validate({**model.default, **said}, context={"kind": kind, "model": model})
+    except ValidationError as error:
+        raise InvalidInput([_fault(form, slip) for slip in error.errors(include_url=False)]) from None
+
+
+def _serves(kind: str, model: Model, region: str | None) -> None:
+    others = ", ".join(other.id for other in catalog.load().models(kind) if not other.retired)
+    if kind not in model.kinds:
+        made = " or ".join(model.kinds)
+        message = f"{model.id} makes {made}: say so as the kind, or take a model for {kind}: {others}"
+        raise InvalidInput([Fault("/model", "wrong_kind", message)])
+    if model.retired:
+        message = f"{model.id} was retired by the provider on {model.retired}; others for {kind}: {others}"
+        raise InvalidInput([Fault("/model", "retired_model", message)])
+    if region is not None and model.region(region) is None:
+        message = f"{model.id} is not served in {region}, but in {', '.join(model.regions)}"
+        raise InvalidInput([Fault("/model", "not_in_region", message)])
+
+
+def _hold(kind: str, model: Model, name: str, value: Any, given: Mapping[str, Any]) -> None:
+    """Raises the fault of one field, if the model has one to find in it."""
+    if value is None:
+        _hold_missing(model, name, given)
+        return
+    if name not in model.fields:
+        takers = ", ".join(other.id for other in catalog.load().models(kind) if name in other.fields)
+        taken = ", ".join(sorted(model.fields))
+        raise no("not_taken", f"{model.id} takes {taken}; models that take {name}: {takers or 'none'}")
+    if name in model.choices and value not in model.choices[name]:
+        raise no("not_allowed", f"{value} is not one that {model.id} takes: {_listed(model.choices[name])}")
+    if name in _RULES:
+        _RULES[name](model, value, given)
+
+
+def _hold_missing(model: Model, name: str, given: Mapping[str, Any]) -> None:
+    # An effect brings its own ending ('Wan first-and-last-frame-to-video API reference').
+    if name in model.requires and not given.get("template"):
+        raise no("required", f"{model.id} needs it")
+
+
+def _prompt_fits(model: Model, value: str, _given: Mapping[str, Any]) -> None:
+    if not value.strip():
+        raise no("blank", "says nothing")
+    _length_fits(model.id, model.prompt_limit, value)
+
+
+def _negative_prompt_fits(model: Model, value: str, _given: Mapping[str, Any]) -> None:
+    _length_fits(model.id, model.negative_prompt_limit, value)
+
+
+def _length_fits(model: str, limit: int, value: str) -> None:
+    if len(value) > limit:
+        cut = f"{model} reads {limit}: the provider would cut the rest silently and bill all the same"
+        raise no("too_long", f"has {len(value)} characters, {cut}")
+
+
+def _shots_fit(_model: Model, _value: str, given: Mapping[str, Any]) -> None:
+    if given.get("prompt_extend") is False:
+        raise no("needs_prompt_extend", "works only while prompt_extend is true")
+
+
+def _sound_fits(_model: Model, value: bool, given: Mapping[str, Any]) -> None:
+    if not value and given.get("audio_url"):
+        raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
+
+
+_RULES: dict[str, Callable[[Model, Any, Mapping[str, Any]], None]] = {
+    "prompt": _prompt_fits,
+    "negative_prompt": _negative_prompt_fits,
+    "shot_type": _shots_fit,
+    "audio": _sound_fits,
+}
+
+
+def _listed(choices: Any) -> str:
+    return str(choices) if isinstance(choices, Sizes) else ", ".join(map(str, choices))
+
+
+def _storable_key(key: Any) -> str:
+    return str(key).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _fault(form: type[MediaInput], slip: ErrorDetails) -> Fault:
+    name = str(slip["loc"][0]) if slip["loc"] else ""
+    path = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in slip["loc"])
+    message = slip["msg"]
+    if slip["type"] == "missing":
+        message = f"is required: {form.model_fields[name].description}"
+    if slip["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name[:40], form.model_fields, n=1)
+        message = "is no field of this kind" + (f"; did you mean {near[0]}?" if near else "")
+    return Fault("/input" + path, _CODES.get(slip["type"], slip["type"]), message)

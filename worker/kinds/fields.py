@@ -1,0 +1,72 @@
+"""The types of the inputs' fields: text that can be stored, links that can be followed, sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, LiteralString
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
+
+LINK_LIMIT = 4096  # characters; signed links are long
+INLINE_LIMIT = 28_000_000  # characters of base64 that a 20 MB picture makes, the provider's cap
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_INLINE = re.compile(r"data:image/(png|jpeg|jpg|bmp|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+def no(code: LiteralString, message: str) -> PydanticCustomError:
+    """A fault of a field, for a validator to raise: a stable code, and a sentence for a person."""
+    return PydanticCustomError(code, "{message}", {"message": message})
+
+
+def _storable(text: str) -> str:
+    # Postgres takes neither in text, and no provider can be meant to read them.
+    if _UNSTORABLE.search(text):
+        raise no("bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored")
+    return text
+
+
+def _link(value: str) -> str:
+    if len(value) > LINK_LIMIT:
+        raise no("too_long", f"is a link of {len(value)} characters; at most {LINK_LIMIT} are taken")
+    if not _is_link(value):
+        raise no("bad_link", "must be a link: https://…, http://… or oss://…, without a user or password in it")
+    return value
+
+
+def _picture(value: str) -> str:
+    if not value.startswith("data:"):
+        return _link(value)
+    if len(value) > INLINE_LIMIT:
+        raise no("too_long", "is a picture of over 20 MB; the provider takes none")
+    if not _INLINE.fullmatch(value):
+        raise no("bad_link", "must be data:image/png;base64,… (or jpeg, bmp, webp), or a link")
+    return value
+
+
+def _is_link(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname
+    except ValueError:
+        return False
+    is_plain = value.isprintable() and not re.search(r"\s|\\", value)
+    return is_plain and parts.scheme in ("https", "http", "oss") and bool(host) and "@" not in parts.netloc
+
+
+def _star(value: Any) -> Any:
+    """1280x720, 1280×720 and 2k as the provider writes them: 1280*720 and 2K."""
+    return re.sub(r"(?<=\d)\s*[xX×]\s*(?=\d)", "*", value[:40]).upper() if isinstance(value, str) else value
+
+
+def _upper(value: Any) -> Any:
+    return value[:40].upper() if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Link = Annotated[str, AfterValidator(_link)]
+Picture = Annotated[str, AfterValidator(_picture)]
+Size = Annotated[Text, BeforeValidator(_star)]
+Tier = Annotated[Text, BeforeValidator(_upper)]

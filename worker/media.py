@@ -1,0 +1,73 @@
+"""What bytes are, by their first few: a name or a header may say anything, and what we store we later serve.
+
+Only media that a browser shows as media are let through. HTML, SVG, XML and JSON begin with none of these
+marks, so an error page that came with a 200 is never stored as somebody's video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SNIFFED = 64  # bytes that tell
+
+
+@dataclass(frozen=True)
+class MediaType:
+    """A content type, and the extension that goes with it."""
+
+    content_type: str
+    extension: str
+
+
+MP4 = MediaType("video/mp4", "mp4")
+MOV = MediaType("video/quicktime", "mov")
+M4A = MediaType("audio/mp4", "m4a")
+WEBM = MediaType("video/webm", "webm")
+MP3 = MediaType("audio/mpeg", "mp3")
+
+MARKS = {
+    b"\x89PNG\r\n\x1a\n": MediaType("image/png", "png"),
+    b"\xff\xd8\xff": MediaType("image/jpeg", "jpg"),
+    b"GIF87a": MediaType("image/gif", "gif"),
+    b"GIF89a": MediaType("image/gif", "gif"),
+    b"ID3": MP3,
+}
+
+# By the bytes from the eighth on, of what begins with RIFF.
+RIFF = {
+    b"WEBP": MediaType("image/webp", "webp"),
+    b"WAVE": MediaType("audio/wav", "wav"),
+}
+
+# The major brands that are no video; whatever else has `ftyp` from the fourth byte on is taken for MP4.
+BRANDS: dict[bytes, MediaType | None] = {
+    b"qt  ": MOV,
+    b"M4A ": M4A,
+    b"M4B ": M4A,
+    b"avif": None,
+    b"avis": None,
+    b"heic": None,
+    b"heix": None,
+    b"mif1": None,
+    b"msf1": None,
+}
+
+
+def sniff(head: bytes) -> MediaType | None:
+    """What the bytes are, by the first `SNIFFED` of them; None: nothing that is let through."""
+    if head[4:8] == b"ftyp":
+        return BRANDS.get(head[8:12], MP4)
+    if head.startswith(b"RIFF"):
+        return RIFF.get(head[8:12])
+    if head.startswith(b"\x1aE\xdf\xa3"):  # Matroska, of which WebM is the part that browsers play
+        return WEBM if b"webm" in head[:SNIFFED] else None
+    marked = (kind for mark, kind in MARKS.items() if head.startswith(mark))
+    return next(marked, MP3 if _is_mpeg_audio(head) else None)
+
+
+def _is_mpeg_audio(head: bytes) -> bool:
+    """Whether a frame header of MPEG layer III begins here: sync, version, layer, bit rate, sample rate."""
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return False
+    version, bit_rate, sample_rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
+    return version != 1 and bit_rate not in (0, 15) and sample_rate != 3

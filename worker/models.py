@@ -1,0 +1,389 @@
+"""The tables. Postgres holds the truth; each column that needs one has its reason beside it.
+
+`jobs` and `deliveries` have work in them: `run_at`, `claim`, `claimed` and `crashes` belong to `worker/claims.py`.
+Classes are mapped for their columns' types; statements are Core, since an ORM statement costs three times as much.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar, Self
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from worker.states import State
+
+
+class Base(DeclarativeBase):
+    """Names constraints so that migrations can name them too."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        str: Text,
+        bytes: LargeBinary,
+        int: BigInteger,
+        uuid.UUID: Uuid,
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+        list[str]: ARRAY(Text),
+        Decimal: Numeric,
+        float: Double,
+    }
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Self:
+        """The row as a detached value; nothing is ever loaded behind it."""
+        return cls(**row)
+
+
+Base.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+_ID: Any = {"primary_key": True, "server_default": text("uuidv7()")}
+_NOW: Any = {"server_default": func.now()}
+
+
+class Project(Base):
+    """A tenant: owns keys, jobs, budgets and what signs its webhooks."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    name: Mapped[str] = mapped_column(unique=True)
+    weight: Mapped[int] = mapped_column(SmallInteger, server_default="1")
+    time_zone: Mapped[str] = mapped_column(server_default="Asia/Shanghai")
+    webhook_secret: Mapped[str]  # whsec_…, in the clear: it must sign, so a hash would not do
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+
+    __table_args__ = (CheckConstraint("weight between 1 and 1000", name="weight"),)
+
+
+class ApiKey(Base):
+    """A key of a project, or of an operator (`project_id` null), kept as a hash."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(server_default="")
+    prefix: Mapped[str]  # the first characters, to tell keys apart in a list
+    hash: Mapped[bytes] = mapped_column(unique=True)  # SHA-256; 256 random bits need no slow hash
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Lane(Base):
+    """What a provider limit applies to: (owner, region, model). Its slots are counted from `jobs`, never kept here."""
+
+    __tablename__ = "lanes"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    account: Mapped[str]  # the credential that creates here
+    owner: Mapped[str]
+    region: Mapped[str]
+    model: Mapped[str]
+    concurrency: Mapped[int]
+    interval_us: Mapped[int]  # between two creates, microseconds: the published rate at 90 %
+    next_at: Mapped[datetime] = mapped_column(**_NOW)  # when the next create may leave
+    parked_until: Mapped[datetime | None]  # throttled or out of quota: nothing is admitted before
+    parked_why: Mapped[str | None]
+    run_early: Mapped[float | None]  # seconds that a tenth of its last tasks took; null: not learned yet
+    run_median: Mapped[float | None]
+
+    __table_args__ = (
+        UniqueConstraint("owner", "region", "model"),
+        CheckConstraint("concurrency >= 0", name="concurrency"),
+        CheckConstraint("interval_us >= 0", name="interval"),
+    )
+
+
+class Owner(Base):
+    """A main account at the provider: its query budget, and whether its creates are stopped."""
+
+    __tablename__ = "owners"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    next_query_at: Mapped[datetime] = mapped_column(**_NOW)
+    stopped_until: Mapped[datetime | None]  # arrears, a bad key, a missing permission: no creates, then one more try
+    stopped_why: Mapped[str | None]
+
+
+class Job(Base):
+    """One thing that a user asked for."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[str]
+    model: Mapped[str]
+    input: Mapped[dict[str, Any]]  # complete: defaults filled in, so that a later catalog changes nothing
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # the user's `metadata`
+    custom_id: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # 1 high, 0 normal, -1 low
+    sync: Mapped[bool] = mapped_column(server_default=text("false"))  # its create call answers with the result
+    webhook_url: Mapped[str | None]
+    webhook_events: Mapped[list[str] | None]  # null: the terminal ones
+
+    state: Mapped[str] = mapped_column(server_default="queued")
+    state_at: Mapped[datetime] = mapped_column(**_NOW)  # when it entered that state
+    held_for: Mapped[str | None]
+    held_from: Mapped[str | None]
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+
+    run_at: Mapped[datetime | None] = mapped_column(**_NOW)  # when work on it is due; null: never again
+    claim: Mapped[int] = mapped_column(server_default="0")
+    claimed: Mapped[str | None]  # sent, taken, or null when nobody works on it
+    crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    sequence: Mapped[int] = mapped_column(server_default="0")  # of its last event
+
+    lane_id: Mapped[int | None] = mapped_column(ForeignKey("lanes.id"))
+    account: Mapped[str | None]
+    region: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    attempt_id: Mapped[uuid.UUID | None]  # the open or last one
+    task_id: Mapped[str | None]
+    task_status: Mapped[str | None]  # as the provider last said it
+    polls: Mapped[int] = mapped_column(server_default="0")
+    retries: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # tasks made again after an unbilled failure
+    unknown_since: Mapped[datetime | None]  # since when each look said UNKNOWN
+    run_seconds: Mapped[float | None]  # from the provider's own stamps
+    sources: Mapped[list[Any] | None]  # the provider's links: never shown to a user
+    relinked: Mapped[bool] = mapped_column(server_default=text("false"))  # a dead link was asked for again
+    links_expire_at: Mapped[datetime | None]
+
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    submitted_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]  # entered running
+    finished_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]  # of the phase it is in
+    expires_at: Mapped[datetime | None]  # the user's own deadline while it waits
+
+    estimate: Mapped[int | None]  # micro-CNY
+    cost: Mapped[int | None]  # micro-CNY, settled
+    billed: Mapped[str] = mapped_column(server_default="no")
+    usage: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+
+    __table_args__ = (
+        CheckConstraint("state in (" + ", ".join(f"'{s}'" for s in State) + ")", name="state"),
+        CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
+        CheckConstraint("billed in ('yes', 'no', 'unknown')", name="billed"),
+        CheckConstraint(
+            "(state in ('succeeded', 'failed', 'canceled', 'expired')) = (finished_at is not null)",
+            name="finished",
+        ),
+        CheckConstraint("finished_at is null or run_at is null", name="rests"),
+        CheckConstraint("(state = 'held') = (held_for is not null)", name="held"),
+        # what is due, by state: a claim reads it in order and stops
+        Index(
+            "ix_jobs_due",
+            "state",
+            "run_at",
+            postgresql_where=text("run_at is not null and state <> 'queued'"),
+        ),
+        Index("ix_jobs_sent", "state", postgresql_where=text("claimed = 'sent'")),
+        Index("ix_jobs_learned", "lane_id", text("id desc"), postgresql_where=text("run_seconds is not null")),
+        Index("ix_jobs_copies", "links_expire_at", postgresql_where=text("state = 'copying'")),
+        Index("ix_jobs_queued", "model", text("priority desc"), "id", postgresql_where=text("state = 'queued'")),
+        Index(
+            "ix_jobs_slots",
+            "lane_id",
+            postgresql_where=text("state in ('admitted', 'submitting', 'uncertain', 'running', 'held')"),
+        ),
+        Index("ix_jobs_unfinished", "project_id", postgresql_where=text("finished_at is null")),
+        Index("ix_jobs_listing", "project_id", text("id desc"), postgresql_where=text("parent_id is null")),
+        Index("ix_jobs_custom_id", "project_id", "custom_id", postgresql_where=text("custom_id is not null")),
+        Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+        Index("ix_jobs_parent_id", "parent_id", postgresql_where=text("parent_id is not null")),
+        {
+            "postgresql_with": {
+                "fillfactor": "80",
+                "autovacuum_vacuum_scale_factor": "0.01",
+                "autovacuum_vacuum_threshold": "1000",
+                "autovacuum_vacuum_cost_delay": "0",
+            }
+        },
+    )
+
+
+class Attempt(Base):
+    """One create call: what may have cost money. Written before the call leaves, and again when its answer is in."""
+
+    __tablename__ = "attempts"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    number: Mapped[int] = mapped_column(SmallInteger)
+    owner: Mapped[str]
+    account: Mapped[str]
+    region: Mapped[str]
+    model: Mapped[str]  # as spelled in that region
+    request_hash: Mapped[bytes]
+    sent_at: Mapped[datetime] = mapped_column(**_NOW)
+    answered_at: Mapped[datetime | None]
+    outcome: Mapped[str] = mapped_column(server_default="sent")
+    http_status: Mapped[int | None] = mapped_column(SmallInteger)
+    request_id: Mapped[str | None]
+    task_id: Mapped[str | None]
+    code: Mapped[str | None]
+    message: Mapped[str | None]
+    output: Mapped[dict[str, Any] | None]  # of a call that answered at once with its result
+    billed: Mapped[str] = mapped_column(server_default="unknown")
+    closed_at: Mapped[datetime | None]  # when its verdict on money was given
+
+    __table_args__ = (
+        UniqueConstraint("job_id", "number"),
+        CheckConstraint("outcome in ('sent', 'accepted', 'refused', 'not_sent', 'unknown', 'absent')", name="outcome"),
+        CheckConstraint("billed in ('yes', 'no', 'unknown')", name="billed"),
+        # a task belongs to one job, for ever
+        Index("uq_attempts_task", "owner", "task_id", unique=True, postgresql_where=text("task_id is not null")),
+        Index("ix_attempts_open", "owner", "model", "sent_at", postgresql_where=text("closed_at is null")),
+    )
+
+
+class Event(Base):
+    """A recorded move. The feed shows only rows that no open transaction can still precede (`xid`)."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    sequence: Mapped[int]
+    type: Mapped[str]
+    left: Mapped[str | None]  # null: the job was made
+    entered: Mapped[str]
+    why: Mapped[str] = mapped_column(server_default="")
+    claim: Mapped[int | None]  # of the worker that moved it
+    at: Mapped[datetime] = mapped_column(**_NOW)
+    xid: Mapped[int] = mapped_column(server_default=text("(pg_current_xact_id()::text)::bigint"))
+
+    __table_args__ = (UniqueConstraint("job_id", "sequence"), Index("ix_events_feed", "project_id", "id"))
+
+
+class Output(Base):
+    """An object in our bucket, checked."""
+
+    __tablename__ = "outputs"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    n: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    role: Mapped[str]
+    key: Mapped[str] = mapped_column(unique=True)
+    content_type: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    crc64: Mapped[str]  # decimal, as OSS writes it
+    duration: Mapped[Decimal | None]  # seconds
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+
+
+class Delivery(Base):
+    """One event on its way to one receiver."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
+    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"))
+    url: Mapped[str]
+    body: Mapped[str]  # the bytes that are signed, the same on every retry
+    state: Mapped[str] = mapped_column(server_default="waiting")
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    last_status: Mapped[int | None] = mapped_column(SmallInteger)
+    last_error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    finished_at: Mapped[datetime | None]
+
+    run_at: Mapped[datetime | None] = mapped_column(**_NOW)
+    claim: Mapped[int] = mapped_column(server_default="0")
+    claimed: Mapped[str | None]
+    crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+
+    __table_args__ = (
+        UniqueConstraint("event_id", "url"),
+        CheckConstraint("state in ('waiting', 'delivered', 'exhausted')", name="state"),
+        CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
+        CheckConstraint("(state = 'waiting') = (run_at is not null)", name="waits"),
+        Index("ix_deliveries_due", "run_at", postgresql_where=text("run_at is not null")),
+        Index("ix_deliveries_claimed", "url", postgresql_where=text("claimed is not null")),
+        Index("ix_deliveries_job_id", "job_id"),
+    )
+
+
+class Entry(Base):
+    """A line of the ledger, micro-CNY: `reserve` at submission, then `settle` what was billed, `release` the rest."""
+
+    __tablename__ = "ledger"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
+    attempt_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("attempts.id"))
+    entry: Mapped[str]
+    micros: Mapped[int]
+    currency: Mapped[str] = mapped_column(server_default="CNY")
+    at: Mapped[datetime] = mapped_column(**_NOW)
+    reserved_at: Mapped[datetime]  # the period that reserved it is the period that it counts in
+
+    __table_args__ = (
+        CheckConstraint("entry in ('reserve', 'settle', 'release')", name="entry"),
+        UniqueConstraint("attempt_id", "entry"),
+        Index("ix_ledger_job_id", "job_id"),
+        Index("ix_ledger_period", "project_id", "reserved_at"),
+    )
+
+
+class IdempotencyKey(Base):
+    """A submission's Idempotency-Key, committed with its job; kept seven days."""
+
+    __tablename__ = "idempotency_keys"
+
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[bytes]
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+
+class Duty(Base):
+    """A repeated duty and when it is due, so that any number of clocks do it once."""
+
+    __tablename__ = "duties"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(**_NOW)

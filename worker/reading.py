@@ -1,0 +1,231 @@
+"""What is read of jobs: one, a page of them, its history; and a job as the API and the webhooks show it.
+
+Every query carries the project, so another project's ids do not exist. The provider's links are never shown.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.expression import cast
+
+from worker import lanes, money
+from worker.errors import NotFound
+from worker.models import Attempt, Event, Job, Output
+from worker.states import TERMINAL, State
+
+PRIORITIES = {"high": 1, "normal": 0, "low": -1}
+_PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs to list; what is None or empty does not narrow. `before` is the last id of the page before."""
+
+    states: tuple[str, ...] = ()
+    kind: str | None = None
+    model: str | None = None
+    custom_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    q: str | None = None
+    before: uuid.UUID | None = None
+
+
+def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
+    """The project's job; raises NotFound."""
+    statement = select(*Job.__table__.c).where(Job.project_id == project_id, Job.id == job_id)
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id}")
+    return Job.of(row)
+
+
+def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
+    """At most `limit` top-level jobs, the newest first."""
+    statement = (
+        select(*Job.__table__.c)
+        .where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
+        .order_by(Job.id.desc())
+        .limit(limit)
+    )
+    return [Job.of(row) for row in connection.execute(statement).mappings()]
+
+
+def history(connection: Connection, job: Job, after: int = 0) -> Sequence[Row[tuple[Event]]]:
+    """The job's events after a sequence number, oldest first."""
+    statement = (
+        select(*Event.__table__.c).where(Event.job_id == job.id, Event.sequence > after).order_by(Event.sequence)
+    )
+    return connection.execute(statement).all()
+
+
+def attempts(connection: Connection, job: Job) -> list[Attempt]:
+    """Every create call of the job, oldest first."""
+    statement = select(*Attempt.__table__.c).where(Attempt.job_id == job.id).order_by(Attempt.number)
+    return [Attempt.of(row) for row in connection.execute(statement).mappings()]
+
+
+def outputs(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list[Output]]:
+    """The stored outputs of each job, in order."""
+    found: dict[uuid.UUID, list[Output]] = {job.id: [] for job in jobs}
+    statement = select(*Output.__table__.c).where(Output.job_id.in_(list(found))).order_by(Output.job_id, Output.n)
+    for row in connection.execute(statement).mappings():
+        found[row["job_id"]].append(Output.of(row))
+    return found
+
+
+def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, str | None]:
+    """The provider's request id of each job's last attempt: what its support asks for."""
+    of_attempt = {job.attempt_id: job.id for job in jobs if job.attempt_id}
+    statement = select(Attempt.id, Attempt.request_id).where(Attempt.id.in_(list(of_attempt)))
+    return {of_attempt[row.id]: row.request_id for row in connection.execute(statement)}
+
+
+def documents(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
+    """The jobs as the API shows them, in their order."""
+    stored, requests = outputs(connection, jobs), request_ids(connection, jobs)
+    return [
+        shown(project, job, stored[job.id], requests.get(job.id), lanes.waiting_on(connection, job, now))
+        for job in jobs
+    ]
+
+
+def shown(
+    project: str, job: Job, stored: Sequence[Output], request_id: str | None, waiting: lanes.Waiting | None
+) -> dict[str, Any]:
+    """One job as the API and the webhooks show it."""
+    path = f"/v1/jobs/{job.id}"
+    return {
+        "id": str(job.id),
+        "object": "job",
+        "kind": job.kind,
+        "model": job.model,
+        "project": project,
+        "state": job.state,
+        "is_terminal": State(job.state) in TERMINAL,
+        "held_for": job.held_for,
+        "cancel_requested": job.cancel_requested,
+        "waiting_on": _waiting(waiting),
+        "priority": _PRIORITY_NAMES[job.priority],
+        "input": job.input,
+        "metadata": job.labels,
+        "custom_id": job.custom_id,
+        "batch_id": None,
+        "parent_id": str(job.parent_id) if job.parent_id else None,
+        "created_at": moment(job.created_at),
+        "submitted_at": moment(job.submitted_at),
+        "started_at": moment(job.started_at),
+        "finished_at": moment(job.finished_at),
+        "deadline_at": moment(job.deadline_at),
+        "cost": {
+            "currency": "CNY",
+            "estimated": money.shown(job.estimate),
+            "actual": money.shown(job.cost),
+            "billed": job.billed,
+        },
+        "usage": job.usage,
+        "provider": {
+            "account": job.account,
+            "region": job.region,
+            "task_id": job.task_id,
+            "request_id": request_id,
+            "status": job.task_status,
+            "links_expire_at": moment(job.links_expire_at),
+        },
+        "outputs": [_output(path, output) for output in stored],
+        "error": job.error,
+        "urls": {name: path + suffix for name, suffix in _URLS.items()},
+    }
+
+
+def attempt_shown(attempt: Attempt) -> dict[str, Any]:
+    """One create call as the API shows it."""
+    return {
+        "object": "attempt",
+        "id": str(attempt.id),
+        "number": attempt.number,
+        "model": attempt.model,
+        "region": attempt.region,
+        "account": attempt.account,
+        "sent_at": moment(attempt.sent_at),
+        "answered_at": moment(attempt.answered_at),
+        "outcome": attempt.outcome,
+        "http_status": attempt.http_status,
+        "request_id": attempt.request_id,
+        "task_id": attempt.task_id,
+        "code": attempt.code,
+        "message": attempt.message,
+        "billed": attempt.billed,
+    }
+
+
+def event_shown(event: Any) -> dict[str, Any]:
+    """One recorded move as the API shows it."""
+    return {
+        "object": "event",
+        "id": f"evt_{event.id}",
+        "job_id": str(event.job_id),
+        "sequence": event.sequence,
+        "type": event.type,
+        "from": event.left,
+        "to": event.entered,
+        "why": event.why,
+        "at": moment(event.at),
+    }
+
+
+def moment(at: datetime | None) -> str | None:
+    """RFC 3339 in UTC, to the millisecond."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
+
+
+_URLS = {
+    "self": "",
+    "events": "/events",
+    "attempts": "/attempts",
+    "cancel": "/cancel",
+}
+
+
+def _waiting(waiting: lanes.Waiting | None) -> dict[str, Any] | None:
+    return {**asdict(waiting), "until": moment(waiting.until)} if waiting else None
+
+
+def _output(path: str, output: Output) -> dict[str, Any]:
+    return {
+        "n": output.n,
+        "role": output.role,
+        "content_type": output.content_type,
+        "bytes": output.bytes,
+        "sha256": output.sha256,
+        "duration": float(output.duration) if output.duration is not None else None,
+        "key": output.key,
+        "url": f"{path}/outputs/{output.n}",
+    }
+
+
+def _conditions(wanted: Filter) -> list[Any]:
+    simple = {Job.kind: wanted.kind, Job.model: wanted.model, Job.custom_id: wanted.custom_id}
+    conditions: list[Any] = [column == value for column, value in simple.items() if value is not None]
+    if wanted.states:
+        conditions.append(Job.state.in_(wanted.states))
+    if wanted.metadata:
+        conditions.append(Job.labels.op("@>")(cast(dict(wanted.metadata), JSONB)))
+    if wanted.created_after:
+        conditions.append(Job.created_at > wanted.created_after)
+    if wanted.created_before:
+        conditions.append(Job.created_at < wanted.created_before)
+    if wanted.before:
+        conditions.append(Job.id < wanted.before)
+    if wanted.q:
+        pattern = "%" + wanted.q.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
+        conditions.append(or_(Job.input["prompt"].astext.ilike(pattern), Job.custom_id.ilike(pattern)))
+    return conditions

@@ -1,0 +1,202 @@
+"""Runs steps: takes rows by their claims, puts each move on record before the step's next line, tells who waits.
+
+It knows no Celery: `tasks` hands it what messages carry, tests hand it the same.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, case, literal, select, update
+
+from worker import claims, context, flower, jobs, lanes, log, reading, spans, tick, webhooks
+from worker.context import Clock, Context
+from worker.errors import ClaimLost
+from worker.models import Delivery, Job, Project
+from worker.states import Move, State
+from worker.steps import STEPS
+
+Numbers = Sequence[tuple[uuid.UUID, int]]
+Publish = Callable[[tick.Message], None]
+
+_POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
+_LEASE: ColumnElement[timedelta] = case(
+    (and_(Job.state == State.ADMITTED, Job.sync), literal(spans.LEASES["call"], Interval)),
+    *((Job.state == state, literal(step.lease, Interval)) for state, step in STEPS.items()),
+    else_=literal(spans.LEASES["submit"], Interval),
+)
+
+_TOLD_AGAIN = 2000  # jobs, of which Flower keeps as many rows
+
+_log = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A process's hands: `hint` asks for a tick soon, `tell` leaves an event for Flower; neither ever waits."""
+
+    ctx: Context
+    hint: Callable[[], None]
+    tell: Callable[[dict[str, Any]], None]
+
+    def tick(self, publish: Publish) -> None:
+        """One tick, and its messages; from the first that cannot be published on, the claims are given back."""
+        with self.ctx.engine.begin() as connection:
+            messages = tick.run(connection)
+        for n, message in enumerate(messages):
+            try:
+                publish(message)
+            except Exception as error:  # noqa: BLE001 - whatever the broker's client raises
+                _log.warning("the broker takes no messages", cause=type(error).__name__, kept=len(messages) - n)
+                with self.ctx.engine.begin() as connection:
+                    tick.give_back(connection, messages[n:])
+                return
+
+    def work(self, numbers: Numbers) -> None:
+        """One step for each row, one after the other; each is taken right before its step."""
+        for number in numbers:
+            with self.ctx.engine.begin() as connection:
+                rows = claims.take(connection, Job, [number], _LEASE, claims.NOW)
+            for row in rows:
+                self.carry_out(Job.of(_columns(row)), Clock(row.now))
+
+    def poll(self, numbers: Numbers) -> None:
+        """A look at each task, spread over the account's query rate; all waits are written in one statement."""
+        with self.ctx.engine.begin() as connection:
+            rows = claims.take(connection, Job, numbers, _LEASE, claims.NOW)
+            taken = [Job.of(_columns(row)) for row in rows]
+            at = _book(connection, self.ctx, taken, rows[0].now) if rows else None
+            if taken and at is None:
+                claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], claims.NOW + _POSTPONED)
+        if at is not None:
+            self._look(taken, Clock(rows[0].now), at)
+
+    def deliver(self, numbers: Numbers) -> None:
+        """One try of each delivery, one after the other."""
+        for number in numbers:
+            _deliver(self.ctx, number)
+
+    def tell_unfinished(self) -> None:
+        """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""
+        unfinished = (
+            select(*Job.__table__.c)
+            .where(Job.finished_at.is_(None), Job.parent_id.is_(None))
+            .order_by(Job.id.desc())
+            .limit(_TOLD_AGAIN)
+        )
+        with self.ctx.engine.connect() as connection:
+            rows = connection.execute(unfinished).mappings().all()
+        for job in map(Job.of, reversed(rows)):
+            if said := flower.event(job, self.ctx.project_name(job), []):
+                self.tell(said)
+
+    def carry_out(self, job: Job, clock: Clock) -> Move | None:
+        """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None.
+
+        A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash.
+        """
+        bound = structlog.contextvars.bind_contextvars(job=str(job.id), lane=job.lane_id, claim=job.claim)
+        try:
+            return self._run(job, clock)
+        except ClaimLost as lost:
+            _log.warning("the claim is lost; nothing was written", why=str(lost))
+        except Exception:  # noqa: BLE001 - the next row of the message goes on
+            _log.exception("a step failed; its row is left to the lease")
+        finally:
+            structlog.contextvars.reset_contextvars(**bound)
+        return None
+
+    def _run(self, job: Job, clock: Clock) -> Move | None:
+        step = STEPS[State(job.state)].run(self.ctx, job, clock)
+        move = next(step, None)
+        while move is not None:
+            if move.to == job.state == State.RUNNING and not (move.why or move.stop):
+                return move
+            left = job.state
+            job = self.ctx.record(job, move, clock)
+            if job.state != left:
+                self._moved(job, left)
+            move = _next(step, job)
+        return None
+
+    def _moved(self, job: Job, left: str) -> None:
+        """After the commit: Flower's row, and a hint where somebody can go on at once."""
+        _log.info("moved", left=left, entered=job.state, task=job.task_id)
+        if job.state not in (State.SUBMITTING, State.RUNNING):
+            self.hint()
+        stored = []
+        if job.state == State.SUCCEEDED:
+            with self.ctx.engine.connect() as connection:
+                stored = reading.outputs(connection, [job])[job.id]
+        if said := flower.event(job, self.ctx.project_name(job), stored):
+            self.tell(said)
+
+    def _look(self, taken: Sequence[Job], clock: Clock, at: datetime) -> None:
+        waits: list[tuple[Job, Move]] = []
+        for n, job in enumerate(taken):
+            clock.wait_until(at + n * timedelta(seconds=1 / self.ctx.settings.poll_qps))
+            if move := self.carry_out(job, clock):
+                waits.append((job, move))
+        context.until_it_holds(lambda: self._write(waits, clock()), f"{len(waits)} looks")
+
+    def _write(self, waits: list[tuple[Job, Move]], now: datetime) -> None:
+        with self.ctx.engine.begin() as connection:
+            jobs.record_waits(connection, waits, now)
+
+
+def _next(step: Any, job: Job) -> Move | None:
+    try:
+        move: Move = step.send(job)
+    except StopIteration:
+        return None
+    return move
+
+
+def _book(connection: Connection, ctx: Context, taken: Sequence[Job], now: datetime) -> datetime | None:
+    """When the first of the looks may leave; all are of one account."""
+    owner = ctx.owners[taken[0].account or ""]
+    return lanes.reserve_queries(connection, owner, len(taken), ctx.settings.poll_qps, now)
+
+
+def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
+    with ctx.engine.begin() as connection:
+        rows = claims.take(connection, Delivery, [number], spans.LEASES["deliver"], claims.NOW)
+        if not rows:
+            return
+        delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
+        secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
+        key = connection.execute(secret).scalar_one()
+    tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())
+    _log.info(
+        "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
+    )
+    context.until_it_holds(lambda: _write_try(ctx, delivery, tried, clock()), f"delivery {delivery.id}")
+
+
+def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, now: datetime) -> None:
+    statement = (
+        update(Delivery)
+        .where(claims.held(Delivery, delivery.id, delivery.claim))
+        .values(
+            state=tried.state,
+            tries=delivery.tries + 1,
+            last_status=tried.status,
+            last_error=tried.error,
+            run_at=tried.again_at,
+            finished_at=None if tried.again_at else now,
+            claimed=None,
+            crashes=0,
+        )
+    )
+    with ctx.engine.begin() as connection:
+        connection.execute(statement)
+
+
+def _columns(row: Row[Any]) -> dict[str, Any]:
+    """The row without the time of its taking."""
+    return {name: value for name, value in row._mapping.items() if name != "now"}  # noqa: SLF001

@@ -1,0 +1,138 @@
+"""The settings, read once from the environment, prefix `NORIA_`.
+
+Every setting stands in `ops/env.example` too; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Network = IPv4Network | IPv6Network
+
+
+class Limit(BaseModel):
+    """A model's limits as the operator sets them; None leaves the catalog's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    concurrency: int | None = Field(None, ge=0)
+    rps: float | None = Field(None, gt=0)
+    rpm: int | None = Field(None, gt=0)
+    tpm: int | None = Field(None, gt=0)
+    tpd: int | None = Field(None, gt=0)
+
+
+class Account(BaseModel):
+    """A DashScope credential. `owner` is the main account that the provider counts limits by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "default"
+    owner: str = "default"
+    region: str = "cn-beijing"
+    url: str
+    key: SecretStr | None = None
+    key_file: str | None = None  # read again on 401, so that a key is changed without a restart
+    workspace: str | None = None
+
+
+class Settings(BaseSettings):
+    """All of them; the defaults fit one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="NORIA_", extra="ignore", frozen=True, populate_by_name=True)
+
+    database_url: SecretStr = Field(description="postgresql+psycopg://user:password@host/database")
+    broker_url: SecretStr = Field(description="redis://:password@host:6379/0 (Valkey is the same)")
+
+    dashscope_url: str = Field(
+        "https://dashscope.aliyuncs.com",
+        description="the provider's host; /api/v1 and /compatible-mode/v1 are appended",
+    )
+    dashscope_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("NORIA_DASHSCOPE_API_KEY", "DASHSCOPE_API_KEY"),
+        description="the provider's key; plain DASHSCOPE_API_KEY is read too",
+    )
+    dashscope_workspace: str | None = Field(None, description="a workspace id, sent with each call")
+    dashscope_region: str = Field("cn-beijing", description="the region that the key and the host belong to")
+    accounts: tuple[Account, ...] = Field(
+        (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace"}'
+    )
+
+    s3_endpoint_url: str | None = Field(None, description="empty: AWS's own")
+    s3_public_endpoint_url: str | None = Field(None, description="the host in links for users, if another")
+    s3_bucket: str = Field("noria", description="made beforehand; private")
+    s3_access_key_id: SecretStr | None = Field(None, description="empty: the machine's role")
+    s3_secret_access_key: SecretStr | None = Field(None, description="empty: the machine's role")
+    s3_region: str = Field("us-east-1", description="the region that signs requests")
+    s3_addressing_style: str = Field("auto", pattern="^(auto|path|virtual)$", description="OSS wants virtual")
+
+    public_url: str = Field("http://127.0.0.1:8080", description="where users reach the API")
+    limits: dict[str, Limit] = Field(
+        default_factory=dict, description='JSON: model → {"concurrency","rps","rpm","tpm","tpd"}'
+    )
+    calls_concurrency: int = Field(8, ge=1, description="synchronous calls at once where the provider sets none")
+    egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="networks where webhooks and sources may lie though private, on any port, plain http too",
+    )
+    source_hosts: str = Field(
+        r"^dashscope-[a-z0-9-]+\.oss-[a-z0-9-]+\.aliyuncs\.com$",
+        description="a pattern of the hosts that serve the provider's outputs",
+    )
+    settle_seconds: int = Field(600, ge=1, description="how late a lost create may still show in the task list")
+    poll_qps: float = Field(15, gt=0, description="task queries a second, of the provider's 20 for an account")
+    api_rate: int = Field(50, ge=1, description="requests a second that one API key may make")
+    max_waiting: int = Field(100_000, ge=1, description="unfinished jobs that one project may have")
+    max_output_bytes: int = Field(4 << 30, ge=1, description="the largest output that is copied")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("egress_allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`10.0.0.0/8,127.0.0.1/32`, since a list of networks reads better without JSON."""
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return tuple(part for part in parts if part)
+
+    @field_validator("egress_allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)
+        return value
+
+    @field_validator("source_hosts")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        re.compile(value)
+        return value
+
+    @cached_property
+    def networks(self) -> tuple[Network, ...]:
+        """`egress_allow`, parsed."""
+        return tuple(ip_network(network) for network in self.egress_allow)
+
+    @cached_property
+    def all_accounts(self) -> tuple[Account, ...]:
+        """`accounts`, or the one that the DASHSCOPE settings describe; never empty."""
+        if self.accounts:
+            return self.accounts
+        return (
+            Account(
+                region=self.dashscope_region,
+                url=self.dashscope_url,
+                key=self.dashscope_api_key,
+                workspace=self.dashscope_workspace,
+            ),
+        )
+
+
+def load() -> Settings:
+    """The settings of this process; raises pydantic's ValidationError, which names each wrong variable."""
+    return Settings()

@@ -1,0 +1,36 @@
+"""Every lease, timeout and deadline, in one table.
+
+A lease is longer than the longest call that its step makes, so a step whose lease has lapsed has no call out:
+its process is dead, or stopped, and what it says when it wakes is refused by its claim's number.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+CONNECT = timedelta(seconds=5)
+
+# deadlines of calls, wall clock, from the first byte sent to the last byte read
+CREATE = timedelta(seconds=40)
+CALL = timedelta(seconds=310)  # a synchronous generation; the provider's own budget is 298 s
+QUERY = timedelta(seconds=20)  # one look at a task, a page of the list, a cancel
+DELIVERY = timedelta(seconds=15)  # one webhook
+COPY = timedelta(minutes=30)  # one output
+
+# leases, each longer than the calls under it
+SENT = timedelta(seconds=60)  # a claim on its way to a worker: a message that is lost is sent again after this
+LEASES = {
+    "submit": timedelta(seconds=90),  # CREATE, and a second's wait for the lane's rate
+    "call": timedelta(seconds=400),  # CALL
+    "reconcile": timedelta(seconds=180),
+    "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate
+    "copy": COPY + timedelta(minutes=2),
+    "deliver": timedelta(seconds=60),
+}
+
+# deadlines of phases; there is none while a job is queued or held
+RUNNING = timedelta(hours=3, minutes=30)  # the provider ends a task at 3 h; until then it lives and is billed
+LINKS = timedelta(hours=24)  # how long a finished task's links and its record live, when nothing says otherwise
+
+UNKNOWN_BELIEVED = timedelta(minutes=10)  # looks that say UNKNOWN before a task is given up
+CRASHES = 3  # workers that may die on one row before a person looks at it

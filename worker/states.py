@@ -1,0 +1,94 @@
+"""The states of a job, and the moves between them.
+
+A job moves only along `MOVES`, and every move is recorded in the same statement that names the state it leaves,
+so two processes can never both move one job. A wait is a move to the same state with a new `run_at`.
+Whoever reads a job at any instant can tell from its state alone what may be done with it:
+
+    queued ──► admitted ──► submitting ──► running ──► copying ──► succeeded
+                                 └──► uncertain ──► …        └──► expired
+    queued ──► gathering (its children are at work) ──► copying (assembled) ──► succeeded
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """Where a job is; the comment says who moves it on."""
+
+    QUEUED = "queued"  # accepted, waiting for its lane; the tick admits it
+    HELD = "held"  # waits for a person or a budget: `held_for` says which, `held_from` where it goes back to
+    ADMITTED = "admitted"  # has a slot, nothing sent; step `submit`
+    SUBMITTING = "submitting"  # the create call is out and its answer not on record
+    UNCERTAIN = "uncertain"  # the call may have made a task; step `reconcile`
+    RUNNING = "running"  # the provider has a task; step `poll`
+    GATHERING = "gathering"  # its children are at work; the last child's end
+    COPYING = "copying"  # its outputs are on their way into the bucket; step `copy`
+    SUCCEEDED = "succeeded"  # the outputs are in the bucket, and checked
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"  # the provider made it, and its link died before it could be copied
+
+
+class HeldFor(StrEnum):
+    """What a held job waits for."""
+
+    UNCERTAIN = "uncertain"  # nobody can prove whether the provider made a task
+    CRASHES = "crashes"  # three workers died on it
+    BUDGET = "budget"
+    BATCH = "batch"
+    REVIEW = "review"
+
+
+S = State
+
+TERMINAL = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELED, S.EXPIRED})
+
+# States that use one of the lane's concurrent tasks. An uncertain job may have a task, so it keeps its slot.
+SLOTTED = frozenset({S.ADMITTED, S.SUBMITTING, S.UNCERTAIN, S.RUNNING})
+
+MOVES: dict[State, frozenset[State]] = {
+    S.QUEUED: frozenset({S.ADMITTED, S.GATHERING, S.HELD, S.CANCELED, S.FAILED}),
+    S.HELD: frozenset({S.QUEUED, S.UNCERTAIN, S.COPYING, S.RUNNING, S.ADMITTED, S.CANCELED, S.FAILED}),
+    S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
+    # never back to queued when the call may have left: only a call that provably did not, or was refused
+    S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.QUEUED, S.UNCERTAIN, S.FAILED}),
+    S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.HELD}),
+    # never held: a task that lives is billed, and its link would die unwatched
+    S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.CANCELED, S.EXPIRED}),
+    S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.FAILED, S.CANCELED}),
+    S.COPYING: frozenset({S.COPYING, S.SUCCEEDED, S.EXPIRED, S.FAILED, S.HELD}),
+    S.SUCCEEDED: frozenset(),
+    S.FAILED: frozenset({S.QUEUED, S.GATHERING}),
+    S.CANCELED: frozenset({S.QUEUED, S.GATHERING}),
+    S.EXPIRED: frozenset({S.QUEUED, S.GATHERING}),
+}
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of state to put on record.
+
+    `to` the state that is entered, or the same one for a wait; `run_at` when the row wants attention again (None:
+    at once; ignored where the state is terminal or held); `why` a few words for the job's history. In the same commit:
+    `columns` what else changes on the job's row; `attempt` what changes on the open attempt's row; `outputs` rows of
+    stored outputs; `park` until when the lane admits nothing, `stop` until when the account creates nothing, and why.
+    """
+
+    to: State
+    why: str = ""
+    run_at: datetime | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    attempt: dict[str, Any] | None = None
+    outputs: tuple[dict[str, Any], ...] = ()
+    park: tuple[datetime, str] | None = None
+    stop: tuple[datetime, str] | None = None
+
+
+def may(left: State, entered: State) -> bool:
+    """Whether a job may go from the one state to the other."""
+    return entered in MOVES[left]

@@ -1,0 +1,407 @@
+"""What is done for a job in each state: I/O only, no SQL.
+
+A step yields moves, and its caller puts each on record before the step's next line runs: `submitting` is on record
+before the create call leaves, so whoever finds the row later knows that the call may have been made. A step that
+dies leaves its row to the lease; nothing is undone by an exception handler. Bounds on trying are deadlines, never
+a count.
+
+    admitted    submit      the create call
+    submitting  lapsed      its worker died in the middle of it
+    uncertain   reconcile   what became of the call
+    running     poll        one look at the task
+    copying     copy        its outputs into the bucket
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
+
+from worker import jobs, spans, storage
+from worker.context import Clock, Context
+from worker.dashscope import faults
+from worker.dashscope.answers import Accepted, Refused, ServerTrouble, TaskSeen
+from worker.dashscope.faults import Scope, Verdict
+from worker.errors import Ambiguous, CallFailed, ErrorClass, Failure, NoriaError, NotSent
+from worker.kinds import KINDS, Source
+from worker.models import Job
+from worker.reconcile import reconcile
+from worker.states import Move, State
+
+Moves = Generator[Move, Job, None]
+
+_FIRST_LOOKS = timedelta(seconds=3)  # between looks at a model whose run time is not learned yet
+_LAST_LOOKS = timedelta(seconds=60)
+_JITTER = 0.1
+_SHANGHAI = ZoneInfo("Asia/Shanghai")
+
+# What a refused create holds back, and for how long, until the next one is tried.
+_FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
+_HOLDS_BACK = {Verdict.WAIT: "park", Verdict.STOP_ACCOUNT: "stop"}
+_PAUSES = {
+    Scope.RATE: timedelta(seconds=10),
+    Scope.BURST: timedelta(seconds=10),
+    Scope.ALLOCATION: timedelta(seconds=30),
+    Scope.CAPACITY: timedelta(seconds=30),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a state's step is run: its lease, the queue of its messages, and how many rows travel in one."""
+
+    run: Callable[[Context, Job, Clock], Moves]
+    lease: timedelta
+    rows: int
+
+
+def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Makes the create call, once, and tells what came of it."""
+    if job.cancel_requested:
+        yield Move(State.CANCELED, "canceled before anything was sent")
+        return
+    model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
+    request = kind.request(model, job.region or "", kind.input.model_validate(job.input))
+    job = yield Move(State.SUBMITTING, attempt=_attempt(ctx, job, request))
+    if job.state != State.SUBMITTING:  # the lane's rate makes it wait, or it was canceled
+        return
+    clock.wait_until(job.submitted_at or clock())
+    deadline = spans.CALL if model.sync else spans.CREATE
+    try:
+        answer = ctx.client(job).create(request, deadline.total_seconds())
+    except NotSent as error:
+        yield _again(job, clock, f"not sent: {error}", {"outcome": "not_sent", "billed": "no", "message": str(error)})
+    except ServerTrouble as error:
+        yield _unknown(error, asdict(error.refused))
+    except Ambiguous as error:
+        yield _unknown(error, {"request_id": error.request_id})
+    else:
+        yield _refused(job, answer, clock) if isinstance(answer, Refused) else _accepted(ctx, job, answer, clock)
+
+
+def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """The worker that made the call is gone, and its answer with it, unless it is on the attempt's row."""
+    yield Move(State.UNCERTAIN, "the worker stopped while the create call was out")
+
+
+def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """One look at the task; a wait until the next one while it runs."""
+    if job.cancel_requested and (move := _cancel(ctx, job, clock)):
+        yield move
+        return
+    try:
+        seen = ctx.client(job).task(job.task_id or "")
+    except CallFailed as error:
+        yield _look_again(job, clock, f"no answer: {error}")
+        return
+    if isinstance(seen, Refused):
+        yield _not_told(job, seen, clock)
+        return
+    yield _SEEN.get(seen.status, _still_running)(ctx, job, seen, clock)
+
+
+def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Copies every output into the bucket, and tells them all at once when all are there and checked."""
+    if job.links_expire_at and clock() >= job.links_expire_at and job.relinked:
+        yield _expired(job, "the links died before their outputs could be copied")
+        return
+    if not job.sources:
+        failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
+        yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
+        return
+    try:
+        outputs = [_copied(ctx, job, n, Source(**source)) for n, source in enumerate(job.sources)]
+    except storage.LinkDead as dead:
+        yield _relinked(ctx, job, dead, clock)
+    except (storage.BadSource, storage.SourceTrouble, storage.StorageTrouble) as trouble:
+        # a source of a wrong type or host too: it is paid for, and a person can set that right while the link lives
+        yield Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
+    else:
+        yield Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+
+
+STEPS = {
+    State.ADMITTED: Step(submit, spans.LEASES["submit"], 4),
+    State.SUBMITTING: Step(lapsed, spans.LEASES["submit"], 16),
+    State.UNCERTAIN: Step(reconcile, spans.LEASES["reconcile"], 4),
+    State.RUNNING: Step(poll, spans.LEASES["poll"], 15),
+    State.COPYING: Step(copy, spans.LEASES["copy"], 1),
+}
+
+
+def _attempt(ctx: Context, job: Job, request: Any) -> dict[str, Any]:
+    account = next(account for account in ctx.settings.all_accounts if account.name == job.account)
+    return {
+        "id": uuid.uuid4(),
+        "number": job.attempts + 1,
+        "owner": account.owner,
+        "account": account.name,
+        "region": account.region,
+        "model": request.body["model"],
+        "request_hash": jobs.digest(request.body),
+    }
+
+
+def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
+    said = {"outcome": "accepted", "http_status": 200, "request_id": answer.request_id, "task_id": answer.task_id}
+    if answer.task_id is None:
+        made = TaskSeen("SUCCEEDED", answer.output, answer.usage, answer.request_id, answer.body)
+        return _succeeded(ctx, job, made, clock, said | {"output": answer.output})
+    now = clock()
+    columns = {
+        "task_id": answer.task_id,
+        "task_status": answer.status,
+        "started_at": now,
+        "deadline_at": now + spans.RUNNING,
+        "billed": "unknown",
+        "polls": 0,
+        "error": None,
+    }
+    return Move(State.RUNNING, run_at=now + _first_look(job, ctx), columns=columns, attempt=said)
+
+
+def _refused(job: Job, refused: Refused, clock: Clock) -> Move:
+    """A definite no: nothing was made. What follows is the error table's word."""
+    row = faults.classify(refused.http_status, refused.code, refused.message)
+    failure = faults.failure(row, refused.code, refused.message, refused.request_id)
+    now = clock()
+    said = {
+        "outcome": "refused",
+        "http_status": refused.http_status,
+        "request_id": refused.request_id,
+        "code": refused.code,
+        "message": failure.message,
+        "billed": "no",
+        "closed_at": now,
+    }
+    columns = {"error": failure.as_json()}
+    if row.verdict in _FINAL or (row.tries is not None and job.attempts > row.tries):
+        return Move(State.FAILED, failure.message, columns=columns, attempt=said)
+    if row.verdict is Verdict.RETRY:
+        return Move(State.QUEUED, f"refused: {failure.code}", _backoff(job, clock), columns, said)
+    until = _until(row, refused, now)
+    held_back = {_HOLDS_BACK[row.verdict]: (until, failure.message)}
+    return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, **held_back)  # type: ignore[arg-type]
+
+
+def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
+    """When creates may go on after a refusal that is about the lane or the account."""
+    if row.scope is faults.Scope.DAILY:
+        return _next_midnight(now) + timedelta(minutes=random.uniform(1, 5))  # noqa: S311
+    pause = _PAUSES.get(row.scope, timedelta(minutes=5)) if row.scope else timedelta(minutes=5)
+    return now + max(_spread(pause), timedelta(seconds=refused.retry_after or 0))
+
+
+def _next_midnight(now: datetime) -> datetime:
+    """00:00 in Shanghai, when the provider renews daily quotas."""
+    tomorrow = now.astimezone(_SHANGHAI).date() + timedelta(days=1)
+    return datetime.combine(tomorrow, datetime.min.time(), _SHANGHAI)
+
+
+def _again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
+    return Move(State.QUEUED, why, _backoff(job, clock), attempt={**said, "closed_at": clock()})
+
+
+def _unknown(error: Ambiguous, said: dict[str, Any]) -> Move:
+    known = {name: said.get(name) for name in ("http_status", "code", "request_id")}
+    return Move(
+        State.UNCERTAIN,
+        f"no certain answer: {error}",
+        columns={"billed": "unknown"},
+        attempt={**known, "outcome": "unknown", "message": str(error)},
+    )
+
+
+def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
+    """Asks the provider, which drops only tasks that have not started; None: no answer, ask at the next look."""
+    try:
+        refused = ctx.client(job).cancel(job.task_id or "")
+    except CallFailed:
+        return None
+    if refused is None:
+        attempt = {"billed": "no", "closed_at": clock()}
+        return Move(State.CANCELED, "canceled at the provider", columns={"billed": "no"}, attempt=attempt)
+    if refused.http_status != 400:
+        return None
+    why = "too late to cancel: the provider has started it, and bills it"
+    return Move(State.RUNNING, why, clock(), columns={"cancel_requested": False})
+
+
+def _succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[str, Any] | None = None) -> Move:
+    model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
+    asked = kind.input.model_validate(job.input)
+    sources, usage = kind.outputs(seen.output), kind.usage(asked, seen.body)
+    now = clock()
+    columns = {
+        "task_status": seen.status,
+        "usage": {**usage.units, **({"failed": list(missing)} if (missing := kind.failures(seen.output)) else {})},
+        "cost": model.price(usage, job.region or "", now.date()),
+        "billed": "yes",
+        "run_seconds": _took(seen.output),
+        "sources": [asdict(source) for source in sources],
+        "links_expire_at": _links_expire(sources, now),
+        "deadline_at": _links_expire(sources, now),
+        "error": None,
+    }
+    attempt = {**(said or {}), "billed": "yes", "closed_at": now}
+    return Move(State.COPYING, columns=columns, attempt=attempt)
+
+
+def _failed(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
+    """Failed tasks are not billed (Alibaba docs, model pricing), so one more is made where that may help."""
+    code, message = str(seen.output.get("code") or ""), str(seen.output.get("message") or "")
+    row = faults.classify(200, code, message)
+    failure = faults.failure(row, code, message, seen.request_id)
+    attempt = {"billed": "no", "closed_at": clock(), "code": code, "message": message}
+    columns: dict[str, Any] = {"task_status": seen.status, "error": failure.as_json(), "billed": "no"}
+    if row.verdict in (Verdict.RETRY, Verdict.WAIT) and job.retries == 0:
+        columns |= {"retries": 1, "task_id": None, "task_status": None}
+        return Move(State.QUEUED, f"the task failed: {code}", _backoff(job, clock), columns, attempt)
+    return Move(State.FAILED, failure.message, columns=columns, attempt=attempt)
+
+
+def _canceled(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
+    columns = {"task_status": seen.status, "billed": "no"}
+    return Move(
+        State.CANCELED, "canceled at the provider", columns=columns, attempt={"billed": "no", "closed_at": clock()}
+    )
+
+
+def _unknown_task(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
+    """UNKNOWN is an expired task, a foreign key, or an instant's confusion: believed after ten minutes of looks."""
+    since = job.unknown_since or clock()
+    if clock() - since < spans.UNKNOWN_BELIEVED:
+        return Move(
+            State.RUNNING,
+            run_at=clock() + _LAST_LOOKS,
+            columns={"task_status": seen.status, "unknown_since": since},
+        )
+    message = "the provider does not know the task any more; it may have been billed"
+    failure = Failure("task_unknown", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
+    columns = {"task_status": seen.status, "error": failure.as_json()}
+    return Move(State.EXPIRED, message, columns=columns, attempt={"message": message})
+
+
+def _still_running(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
+    """PENDING, RUNNING, SUSPENDED, and whatever else the provider may say: not an end."""
+    now = clock()
+    if job.deadline_at and now > job.deadline_at:
+        message = f"the provider still says {seen.status} long after its own limit of three hours"
+        failure = Failure("task_overdue", ErrorClass.DEADLINE, message, billed="unknown")
+        return Move(State.FAILED, message, columns={"error": failure.as_json()})
+    columns = {"task_status": seen.status, "unknown_since": None}
+    return Move(State.RUNNING, run_at=now + _next_look(job, ctx, now), columns=columns)
+
+
+_SEEN: dict[str, Callable[[Context, Job, TaskSeen, Clock], Move]] = {
+    "SUCCEEDED": _succeeded,
+    "FAILED": _failed,
+    "CANCELED": _canceled,
+    "UNKNOWN": _unknown_task,
+}
+_UNKNOWN_HINT = "look the task up in the console of the account that made it; a key of another account cannot see it"
+
+
+def _not_told(job: Job, refused: Refused, clock: Clock) -> Move:
+    """A query that was refused: the task lives on. Only a bad key or account stops anything, and then creates."""
+    row = faults.classify(refused.http_status, refused.code, refused.message)
+    return _look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
+
+
+def _look_again(job: Job, clock: Clock, why: str, row: faults.Row | None = None) -> Move:
+    now = clock()
+    stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
+    stop = (now + timedelta(minutes=5), why) if stops else None
+    return Move(State.RUNNING, run_at=min(_backoff(job, clock), now + _LAST_LOOKS), stop=stop)
+
+
+def _copied(ctx: Context, job: Job, n: int, source: Source) -> dict[str, Any]:
+    name = f"{job.project_id}/{job.created_at.astimezone(UTC):%Y/%m/%d}/{job.id}/{n}-{source.role}"
+    stored = storage.copy(ctx.sources, ctx.bucket, source.url, name, ctx.settings, spans.COPY.total_seconds())
+    return {
+        "n": n,
+        "role": source.role,
+        "key": stored.key,
+        "content_type": stored.content_type,
+        "bytes": stored.bytes,
+        "sha256": stored.sha256,
+        "crc64": str(stored.crc64),
+        "duration": (job.usage or {}).get("seconds"),
+    }
+
+
+def _relinked(ctx: Context, job: Job, dead: storage.LinkDead, clock: Clock) -> Move:
+    """Asks once for the link again, while the provider still keeps the task."""
+    if job.relinked or job.task_id is None:
+        return _expired(job, str(dead))
+    try:
+        seen = ctx.client(job).task(job.task_id)
+    except CallFailed:
+        return Move(State.COPYING, run_at=_backoff(job, clock))
+    if isinstance(seen, Refused):
+        return Move(State.COPYING, run_at=_backoff(job, clock))
+    sources = KINDS[job.kind].outputs(seen.output)
+    if not sources:
+        return _expired(job, f"{dead}; the provider keeps the task no more")
+    columns = {"relinked": True, "sources": [asdict(source) for source in sources]}
+    return Move(State.COPYING, "the link was dead and is asked for again", columns=columns)
+
+
+def _expired(job: Job, message: str) -> Move:
+    failure = Failure("output_expired", ErrorClass.STORAGE, message, billed=job.billed, hint=_EXPIRED_HINT)
+    return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
+
+
+_EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look for what kept the bucket from taking it"
+
+
+def _trouble(trouble: NoriaError) -> dict[str, Any]:
+    cls = ErrorClass.STORAGE if isinstance(trouble, storage.StorageTrouble) else ErrorClass.NETWORK
+    return Failure(trouble.code, cls, str(trouble), retryable=True, billed="yes").as_json()
+
+
+def _first_look(job: Job, ctx: Context) -> timedelta:
+    """At the time within which a tenth of the lane's tasks have ended; soon, when that is not learned yet."""
+    early, _ = ctx.learned.run_times(job)
+    return _spread(_FIRST_LOOKS if early is None else max(_FIRST_LOOKS, timedelta(seconds=early)))
+
+
+def _next_look(job: Job, ctx: Context, now: datetime) -> timedelta:
+    """Closest together around the median, then backing off with the time that has passed."""
+    ran = now - (job.started_at or now)
+    _, median = ctx.learned.run_times(job)
+    step = ran / 10 if median is None or ran.total_seconds() > 1.5 * median else timedelta(seconds=median) / 12
+    return _spread(min(max(step, _FIRST_LOOKS), _LAST_LOOKS))
+
+
+def _backoff(job: Job, clock: Clock) -> datetime:
+    """Half as long again as it has been tried in this state: 2 s at first, 5 minutes at the most."""
+    now = clock()
+    tried = now - job.state_at
+    return now + _spread(min(max(tried / 2, timedelta(seconds=2)), timedelta(minutes=5)))
+
+
+def _spread(span: timedelta) -> timedelta:
+    return span * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
+
+
+def _links_expire(sources: Iterable[Source], now: datetime) -> datetime:
+    """The first of the links' `Expires` (Unix seconds), or 24 h from now."""
+    stamps = [parse_qs(urlsplit(source.url).query).get("Expires", [""])[0] for source in sources]
+    known = [datetime.fromtimestamp(int(stamp), UTC) for stamp in stamps if stamp.isdecimal() and len(stamp) < 12]
+    return min(known, default=now + spans.LINKS)
+
+
+def _took(output: dict[str, Any]) -> float | None:
+    """Seconds from the submission to the end by the provider's own stamps, which have no zone."""
+    try:
+        began, ended = (datetime.fromisoformat(str(output[name])) for name in ("submit_time", "end_time"))
+    except (KeyError, ValueError):
+        return None
+    return max(0.0, (ended - began).total_seconds())

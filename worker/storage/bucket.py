@@ -1,0 +1,257 @@
+"""The user's bucket.
+
+Bytes pass through in pieces: an object of a gigabyte costs the memory of a few parts. Nothing becomes visible
+under its key before the last byte has come and been compared with what was announced of it, and what was stored
+is asked for once more before anybody is told so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import unicodedata
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from fastcrc import crc64
+
+from worker.errors import NoriaError
+from worker.settings import Settings
+
+PART = 8 << 20  # bytes; S3 takes 10,000 parts of an object, so 80 GB
+SINGLE = 16 << 20  # bytes; up to here one PUT, which is a quarter of the requests
+
+
+class StorageTrouble(NoriaError):
+    """The bucket did not take or give what it should: try again."""
+
+    code = "storage_trouble"
+
+
+class Mismatch(NoriaError):
+    """The chunks are not what was announced of them; nothing was stored."""
+
+    code = "mismatch"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a source announced of its bytes; None: nothing. `crc64` is decimal, `md5` base64, as OSS writes them."""
+
+    length: int | None = None
+    crc64: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object in the bucket: its length, SHA-256 in hex, and CRC-64/XZ in decimal, as OSS writes it."""
+
+    key: str
+    content_type: str
+    bytes: int
+    sha256: str
+    crc64: str
+    etag: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the bucket says of an object."""
+
+    bytes: int
+    content_type: str
+    etag: str
+
+
+class Bucket:
+    """One bucket. Safe for threads. Every method raises StorageTrouble when the store does."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = settings.s3_bucket
+        self._s3 = _client(settings, settings.s3_endpoint_url)
+
+    def put_stream(
+        self,
+        key: str,
+        chunks: Iterable[bytes],
+        content_type: str,
+        expected: Expected,
+        metadata: Mapping[str, str],
+    ) -> Stored:
+        """Store the chunks, compare them with what was expected before they can be seen, and look again after.
+
+        What the chunks raise goes on to the caller; Mismatch when they are not what was expected. In both
+        cases nothing is left behind.
+        """
+        seen = _Seen(chunks, expected)
+        about = {"Key": key, "ContentType": content_type, "Metadata": dict(metadata)}
+        parts = _parts(seen)
+        first = next(parts)
+        with _trouble("put"):
+            if seen.ended:
+                self._s3.put_object(Bucket=self._name, Body=first, **about)
+            else:
+                self._put_parts(itertools.chain((first,), parts), about)
+        head = self.head(key)
+        if head is None or head.bytes != seen.bytes:
+            raise StorageTrouble(f"{key}: stored {seen.bytes} bytes, found {head.bytes if head else 'nothing'}")
+        return Stored(key, content_type, seen.bytes, seen.sha256.hexdigest(), str(seen.crc64), head.etag)
+
+    def head(self, key: str) -> Head | None:
+        """What the bucket has under the key; None: nothing."""
+        with _trouble("head"):
+            try:
+                found = self._s3.head_object(Bucket=self._name, Key=key)
+            except ClientError as error:
+                if _status(error) == 404:
+                    return None
+                raise
+        return Head(found["ContentLength"], found.get("ContentType", ""), found["ETag"].strip('"'))
+
+    def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        """An object's bytes, `size` at a time."""
+        with _trouble("get"):
+            body = self._s3.get_object(Bucket=self._name, Key=key)["Body"]
+            with body:
+                yield from body.iter_chunks(size)
+
+    def presign(self, key: str, expires: timedelta, filename: str | None) -> str:
+        """A link for a user, good for `expires` (a week at most); with a file name, one that downloads."""
+        asked = {"Bucket": self._name, "Key": key}
+        if filename is not None:
+            asked["ResponseContentDisposition"] = _disposition(filename)
+        seconds = int(expires.total_seconds())
+        link: str = self._public.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds)
+        return link
+
+    def delete(self, key: str) -> None:
+        """Remove an object; it need not be there."""
+        with _trouble("delete"):
+            self._s3.delete_object(Bucket=self._name, Key=key)
+
+    def check(self) -> None:
+        """Raises StorageTrouble unless the bucket is there and lets us in."""
+        with _trouble("check"):
+            self._s3.head_bucket(Bucket=self._name)
+
+    @cached_property
+    def _public(self) -> Any:
+        """Signs links for the host that users see, which is part of what is signed."""
+        return _client(self._settings, self._settings.s3_public_endpoint_url or self._settings.s3_endpoint_url)
+
+    def _put_parts(self, parts: Iterable[bytearray], about: dict[str, Any]) -> None:
+        """A multipart upload. boto3's own goes on reading its source to the end after a part has failed."""
+        upload = self._s3.create_multipart_upload(Bucket=self._name, **about)
+        one = {"Bucket": self._name, "Key": about["Key"], "UploadId": upload["UploadId"]}
+        try:
+            done = [
+                {"PartNumber": n, "ETag": self._s3.upload_part(PartNumber=n, Body=part, **one)["ETag"]}
+                for n, part in enumerate(parts, start=1)
+            ]
+            self._s3.complete_multipart_upload(MultipartUpload={"Parts": done}, **one)
+        except BaseException:
+            with suppress(BotoCoreError, ClientError):  # the cause is the first error, not this one
+                self._s3.abort_multipart_upload(**one)
+            raise
+
+
+class _Seen:
+    """Chunks on their way through: counted, digested, and compared with what was expected after the last."""
+
+    def __init__(self, chunks: Iterable[bytes], expected: Expected) -> None:
+        self._chunks = chunks
+        self._expected = expected
+        self._md5 = hashlib.md5(usedforsecurity=False) if expected.md5 else None
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+        self.crc64 = 0
+        self.ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._chunks:
+            self.bytes += len(chunk)
+            self.sha256.update(chunk)
+            self.crc64 = crc64.xz(chunk, self.crc64)
+            if self._md5:
+                self._md5.update(chunk)
+            yield chunk
+        if self._found() != self._expected:
+            raise Mismatch(f"expected {self._expected}, found {self._found()}")
+        self.ended = True
+
+    def _found(self) -> Expected:
+        """What was found of that which was expected."""
+        return Expected(
+            length=None if self._expected.length is None else self.bytes,
+            crc64=None if self._expected.crc64 is None else str(self.crc64),
+            md5=b64encode(self._md5.digest()).decode() if self._md5 else None,
+        )
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytearray]:
+    """All the bytes at once if SINGLE holds them, else PART after PART."""
+    held, limit = bytearray(), SINGLE
+    for chunk in chunks:
+        held += chunk
+        while len(held) > limit:
+            yield held[:PART]
+            del held[:PART]
+            limit = PART
+    yield held
+
+
+def _disposition(filename: str) -> str:
+    """The header that makes a browser save under that name (RFC 6266), whatever the name holds."""
+    name = "".join("_" if unicodedata.category(c).startswith("C") or c in '\\/"' else c for c in filename)
+    plain = name.encode("ascii", "replace").decode().replace("?", "_")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _client(settings: Settings, endpoint: str | None) -> Any:
+    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=key.get_secret_value() if key else None,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 3},  # a PUT may be repeated
+            max_pool_connections=64,
+            s3={"addressing_style": settings.s3_addressing_style},
+            # Else bodies are sent aws-chunked, which OSS refuses and some stores write into the object.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@contextmanager
+def _trouble(doing: str) -> Iterator[None]:
+    """The store's errors as ours, with no more of their text than the code: it can hold keys."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "?")
+        raise StorageTrouble(f"{doing}: {code} (HTTP {_status(error)})") from error
+    except BotoCoreError as error:
+        raise StorageTrouble(f"{doing}: {type(error).__name__}") from error
+
+
+def _status(error: ClientError) -> int:
+    status: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status

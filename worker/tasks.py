@@ -1,0 +1,84 @@
+"""The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
+
+Four tasks: `tick` finds what is due, `work` carries out one step a row, `poll` looks at many tasks, `deliver` sends
+webhooks. Their messages hold ids and claim numbers, nothing else.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from celery.signals import setup_logging, worker_ready, worker_shutdown
+
+from worker import broker, context, log, settings, tick
+from worker.runner import Numbers, Runner
+
+_settings = settings.load()
+app = broker.celery_app(_settings)
+sender = broker.Sender(app)
+
+
+@cache
+def _runner() -> Runner:
+    """Made at the first use, so that beat and Flower open no database."""
+    ctx = context.make(_settings)
+    with ctx.engine.begin() as connection:
+        tick.prepare(connection, ctx)
+    return Runner(ctx, sender.hint, sender.tell)
+
+
+@setup_logging.connect
+def _logging(**_: Any) -> None:
+    log.configure(_settings.log_level)
+
+
+@worker_ready.connect
+def _ready(**_: Any) -> None:
+    """Flower knows only what it heard, so the unfinished jobs are told again."""
+    _runner().tell_unfinished()
+    sender.hint()
+
+
+@worker_shutdown.connect
+def _last_words(**_: Any) -> None:
+    sender.stop(seconds=3)
+
+
+def _task(name: str) -> Callable[[Callable[..., None]], Any]:
+    # Flower shows jobs, not the messages that move them
+    return app.task(name=name, send_events=False, ignore_result=True)  # type: ignore[no-any-return]
+
+
+@_task(broker.TICK)
+def run_tick() -> None:
+    """Finds what is due, and publishes it."""
+    _runner().tick(_publish)
+
+
+@_task("noria.work")
+def work(sent: list[list[Any]]) -> None:
+    """One step for each row."""
+    _runner().work(_numbers(sent))
+
+
+@_task("noria.poll")
+def poll(sent: list[list[Any]]) -> None:
+    """One look at each task."""
+    _runner().poll(_numbers(sent))
+
+
+@_task("noria.deliver")
+def deliver(sent: list[list[Any]]) -> None:
+    """One try of each webhook."""
+    _runner().deliver(_numbers(sent))
+
+
+def _publish(message: tick.Message) -> None:
+    broker.publish(app, message.task, message.queue, [[claim.as_message() for claim in message.claims]])
+
+
+def _numbers(sent: list[list[Any]]) -> Numbers:
+    return [(uuid.UUID(row_id), int(number)) for row_id, number in sent]

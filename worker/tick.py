@@ -1,0 +1,177 @@
+"""The tick: each second, and at once on a hint, it admits what fits, claims what is due, and says what to publish.
+
+One transaction under an advisory lock, so any number of clocks is harmless; then the messages, which may be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import aliased
+
+from worker import claims, jobs, lanes, log, spans
+from worker.claims import Claim, Claimable, Now
+from worker.context import Context
+from worker.models import Delivery, Duty, IdempotencyKey, Job
+from worker.states import HeldFor, Move, State, may
+from worker.steps import STEPS
+
+_LOCK = 0x4E6F726961  # "Noria"
+_RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
+_KEYS_KEPT = timedelta(days=7)
+
+_log = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a worker gets: the task's name, its queue, and the claims to spend."""
+
+    task: str
+    queue: str
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class _Due:
+    """Rows of one kind of work: what they are, in which order, how many may be on their way, and how they travel."""
+
+    task: str
+    queue: str
+    table: Claimable
+    rows: int  # in one message
+    limit: int  # what the queue can start within half a lease
+    due: ColumnElement[bool]
+    order: tuple[Any, ...]
+
+
+def _jobs_in(*states: State) -> ColumnElement[bool]:
+    # literals, so that the planner can match the partial indexes
+    return text(f"jobs.state in ({', '.join(repr(str(state)) for state in states)})")  # type: ignore[return-value]
+
+
+_OTHER = aliased(Delivery)
+_busy = (
+    select(func.count())
+    .where(_OTHER.url == Delivery.url, _OTHER.claimed.is_not(None), _OTHER.id != Delivery.id)
+    .correlate(Delivery)
+    .scalar_subquery()
+)
+
+_WORK = (
+    _Due(
+        "noria.work", "provider", Job, STEPS[State.ADMITTED].rows, 64,
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), ~Job.sync), (Job.run_at,),
+    ),
+    _Due(
+        "noria.work", "calls", Job, 1, 32,
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.sync), (Job.run_at,),
+    ),
+    _Due("noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 300, _jobs_in(State.RUNNING), (Job.run_at,)),
+    _Due(
+        "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
+        _jobs_in(State.COPYING), (Job.links_expire_at,),
+    ),
+    _Due("noria.deliver", "webhook", Delivery, 8, 256, _busy < _RECEIVER_THREADS * 8, (Delivery.run_at,)),
+)  # fmt: skip
+
+
+def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None:
+    """What the first tick of a process needs: lanes, owners and duties as the catalog and the settings say."""
+    lanes.sync(connection, ctx.catalog, ctx.settings)
+    connection.execute(
+        upsert(Duty).values([{"name": name, "due_at": now} for name in _DUTIES]).on_conflict_do_nothing()
+    )
+
+
+def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
+    """One tick; what to publish once the transaction is committed. Nothing when another process is at it."""
+    lock = select(func.pg_try_advisory_xact_lock(_LOCK).label("locked"), _anything(now), _duty_due(now), _moment(now))
+    probe = connection.execute(lock).one()
+    if not probe.locked:
+        return []
+    if probe.duty_due:
+        _do_duties(connection, probe.now)
+    if not probe.anything:
+        return []
+    lanes.admit(connection, probe.now)
+    return [message for due in _WORK for message in _messages(connection, due, probe.now)]
+
+
+def give_back(connection: Connection, messages: Iterable[Message], now: Now = claims.NOW) -> None:
+    """Makes the rows of messages that could not be sent due again."""
+    for message in messages:
+        table: Claimable = Delivery if message.queue == "webhook" else Job
+        claims.give_back(connection, table, [(claim.id, claim.number) for claim in message.claims], now)
+
+
+def _anything(now: Now) -> ColumnElement[bool]:
+    """Whether any row wants attention: one look at three indexes, for the many ticks in which none does.
+
+    It may miss a row that is being committed: the next tick finds that.
+    """
+    due = exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now)
+    queued = exists().where(text("jobs.state = 'queued'"), Job.run_at <= now)
+    return or_(due, queued, exists().where(Delivery.run_at <= now)).label("anything")
+
+
+def _duty_due(now: Now) -> ColumnElement[bool]:
+    return exists().where(Duty.due_at <= now).label("duty_due")
+
+
+def _moment(now: Now) -> ColumnElement[datetime]:
+    return claims.moment(now).label("now")
+
+
+def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Message]:
+    claimed = claims.claim_due(connection, due.table, due.due, due.order, due.limit, now)
+    healthy = [claim for claim in claimed if claim.crashes == 0]
+    crashed = [claim for claim in claimed if claim.crashes > 0]
+    alone = [claim for claim in crashed if not _held(connection, due, claim, now)]
+    for batch in (*_batches(healthy, due.rows), *((claim,) for claim in alone)):
+        yield Message(due.task, due.queue, tuple(batch))
+
+
+def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
+    """In the order they were claimed, rows of one group together."""
+    for _, group in groupby(sorted(claimed, key=lambda claim: claim.group), key=lambda claim: claim.group):
+        members = list(group)
+        yield from (members[start : start + rows] for start in range(0, len(members), rows))
+
+
+def _held(connection: Connection, due: _Due, claim: Claim, now: datetime) -> bool:
+    """Whether a row on which too many workers died is held now, for a person to look at."""
+    if due.table is not Job or claim.crashes < spans.CRASHES:
+        return False
+    row = connection.execute(select(*Job.__table__.c).where(Job.id == claim.id)).mappings().one()
+    job = Job.of(row)
+    if not may(State(job.state), State.HELD):
+        return False
+    why = f"{claim.crashes} workers died while they worked on it"
+    jobs.record(connection, job, Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES}), now)
+    _log.error("held a job that kills workers", job=str(job.id), crashes=claim.crashes)
+    return True
+
+
+def _do_duties(connection: Connection, now: datetime) -> None:
+    """What is to be done once a while, by whichever tick comes first."""
+    for name, (every, duty) in _DUTIES.items():
+        taken = update(Duty).where(Duty.name == name, Duty.due_at <= now).values(due_at=now + every)
+        if connection.execute(taken).rowcount:
+            duty(connection, now)
+
+
+def _forget_keys(connection: Connection, now: datetime) -> None:
+    connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - _KEYS_KEPT))
+
+
+_DUTIES = {
+    "learn": (timedelta(seconds=30), lanes.learn),
+    "forget_keys": (timedelta(hours=1), _forget_keys),
+}

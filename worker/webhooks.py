@@ -1,0 +1,101 @@
+"""Webhooks: signed as Standard Webhooks says, one row an event and receiver, written in the move's transaction.
+
+A delivery is a row with a due time, like a job; `deliver` makes one try of it and says what became of it.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import uuid
+from base64 import b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import httpx
+from sqlalchemy import Connection
+from sqlalchemy.dialects.postgresql import insert as upsert
+from standardwebhooks import Webhook
+
+from worker import egress, spans
+from worker.errors import CallFailed
+from worker.models import Delivery
+
+# Between tries; after the last the delivery is exhausted, three days and some hours after the event.
+RETRIES = tuple(
+    timedelta(seconds=seconds)
+    for seconds in (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
+)
+_JITTER = 0.1  # so that receivers that were down together are not all called at one instant
+_BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), 64 * 1024)  # bytes of a receiver's answer that are read
+_GONE = 410  # the receiver wants no more
+
+TERMINAL_EVENTS = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
+JOB_EVENTS = TERMINAL_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of one try: `state` is delivered, waiting or exhausted; `again_at` when the next one is due."""
+
+    state: str
+    status: int | None
+    error: str | None
+    again_at: datetime | None
+
+
+def new_secret() -> str:
+    """A signing secret: `whsec_` and 32 random bytes in base64."""
+    return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+
+
+def wanted(event_type: str, events: list[str] | None) -> bool:
+    """Whether a job's receiver is told of an event: the terminal ones, unless it asked for others."""
+    return event_type in (TERMINAL_EVENTS if events is None else events)
+
+
+def enqueue(
+    connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, event_id: int, url: str, body: str
+) -> None:
+    """Writes the delivery of an event; once, however often it is asked to."""
+    row = (
+        upsert(Delivery)
+        .values(project_id=project_id, job_id=job_id, event_id=event_id, url=url, body=body)
+        .on_conflict_do_nothing()
+    )
+    connection.execute(row)
+
+
+def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str]:
+    """The headers of a delivery; `at` must be in UTC, since the library drops the zone."""
+    message_id = f"evt_{event_id}"
+    moment = at.astimezone(UTC)
+    return {
+        "content-type": "application/json",
+        "user-agent": "Noria-Webhooks/1",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": Webhook(secret).sign(message_id, moment, body),
+    }
+
+
+def deliver(wire: httpx.BaseTransport, delivery: Delivery, secret: str, now: datetime) -> Tried:
+    """One try: 2xx is delivered, a redirect is a failure, 410 ends it, all else is tried again until the last."""
+    headers = signed(delivery.event_id, delivery.body, secret, now)
+    try:
+        answer = egress.call(wire, "POST", delivery.url, _BOUNDS, headers, delivery.body.encode())
+    except CallFailed as error:
+        return _failed(delivery, None, str(error), now)
+    if 200 <= answer.status < 300:
+        return Tried("delivered", answer.status, None, None)
+    if answer.status == _GONE:
+        return Tried("exhausted", answer.status, "the receiver said 410: gone", None)
+    return _failed(delivery, answer.status, f"the receiver said {answer.status}", now)
+
+
+def _failed(delivery: Delivery, status: int | None, error: str, now: datetime) -> Tried:
+    tries = delivery.tries + 1
+    if tries >= len(RETRIES):
+        return Tried("exhausted", status, error, None)
+    spread = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
+    return Tried("waiting", status, error, now + RETRIES[tries] * spread)
