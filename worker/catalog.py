@@ -42,7 +42,7 @@ class UnknownModel(InvalidInput):
 
     def __init__(self, name: str, near: Iterable[str]) -> None:
         advice = "near it: " + ", ".join(near) if near else "GET /v1/models lists them"
-        super().__init__([Fault("/model", "unknown_model", f"no model `{name[:80]}`; {advice}")])
+        super().__init__([Fault("/model", "unknown_model", f"no model {name[:80]!r}; {advice}")])
 
 
 class Protocol(StrEnum):
@@ -240,7 +240,7 @@ class Model(_Entry):
             **shown,
             "fields": sorted(self.fields),
             "aliases": sorted(self.names - {self.id}),
-            "price_unit": "CNY",
+            "currency": "CNY",
         }
 
     @model_validator(mode="after")
@@ -307,10 +307,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise CatalogError(f"line {node.start_mark.line + 1}: {', '.join(twice)} is written twice")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise CatalogError(f"line {key.start_mark.line + 1}: {key.value} is written twice")
+            seen.add(key.value)
         return node
 
 

@@ -19,10 +19,10 @@ from sqlalchemy import BigInteger, Connection, DateTime, Text, Uuid, cast, colum
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims, lanes, money, reading, webhooks
-from worker.catalog import Catalog
+from worker.catalog import Catalog, Model
 from worker.claims import Now
 from worker.errors import ClaimLost, Conflict, Fault, InvalidInput
-from worker.kinds import KINDS
+from worker.kinds import KINDS, Kind
 from worker.models import Attempt, Event, IdempotencyKey, Job, Output, Project
 from worker.settings import Settings
 from worker.states import TERMINAL, HeldFor, Move, State, may
@@ -63,10 +63,7 @@ class Prepared:
 
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault."""
-    kind = KINDS.get(submission.kind)
-    if kind is None:
-        raise InvalidInput([Fault("/kind", "unknown_kind", f"kinds are: {', '.join(sorted(KINDS))}")])
-    model = catalog.model(submission.model)
+    kind, model = _kind_and_model(catalog, submission)
     region = _region(settings, model)
     checked = kind.check(model, submission.input, region)
     usage = kind.estimate(model, checked)
@@ -86,7 +83,7 @@ def submit(
 
     Raises Conflict when the key was used with another body.
     """
-    if key is not None and (first := _replayed(connection, project, prepared, key)):
+    if key is not None and (first := replayed(connection, project, prepared, key)):
         return first, True
     said = prepared.submission
     row = (
@@ -116,6 +113,22 @@ def submit(
     _tell(connection, job, None, "", now)
     money.reserve(connection, job, now)
     return job, False
+
+
+def replayed(connection: Connection, project: Project, prepared: Prepared, key: str) -> Job | None:
+    """The job that the first submission under this Idempotency-Key made; None when this is the first.
+
+    Raises Conflict when the key came with another body.
+    """
+    statement = select(IdempotencyKey.request_hash, IdempotencyKey.job_id).where(
+        IdempotencyKey.project_id == project.id, IdempotencyKey.key == key
+    )
+    row = connection.execute(statement).one_or_none()
+    if row is None:
+        return None
+    if row.request_hash != prepared.digest:
+        raise Conflict("idempotency_key_reused", "this Idempotency-Key came with another body before")
+    return reading.one(connection, project.id, row.job_id)
 
 
 class IdempotencyRace(Exception):  # not an error: the caller rolls back and asks again
@@ -216,7 +229,21 @@ def digest(value: Any) -> bytes:
     return hashlib.sha256(canonical.encode()).digest()
 
 
-def _region(settings: Settings, model: Any) -> str:
+def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Model]:
+    """Both, or the faults of both."""
+    kind, faults = KINDS.get(submission.kind), []
+    if kind is None:
+        faults.append(Fault("/kind", "unknown_kind", f"kinds are: {', '.join(sorted(KINDS))}"))
+    try:
+        model = catalog.model(submission.model)
+    except InvalidInput as error:
+        raise InvalidInput(faults + error.faults) from None
+    if kind is None:
+        raise InvalidInput(faults)
+    return kind, model
+
+
+def _region(settings: Settings, model: Model) -> str:
     """The region of the first account that offers the model; raises InvalidInput with a hint when none does."""
     for account in settings.all_accounts:
         if model.region(account.region):
@@ -229,18 +256,6 @@ def _region(settings: Settings, model: Any) -> str:
 
 def _rest(said: Submission) -> list[Any]:
     return [said.metadata, said.custom_id, said.priority, said.webhook_url, said.webhook_events]
-
-
-def _replayed(connection: Connection, project: Project, prepared: Prepared, key: str) -> Job | None:
-    statement = select(IdempotencyKey.request_hash, IdempotencyKey.job_id).where(
-        IdempotencyKey.project_id == project.id, IdempotencyKey.key == key
-    )
-    row = connection.execute(statement).one_or_none()
-    if row is None:
-        return None
-    if row.request_hash != prepared.digest:
-        raise Conflict("idempotency_key_reused", "this Idempotency-Key came with another body before")
-    return reading.one(connection, project.id, row.job_id)
 
 
 def _remember(connection: Connection, job: Job, prepared: Prepared, key: str) -> bool:

@@ -6,7 +6,7 @@ Every query carries the project, so another project's ids do not exist. The prov
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -59,12 +59,21 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
     return [Job.of(row) for row in connection.execute(statement).mappings()]
 
 
-def history(connection: Connection, job: Job, after: int = 0) -> Sequence[Row[tuple[Event]]]:
+def history(connection: Connection, job: Job, after: int = 0, limit: int | None = None) -> Sequence[Row[tuple[Event]]]:
     """The job's events after a sequence number, oldest first."""
     statement = (
-        select(*Event.__table__.c).where(Event.job_id == job.id, Event.sequence > after).order_by(Event.sequence)
+        select(*Event.__table__.c)
+        .where(Event.job_id == job.id, Event.project_id == job.project_id, Event.sequence > after)
+        .order_by(Event.sequence)
+        .limit(limit)
     )
     return connection.execute(statement).all()
+
+
+def sequences(connection: Connection, job_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """The sequence number of each job's last event; of jobs that were read as their project's before."""
+    statement = select(Job.id, Job.sequence).where(Job.id.in_(job_ids))
+    return {row.id: row.sequence for row in connection.execute(statement)}
 
 
 def attempts(connection: Connection, job: Job) -> list[Attempt]:
@@ -82,9 +91,22 @@ def outputs(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list
     return found
 
 
+def output(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, n: int) -> Output:
+    """The n-th stored output of the project's job; raises NotFound."""
+    statement = select(*Output.__table__.c).where(
+        Output.project_id == project_id, Output.job_id == job_id, Output.n == n
+    )
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no output {n} of job {job_id}")
+    return Output.of(row)
+
+
 def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, str | None]:
     """The provider's request id of each job's last attempt: what its support asks for."""
     of_attempt = {job.attempt_id: job.id for job in jobs if job.attempt_id}
+    if not of_attempt:
+        return {}
     statement = select(Attempt.id, Attempt.request_id).where(Attempt.id.in_(list(of_attempt)))
     return {of_attempt[row.id]: row.request_id for row in connection.execute(statement)}
 

@@ -24,7 +24,7 @@ LEASES = {
     "call": timedelta(seconds=400),  # CALL
     "reconcile": timedelta(seconds=180),
     "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate
-    "copy": COPY + timedelta(minutes=2),
+    "copy": COPY + timedelta(minutes=8),  # a request to the bucket that is under way at the deadline may take 6 more
     "deliver": timedelta(seconds=60),
 }
 

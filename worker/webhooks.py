@@ -27,7 +27,7 @@ RETRIES = tuple(
     for seconds in (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
 )
 _JITTER = 0.1  # so that receivers that were down together are not all called at one instant
-_BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), 64 * 1024)  # bytes of a receiver's answer that are read
+_BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), cap=0)
 _GONE = 410  # the receiver wants no more
 
 TERMINAL_EVENTS = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
@@ -83,14 +83,16 @@ def deliver(wire: httpx.BaseTransport, delivery: Delivery, secret: str, now: dat
     """One try: 2xx is delivered, a redirect is a failure, 410 ends it, all else is tried again until the last."""
     headers = signed(delivery.event_id, delivery.body, secret, now)
     try:
-        answer = egress.call(wire, "POST", delivery.url, _BOUNDS, headers, delivery.body.encode())
+        # only the status counts, so nothing of the receiver's answer is read
+        with egress.stream(wire, "POST", delivery.url, _BOUNDS, headers, delivery.body.encode()) as answer:
+            status = answer.status
     except CallFailed as error:
         return _failed(delivery, None, str(error), now)
-    if 200 <= answer.status < 300:
-        return Tried("delivered", answer.status, None, None)
-    if answer.status == _GONE:
-        return Tried("exhausted", answer.status, "the receiver said 410: gone", None)
-    return _failed(delivery, answer.status, f"the receiver said {answer.status}", now)
+    if 200 <= status < 300:
+        return Tried("delivered", status, None, None)
+    if status == _GONE:
+        return Tried("exhausted", status, "the receiver said 410: gone", None)
+    return _failed(delivery, status, f"the receiver said {status}", now)
 
 
 def _failed(delivery: Delivery, status: int | None, error: str, now: datetime) -> Tried:

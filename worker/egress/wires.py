@@ -188,7 +188,8 @@ class _Backend(SafeBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        each = min(_left(timeout, httpcore.ConnectTimeout), _left(None, httpcore.ConnectTimeout))
+        left = _left(None, httpcore.ConnectTimeout)
+        each = min(left / ADDRESSES, timeout or left)
         return _Stream(super().connect_tcp(host, port, each, local_address, socket_options))
 
 

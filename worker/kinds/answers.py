@@ -15,9 +15,12 @@ from pydantic import BaseModel
 
 from worker import catalog
 from worker.catalog import Usage
+from worker.kinds import fields
 from worker.kinds.kind import Source
 
 _LINKS = ("video_url", "url", "image")
+_NUMBER_LIMIT = 2**63
+_WORD_LIMIT = 200  # characters; longer texts are no measure of use
 _TIER = re.compile(r"(\d{3,4})P?", re.IGNORECASE)
 
 
@@ -37,7 +40,7 @@ def failures(output: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 def video_usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
     """Seconds and tier: `duration` else `video_duration`, `SR` else the size, else what was asked for."""
     asked = video_asked(wanted)
-    said = {**_mapping(answer.get("usage"))}
+    said = _mapping(answer.get("usage"))
     seconds = number(said.get("duration")) or number(said.get("video_duration"))
     sizes = (said.get(name) for name in ("SR", "size", "video_ratio"))
     tier = next(filter(None, map(_tier, sizes)), None)
@@ -101,7 +104,14 @@ def number(value: Any) -> int | float | None:
 
 
 def _settled(said: Mapping[str, Any], asked: Mapping[str, Any], billed: Mapping[str, Any]) -> Usage:
-    return Usage({**said, **asked, **_known(billed)})
+    kept = {name: value for name, value in said.items() if fields.is_storable(name) and _is_plain(value)}
+    return Usage({**kept, **asked, **_known(billed)})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be kept as JSON by the database."""
+    is_number = isinstance(value, int | float) and abs(value) < _NUMBER_LIMIT  # which no NaN is
+    return is_number or (isinstance(value, str) and len(value) <= _WORD_LIMIT and fields.is_storable(value))
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tier(value: Any) -> str | None:
-    digits = _TIER.fullmatch(str(value))
+    digits = _TIER.fullmatch(str(number(value) or value))
     return f"{digits[1]}P" if digits else catalog.load().tier(str(value))
 
 

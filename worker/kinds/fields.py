@@ -21,9 +21,13 @@ def no(code: LiteralString, message: str) -> PydanticCustomError:
     return PydanticCustomError(code, "{message}", {"message": message})
 
 
+def is_storable(text: str) -> bool:
+    """Whether Postgres takes the text: it refuses NUL and lone surrogates."""
+    return _UNSTORABLE.search(text) is None
+
+
 def _storable(text: str) -> str:
-    # Postgres takes neither in text, and no provider can be meant to read them.
-    if _UNSTORABLE.search(text):
+    if not is_storable(text):
         raise no("bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored")
     return text
 

@@ -1,0 +1,229 @@
+"""What the API answers, as models that describe it. The engine builds the answers; tests hold the two together."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import UUID
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from worker.states import HeldFor, State
+
+_STATES: dict[str, Any] = {"enum": [*State]}
+
+
+class Answer(BaseModel):
+    """All that is said is said here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Fault(Answer):
+    """One wrong field."""
+
+    pointer: str = Field(description="a JSON pointer into the body, or /query/… or /header/…", examples=["/input/size"])
+    code: str = Field(description="stable, for programs", examples=["not_allowed"])
+    message: str = Field(description="for people")
+
+
+class Problem(Answer):
+    """Why a request was refused, or failed (RFC 9457)."""
+
+    type: str = Field(examples=["urn:noria:problem:invalid_input"])
+    title: str
+    status: int
+    code: str = Field(description="stable, for programs", examples=["invalid_input"])
+    request_id: str = Field(description="finds the request in the log; also in X-Request-Id")
+    detail: str | None = Field(None, description="for people")
+    errors: list[Fault] | None = Field(None, description="every wrong field, where input is wrong")
+
+
+class Cost(Answer):
+    """Amounts are decimal strings; null where no price is known, or nothing was billed yet."""
+
+    currency: Literal["CNY"]
+    estimated: Decimal | None = Field(examples=["3.00"])
+    actual: Decimal | None
+    billed: Literal["yes", "no", "unknown"]
+
+
+class Waiting(Answer):
+    """What an unfinished job waits for."""
+
+    code: str = Field(examples=["slot"])
+    detail: str
+    until: datetime | None
+    position: int | None = Field(description="in the queue of its model, from 1")
+
+
+class Provider(Answer):
+    """What the provider knows the job by."""
+
+    account: str | None
+    region: str | None
+    task_id: str | None
+    request_id: str | None
+    status: str | None
+    links_expire_at: datetime | None
+
+
+class Output(Answer):
+    """An object in the bucket, checked; `url` redirects to a link to it."""
+
+    n: int
+    role: str
+    content_type: str
+    bytes: int
+    sha256: str
+    duration: float | None = Field(description="seconds")
+    key: str
+    url: str
+
+
+class Job(Answer):
+    """One thing that was asked for. Treat a state that you do not know as unfinished unless `is_terminal`."""
+
+    id: UUID
+    object: Literal["job"]
+    kind: str
+    model: str
+    project: str
+    state: str = Field(json_schema_extra=_STATES)
+    is_terminal: bool
+    held_for: HeldFor | None
+    cancel_requested: bool
+    waiting_on: Waiting | None
+    priority: Literal["high", "normal", "low"]
+    input: dict[str, Any] = Field(description="complete: defaults filled in")
+    metadata: dict[str, str]
+    custom_id: str | None
+    batch_id: UUID | None
+    parent_id: UUID | None
+    created_at: datetime
+    submitted_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    cost: Cost
+    usage: dict[str, Any] | None = Field(description="what was billed, in the model's units")
+    provider: Provider
+    outputs: list[Output]
+    error: dict[str, Any] | None = Field(description="code, class, message, retryable, billed, hint, provider")
+    urls: dict[str, str]
+
+
+class Event(Answer):
+    """A recorded move."""
+
+    object: Literal["event"]
+    id: str
+    job_id: UUID
+    sequence: int = Field(description="counts within the job; the stream's id")
+    type: str = Field(examples=["job.running"])
+    from_: str | None = Field(alias="from", description="the state it left; null: it was made")
+    to: str
+    why: str
+    at: datetime
+
+
+class Attempt(Answer):
+    """One create call to the provider: what may have cost money."""
+
+    object: Literal["attempt"]
+    id: UUID
+    number: int
+    model: str
+    region: str
+    account: str
+    sent_at: datetime
+    answered_at: datetime | None
+    outcome: Literal["sent", "accepted", "refused", "not_sent", "unknown", "absent"]
+    http_status: int | None
+    request_id: str | None
+    task_id: str | None
+    code: str | None
+    message: str | None
+    billed: Literal["yes", "no", "unknown"]
+
+
+class Model(BaseModel):
+    """A model of the catalog: what it makes and takes, its defaults, and its limits and prices by region."""
+
+    object: Literal["model"]
+    id: str
+    family: str
+    kinds: list[str]
+    aliases: list[str]
+    fields: list[str] = Field(description="the input fields that it takes")
+    requires: list[str]
+    sizes: Any
+    resolutions: list[str]
+    ratios: list[str]
+    durations: list[int] = Field(description="seconds")
+    default: dict[str, Any] = Field(description="what is sent when the input says nothing")
+    regions: dict[str, dict[str, Any]]
+    currency: Literal["CNY"]
+
+
+class Estimate(Answer):
+    """What a submission would be and cost; nothing was made."""
+
+    object: Literal["estimate"]
+    kind: str
+    model: str
+    input: dict[str, Any]
+    cost: dict[str, Any] = Field(examples=[{"currency": "CNY", "estimated": "3.00"}])
+
+
+class Cancellation(Answer):
+    """What became of the wish: canceled, requested (the provider is asked), too_late (billed), already_finished."""
+
+    object: Literal["cancellation"]
+    outcome: Literal["canceled", "requested", "too_late", "already_finished"]
+    job: Job
+
+
+class _List(Answer):
+    object: Literal["list"]
+    has_more: bool
+    next_cursor: str | None = Field(description="give it as `cursor` to get the next page")
+
+
+class JobList(_List):
+    """A page of jobs, the newest first."""
+
+    data: list[Job]
+
+
+class EventList(_List):
+    """A page of a job's events, the oldest first; the cursor is the last one's sequence."""
+
+    data: list[Event]
+
+
+class AttemptList(_List):
+    """Every attempt of a job, the oldest first."""
+
+    data: list[Attempt]
+
+
+class ModelList(_List):
+    """The models."""
+
+    data: list[Model]
+
+
+class Readiness(Answer):
+    """`degraded`: something is away that can be done without for a while."""
+
+    status: Literal["ready", "degraded", "unready"]
+    checks: dict[str, dict[str, Any]]
+
+
+def listed(data: list[dict[str, Any]], next_cursor: str | None = None) -> JSONResponse:
+    """A page of things; with a cursor there are more."""
+    page = {"object": "list", "data": data, "has_more": next_cursor is not None, "next_cursor": next_cursor}
+    return JSONResponse(page)

@@ -1,0 +1,67 @@
+"""The HTTP API: `uvicorn api.app:app`.
+
+The app is made when `app` is first asked for, so that importing this module needs no settings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import context, describe, problems
+from api.middleware import Frame
+from api.routes import health, jobs, models
+from worker import log, settings
+from worker.settings import Settings
+
+_LAST_WORDS = 2.0  # seconds that hints and events may still take at the end
+
+
+def create_app(given: Settings) -> FastAPI:
+    """The app for these settings; it opens no connection before the first request."""
+    made = context.make(given)
+    app = FastAPI(title=describe.TITLE, version=_version(), lifespan=_lifespan, redoc_url=None)
+    app.state.context = made
+    app.openapi = lambda: describe.describe(app)  # type: ignore[method-assign]
+    app.add_middleware(Frame)
+    problems.handle(app)
+    for routes in (jobs, models, health):
+        app.include_router(routes.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.context.sender.stop(_LAST_WORDS)
+    app.state.context.engine.dispose()
+
+
+@cache
+def _app() -> FastAPI:
+    given = settings.load()
+    log.configure(given.log_level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # through our formatter, as everything
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # it writes queries; the frame logs each request
+    return create_app(given)
+
+
+def _version() -> str:
+    try:
+        return version("noria")
+    except PackageNotFoundError:  # run from the source tree
+        return "0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return _app()
+    raise AttributeError(name)

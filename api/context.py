@@ -1,0 +1,76 @@
+"""What an endpoint works with: one value per app, made at its start, handed out by `Here`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Connection, Engine
+
+from api.limits import Rates, Waiting
+from api.probes import Probes, probes
+from api.streams import Watch
+from worker import broker, catalog, flower
+from worker.broker import Sender
+from worker.catalog import Catalog
+from worker.context import engine
+from worker.models import Job, Project
+from worker.settings import Settings
+from worker.storage import Bucket
+
+_CONNECTIONS = 16  # requests are short, so a few serve the forty threads
+
+
+@dataclass(frozen=True)
+class Context:
+    """The process's settings, catalog, database, bucket, word to the broker, and limits."""
+
+    settings: Settings
+    catalog: Catalog
+    engine: Engine
+    bucket: Bucket
+    sender: Sender
+    rates: Rates
+    waiting: Waiting
+    watch: Watch
+    probes: Probes
+
+    def tell(self, job: Job, project: Project) -> None:
+        """Tells Flower of the job's state, and asks for a tick; waits for nobody."""
+        if event := flower.event(job, project.name, []):
+            self.sender.tell(event)
+        self.sender.hint()
+
+
+def make(settings: Settings) -> Context:
+    """The context of this process; opens no connection yet."""
+    database, bucket = engine(settings, threads=_CONNECTIONS), Bucket(settings)
+    celery = broker.celery_app(settings)
+    return Context(
+        settings=settings,
+        catalog=catalog.load(),
+        engine=database,
+        bucket=bucket,
+        sender=Sender(celery),
+        rates=Rates(settings.api_rate),
+        waiting=Waiting(settings.max_waiting),
+        watch=Watch(database),
+        probes=probes(settings, database, bucket),
+    )
+
+
+def moment(connection: Connection) -> datetime:
+    """Postgres's time now, in the transaction that uses it."""
+    now: datetime = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
+    return now
+
+
+def here(request: Request) -> Context:
+    """The app's context."""
+    context: Context = request.app.state.context
+    return context
+
+
+Here = Annotated[Context, Depends(here)]

@@ -1,0 +1,66 @@
+"""Wrong fields, named: pydantic's words as ours, and text that cannot be stored, found wherever it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from worker.errors import Fault
+
+DEPTH = 32  # of objects and lists in one another; an input needs four
+
+_CODES = {
+    "missing": "required",
+    "extra_forbidden": "unknown_field",
+    "string_too_long": "too_long",
+    "too_long": "too_many",
+    "literal_error": "not_allowed",
+}
+_MESSAGES = {"missing": "is required", "extra_forbidden": "is no field here"}
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def fault(slip: Mapping[str, Any], prefix: str = "") -> Fault:
+    """One of pydantic's errors as a fault; where the model as a whole was refused, `at` in its context says whose."""
+    at = slip.get("ctx", {}).get("at")
+    where = slip["loc"] if at is None else (*slip["loc"], at)
+    return Fault(
+        prefix + pointer(where), _CODES.get(slip["type"], slip["type"]), _MESSAGES.get(slip["type"], slip["msg"])
+    )
+
+
+def pointer(where: tuple[Any, ...]) -> str:
+    """A JSON pointer (RFC 6901) that can be written as UTF-8, whatever the names hold."""
+    steps = (_storable(str(step)).replace("~", "~0").replace("/", "~1") for step in where)
+    return "".join("/" + step for step in steps)
+
+
+def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
+    """The body without what Postgres refuses in text and without what is nested too deep, and where that was."""
+    found: list[Fault] = []
+    return _scrub(value, (), found), found
+
+
+def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
+    if len(where) > DEPTH:
+        found.append(Fault(pointer(where), "too_deep", f"lies more than {DEPTH} levels deep"))
+        return None
+    if isinstance(value, str):
+        return _text(value, where, found)
+    if isinstance(value, list):
+        return [_scrub(item, (*where, n), found) for n, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {_text(key, (*where, key), found): _scrub(item, (*where, key), found) for key, item in value.items()}
+    return value
+
+
+def _text(value: str, where: tuple[Any, ...], found: list[Fault]) -> str:
+    if not _UNSTORABLE.search(value):
+        return value
+    found.append(Fault(pointer(where), "bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored"))
+    return _storable(value)
+
+
+def _storable(text: str) -> str:
+    return _UNSTORABLE.sub("\ufffd", text)

@@ -1,0 +1,205 @@
+"""Jobs: submit, look, follow, fetch, cancel. Every query carries the caller's project, so others' ids are 404."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.sse import EventSourceResponse
+from sqlalchemy import Connection
+
+from api import answers, describe, streams, submissions
+from api.auth import Mine, Tenant
+from api.context import Context, Here, moment
+from api.schemas import JobCreate, JobQuery
+from api.submissions import JsonBody
+from worker import jobs, money, reading
+from worker.errors import Conflict, InvalidInput
+from worker.jobs import Prepared
+from worker.kinds.fields import Text
+from worker.lanes import Waiting
+from worker.models import Job, Output
+from worker.states import TERMINAL, State
+
+_LINK = timedelta(minutes=5)  # how long a link to an output is good for
+_RACES = 5  # submissions under one key at once that may overtake this one
+_MOST = 2**31 - 1  # of numbers in addresses and headers
+# Without a place in the queue: to count that for each submission would cost more than the submission.
+_QUEUED = Waiting("slot", "waits for one of the model's concurrent tasks")
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
+
+IdempotencyKey = Annotated[
+    Text | None,
+    Header(min_length=1, max_length=255, description="makes a submission safe to repeat; kept 7 days"),
+]
+JobId = Annotated[UUID, Path(description="the job's id")]
+Place = Annotated[int, Query(ge=0, le=_MOST, description="the sequence after which to go on")]
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=answers.Job,
+    responses={
+        200: {"model": answers.Job | answers.Estimate, "description": "a replay (Idempotency-Replayed), or a dry run"},
+        **describe.refusals(409, 413, 415),
+    },
+    openapi_extra=describe.body(JobCreate),
+)
+def submit(
+    here: Here,
+    mine: Mine,
+    body: JsonBody,
+    idempotency_key: IdempotencyKey = None,
+    dry_run: Annotated[bool, Query(description="check and price only")] = False,
+) -> Response:
+    """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
+    prepared = submissions.job(here, body, mine.now)
+    if dry_run:
+        return JSONResponse(estimate(prepared))
+    job, replay = _submitted(here, mine, prepared, idempotency_key)
+    if replay is not None:
+        return JSONResponse(replay, headers={"idempotency-replayed": "true"})
+    here.tell(job, mine.project)
+    made = reading.shown(mine.project.name, job, [], None, _QUEUED)
+    return JSONResponse(made, 201, headers={"location": made["urls"]["self"]})
+
+
+@router.get("", response_model=answers.JobList)
+def search(here: Here, mine: Mine, wanted: Annotated[JobQuery, Query()]) -> Response:
+    """List jobs, the newest first. `metadata.KEY=value` finds by metadata; several filters narrow together."""
+    with here.engine.connect() as connection:
+        found = reading.page(connection, mine.project.id, wanted.filter(_model_id(here, wanted)), wanted.limit + 1)
+        page = found[: wanted.limit]
+        data = reading.documents(connection, mine.project.name, page, mine.now)
+    return answers.listed(data, str(page[-1].id) if len(found) > len(page) else None)
+
+
+@router.get("/{job_id}", response_model=answers.Job)
+def show(here: Here, mine: Mine, job_id: JobId) -> Response:
+    """One job: where it is, what it waits for, what it made and cost."""
+    with here.engine.connect() as connection:
+        return JSONResponse(_document(connection, mine, reading.one(connection, mine.project.id, job_id)))
+
+
+@router.get(
+    "/{job_id}/events",
+    response_model=answers.EventList,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "the stream has ended, and was read to its end"},
+    },
+)
+def events(
+    here: Here,
+    mine: Mine,
+    job_id: JobId,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: Annotated[int | None, Header(ge=0, le=_MOST, description="of a stream: go on after it")] = None,
+    cursor: Place = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="events on a page")] = 500,
+) -> Response:
+    """The job's history. With `Accept: text/event-stream` it goes on until the job has ended."""
+    after = cursor if last_event_id is None else last_event_id
+    with here.engine.connect() as connection:
+        job = reading.one(connection, mine.project.id, job_id)
+        if "text/event-stream" in accept:
+            return _stream(here, job, min(after, job.sequence))
+        found = reading.history(connection, job, after, limit + 1)
+    page: Sequence[Any] = found[:limit]
+    more = str(page[-1].sequence) if len(found) > len(page) else None
+    return answers.listed([reading.event_shown(event) for event in page], more)
+
+
+@router.get("/{job_id}/attempts", response_model=answers.AttemptList)
+def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
+    """Every create call to the provider: what may have cost money."""
+    with here.engine.connect() as connection:
+        made = reading.attempts(connection, reading.one(connection, mine.project.id, job_id))
+    return answers.listed([reading.attempt_shown(attempt) for attempt in made])
+
+
+@router.get(
+    "/{job_id}/outputs/{n}",
+    status_code=302,
+    response_class=RedirectResponse,
+    responses={302: {"description": "to a link to the object, good for five minutes"}},
+)
+def fetch(
+    here: Here,
+    mine: Mine,
+    job_id: JobId,
+    n: Annotated[int, Path(ge=0, le=2**15 - 1, description="which output, from 0")],
+    download: Annotated[bool, Query(description="as a file, not shown by the browser")] = False,
+) -> Response:
+    """Fetch an output: a redirect to a short-lived link into the bucket."""
+    with here.engine.connect() as connection:
+        output = reading.output(connection, mine.project.id, job_id, n)
+    return RedirectResponse(here.bucket.presign(output.key, _LINK, _filename(output) if download else None), 302)
+
+
+@router.post("/{job_id}/cancel", response_model=answers.Cancellation)
+def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
+    """Ask a job to stop. The provider drops only what has not started: `outcome` says what became of the wish."""
+    with here.engine.begin() as connection:
+        job, outcome = jobs.cancel(connection, mine.project.id, job_id, moment(connection))
+        document = _document(connection, mine, job)
+    if outcome == "canceled":
+        here.tell(job, mine.project)
+    here.sender.hint()
+    return JSONResponse({"object": "cancellation", "outcome": outcome, "job": document})
+
+
+def estimate(prepared: Prepared) -> dict[str, Any]:
+    """What a submission would be and cost."""
+    return {
+        "object": "estimate",
+        "kind": prepared.submission.kind,
+        "model": prepared.model,
+        "input": prepared.input,
+        "cost": {"currency": "CNY", "estimated": money.shown(prepared.estimate)},
+    }
+
+
+def _submitted(here: Context, mine: Tenant, prepared: Prepared, key: str | None) -> tuple[Job, dict[str, Any] | None]:
+    """The job, committed; and where it was made before, its document. Raises a problem when the project is full."""
+    for _ in range(_RACES):
+        with suppress(jobs.IdempotencyRace), here.engine.begin() as connection:
+            is_full = here.waiting.is_full(connection, mine.project.id)
+            if is_full and not (key and jobs.replayed(connection, mine.project, prepared, key)):
+                raise here.waiting.refuse()
+            now = moment(connection)
+            job, replayed = jobs.submit(connection, mine.project, prepared, key, now)
+            return job, _document(connection, mine, job) if replayed else None
+    raise Conflict("idempotency_key_busy", "other submissions under this Idempotency-Key are on their way")
+
+
+def _document(connection: Connection, mine: Tenant, job: Job) -> dict[str, Any]:
+    return reading.documents(connection, mine.project.name, [job], mine.now)[0]
+
+
+def _stream(here: Context, job: Job, after: int) -> Response:
+    if after == job.sequence and State(job.state) in TERMINAL:
+        return Response(status_code=204)  # tells an EventSource not to come back
+    here.watch.admit()
+    # a proxy that gathers the answer before it passes it on would keep the stream to itself
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return EventSourceResponse(streams.stream(here.engine, here.watch, job, after), headers=headers)
+
+
+def _filename(output: Output) -> str:
+    return f"{output.job_id}-{PurePosixPath(output.key).name}"
+
+
+def _model_id(here: Context, wanted: JobQuery) -> str | None:
+    """The id that jobs are kept under, where an alias was given; what the catalog does not know stays as it is."""
+    with suppress(InvalidInput):
+        return here.catalog.model(wanted.model).id if wanted.model else None
+    return wanted.model

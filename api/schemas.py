@@ -1,0 +1,143 @@
+"""What the API takes: bodies and filters, as pydantic models that name every wrong field."""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, LiteralString, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from worker import reading
+from worker.egress import wires
+from worker.kinds import KINDS
+from worker.kinds.fields import Text, no
+from worker.states import State
+from worker.webhooks import JOB_EVENTS
+
+METADATA_PREFIX = "metadata."
+_KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
+
+
+def _known_event(name: str) -> str:
+    if name not in JOB_EVENTS:
+        raise no("not_allowed", f"is none of {', '.join(sorted(JOB_EVENTS))}")
+    return name
+
+
+def _known_state(name: str) -> str:
+    if name not in list(State):
+        raise no("not_allowed", f"is none of {', '.join(State)}")
+    return name
+
+
+def _no_filter(name: str, code: LiteralString, message: str) -> PydanticCustomError:
+    return PydanticCustomError(code, "{message}", {"message": message, "at": name[:80]})
+
+
+def _apart(value: Any) -> Any:
+    """`state=queued,running` and `state=queued&state=running` are the same."""
+    return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
+
+
+Key = Annotated[str, Field(min_length=1, max_length=_KEY_LENGTH)]
+Value = Annotated[str, Field(max_length=_VALUE_LENGTH)]
+EventName = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra={"enum": sorted(JOB_EVENTS)})]
+StateName = Annotated[Text, AfterValidator(_known_state), Field(json_schema_extra={"enum": list(State)})]
+
+
+class EstimateCreate(BaseModel):
+    """What to make, with which model, from what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str = Field(description="what to make", json_schema_extra={"enum": [*sorted(KINDS)]})
+    model: str = Field(
+        description="the provider's id of a model, or an alias; GET /v1/models lists them",
+        examples=["wan2.5-t2v-preview"],
+    )
+    input: dict[str, Any] = Field(
+        description="what the kind takes; GET /v1/models says which fields and values each model takes"
+    )
+
+
+class JobCreate(EstimateCreate):
+    """A job to submit."""
+
+    metadata: dict[Key, Value] = Field(
+        default_factory=dict,
+        max_length=_KEYS,
+        description=f"yours, to find the job by; {_KEYS} keys of {_KEY_LENGTH} characters, values of {_VALUE_LENGTH}",
+        examples=[{"sku": "A17"}],
+    )
+    custom_id: str | None = Field(None, min_length=1, max_length=128, description="your own id", examples=["row-17"])
+    priority: Literal["high", "normal", "low"] = Field("normal", description="among this project's jobs")
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="is told how the job ends", examples=["https://example.com/hooks/noria"]
+    )
+    webhook_events: list[EventName] | None = Field(
+        None, max_length=len(JOB_EVENTS), description="what the receiver is told; null: how the job ends"
+    )
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _may_be_called(cls, value: str | None, info: ValidationInfo) -> str | None:
+        fault = wires.check_url(value, info.context) if value is not None and info.context else None
+        if fault is not None:
+            raise no("url_not_allowed", fault.message)
+        return value
+
+
+class JobQuery(BaseModel):
+    """Which jobs to list; filters narrow together. `metadata.KEY=value` finds by metadata."""
+
+    model_config = ConfigDict(extra="allow")
+
+    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    kind: Text | None = Field(None, description="what the job makes")
+    model: Text | None = Field(None, description="a model's id or alias")
+    custom_id: Text | None = Field(None, description="your own id")
+    created_after: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
+    created_before: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
+    q: Annotated[Text, Field(max_length=200)] | None = Field(None, description="a part of the prompt or custom_id")
+    cursor: uuid.UUID | None = Field(None, description="the next_cursor of the page before")
+    limit: int = Field(20, ge=1, le=100, description="jobs on a page")
+
+    @model_validator(mode="after")
+    def _no_other(self) -> Self:
+        """A misspelt filter would list everything."""
+        for name, value in (self.model_extra or {}).items():
+            if not name.startswith(METADATA_PREFIX):
+                near = difflib.get_close_matches(name[:40], type(self).model_fields, n=1)
+                advice = f"; did you mean {near[0]}?" if near else ""
+                raise _no_filter(name, "unknown_filter", f"is no filter{advice}")
+            if not isinstance(value, str) or "\0" in name + value:
+                raise _no_filter(name, "bad_text", "is to be one value that can be stored")
+        return self
+
+    def filter(self, model: str | None) -> reading.Filter:
+        """The filter as the engine takes it; `model` is the catalog's id of the model."""
+        extra: Mapping[str, str] = self.model_extra or {}
+        return reading.Filter(
+            states=tuple(self.state),
+            kind=self.kind,
+            model=model,
+            custom_id=self.custom_id,
+            metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
+            created_after=self.created_after,
+            created_before=self.created_before,
+            q=self.q,
+            before=self.cursor,
+        )

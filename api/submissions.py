@@ -1,0 +1,120 @@
+"""From a request's body to a submission that may be made: read under a bound, and every wrong field named at once.
+
+What is wrong with the body's form and what the catalog refuses are looked for in one pass, so a client corrects a
+submission once.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from api import faults
+from api.context import Context
+from api.problems import problem
+from api.schemas import EstimateCreate, JobCreate
+from worker import jobs
+from worker.errors import Fault, InvalidInput
+from worker.jobs import Prepared, Submission
+from worker.kinds import KINDS
+from worker.settings import Settings
+
+BODY_LIMIT = 1 << 20  # bytes
+
+T = TypeVar("T", bound=BaseModel)
+
+
+async def json_body(request: Request) -> Any:
+    """The body as JSON; raises problems: 413 over the limit, 415 and 400 for what is not JSON.
+
+    The bytes are counted as they come, since Content-Length may lie.
+    """
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if said != "application/json":
+        raise problem(415, "not_json", "send the body as JSON, with Content-Type: application/json")
+    read = bytearray()
+    async for chunk in request.stream():
+        read += chunk
+        if len(read) > BODY_LIMIT:
+            raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes")
+    try:
+        return json.loads(read, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and numbers of thousands of digits
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
+        raise problem(400, "invalid_json", f"the body is not JSON: {reason}") from None
+
+
+JsonBody = Annotated[Any, Depends(json_body)]
+
+
+def job(here: Context, body: Any, on: datetime) -> Prepared:
+    """The submission in a body, checked and priced for that day; raises InvalidInput with every fault."""
+    return _prepared(here, JobCreate, body, on)
+
+
+def estimate(here: Context, body: Any, on: datetime) -> Prepared:
+    """The same of a body that has no more than kind, model and input."""
+    return _prepared(here, EstimateCreate, body, on)
+
+
+def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime) -> Prepared:
+    clean, found = faults.scrubbed(body)
+    said, of_form = _read(form, clean, here.settings)
+    prepared, of_catalog = _priced(here, said, clean, on)
+    found += of_form + [fault for fault in of_catalog if not _is_said(fault, of_form)]
+    if found or prepared is None:
+        raise InvalidInput(found)
+    return prepared
+
+
+def _read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[Fault]]:
+    if not isinstance(body, dict):
+        return None, [Fault("", "not_an_object", "the body is to be an object")]
+    try:
+        return form.model_validate(body, strict=True, context=settings), []
+    except ValidationError as error:
+        return None, [faults.fault(slip) for slip in error.errors(include_url=False)]
+
+
+def _priced(here: Context, said: EstimateCreate | None, body: Any, on: datetime) -> tuple[Prepared | None, list[Fault]]:
+    """What the catalog says of the body, as far as it can be read."""
+    submission = Submission(**said.model_dump()) if said else _legible(body)
+    try:
+        return jobs.prepare(here.catalog, here.settings, submission, on), []
+    except InvalidInput as error:
+        without_input = not any(fault.pointer.startswith("/input") for fault in error.faults)
+        return None, error.faults + (_of_input(submission) if without_input else [])
+
+
+def _legible(body: Any) -> Submission:
+    """What can be read of a body that is wrong somewhere; what the rest is taken for has its fault already."""
+    said = body if isinstance(body, dict) else {}
+    kind, model, wanted = said.get("kind"), said.get("model"), said.get("input")
+    return Submission(
+        kind=kind if isinstance(kind, str) else "",
+        model=model if isinstance(model, str) else "",
+        input=wanted if isinstance(wanted, dict) else {},
+    )
+
+
+def _is_said(fault: Fault, already: list[Fault]) -> bool:
+    return any(fault.pointer == other.pointer or fault.pointer.startswith(other.pointer + "/") for other in already)
+
+
+def _of_input(submission: Submission) -> list[Fault]:
+    """What is wrong with the input whatever the model: it could not be held against the one that was named."""
+    if submission.kind not in KINDS:
+        return []
+    try:
+        KINDS[submission.kind].input.model_validate(submission.input)
+    except ValidationError as error:
+        return [faults.fault(slip, "/input") for slip in error.errors(include_url=False)]
+    return []
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,85 @@
+"""The sandbox's own bill: what was received, what was made of it, what it would have cost.
+
+It is kept apart from what clients are told: a create whose answer was lost stands here with its task and price.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ops.sandbox.limits import Peaks
+from ops.sandbox.tasks import Status, Task, Tasks
+
+
+@dataclass(slots=True)
+class Create:
+    """One create call as it came, and what became of it."""
+
+    received_at: float
+    owner: str
+    model: str
+    prompt: str  # uncut
+    body_sha256: str
+    request_id: str
+    task_id: str | None = None  # null: it made nothing
+    refusal: str | None = None  # the code it was refused with
+    fault: str | None = None  # the fault it met
+
+
+class Ledger:
+    """Everything that came in since the sandbox started; the tasks themselves are kept elsewhere."""
+
+    def __init__(self) -> None:
+        self.creates: list[Create] = []
+        self.downloads: Counter[str] = Counter()  # answered link GETs by task id
+        self.throttled: Counter[str] = Counter()  # 429 answers by interface
+        self.peaks = Peaks()
+        self._in_flight: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def note_in_flight(self, owner: str, model: str, count: int) -> None:
+        """Keep the most tasks a lane ever had pending or running."""
+        self._in_flight[owner][model] = max(self._in_flight[owner][model], count)
+
+    def statement(self, tasks: Tasks, faults: Counter[str], now: float) -> dict[str, Any]:
+        """Return the whole ledger as JSON; money in micro-CNY, instants in epoch seconds."""
+        made = [self._entry(task, now) for task in tasks.by_id.values()]
+        return {
+            "totals": self.totals(tasks, now),
+            "creates": [asdict(create) for create in self.creates],
+            "tasks": made,
+            "peaks": {"in_flight": self._in_flight, "per_second": self.peaks.table()},
+            "throttled": self.throttled,
+            "faults": faults,
+        }
+
+    def totals(self, tasks: Tasks, now: float) -> dict[str, Any]:
+        """Return the counts and the bill alone."""
+        return {
+            "creates": len(self.creates),
+            "refused": sum(create.refusal is not None for create in self.creates),
+            "tasks": len(tasks.by_id),
+            "by_status": Counter(task.status(now).value for task in tasks.by_id.values()),
+            "billed_micros": sum(task.billed_micros(now) for task in tasks.by_id.values()),
+            "downloads": self.downloads.total(),
+        }
+
+    def _entry(self, task: Task, now: float) -> dict[str, Any]:
+        status = task.status(now)
+        return {
+            "task_id": task.id,
+            "owner": task.owner,
+            "model": task.order.model,
+            "prompt": task.order.prompt,
+            "size": task.order.size,
+            "seconds": task.order.seconds,
+            "pictures": task.order.pictures,
+            "body_sha256": task.body_sha256,
+            "request_id": task.request_id,
+            "status": status,
+            "is_async": task.is_async,
+            "submitted_at": task.submitted_at,
+            "started_at": task.started_at,
+            "ended_at": task.ended_at if status in (Status.SUCCEEDED, Status.FAILED) else task.canceled_at,
+            "billed_micros": task.billed_micros(now),
+            "downloads": self.downloads[task.id],
+        }

@@ -1,0 +1,68 @@
+"""The sandbox's switches. All may be set at start, and changed while it runs.
+
+Each switch that answers an open question about the provider defaults to the more likely answer.
+"""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ops.sandbox.clock import DAY
+
+
+class OverConcurrency(StrEnum):
+    """What happens to a create over its model's concurrency."""
+
+    QUEUE = "queue"  # it waits as PENDING
+    REFUSE = "refuse"  # 429 Throttling.RateQuota
+
+
+class QueryLimit(StrEnum):
+    """What the account's task queries a second are counted over."""
+
+    SHARED = "shared"  # GET, list and cancel together
+    PER_INTERFACE = "per-interface"
+
+
+class Limits(BaseModel):
+    """A model's limits where they differ from the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    concurrency: int | None = Field(default=None, ge=1)
+    rps: float | None = Field(default=None, gt=0)
+
+
+class Options(BaseModel):
+    """How the sandbox behaves. Times are seconds of true time unless a field says that it is scaled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    region: str = "cn-beijing"  # which models there are, by what names; not to be changed under existing tasks
+    owners: dict[str, str] = {}  # API key → main account; a key not named here is an account of its own
+    any_key: bool = True  # whether keys that `owners` does not name are accepted
+
+    time_scale: float = Field(default=1.0, ge=0)  # shortens run times and queueing, nothing else
+    run_seconds: float | None = Field(default=None, ge=0)  # one run time for all, not scaled
+    queue_seconds: float | None = Field(default=None, ge=0)  # one wait before running for all, not scaled
+    clock_offset_seconds: float = 0.0  # moves the sandbox's clock, for expiry and retention
+    seed: int = 0  # of run times, queueing and faults; ids are always random
+
+    over_concurrency: OverConcurrency = OverConcurrency.QUEUE
+    limits: dict[str, Limits] = {}  # by model; "*" for all that are not named
+    queries_per_second: float = Field(default=20, gt=0)
+    query_limit: QueryLimit = QueryLimit.SHARED
+    retry_after_seconds: int | None = None  # set: sent with every 429
+    max_page_size: int = Field(default=100, ge=1)  # larger pages are cut to this
+    late_checks: bool = False  # a bad parameter makes a FAILED task instead of a 400
+
+    retention_seconds: float = DAY  # of a task, from its end; then it is UNKNOWN
+    link_seconds: float = DAY  # of a link, from the upload; a link of seven days is scaled with it
+    true_size: bool = False  # draw at the size asked for, not at 256 pixels on the long side
+    output_bytes: int = Field(default=0, ge=0)  # outputs smaller than this are padded to it
+    gzip: bool = True  # where the client offers it
+
+    def changed(self, changes: dict[str, object]) -> Self:
+        """Return these options with some fields set anew; raise pydantic's ValidationError for a bad one."""
+        return self.model_validate(self.model_dump() | changes)

@@ -1,0 +1,246 @@
+"""A create call, read and checked: what the sandbox was asked to make, or why it refuses.
+
+Checks go in the provider's order: the model and its path, the async header, the input, the parameters. Unknown
+keys of `input` and `parameters` are ignored, and prompts over the limit are cut silently, as the provider does.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ops.sandbox.models import Call, Model
+
+SEED_LIMIT = 2**31 - 1
+VIDEO_REFERENCES = ("video", "reference_video", "first_clip")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one create asks for, with every default filled in."""
+
+    model: str
+    call: str
+    prompt: str  # as cut
+    size: str  # W*H
+    tier: str  # 480P, 720P, 1080P; "each" for images
+    ratio: str
+    seconds: int  # 0 for images
+    input_seconds: int
+    pictures: int
+    has_audio: bool
+    extends_prompt: bool
+
+
+class Refusal(Exception):
+    """An answer in the native error envelope: an HTTP status, a code, a message for a person."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{status} {code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+def read(body: bytes) -> dict[str, Any]:
+    """Return a create's body as JSON, or raise the Refusal that an unreadable one gets."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        raise Refusal(400, "BadRequest.IllegalInput", "The request body is not valid JSON.") from None
+    if not isinstance(document, dict) or not isinstance(document.get("model"), str) or not document["model"]:
+        raise Refusal(400, "BadRequest.EmptyModel", 'Required parameter "model" missing from request.')
+    if not isinstance(document.get("input"), dict) or not document["input"]:
+        raise Refusal(400, "BadRequest.EmptyInput", 'Required parameter "input" missing from request.')
+    if not isinstance(document.setdefault("parameters", {}), dict):
+        raise invalid("parameters must be an object.")
+    return document
+
+
+def route(model: Model | None, path: str, is_async: bool) -> tuple[Model, Call]:
+    """Return the model and the way it is called, or raise the Refusal for a wrong model, path or header."""
+    if model is None:
+        raise invalid("Model not exist.")
+    call = model.call(path)
+    if call is None:
+        raise invalid("url error, please check url!")
+    if call.is_async and not is_async:
+        raise Refusal(403, "AccessDenied", "current user api does not support synchronous calls.")
+    if is_async and not call.is_async:
+        raise Refusal(403, "AccessDenied", "current user api does not support asynchronous calls.")
+    return model, call
+
+
+def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool) -> Order:
+    """Return the order that a body places, or raise the Refusal for what is wrong in it."""
+    given, asked = document["input"], document["parameters"]
+    prompt = _prompt(given, model, call)
+    _inputs(given, model, resolves_oss)
+    _seed(asked)
+    size, tier, ratio = SHAPES[model.shape](asked, model)
+    return Order(
+        model=model.id,
+        call=call.name,
+        prompt=prompt[: model.prompt_limit],
+        size=size,
+        tier=tier,
+        ratio=ratio,
+        seconds=_duration(asked, model),
+        input_seconds=_input_seconds(given),
+        pictures=_pictures(asked, model),
+        has_audio=asked.get("audio") is not False,
+        extends_prompt=asked.get("prompt_extend") is not False,
+    )
+
+
+def invalid(message: str) -> Refusal:
+    """Return the Refusal of a bad parameter."""
+    return Refusal(400, "InvalidParameter", message)
+
+
+def prompt_of(document: dict[str, Any]) -> str:
+    """Return the prompt of a body in either protocol, uncut; empty where it has none."""
+    given = document["input"]
+    prompt = given.get("prompt")
+    if not isinstance(prompt, str):
+        prompt = " ".join(part["text"] for part in _parts(given) if isinstance(part.get("text"), str))
+    # JSON can carry halves of surrogate pairs; no answer and no file could.
+    return prompt.encode("utf-8", "replace").decode()
+
+
+def _prompt(given: dict[str, Any], model: Model, call: Call) -> str:
+    if call.name in ("multimodal", "messages") and not _parts(given):
+        raise invalid("input.messages must hold a message with content.")
+    prompt = prompt_of({"input": given})
+    if "prompt" in model.needs and not prompt:
+        raise invalid("prompt must contain words.")
+    return prompt
+
+
+def _parts(given: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = given.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return []
+    content = messages[-1].get("content")
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _inputs(given: dict[str, Any], model: Model, resolves_oss: bool) -> None:
+    for key in model.needs:
+        if key != "prompt" and not given.get(key):
+            raise invalid(f"Missing required parameter: input.{key}")
+    for link in _links(given):
+        if not link.startswith(("http://", "https://", "data:", "oss://")):
+            raise Refusal(400, "InvalidURL", "The provided URL does not appear to be valid.")
+        if link.startswith("oss://") and not resolves_oss:
+            raise invalid("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
+
+
+def _links(given: dict[str, Any]) -> list[str]:
+    media = [item.get("url") for item in _media(given)]
+    named = [given.get(key) for key in ("img_url", "first_frame_url", "last_frame_url", "audio_url", "base_image_url")]
+    pictures = [part.get("image") for part in _parts(given)]
+    return [str(link) for link in (*media, *named, *pictures) if link]
+
+
+def _media(given: dict[str, Any]) -> list[dict[str, Any]]:
+    media = given.get("media")
+    return [item for item in media if isinstance(item, dict)] if isinstance(media, list) else []
+
+
+def _seed(asked: dict[str, Any]) -> None:
+    seed = asked.get("seed")
+    if seed is not None and not (_is_int(seed) and 0 <= seed <= SEED_LIMIT):
+        raise invalid(f"seed must be an integer in [0, {SEED_LIMIT}].")
+
+
+def _duration(asked: dict[str, Any], model: Model) -> int:
+    if model.makes == "image":
+        return 0
+    seconds = asked.get("duration")
+    if seconds is None:
+        return 5
+    if not _is_int(seconds) or seconds not in model.seconds:
+        raise invalid(f"duration must be in {list(model.seconds)}.")
+    return int(seconds)
+
+
+def _pictures(asked: dict[str, Any], model: Model) -> int:
+    pictures = asked.get("n")
+    if model.makes == "video" or pictures is None:
+        return model.default_pictures
+    if not _is_int(pictures) or not 1 <= pictures <= model.pictures:
+        raise invalid("num_images_per_prompt must be 1." if model.pictures == 1 else f"n must be 1..{model.pictures}.")
+    return int(pictures)
+
+
+def _input_seconds(given: dict[str, Any]) -> int:
+    """Return the seconds of input video that are billed: the sandbox takes every one to be 5 s long."""
+    return 5 if any(item.get("type") in VIDEO_REFERENCES for item in _media(given)) else 0
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _by_size(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
+    size = str(asked.get("size") or model.default_size)
+    if size not in model.sizes:
+        raise invalid(f"size must be in {list(model.sizes)}.")
+    return size, model.sizes[size], _ratio_of(size)
+
+
+def _by_resolution(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
+    tier = _tier(asked, model)
+    size = next(size for size, its_tier in model.sizes.items() if its_tier == tier)
+    return size, tier, "16:9"
+
+
+def _by_ratio(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
+    tier = model.renders or _tier(asked, model)
+    ratio = asked.get("ratio") or "16:9"
+    if ratio not in model.ratios:
+        raise invalid(f"ratio must be in {list(model.ratios)}.")
+    return _size_of(ratio, int(tier.removesuffix("P"))), tier, ratio
+
+
+def _by_sides(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
+    size = str(asked.get("size") or model.default_size)
+    match = re.fullmatch(r"(\d{2,5})\*(\d{2,5})", size)
+    shortest, longest = model.sides
+    if match is None or not all(shortest <= int(side) <= longest for side in match.groups()):
+        raise invalid(f"size must be W*H with sides in [{shortest}, {longest}].")
+    return size, "each", _ratio_of(size)
+
+
+def _tier(asked: dict[str, Any], model: Model) -> str:
+    tier = asked.get("resolution") or model.default_tier
+    if tier not in model.tiers:
+        raise invalid(f"resolution must be in {list(model.tiers)}.")
+    return str(tier)
+
+
+def _ratio_of(size: str) -> str:
+    width, height = (int(side) for side in size.split("*"))
+    known = ("16:9", "9:16", "1:1", "4:3", "3:4")
+    return min(known, key=lambda ratio: abs(_quotient(ratio, ":") - width / height))
+
+
+def _size_of(ratio: str, short_side: int) -> str:
+    quotient = _quotient(ratio, ":")
+    long_side = round(short_side * max(quotient, 1 / quotient) / 2) * 2
+    return f"{long_side}*{short_side}" if quotient >= 1 else f"{short_side}*{long_side}"
+
+
+def _quotient(text: str, sign: str) -> float:
+    left, right = text.split(sign)
+    return int(left) / int(right)
+
+
+SHAPES: dict[str, Callable[[dict[str, Any], Model], tuple[str, str, str]]] = {
+    "size": _by_size,
+    "resolution": _by_resolution,
+    "ratio": _by_ratio,
+    "free": _by_sides,
+}

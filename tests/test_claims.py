@@ -1,0 +1,241 @@
+"""The claim protocol: a number is spent once, by one worker, whatever becomes of messages and processes."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+from stage import Stage, stage
+
+from ops.sandbox.options import Options
+from ops.sandbox.testing import running
+from worker import claims, jobs, spans, tick
+from worker.claims import NOW
+from worker.context import Clock
+from worker.errors import ClaimLost
+from worker.models import Job
+from worker.states import Move, State
+from worker.steps import STEPS
+
+
+@pytest.fixture
+def play(environment: dict[str, str]) -> Iterator[Stage]:
+    limits = {"wan2.5-t2v-preview": {"concurrency": 1000, "rps": 100_000}}
+    with (
+        running(Options(run_seconds=0.1, queue_seconds=0)) as sandbox,
+        stage(environment, sandbox, limits=limits) as made,
+    ):
+        yield made
+
+
+def sent(messages: list[tick.Message]) -> list[tuple[uuid.UUID, int]]:
+    return [(claim.id, claim.number) for message in messages for claim in message.claims]
+
+
+def take(engine: Engine, numbers: list[tuple[uuid.UUID, int]]) -> list[uuid.UUID]:
+    with engine.begin() as connection:
+        return [row.id for row in claims.take(connection, Job, numbers, timedelta(seconds=60), NOW)]
+
+
+def test_a_number_is_spent_once_however_many_workers_try(play: Stage) -> None:
+    submitted = [play.submit() for _ in range(20)]
+    numbers = sent(play.tick())
+    assert len(numbers) == len(submitted)
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: take(play.ctx.engine, numbers), range(8)))
+
+    assert Counter(row for rows in taken for row in rows) == Counter(job.id for job in submitted)
+
+
+def test_many_ticks_at_once_claim_each_row_once(play: Stage) -> None:
+    submitted = [play.submit() for _ in range(30)]
+
+    with ThreadPoolExecutor(8) as pool:
+        ticks = list(pool.map(lambda _: play.tick(), range(24)))
+
+    numbers = [number for messages in ticks for number in sent(messages)]
+    assert sorted(row for row, _ in numbers) == sorted(job.id for job in submitted)
+
+
+def test_a_repeated_message_is_dropped(play: Stage) -> None:
+    job = play.submit()
+    messages = play.tick()
+
+    play.play(messages * 3)
+
+    assert len(play.attempts(job)) == 1
+    assert play.sandbox.ledger()["totals"]["tasks"] == 1
+
+
+def test_a_lost_message_is_sent_again_when_its_lease_lapses(play: Stage) -> None:
+    job = play.submit()
+    lost = sent(play.tick())
+    assert play.tick() == []
+
+    play.lapse(job)
+    again = sent(play.tick())
+
+    assert again == [(job.id, lost[0][1] + 1)]
+    assert play.job(job).crashes == 0
+
+
+def test_a_late_message_is_dropped(play: Stage) -> None:
+    job = play.submit()
+    late = play.tick()
+    play.lapse(job)
+    play.play(play.tick())
+
+    play.play(late)
+
+    assert len(play.attempts(job)) == 1
+
+
+def test_a_late_worker_loses_its_claim_and_writes_nothing(play: Stage) -> None:
+    job = play.until(play.submit(), State.RUNNING)
+    play.sql("update jobs set run_at = now()")
+    asleep = play.take(job)
+    play.lapse(job)
+    ended = play.until(job)
+
+    with play.ctx.engine.begin() as connection, pytest.raises(ClaimLost):
+        jobs.record(connection, asleep, Move(State.FAILED, "too late"), play.now())
+
+    assert play.job(job).state == ended.state == State.SUCCEEDED
+    assert play.states(job)[-1] == "succeeded"
+
+
+def test_an_answer_is_written_to_its_attempt_though_the_claim_is_lost(play: Stage) -> None:
+    job = play.submit()
+    taken, step, clock = play.begin(job)
+    begun = play.ctx.record(taken, next(step), clock)
+    play.lapse(job)
+    play.play(play.tick())
+    accepted = step.send(begun)  # type: ignore[attr-defined]
+
+    with pytest.raises(ClaimLost):
+        play.ctx.record(begun, accepted, clock)
+
+    (attempt,) = play.attempts(job)
+    assert attempt.outcome == "accepted"
+    ended = play.until(job)
+    assert ended.state == State.SUCCEEDED
+    assert ended.task_id == attempt.task_id
+    assert play.sandbox.ledger()["totals"]["tasks"] == 1
+
+
+def test_only_a_lease_that_lapses_in_a_workers_hands_is_a_crash(play: Stage) -> None:
+    job = play.submit()
+    play.tick()
+    play.lapse(job)
+    play.take(job)
+    assert play.job(job).crashes == 0
+
+    play.lapse(job)
+    (message,) = play.tick()
+
+    assert play.job(job).crashes == 1
+    assert len(message.claims) == 1
+
+
+def test_three_crashes_hold_a_job_and_its_neighbours_go_on(play: Stage) -> None:
+    poison, neighbour = play.submit(), play.submit()
+    for _ in range(spans.CRASHES):
+        play.take(poison)
+        play.lapse(poison)
+    play.tick()
+
+    held = play.job(poison)
+    assert (held.state, held.held_for) == (State.HELD, "crashes")
+    play.lapse(neighbour)
+    assert play.until(neighbour).state == State.SUCCEEDED
+
+
+def test_a_recorded_move_forgets_crashes(play: Stage) -> None:
+    job = play.submit()
+    play.take(job)
+    play.lapse(job)
+
+    running_job = play.until(job, State.RUNNING)
+
+    assert running_job.crashes == 0
+
+
+def test_claims_that_could_not_be_published_are_due_at_once(play: Stage) -> None:
+    submitted = [play.submit() for _ in range(9)]
+
+    def publish(message: tick.Message) -> None:
+        raise ConnectionError("redis is away")
+
+    play.runner.tick(publish)
+
+    assert sorted(row for row, _ in sent(play.tick())) == sorted(job.id for job in submitted)
+
+
+def test_no_more_is_on_its_way_than_a_queue_can_start(play: Stage) -> None:
+    for _ in range(100):
+        play.submit()
+
+    first, second = play.tick(), play.tick()
+
+    assert len(sent(first)) == 64
+    assert sent(second) == []
+
+
+def test_a_stopped_tick_does_not_hold_the_others_up(play: Stage) -> None:
+    with play.ctx.engine.begin() as stopped:
+        tick.run(stopped)
+        play.submit()
+        assert play.tick() == []
+        timeout = stopped.execute(text("show idle_in_transaction_session_timeout")).scalar_one()
+
+    assert timeout == "5s"
+    assert len(play.tick()) == 1
+
+
+def test_what_a_step_records_is_on_record_before_its_next_line(play: Stage) -> None:
+    job = play.submit()
+    taken, step, clock = play.begin(job)
+
+    play.ctx.record(taken, next(step), clock)
+
+    assert play.job(job).state == State.SUBMITTING
+    assert [attempt.outcome for attempt in play.attempts(job)] == ["sent"]
+    assert play.sandbox.ledger()["totals"]["creates"] == 0
+
+
+def test_cancel_wins_or_loses_against_submitting_but_never_both(play: Stage) -> None:
+    job = play.submit()
+    taken, step, clock = play.begin(job)
+    assert play.cancel(job) == "requested"
+
+    ended = play.ctx.record(taken, next(step), clock)
+
+    assert ended.state == State.CANCELED
+    assert play.sandbox.ledger()["totals"]["creates"] == 0
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(play: Stage) -> None:
+    job = play.until(play.submit(), State.RUNNING)
+    play.sql("update jobs set run_at = now()")
+    taken = play.take(job)
+    clock = Clock(play.now())
+    move = Move(State.FAILED, "by the test", columns={"billed": "no"})
+    first = play.ctx.record(taken, move, clock)
+
+    again = play.ctx.record(taken, move, clock)
+
+    assert again.sequence == first.sequence
+    assert play.states(job).count("failed") == 1
+
+
+@pytest.mark.parametrize("state", [state for state in STEPS])
+def test_every_lease_is_longer_than_the_calls_under_it(state: State) -> None:
+    longest = {State.ADMITTED: spans.CREATE + timedelta(seconds=1), State.COPYING: spans.COPY}.get(state, spans.QUERY)
+
+    assert STEPS[state].lease > longest

@@ -1,0 +1,255 @@
+"""What each error of the provider's means."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.dashscope import faults
+from worker.dashscope.faults import BY_STATUS, TABLE, Scope, Verdict
+from worker.errors import ErrorClass
+
+RETRY, WAIT, FAIL = Verdict.RETRY, Verdict.WAIT, Verdict.FAIL
+STOP, OURS, EXPECTED = Verdict.STOP_ACCOUNT, Verdict.MISCONFIGURED, Verdict.EXPECTED
+
+# The documents' catalogue: status, code, message, what is to be done.
+DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
+    (400, "InvalidParameter", "size must be one of 832*480", FAIL),
+    (400, "InvalidParameter", "url error, please check url!", OURS),
+    (400, "InvalidParameter", "Model not exist.", OURS),
+    (400, "InvalidParameter.DataInspection", "Unable to download the media resource during the data inspection", RETRY),
+    (400, "InvalidParameter.NotSupportEnableThinking", "", OURS),
+    (400, "invalid_parameter_error", "parameter.enable_thinking must be set to false for non-streaming calls", OURS),
+    (400, "BadRequest.EmptyInput", "", OURS),
+    (400, "BadRequest.EmptyParameters", "", OURS),
+    (400, "BadRequest.EmptyModel", "", OURS),
+    (400, "BadRequest.IllegalInput", "", OURS),
+    (400, "BadRequest.InputDownloadFailed", "", RETRY),
+    (415, "BadRequest.InputDownloadFailed", "", RETRY),
+    (400, "BadRequest.UnsupportedFileFormat", "", FAIL),
+    (413, "BadRequest.TooLarge", "Payload Too Large", FAIL),
+    (400, "InvalidURL", "", RETRY),
+    (400, "InvalidURL.ConnectionRefused", "", RETRY),
+    (400, "InvalidURL.Timeout", "", RETRY),
+    *(
+        (400, f"InvalidFile.{what}", "", FAIL)
+        for what in ("Format", "Size", "Resolution", "Duration", "DownloadFailed")
+    ),
+    (400, "InvalidImage.FileFormat", "", FAIL),
+    (400, "InvalidImageResolution", "", FAIL),
+    (400, "InvalidImageFormat", "", FAIL),
+    (400, "InvalidPerson", "", FAIL),
+    (400, "InvalidGarment", "", FAIL),
+    (400, "InvalidInputLength", "", FAIL),
+    (400, "DataInspectionFailed", "Input data may contain inappropriate content.", FAIL),
+    (400, "data_inspection_failed", "Output data may contain inappropriate content.", FAIL),
+    (400, "IPInfringementSuspect", "", FAIL),
+    (400, "FaqRuleBlocked", "", FAIL),
+    (400, "CustomRoleBlocked", "", FAIL),
+    (400, "Arrearage", "Access denied, please make sure your account is in good standing.", STOP),
+    (400, "UnsupportedOperation", "Failed to cancel the task", EXPECTED),
+    (400, "Throttling.AllocationQuota", "Free allocated quota exceeded.", STOP),
+    (400, "Throttling.AllocationQuota", "voice storage is full", OURS),
+    (400, "ServiceUnavailableError", "Role must be user or assistant", OURS),
+    (400, "ClientDisconnect", "", RETRY),
+    (400, "APIConnectionError", "", RETRY),
+    (401, "InvalidApiKey", "Invalid API-key provided.", STOP),
+    (401, "invalid_api_key", "Incorrect API key provided.", STOP),
+    (401, "NOT AUTHORIZED", "", STOP),
+    (403, "AccessDenied", "current user api does not support synchronous calls.", OURS),
+    (403, "AccessDenied", "current user api does not support asynchronous calls.", OURS),
+    (403, "AccessDenied", "Invalid according to Policy: Policy expired.", RETRY),
+    (403, "access_denied", "Access denied.", STOP),
+    (403, "AccessDenied.Unpurchased", "Access to model denied", STOP),
+    (403, "Model.AccessDenied", "Model access denied.", STOP),
+    (403, "App.AccessDenied", "", STOP),
+    (403, "Workspace.AccessDenied", "", STOP),
+    (403, "Forbidden.RAM", "", STOP),
+    (403, "AllocationQuota.FreeTierOnly", "The free tier of the model has been exhausted.", STOP),
+    (404, "ModelNotFound", "", OURS),
+    (404, "model_not_found", "", OURS),
+    (404, "model_not_supported", "", OURS),
+    (404, "UnsupportedModel", "", OURS),
+    (404, "WorkSpaceNotFound", "", STOP),
+    (404, "NotFound", "", OURS),
+    (408, "RequestTimeOut", "", RETRY),
+    (429, "Throttling", "Requests throttling triggered.", WAIT),
+    (429, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later.", WAIT),
+    (429, "LimitRequests", "You exceeded your current requests list.", WAIT),
+    (429, "limit_requests", "You exceeded your current requests list.", WAIT),
+    (429, "Throttling.BurstRate", "Request rate increased too quickly", WAIT),
+    (429, "limit_burst_rate", "Request rate increased too quickly", WAIT),
+    (429, "Throttling.AllocationQuota", "Allocated quota exceeded, please increase your quota limit.", WAIT),
+    (429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details.", WAIT),
+    (429, "Throttling.AllocationQuota", "Free allocated quota exceeded.", STOP),
+    (429, "CommodityNotPurchased", "", STOP),
+    (429, "PrepaidBillOverdue", "", STOP),
+    (429, "PostpaidBillOverdue", "", STOP),
+    *(
+        (500, code, "", RETRY)
+        for code in (
+            "InternalError",
+            "internal_error",
+            "InternalError.Algo",
+            "InternalError.Upload",
+            "InternalError.FileUpload",
+            "SystemError",
+            "ModelServiceFailed",
+            "RewriteFailed",
+            "RequestTimeOut",
+            "ResponseTimeout",
+            "InvokePluginFailed",
+            "AppProcessFailed",
+            "RetrievalFailed",
+        )
+    ),
+    (500, "InternalError.Algo", "Range of input length should be [0, 600]", FAIL),
+    (500, "InternalError.Timeout", "", RETRY),
+    (500, "ModelServingError", "Too many requests. Your requests are being throttled", WAIT),
+    (503, "ModelServingError", "Too many requests", WAIT),
+    (503, "ModelUnavailable", "", WAIT),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "message", "verdict"), DOCUMENTED)
+def test_each_documented_error_has_its_verdict(status: int, code: str, message: str, verdict: Verdict) -> None:
+    assert faults.classify(status, code, message).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "verdict"), [row for row in DOCUMENTED if row[1] != "ServiceUnavailableError"]
+)
+def test_a_failed_task_is_judged_by_the_same_codes(status: int, code: str, message: str, verdict: Verdict) -> None:
+    in_task = faults.classify(200, code, message)
+
+    expected = WAIT if message == "voice storage is full" else verdict  # only its status tells that one
+    assert in_task.verdict is expected
+
+
+def test_no_row_is_hidden_by_one_before_it() -> None:
+    undocumented = [
+        (400, "BadRequest", "", FAIL),
+        (400, "invalid_value", "The requested voice 'xxx' is not supported.", FAIL),
+        (429, "Throttling.AllocationQuota", "The daily quota of the model is exceeded.", WAIT),
+        (500, "InternalError.Algo.InvalidParameter", "", FAIL),
+        (503, "ServiceUnavailableError", "", RETRY),
+    ]
+    met = {id(faults.classify(status, code, said)) for status, code, said, _ in [*DOCUMENTED, *undocumented]}
+
+    assert [row for row in TABLE if id(row) not in met] == []
+
+
+@pytest.mark.parametrize("code", ["DATAINSPECTIONFAILED", "DataInspectionFailed.Sub", "data_inspection_failed"])
+def test_case_spelling_and_dotted_tails_do_not_matter(code: str) -> None:
+    assert faults.classify(400, code, "Input data …").code == "input_refused"
+
+
+def test_a_code_that_only_begins_like_a_known_one_is_not_it() -> None:
+    assert faults.classify(500, "NotFoundation", "").code == "provider_error"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "scope"),
+    [
+        ("Throttling.RateQuota", "", Scope.RATE),
+        ("Throttling.BurstRate", "", Scope.BURST),
+        ("insufficient_quota", "", Scope.ALLOCATION),
+        ("Throttling.AllocationQuota", "Free allocated quota exceeded.", Scope.FREE_QUOTA),
+        ("Throttling.AllocationQuota", "Your daily quota is exceeded", Scope.DAILY),
+        ("Arrearage", "", Scope.MONEY),
+        ("InvalidApiKey", "", Scope.KEY),
+        ("Model.AccessDenied", "", Scope.PERMISSION),
+        ("ModelServingError", "", Scope.CAPACITY),
+    ],
+)
+def test_a_row_says_which_limit_or_lack_it_is(code: str, message: str, scope: Scope) -> None:
+    assert faults.classify(429, code, message).scope is scope
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        *((status, STOP) for status in (401, 402, 403)),
+        *((status, FAIL) for status in (400, 413, 418, 422)),
+        *((status, RETRY) for status in (408, 499, 500, 502, 503, 504)),
+        (404, OURS),
+        (429, WAIT),
+    ],
+)
+@pytest.mark.parametrize("code", [None, "", "NeverHeardOf"])
+def test_without_a_known_code_the_status_decides(status: int, verdict: Verdict, code: str | None) -> None:
+    assert faults.classify(status, code, None).verdict is verdict
+
+
+def test_a_task_that_failed_without_a_known_code_fails_and_may_be_sent_again() -> None:
+    row = faults.classify(200, None, None)
+
+    assert row.verdict is FAIL
+    assert faults.failure(row, None, None, None).retryable
+
+
+def test_some_retries_are_few() -> None:
+    assert faults.classify(200, "InternalError.Timeout", "").tries == 1
+    assert faults.classify(200, "InvalidURL.Timeout", "").tries == 3
+    assert faults.classify(500, "InternalError", "").tries is None
+
+
+def test_what_stops_an_account_says_what_to_do() -> None:
+    stops = [row for row in TABLE if row.verdict is STOP]
+
+    assert stops
+    assert all(row.hint and row.scope for row in stops)
+
+
+def test_refused_output_may_be_sent_again_and_refused_input_may_not() -> None:
+    made = faults.classify(200, "DataInspectionFailed", "Output data may contain inappropriate content.")
+    asked = faults.classify(200, "DataInspectionFailed", "Input data may contain inappropriate content.")
+
+    assert faults.failure(made, "DataInspectionFailed", "Output …", "r").retryable
+    assert not faults.failure(asked, "DataInspectionFailed", "Input …", "r").retryable
+    assert made.cls is asked.cls is ErrorClass.CONTENT
+
+
+def test_a_failure_keeps_the_providers_words_and_its_request_id() -> None:
+    row = faults.classify(400, "Arrearage", "Access denied.")
+
+    failure = faults.failure(row, "Arrearage", "Access denied.", "7c8beccf")
+
+    assert failure.as_json() == {
+        "code": "arrears",
+        "class": "credentials",
+        "message": "Access denied.",
+        "retryable": False,
+        "billed": "no",
+        "hint": "the account is in arrears: top it up in Alibaba Cloud's console, then resume the account",
+        "provider": {"code": "Arrearage", "message": "Access denied.", "request_id": "7c8beccf"},
+    }
+
+
+def test_a_failure_without_a_message_still_says_something() -> None:
+    failure = faults.failure(faults.classify(502, None, None), None, None, None)
+
+    assert failure.message == "the provider answered without a code or a message"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("bad key sk-0123456789abcdef.x", "bad key sk-…"),
+        ("get https://a.oss.com/x.mp4?Expires=1&Signature=abc%3D failed", "get https://a.oss.com/x.mp4 failed"),
+        ("get https://user:pass@a.com/x", "get https://a.com/x"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer …"),
+        ("id LTAI5tABCDEFGH", "id LTAI…"),
+        ("nul \0 and half \ud800", "nul  and half ?"),
+        ("Model not exist.", "Model not exist."),
+    ],
+)
+def test_keys_and_signed_queries_are_taken_out_of_messages(said: str, kept: str) -> None:
+    assert faults.scrubbed(said) == kept
+
+
+def test_an_endless_message_is_cut() -> None:
+    assert len(faults.scrubbed("x" * 100_000)) == faults.MESSAGE_LIMIT
+
+
+def test_every_status_has_a_meaning() -> None:
+    assert all(faults.classify(status, None, None) in BY_STATUS for status in range(100, 1000))

@@ -1,0 +1,209 @@
+"""Projects and the keys that open them.
+
+A key is shown once, when it is made, and kept as its SHA-256: it holds 256 random bits, so no slow hash is needed. A
+key without a project is an operator's. What ends a key is `revoked_at`, and that may lie ahead: an old key then works
+beside its successor for a while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from worker import webhooks
+from worker.claims import NOW, Now
+from worker.errors import Conflict, Fault, InvalidInput, NotFound
+from worker.models import ApiKey, Project
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
+_PREFIX = 14  # characters of a key that are kept to tell it from others: `noria_` and 48 of its 256 bits
+_NOTED = timedelta(minutes=1)  # between two notes of a key's use, so that a read seldom writes
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a key, its project (None: an operator's), and Postgres's time of the asking."""
+
+    key_id: uuid.UUID
+    project: Project | None
+    now: datetime
+
+
+def create_project(connection: Connection, name: str, weight: int = 1, time_zone: str = "Asia/Shanghai") -> Project:
+    """A new project; raises InvalidInput for a name, weight or zone that cannot be, Conflict when it exists."""
+    faults = [fault for fault in (_name_fault(name), *_faults(weight, time_zone)) if fault]
+    if faults:
+        raise InvalidInput(faults)
+    row = (
+        upsert(Project)
+        .values(name=name, weight=weight, time_zone=time_zone, webhook_secret=webhooks.new_secret())
+        .on_conflict_do_nothing(index_elements=[Project.name])
+        .returning(*Project.__table__.c)
+    )
+    made = connection.execute(row).mappings().one_or_none()
+    if made is None:
+        raise Conflict("project_exists", f"there is a project {name} already")
+    return Project.of(made)
+
+
+def project(connection: Connection, name: str) -> Project:
+    """The project of that name; raises NotFound."""
+    row = None
+    if _NAME.fullmatch(name):
+        statement = select(*Project.__table__.c).where(Project.name == name)
+        row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound("no such project")
+    return Project.of(row)
+
+
+def projects(connection: Connection) -> list[Project]:
+    """Every project, by name."""
+    statement = select(*Project.__table__.c).order_by(Project.name)
+    return [Project.of(row) for row in connection.execute(statement).mappings()]
+
+
+def set_project(connection: Connection, name: str, weight: int | None = None, time_zone: str | None = None) -> Project:
+    """The project with another weight (1 to 1000) or zone; None leaves what it has. Raises as `create_project`."""
+    faults = [fault for fault in _faults(weight, time_zone) if fault]
+    if faults:
+        raise InvalidInput(faults)
+    said = {"weight": weight, "time_zone": time_zone}
+    return _change(connection, name, {column: value for column, value in said.items() if value is not None})
+
+
+def rotate_secret(connection: Connection, name: str) -> Project:
+    """The project with a new `webhook_secret`; what was signed with the old one no longer verifies with it."""
+    return _change(connection, name, {"webhook_secret": webhooks.new_secret()})
+
+
+def new_key(
+    connection: Connection, owner: Project | None, name: str = "", until: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """A new key of the project, or of an operator, and its plain text, which nobody can read again.
+
+    `until` is when it stops to work; None: never.
+    """
+    plain = "noria_" + secrets.token_urlsafe(32)
+    row = (
+        insert(ApiKey)
+        .values(
+            project_id=owner.id if owner else None,
+            name=name,
+            prefix=plain[:_PREFIX],
+            hash=_hash(plain),
+            revoked_at=until,
+        )
+        .returning(*ApiKey.__table__.c)
+    )
+    return ApiKey.of(connection.execute(row).mappings().one()), plain
+
+
+def keys(connection: Connection, owner: Project | None = None) -> list[ApiKey]:
+    """The project's keys, the oldest first; without a project all of them. Revoked ones too."""
+    statement = select(*ApiKey.__table__.c).order_by(ApiKey.id)
+    if owner is not None:
+        statement = statement.where(ApiKey.project_id == owner.id)
+    return [ApiKey.of(row) for row in connection.execute(statement).mappings()]
+
+
+def revoke(connection: Connection, which: str, at: Now = NOW) -> ApiKey:
+    """The key of that id or prefix, which works no longer than `at`; one that ended before stays as it is.
+
+    Raises NotFound, and Conflict where several keys begin so.
+    """
+    named = ApiKey.prefix == which
+    if (key_id := _id(which)) is not None:
+        named = ApiKey.id == key_id
+    found = connection.execute(select(ApiKey.id).where(named)).scalars().all()
+    if len(found) != 1:
+        raise Conflict("ambiguous", "several keys begin so: give the id") if found else NotFound("no such key")
+    ended = update(ApiKey).where(ApiKey.id == found[0], or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > at))
+    connection.execute(ended.values(revoked_at=at))
+    row = connection.execute(select(*ApiKey.__table__.c).where(ApiKey.id == found[0])).mappings().one()
+    return ApiKey.of(row)
+
+
+def authenticate(connection: Connection, plain: str) -> Caller | None:
+    """Who holds that key; None when nobody does, or no longer. Its use is noted, once a minute at the most."""
+    if not _KEY.fullmatch(plain):
+        return None
+    statement = (
+        select(ApiKey.id.label("key_id"), ApiKey.last_used_at, NOW.label("now"), *_PROJECT)
+        .outerjoin(Project, Project.id == ApiKey.project_id)
+        .where(ApiKey.hash == _hash(plain), or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW))
+    )
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        return None
+    if row["last_used_at"] is None or row["last_used_at"] < row["now"] - _NOTED:
+        _note_use(connection, row["key_id"], row["now"])
+    return Caller(row["key_id"], _project_of(row), row["now"])
+
+
+_PROJECT = [column.label(f"project_{column.name}") for column in Project.__table__.c]
+
+
+def _project_of(row: Mapping[Any, Any]) -> Project | None:
+    if row["project_id"] is None:
+        return None
+    return Project.of({column.name: row[f"project_{column.name}"] for column in Project.__table__.c})
+
+
+def _note_use(connection: Connection, key_id: uuid.UUID, now: datetime) -> None:
+    unnoted = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - _NOTED)
+    connection.execute(update(ApiKey).where(ApiKey.id == key_id, unnoted).values(last_used_at=now))
+
+
+def _change(connection: Connection, name: str, columns: dict[str, Any]) -> Project:
+    found = project(connection, name)
+    if not columns:
+        return found
+    changed = update(Project).where(Project.id == found.id).values(**columns).returning(*Project.__table__.c)
+    return Project.of(connection.execute(changed).mappings().one())
+
+
+def _name_fault(name: str) -> Fault | None:
+    if _NAME.fullmatch(name):
+        return None
+    message = "is of 1 to 63 small letters, digits and hyphens, and does not begin with a hyphen"
+    return Fault("/name", "bad_name", message)
+
+
+def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:
+    faults = []
+    if weight is not None and not 1 <= weight <= 1000:
+        faults.append(Fault("/weight", "out_of_range", "is a number from 1 to 1000"))
+    if time_zone is not None and not _is_zone(time_zone):
+        faults.append(Fault("/time_zone", "unknown_zone", "is a name like Asia/Shanghai"))
+    return faults
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+def _id(which: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(which)
+    except ValueError:
+        return None
+
+
+def _hash(plain: str) -> bytes:
+    return hashlib.sha256(plain.encode()).digest()
