@@ -36,9 +36,9 @@ class Frame:
         try:
             await self._app(scope, receive, framed.send)
         except Exception as error:  # noqa: BLE001 - the client gets an answer, and the log the cause
-            _log.error("a request failed", request=framed.request_id, exc_info=error)
+            answer = problems.answer(Request(scope), error)
             if not framed.status:
-                await problems.answer(Request(scope), error)(scope, receive, framed.send)
+                await answer(scope, receive, framed.send)
         finally:
             framed.note()
 

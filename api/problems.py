@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api import faults
-from worker import context, errors
+from worker import context, errors, log
 from worker.storage import StorageTrouble
 
 TYPE = "urn:noria:problem:"
@@ -30,6 +30,8 @@ _STATUS_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allo
 _SAYS = {400: "the request cannot be read", 404: "there is no such route; /docs shows those that there are"}
 _AWAY_SECONDS = 2  # before a client asks a database again that is away
 
+_log = log.get(__name__)
+
 
 def problem(status: int, code: str, detail: str, *, retry_after: int | None = None, **extras: Any) -> Problem:
     """A problem to raise or to answer with; `retry_after` is in seconds."""
@@ -38,8 +40,11 @@ def problem(status: int, code: str, detail: str, *, retry_after: int | None = No
 
 
 def answer(request: Request, error: Exception) -> Response:
-    """The answer to an error of whatever kind."""
-    return _HANDLER(request, error)
+    """The answer to an error of whatever kind; where the fault is ours the log gets the cause."""
+    made = _HANDLER(request, error)
+    if made.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("a request failed", request=request.scope["state"]["request_id"], exc_info=error)
+    return made
 
 
 def handle(app: FastAPI) -> None:

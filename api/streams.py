@@ -57,6 +57,9 @@ class Watch:
         self._followers: set[Follower] = set()
         self._looking: asyncio.Task[None] | None = None
 
+    def __len__(self) -> int:
+        return len(self._followers)
+
     @contextmanager
     def follow(self, job_id: uuid.UUID, seen: int) -> Iterator[Follower]:
         """A place in the look, for as long as the block lasts."""

@@ -8,6 +8,7 @@ failure, since rows that nobody was told of are due again a minute later.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -154,7 +155,7 @@ class Sender:
             publish(self._app, TICK, "tick", [])
         if events:
             with self._app.connection_for_write() as connection:
-                dispatcher = EventDispatcher(connection, hostname="noria", app=self._app)
+                dispatcher = EventDispatcher(connection, hostname=f"noria@{socket.gethostname()}", app=self._app)
                 for event in events:
                     dispatcher.send(**event)
                 dispatcher.close()

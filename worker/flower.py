@@ -7,8 +7,6 @@ is never in an event.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from typing import Any
 
@@ -41,8 +39,6 @@ def event(job: Job, project: str, stored: list[Output]) -> dict[str, Any] | None
         "args": _words(job),
         "kwargs": repr({"project": project, "custom_id": job.custom_id or "", "id": str(job.id)}),
         "retries": job.retries,
-        "hostname": socket.gethostname(),
-        "pid": os.getpid(),
         "timestamp": job.state_at.timestamp(),
         "local_received": time.time(),
     }

@@ -60,7 +60,20 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for noisy in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "s3transfer", "kombu", "amqp"):
+    # Celery would write two lines for each message; what matters of them is in the lines of the moves
+    for noisy in (
+        "celery.app.trace",
+        "celery.worker.strategy",
+        "celery.beat",
+        "httpx",
+        "httpcore",
+        "botocore",
+        "boto3",
+        "urllib3",
+        "s3transfer",
+        "kombu",
+        "amqp",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*_CHAIN, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -1,0 +1,196 @@
+"""A small client of the API, for the command line and for scripts.
+
+Every call may be repeated: a submission carries an Idempotency-Key, made here where the caller gives none. So calls
+that were not answered, or were answered 429 or 503, are made again for half a minute, no sooner than the server says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Self
+from urllib.parse import quote
+
+import httpx
+import httpx_sse
+import stamina
+
+_TIMEOUT = httpx.Timeout(20, connect=5)
+_STREAM_TIMEOUT = httpx.Timeout(45, connect=5)  # three of the server's heartbeats
+_PATIENCE = 30.0  # seconds
+_RECONNECTS = 30  # in a row that bring nothing, before following is given up
+_PAUSE = 1.0  # seconds between two of them
+_AGAIN = frozenset({429, 503})
+_CHUNK = 1 << 20
+
+stamina.instrumentation.set_on_retry_hooks([])  # they would write to standard output, which is the command's
+
+
+class ApiError(Exception):
+    """The API refused or failed; `problem` is its answer (RFC 9457), whose `code` is stable."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: float | None) -> None:
+        super().__init__(f"{problem.get('code', status)}: {problem.get('detail', problem.get('title', ''))}")
+        self.status = status
+        self.problem = dict(problem)
+        self.retry_after = retry_after  # seconds
+
+    @property
+    def code(self) -> str:
+        """What to decide on."""
+        return str(self.problem.get("code", self.status))
+
+
+class Client:
+    """The API at `url`, with a key. Raises ApiError, and httpx's TransportError when nobody answers.
+
+    `project` is for an operator's key: the project that it acts for.
+    """
+
+    def __init__(self, url: str, key: str, project: str | None = None) -> None:
+        headers = {"authorization": f"Bearer {key}"} | ({"noria-project": project} if project else {})
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+        """The job, made, or found where it was made before under that key."""
+        key = idempotency_key or str(uuid.uuid4())
+        return self._json("POST", "/v1/jobs", json=body, headers={"idempotency-key": key})
+
+    def dry_run(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What `submit` would make and cost."""
+        return self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
+
+    def estimate(self, kind: str, model: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """What such a job would cost."""
+        return self._json("POST", "/v1/estimates", json={"kind": kind, "model": model, "input": wanted})
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """One job."""
+        return self._json("GET", _path(job_id))
+
+    def jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Every job that the filters leave, the newest first; pages are fetched as they are needed.
+
+        Filters are those of GET /v1/jobs; `metadata` is a mapping, `limit` the size of a page.
+        """
+        metadata: Mapping[str, str] = filters.pop("metadata", {})
+        said = {name: value for name, value in filters.items() if value is not None}
+        yield from self._pages("/v1/jobs", said | {f"metadata.{key}": value for key, value in metadata.items()})
+
+    def events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """The job's history, as far as it has come."""
+        yield from self._pages(_path(job_id, "/events"), {})
+
+    def follow(self, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """The job's events after a sequence number, as they come, until it has ended, across lost streams."""
+        lost = 0
+        while True:
+            try:
+                with self._stream(job_id, after) as source:
+                    if source.response.status_code == httpx.codes.NO_CONTENT:
+                        return
+                    for event in source.iter_sse():
+                        after, lost = int(event.id), 0
+                        yield event.json()
+            except (httpx.TransportError, ApiError) as error:
+                if lost >= _RECONNECTS or not _wait(error):
+                    raise
+            time.sleep(_PAUSE if lost else 0)
+            lost += 1
+
+    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+        """Every create call of the job."""
+        return list(self._pages(_path(job_id, "/attempts"), {}))
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """What became of the wish, as `outcome`, and the job."""
+        return self._json("POST", _path(job_id, "/cancel"))
+
+    def models(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The catalog."""
+        return list(self._pages("/v1/models", {"kind": kind} if kind else {}))
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One model, by id or alias."""
+        return self._json("GET", f"/v1/models/{quote(name, safe='')}")
+
+    def download(self, job_id: str, n: int, target: BinaryIO) -> str:
+        """Writes an output into the file; its SHA-256 in hex, to be compared with the job's `outputs`."""
+        link = self._call("GET", _path(job_id, f"/outputs/{n}"), params={"download": "true"}).headers["location"]
+        digest = hashlib.sha256()
+        # not with our client, whose key is none of the bucket's business
+        with httpx.stream("GET", link, timeout=_STREAM_TIMEOUT) as answer:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes(_CHUNK):
+                target.write(chunk)
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def _pages(self, path: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        cursor: str | None = None
+        while True:
+            page = self._json("GET", path, params=params | ({"cursor": cursor} if cursor else {}))
+            yield from page["data"]
+            cursor = page["next_cursor"]
+            if not page["has_more"]:
+                return
+
+    def _json(self, method: str, path: str, **said: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._call(method, path, **said).json()
+        return answer
+
+    def _call(self, method: str, path: str, **said: Any) -> httpx.Response:
+        for attempt in stamina.retry_context(on=_wait, attempts=None, timeout=_PATIENCE, wait_initial=0.2):
+            with attempt:
+                answer = self._http.request(method, path, **said)
+                _refuse(answer)
+        return answer
+
+    @contextmanager
+    def _stream(self, job_id: str, after: int) -> Iterator[httpx_sse.EventSource]:
+        """One connection of a followed job."""
+        path, headers = _path(job_id, "/events"), {"last-event-id": str(after)}
+        with httpx_sse.connect_sse(self._http, "GET", path, headers=headers, timeout=_STREAM_TIMEOUT) as source:
+            if source.response.is_error:
+                source.response.read()
+            _refuse(source.response)
+            yield source
+
+
+def _path(job_id: str, suffix: str = "") -> str:
+    return f"/v1/jobs/{quote(str(job_id), safe='')}{suffix}"
+
+
+def _refuse(answer: httpx.Response) -> None:
+    if not answer.is_error:
+        return
+    try:
+        problem = answer.json()
+    except ValueError:  # a proxy's page
+        problem = {}
+    retry_after = answer.headers.get("retry-after", "")
+    raise ApiError(
+        answer.status_code,
+        problem if isinstance(problem, dict) else {},
+        float(retry_after) if retry_after.isdecimal() else None,
+    )
+
+
+def _wait(error: Exception) -> bool | float:
+    """Whether a call may be made again, or after how many seconds."""
+    if isinstance(error, ApiError):
+        return error.status in _AGAIN and (error.retry_after or True)
+    return isinstance(error, httpx.TransportError)

@@ -1,0 +1,134 @@
+"""A campaign: a CSV in which each row is a job, checked whole before anything is submitted.
+
+The columns `kind`, `model`, `custom_id`, `priority`, `webhook_url` and `metadata.KEY` say what they say; every other
+column is a field of the input. Empty cells are left out. A row's Idempotency-Key comes from the file's content and
+the row's place in it, so a second run of the same file finds the jobs of the first and submits nothing twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from api.client import ApiError, Client
+from ops.supervise import LocalError
+
+_OF_THE_JOB = frozenset({"kind", "model", "custom_id", "priority", "webhook_url"})
+_METADATA = "metadata."
+_TOO_MANY = "\0"  # no column is called so
+_WRONG_INPUT = 422
+
+
+class BadCampaign(LocalError):
+    """The file, or some of its lines, cannot be submitted; the message names every wrong line."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job to submit; `line` is where it begins in the file, from 1."""
+
+    line: int
+    body: Mapping[str, Any]
+    key: str  # its Idempotency-Key
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What the rows would cost: each one's price in CNY (None: not known), and the sum of those known."""
+
+    prices: Sequence[Decimal | None]
+
+    @property
+    def total(self) -> Decimal:
+        return sum((price for price in self.prices if price is not None), Decimal(0))
+
+    @property
+    def unknown(self) -> int:
+        return sum(price is None for price in self.prices)
+
+
+def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[Row]:
+    """The rows of the file; `shared` is a body that fills in what a row leaves out. `BadCampaign` if it is none.
+
+    `key` takes the place of the file's content in the Idempotency-Keys: to submit the same file once more.
+    """
+    content = path.read_bytes()
+    name = key or f"csv-{hashlib.sha256(content).hexdigest()[:32]}"
+    try:
+        rows = list(_rows(content.decode("utf-8-sig"), shared, name))
+    except UnicodeDecodeError:
+        raise BadCampaign(f"{path} is not in UTF-8: save it as 'CSV UTF-8'.") from None
+    except csv.Error as error:
+        raise BadCampaign(f"{path} is no CSV: {error}.") from None
+    if not rows:
+        raise BadCampaign(f"{path} has no rows: its first line names the columns, each further line is a job.")
+    return rows
+
+
+def quote(client: Client, rows: Sequence[Row]) -> Quote:
+    """What the rows would cost, by the API's own dry run; `BadCampaign` with every wrong line."""
+    prices: list[Decimal | None] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            prices.append(price(client.dry_run(row.body)))
+        except ApiError as error:
+            if error.status != _WRONG_INPUT:
+                raise
+            faults += [f"line {row.line}: {fault}" for fault in faults_of(error)]
+    if faults:
+        raise BadCampaign("\n".join(["Nothing was submitted. What is wrong:", *faults]))
+    return Quote(prices)
+
+
+def price(document: Mapping[str, Any]) -> Decimal | None:
+    """The estimate of a job or of a dry run, CNY."""
+    estimated = document["cost"]["estimated"]
+    return None if estimated is None else Decimal(estimated)
+
+
+def faults_of(error: ApiError) -> list[str]:
+    """Every wrong field that the API names, as `input.size: …`."""
+    return [
+        f"{fault['pointer'].strip('/').replace('/', '.') or 'body'}: {fault['message']}"
+        for fault in error.problem.get("errors", [])
+    ] or [str(error)]
+
+
+def _rows(text: str, shared: Mapping[str, Any], name: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_TOO_MANY, strict=True)
+    _check(reader.fieldnames or [])
+    line = reader.line_num + 1
+    for number, cells in enumerate(reader, 1):
+        if _TOO_MANY in cells:
+            raise BadCampaign(f"Line {line} has more cells than there are columns: is a comma not in quotes?")
+        said = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
+        if said:
+            yield Row(line, _body(said, shared), f"{name}-{number}")
+        line = reader.line_num + 1  # a cell may hold line breaks
+
+
+def _check(columns: Sequence[str]) -> None:
+    twice = {column for column in columns if columns.count(column) > 1}
+    if twice or not all(column.strip() for column in columns):
+        raise BadCampaign(f"The first line names the columns, each once; see: {', '.join(sorted(twice)) or 'a column without a name'}.")
+
+
+def _body(said: Mapping[str, str], shared: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {c.removeprefix(_METADATA): cell for c, cell in said.items() if c.startswith(_METADATA)}
+    fields = {c: cell for c, cell in said.items() if c not in _OF_THE_JOB and not c.startswith(_METADATA)}
+    job = {column: cell for column, cell in said.items() if column in _OF_THE_JOB}
+    return {
+        **shared,
+        **job,
+        "input": {**shared.get("input", {}), **fields},
+        "metadata": {**shared.get("metadata", {}), **metadata},
+    }

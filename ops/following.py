@@ -1,0 +1,62 @@
+"""Jobs followed to their end, and how long each of their steps took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from api.client import Client
+
+_LOOKS_PER_SECOND = 20  # of the 50 requests that a key may make
+_SHORTEST_PAUSE = 0.25  # seconds
+
+Job = Mapping[str, Any]
+
+# What a person asks of a job's time, and the states that it is spent in.
+STEPS: Mapping[str, frozenset[str]] = {
+    "waited": frozenset({"queued", "held", "admitted"}),
+    "submitted": frozenset({"submitting", "uncertain"}),
+    "ran": frozenset({"running", "gathering"}),
+    "copied": frozenset({"copying"}),
+}
+
+
+def follow(client: Client, ids: Sequence[str]) -> Iterator[list[Job]]:
+    """The jobs as they are now, again and again until all have ended; those that have are not asked for again."""
+    seen: dict[str, Job] = {}
+    while True:
+        open_ids = [job_id for job_id in ids if not seen.get(job_id, {}).get("is_terminal")]
+        seen |= {job_id: client.job(job_id) for job_id in open_ids}
+        yield [seen[job_id] for job_id in ids]
+        if all(job["is_terminal"] for job in seen.values()):
+            return
+        time.sleep(max(_SHORTEST_PAUSE, len(open_ids) / _LOOKS_PER_SECOND))
+
+
+def succeeded(jobs: Sequence[Job]) -> bool:
+    """Whether every one of them did."""
+    return all(job["state"] == "succeeded" for job in jobs)
+
+
+def seconds_by_step(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """How long a job that has ended spent in each of `STEPS`, by its history."""
+    spent = dict.fromkeys(STEPS, 0.0)
+    for event, seconds in timed(events):
+        for step, states in STEPS.items():
+            if event["to"] in states and seconds is not None:
+                spent[step] += seconds
+    return spent
+
+
+def timed(events: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float | None]]:
+    """Each event, and for how long the job stayed where it led; None for the last."""
+    times = [at(event["at"]) for event in events]
+    stays = [(after - before).total_seconds() for before, after in zip(times, times[1:], strict=False)]
+    return list(zip(events, [*stays, None], strict=True))
+
+
+def at(moment: str) -> datetime:
+    """A time of the API's."""
+    return datetime.fromisoformat(moment)

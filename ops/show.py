@@ -1,0 +1,229 @@
+"""What a person sees: tables that fit 80 columns, and one place for the words in them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ops.following import Job, at, timed
+
+OUT = Console(highlight=False)
+ERR = Console(stderr=True, highlight=False)
+_COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "expired": "red",
+    "canceled": "yellow",
+    "held": "yellow",
+    "uncertain": "yellow",
+    "running": "cyan",
+    "copying": "blue",
+}
+
+
+def document(value: object) -> None:
+    """One JSON document on stdout."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def line(value: object) -> None:
+    """One line of JSON on stdout, at once."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) -> Table:
+    """A plain table; `right` are numbers, and only those in `wide` give way when the terminal is narrow."""
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if name in wide else len(name),
+        )
+    return made
+
+
+def jobs(found: Sequence[Job]) -> RenderableType:
+    """A list of jobs, one a line, with the id that the other commands take."""
+    rows = table("id", "custom id", "model", "state", "CNY", right=["CNY"], wide=["custom id", "model"])
+    rows.columns[0].min_width = 36  # whole, to be copied
+    for job in found:
+        rows.add_row(job["id"], escape(job["custom_id"] or ""), job["model"], state(job), cost(job))
+    return rows
+
+
+def progress(found: Sequence[Job], now: datetime, height: int) -> RenderableType:
+    """Jobs on their way; those at work first where the terminal is too low for all."""
+    rows = table("job", "model", "state", "for", "waits for", right=["for"], wide=["job", "model", "waits for"])
+    shown = found
+    if len(found) > height:
+        shown = sorted(found, key=lambda job: (job["is_terminal"], job["state"] == "queued"))[:height]
+    for job in shown:
+        end = at(job["finished_at"]) if job["finished_at"] else now
+        lasted = seconds((end - at(job["created_at"])).total_seconds())
+        rows.add_row(escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
+    return Group(rows, Text(counts(found), style="dim"))
+
+
+def counts(found: Sequence[Job]) -> str:
+    """`12 jobs: 3 queued, 9 succeeded`."""
+    states = [str(job["state"]) for job in found]
+    each = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states))
+    return f"{len(found)} {'job' if len(found) == 1 else 'jobs'}: {each}"
+
+
+def job(found: Job, events: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """All there is to say of one job."""
+    parts = [_facts(found), _history(events)]
+    if attempts:
+        parts.append(_attempts(attempts))
+    if found["outputs"]:
+        parts.append(_outputs(found["outputs"]))
+    if found["error"]:
+        parts.append(_error(found["error"]))
+    return Group(*parts)
+
+
+def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The catalog in short."""
+    rows = table("model", "makes", "shape", "seconds", "regions", wide=["shape", "seconds", "regions"])
+    for model in found:
+        shape = ", ".join(model["resolutions"]) or _sizes(model["sizes"])
+        span = f"{model['durations'][0]}-{model['durations'][-1]}" if model["durations"] else ""
+        rows.add_row(model["id"], ", ".join(model["kinds"]), shape, span, ", ".join(model["regions"]))
+    return rows
+
+
+def name(job: Job) -> str:
+    """What its owner calls it, or the part of its id that tells it from its neighbours."""
+    return str(job["custom_id"] or f"…{job['id'][-8:]}")
+
+
+def state(job: Job) -> str:
+    """The state, in its colour."""
+    colour = _COLOURS.get(job["state"], "default")
+    return f"[{colour}]{job['state']}[/]"
+
+
+def waits_for(job: Job) -> str:
+    """Why nothing happens, or how it ended."""
+    if job["error"]:
+        return str(job["error"]["message"])
+    if job["waiting_on"] is None:
+        return ""
+    position = job["waiting_on"]["position"]
+    return str(job["waiting_on"]["detail"]) + (f" (number {position})" if position else "")
+
+
+def cost(job: Job) -> str:
+    """What it cost, or with a `~` what it will; `?` where no price is known."""
+    if job["cost"]["actual"] is not None:
+        return str(job["cost"]["actual"])
+    if job["is_terminal"] and job["cost"]["billed"] == "no":
+        return "0.00"
+    return f"~{job['cost']['estimated']}" if job["cost"]["estimated"] is not None else "?"
+
+
+def money(amount: Decimal) -> str:
+    """¥ with at least two decimals."""
+    return f"¥{amount:.2f}" if amount == round(amount, 2) else f"¥{amount.normalize():f}"
+
+
+def seconds(span: float) -> str:
+    """`0.4 s`, `12 s`, `3 m 20 s`, `2 h 05 m`."""
+    if span < 10:
+        return f"{span:.1f} s"
+    whole = round(span)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} m"
+
+
+def size(count: int) -> str:
+    """Bytes as `834 B`, `12 kB`, `1.8 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
+
+
+def now() -> datetime:
+    """This machine's time; for people only."""
+    return datetime.now(UTC)
+
+
+def _facts(found: Job) -> RenderableType:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for word, value in {
+        "id": found["id"],
+        "custom id": found["custom_id"],
+        "makes": f"{found['kind']} · {found['model']}",
+        "input": ", ".join(f"{field}={value}" for field, value in found["input"].items()),
+        "metadata": ", ".join(f"{field}={value}" for field, value in found["metadata"].items()),
+        "state": found["state"],
+        "waits for": waits_for(found) if found["waiting_on"] else None,
+        "cost": f"{cost(found)} CNY (billed: {found['cost']['billed']})",
+        "provider": _provider(found["provider"]),
+    }.items():
+        if value:
+            facts.add_row(word, escape(str(value)))
+    return facts
+
+
+def _provider(provider: Mapping[str, Any]) -> str:
+    said = {"task": provider["task_id"], "request": provider["request_id"], "in": provider["region"]}
+    return ", ".join(f"{word} {value}" for word, value in said.items() if value)
+
+
+def _history(events: Sequence[Mapping[str, Any]]) -> RenderableType:
+    rows = table("at (UTC)", "state", "for", "why", right=["for"], wide=["why"])
+    for event, stayed in timed(events):
+        lasted = "" if stayed is None else seconds(stayed)
+        rows.add_row(at(event["at"]).strftime("%m-%d %H:%M:%S"), event["to"], lasted, escape(event["why"]))
+    return Group("", rows)
+
+
+def _attempts(attempts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    rows = table("create call", "outcome", "billed", "request id", "said", wide=["said"])
+    for attempt in attempts:
+        said = " ".join(filter(None, [attempt["code"], attempt["message"]]))
+        rows.add_row(str(attempt["number"]), attempt["outcome"], attempt["billed"], attempt["request_id"], escape(said))
+    return Group("", rows)
+
+
+def _outputs(outputs: Sequence[Mapping[str, Any]]) -> RenderableType:
+    rows = table("output", "type", "size", "seconds", "key", right=["size", "seconds"])
+    rows.columns[-1].no_wrap, rows.columns[-1].overflow = False, "fold"
+    for output in outputs:
+        length = "" if output["duration"] is None else f"{output['duration']:g}"
+        rows.add_row(str(output["n"]), output["content_type"], size(output["bytes"]), length, output["key"])
+    return Group("", rows)
+
+
+def _error(error: Mapping[str, Any]) -> RenderableType:
+    lines = [f"[red]{escape(str(error['class']))} {escape(str(error['code']))}[/]: {escape(str(error['message']))}"]
+    if error.get("hint"):
+        lines.append(f"What to do: {escape(str(error['hint']))}")
+    return Group("", *lines)
+
+
+def _sizes(sizes: Any) -> str:
+    if isinstance(sizes, Mapping) and sizes.get("tiers"):
+        return ", ".join(sizes["tiers"])
+    return ", ".join(sizes.get("listed", [])) if isinstance(sizes, Mapping) else ""
