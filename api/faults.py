@@ -14,7 +14,8 @@ _CODES = {
     "missing": "required",
     "extra_forbidden": "unknown_field",
     "string_too_long": "too_long",
-    "too_long": "too_many",
+    "string_too_short": "too_short",
+    "string_pattern_mismatch": "not_allowed",
     "literal_error": "not_allowed",
 }
 _MESSAGES = {"missing": "is required", "extra_forbidden": "is no field here"}

@@ -117,9 +117,9 @@ def _rows(text: str, shared: Mapping[str, Any], name: str) -> Iterator[Row]:
 
 
 def _check(columns: Sequence[str]) -> None:
-    twice = {column for column in columns if columns.count(column) > 1}
-    if twice or not all(column.strip() for column in columns):
-        raise BadCampaign(f"The first line names the columns, each once; see: {', '.join(sorted(twice)) or 'a column without a name'}.")
+    wrong = {column or "one without a name" for column in columns if columns.count(column) > 1 or not column.strip()}
+    if wrong:
+        raise BadCampaign(f"The first line names the columns, each once; see: {', '.join(sorted(wrong))}.")
 
 
 def _body(said: Mapping[str, str], shared: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from api.client import Client
+from ops.supervise import LocalError
 
 _LOOKS_PER_SECOND = 20  # of the 50 requests that a key may make
 _SHORTEST_PAUSE = 0.25  # seconds
+_UNSAFE = re.compile(r"[^\w.-]+")  # in a file's name
 
 Job = Mapping[str, Any]
 
@@ -21,6 +26,10 @@ STEPS: Mapping[str, frozenset[str]] = {
     "ran": frozenset({"running", "gathering"}),
     "copied": frozenset({"copying"}),
 }
+
+
+class Damaged(LocalError):
+    """What came is not what was stored."""
 
 
 def follow(client: Client, ids: Sequence[str]) -> Iterator[list[Job]]:
@@ -53,10 +62,24 @@ def seconds_by_step(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def timed(events: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float | None]]:
     """Each event, and for how long the job stayed where it led; None for the last."""
     times = [at(event["at"]) for event in events]
-    stays = [(after - before).total_seconds() for before, after in zip(times, times[1:], strict=False)]
+    stays = [(after - before).total_seconds() for before, after in itertools.pairwise(times)]
     return list(zip(events, [*stays, None], strict=True))
 
 
 def at(moment: str) -> datetime:
     """A time of the API's."""
     return datetime.fromisoformat(moment)
+
+
+def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
+    """Put the job's outputs into a folder, each whole or not at all; `Damaged` where one is not what was stored."""
+    for output in job["outputs"]:
+        extension = PurePosixPath(output["key"]).suffix
+        path = folder / f"{_UNSAFE.sub('_', job['custom_id'] or job['id'])}-{output['n']}{extension}"
+        draft = path.with_name(path.name + ".part")
+        with draft.open("wb") as file:
+            digest = client.download(job["id"], output["n"], file)
+        if digest != output["sha256"]:
+            raise Damaged(f"{path.name} has another SHA-256 than the object that was stored; fetched as {draft}.")
+        draft.replace(path)
+        yield path

@@ -99,9 +99,13 @@ def database(home: Path, url: str | None) -> Iterator[sqlalchemy.Connection]:
         engine.dispose()
     except OperationalError as error:
         why = str(error.orig).strip().splitlines()[0]
-        raise NotReachable(f"The database does not answer: {why}\nIs `noria up` running, or NORIA_DATABASE_URL right?") from error
+        raise NotReachable(
+            f"The database does not answer: {why}\nIs `noria up` running, or NORIA_DATABASE_URL right?"
+        ) from error
     except ProgrammingError as error:
-        raise NotReachable(f"The database has not this version's schema: alembic upgrade head\n({error.orig})") from error
+        raise NotReachable(
+            f"The database has not this version's schema: alembic upgrade head\n({error.orig})"
+        ) from error
 
 
 def spare_loopback_the_proxy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from ops.following import Job, at, timed
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
     "failed": "red",
@@ -28,6 +30,13 @@ _COLOURS = {
     "uncertain": "yellow",
     "running": "cyan",
     "copying": "blue",
+}
+
+OUTCOMES = {
+    "canceled": "nothing was sent, nothing is billed",
+    "requested": "the provider is being asked; it drops only what has not started",
+    "too_late": "it runs on and is billed; it ends as if nothing had been asked",
+    "already_finished": "it had ended before",
 }
 
 
@@ -98,12 +107,11 @@ def job(found: Job, events: Sequence[Mapping[str, Any]], attempts: Sequence[Mapp
 
 
 def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The catalog in short."""
-    rows = table("model", "makes", "shape", "seconds", "regions", wide=["shape", "seconds", "regions"])
+    """The catalog in short; prices are those of a model's first region."""
+    rows = table("model", "makes", "seconds", "CNY", wide=["CNY"])
     for model in found:
-        shape = ", ".join(model["resolutions"]) or _sizes(model["sizes"])
         span = f"{model['durations'][0]}-{model['durations'][-1]}" if model["durations"] else ""
-        rows.add_row(model["id"], ", ".join(model["kinds"]), shape, span, ", ".join(model["regions"]))
+        rows.add_row(model["id"], ", ".join(model["kinds"]), span, _prices(model))
     return rows
 
 
@@ -135,6 +143,28 @@ def cost(job: Job) -> str:
     if job["is_terminal"] and job["cost"]["billed"] == "no":
         return "0.00"
     return f"~{job['cost']['estimated']}" if job["cost"]["estimated"] is not None else "?"
+
+
+def price(prices: Sequence[Decimal | None]) -> str:
+    """`12 jobs, ¥27.40`, and how many have no known price."""
+    known = [amount for amount in prices if amount is not None]
+    unknown = len(prices) - len(known)
+    jobs = f"{len(prices)} {'job' if len(prices) == 1 else 'jobs'}"
+    return f"{jobs}, {money(sum(known, Decimal(0)))}" + (f" and {unknown} without a known price" if unknown else "")
+
+
+def plain(value: object) -> str:
+    """A value in a cell: nothing for None, a time to the minute."""
+    text = "" if value is None else str(value)
+    return escape(text[:16].replace("T", " ") if _TIME.match(text) else text)
+
+
+def welcome(provider: str, pages: Mapping[str, str]) -> None:
+    """What runs, where to look, and how to stop it."""
+    OUT.print(f"Noria runs on {provider}.")
+    for word, place in pages.items():
+        OUT.print(f"  [bold]{word:8}[/]{escape(place)}", soft_wrap=True)
+    OUT.print("Other terminals find it by themselves: `noria submit`, `noria list`. Ctrl-C stops it.")
 
 
 def money(amount: Decimal) -> str:
@@ -223,7 +253,12 @@ def _error(error: Mapping[str, Any]) -> RenderableType:
     return Group("", *lines)
 
 
-def _sizes(sizes: Any) -> str:
-    if isinstance(sizes, Mapping) and sizes.get("tiers"):
-        return ", ".join(sizes["tiers"])
-    return ", ".join(sizes.get("listed", [])) if isinstance(sizes, Mapping) else ""
+def _prices(model: Mapping[str, Any]) -> str:
+    """`480P 0.30, 720P 0.60 a second`; the dearest where several rows hold."""
+    prices = next(iter(model["regions"].values()))["prices"]
+    if not prices:
+        return "?"
+    first = prices[0]
+    tiers = first["cny"] if isinstance(first["cny"], Mapping) else {"": first["cny"]}
+    each = ", ".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items())
+    return f"{each} a {str(first['unit']).removesuffix('s')}"

@@ -21,7 +21,11 @@ from worker.models import Job
 from worker.settings import Settings
 
 PATIENCE = 15.0  # seconds
-CLIP: dict[str, Any] = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": {"prompt": "a kitten runs in the moonlight"}}
+CLIP: dict[str, Any] = {
+    "kind": "text-to-video",
+    "model": "wan2.5-t2v-preview",
+    "input": {"prompt": "a kitten runs in the moonlight"},
+}
 
 
 @dataclass

@@ -77,7 +77,7 @@ class Stage:
 
         with self.ctx.engine.begin() as connection:
             lease = STEPS[State(self._row(connection, job_id).state)].lease
-            rows = claims.take(connection, Job, [(job_id, number)], lease, NOW)
+            rows = claims.take(connection, Job, [(job_id, number)], lease)
         assert rows, "the claim was spent"
         return Job.of({name: value for name, value in rows[0]._mapping.items() if name != "now"})
 
@@ -105,7 +105,8 @@ class Stage:
     def hurry(self) -> None:
         """Makes waiting looks due soon, so that no test waits for a poll's interval."""
         self.sql(
-            "update jobs set run_at = least(run_at, now() + interval '50 ms') where claimed is null and state in ('running', 'copying')"
+            "update jobs set run_at = least(run_at, now() + interval '50 ms')"
+            " where claimed is null and state in ('running', 'copying')"
         )
 
     def lapse(self, job: Job) -> None:

@@ -14,8 +14,7 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from worker import claims, jobs, spans, tick
-from worker.claims import NOW
+from worker import claims, moves, spans, tick
 from worker.context import Clock
 from worker.errors import ClaimLost
 from worker.models import Job
@@ -39,7 +38,7 @@ def sent(messages: list[tick.Message]) -> list[tuple[uuid.UUID, int]]:
 
 def take(engine: Engine, numbers: list[tuple[uuid.UUID, int]]) -> list[uuid.UUID]:
     with engine.begin() as connection:
-        return [row.id for row in claims.take(connection, Job, numbers, timedelta(seconds=60), NOW)]
+        return [row.id for row in claims.take(connection, Job, numbers, timedelta(seconds=60))]
 
 
 def test_a_number_is_spent_once_however_many_workers_try(play: Stage) -> None:
@@ -104,7 +103,7 @@ def test_a_late_worker_loses_its_claim_and_writes_nothing(play: Stage) -> None:
     ended = play.until(job)
 
     with play.ctx.engine.begin() as connection, pytest.raises(ClaimLost):
-        jobs.record(connection, asleep, Move(State.FAILED, "too late"), play.now())
+        moves.record(connection, asleep, Move(State.FAILED, "too late"), play.now())
 
     assert play.job(job).state == ended.state == State.SUCCEEDED
     assert play.states(job)[-1] == "succeeded"
@@ -234,7 +233,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(play: Stage) -> None:
     assert play.states(job).count("failed") == 1
 
 
-@pytest.mark.parametrize("state", [state for state in STEPS])
+@pytest.mark.parametrize("state", list(STEPS))
 def test_every_lease_is_longer_than_the_calls_under_it(state: State) -> None:
     longest = {State.ADMITTED: spans.CREATE + timedelta(seconds=1), State.COPYING: spans.COPY}.get(state, spans.QUERY)
 

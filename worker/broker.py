@@ -153,11 +153,14 @@ class Sender:
     def _send(self, hinted: bool, events: list[dict[str, Any]]) -> None:
         if hinted:
             publish(self._app, TICK, "tick", [])
-        if events:
-            with self._app.connection_for_write() as connection:
-                dispatcher = EventDispatcher(connection, hostname=f"noria@{socket.gethostname()}", app=self._app)
+        if not events:
+            return
+        with self._app.pool.acquire(block=True, timeout=_SOCKET_SECONDS) as connection:
+            dispatcher = EventDispatcher(connection, hostname=f"noria@{socket.gethostname()}", app=self._app)
+            try:
                 for event in events:
                     dispatcher.send(**event)
+            finally:
                 dispatcher.close()
 
 

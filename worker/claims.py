@@ -19,25 +19,24 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
     DateTime,
     Row,
-    Uuid,
-    Values,
     and_,
+    bindparam,
     case,
-    column,
     func,
     literal,
     select,
+    tuple_,
     update,
-    values,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker import spans
 from worker.models import Delivery, Job
@@ -45,6 +44,7 @@ from worker.models import Delivery, Job
 Claimable = type[Job] | type[Delivery]
 Now = datetime | ColumnElement[datetime]
 Lease = timedelta | ColumnElement[timedelta]
+Numbers = Sequence[tuple[uuid.UUID, int]]  # rows and the claim numbers to spend on them
 
 # Postgres's clock, read in the statement itself: two workers whose clocks differ then agree.
 NOW: ColumnElement[datetime] = func.statement_timestamp()
@@ -73,14 +73,52 @@ def claim_due(
     connection: Connection,
     table: Claimable,
     due: ColumnElement[bool],
-    order: Sequence[Any],
+    order: tuple[Any, ...],
     limit: int,
-    now: Now,
+    now: datetime,
 ) -> list[Claim]:
     """Claims for rows whose `run_at` has come, in `order`; rows that others look at are left.
 
     At most `limit` rows of this kind are on their way at a time, so that a message is never older than its lease.
     """
+    rows = connection.execute(_claiming(table, due, order, limit), {"now": now})
+    return [Claim(row.id, row.claim, row.crashes, row.group) for row in rows]
+
+
+def take(connection: Connection, table: Claimable, numbers: Numbers, lease: Lease) -> list[Row[Any]]:
+    """Spends claim numbers: the rows that are now ours, in the order of `numbers`, each with Postgres's `now`.
+
+    A number that was spent or replaced gives no row: its message was a repeat, or late.
+    """
+    order = {row_id: n for n, (row_id, _) in enumerate(numbers)}
+    rows = connection.execute(_taking(table, lease), {"numbers": list(numbers)}).all()
+    return sorted(rows, key=lambda row: order[row.id])
+
+
+def moment(now: Now) -> ColumnElement[datetime]:
+    """The instant as an expression, to be selected beside what is read."""
+    return now if isinstance(now, ColumnElement) else literal(now, DateTime(timezone=True))
+
+
+def held(table: Claimable, row_id: uuid.UUID, number: int) -> ColumnElement[bool]:
+    """The guard of every write under a claim: the row, as long as nobody has claimed it since."""
+    return and_(table.id == row_id, table.claim == number)
+
+
+def give_back(connection: Connection, table: Claimable, numbers: Numbers, after: timedelta) -> None:
+    """Makes claimed rows due again after a while: their messages could not be sent, or there was no room for them."""
+    returned = update(table).where(tuple_(table.id, table.claim).in_(numbers)).values(run_at=NOW + after, claimed=None)
+    connection.execute(returned)
+
+
+# Statements are built once: to build one costs more than to run it.
+
+
+@lru_cache(maxsize=64)
+def _claiming(
+    table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int
+) -> ReturningUpdate[uuid.UUID, int, int, str]:
+    now = bindparam("now", type_=DateTime(timezone=True))
     under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
     group = Delivery.url if table is Delivery else func.coalesce(Job.account, "")
     picked = (
@@ -93,58 +131,19 @@ def claim_due(
         .cte("picked")
     )
     crashed = case((table.claimed == TAKEN, 1), else_=0)
-    claimed = (
+    return (
         update(table)
         .where(table.id.in_(select(picked.c.id)))
-        .values(
-            run_at=now + spans.SENT,
-            claim=table.claim + 1,
-            claimed=SENT,
-            crashes=table.crashes + crashed,
-        )
+        .values(run_at=now + spans.SENT, claim=table.claim + 1, claimed=SENT, crashes=table.crashes + crashed)
         .returning(table.id, table.claim, table.crashes, group.label("group"))
     )
-    rows = connection.execute(claimed)
-    return [Claim(row.id, row.claim, row.crashes, row.group) for row in rows]
 
 
-def take(
-    connection: Connection, table: Claimable, sent: Sequence[tuple[uuid.UUID, int]], lease: Lease, now: Now
-) -> list[Row[Any]]:
-    """Spends claim numbers: the rows that are now ours, each with the time of the taking as `now`.
-
-    A number that was spent or replaced gives no row: its message was a repeat, or late. In the order of `sent`.
-    """
-    order = {row_id: n for n, (row_id, _) in enumerate(sent)}
-    numbers = _numbers(sent)
-    spent = (
+@lru_cache(maxsize=64)
+def _taking(table: Claimable, lease: Lease) -> ReturningUpdate[Any]:
+    return (
         update(table)
-        .where(table.id == numbers.c.id, table.claim == numbers.c.number, table.claimed == SENT)
-        .values(run_at=now + lease, claim=table.claim + 1, claimed=TAKEN)
-        .returning(*table.__table__.c, moment(now).label("now"))
+        .where(tuple_(table.id, table.claim).in_(bindparam("numbers", expanding=True)), table.claimed == SENT)
+        .values(run_at=NOW + lease, claim=table.claim + 1, claimed=TAKEN)
+        .returning(*table.__table__.c, NOW.label("now"))
     )
-    rows = connection.execute(spent).all()
-    return sorted(rows, key=lambda row: order[row.id])
-
-
-def held(table: Claimable, row_id: uuid.UUID, number: int) -> ColumnElement[bool]:
-    """The guard of every write under a claim: the row, as long as nobody has claimed it since."""
-    return and_(table.id == row_id, table.claim == number)
-
-
-def give_back(connection: Connection, table: Claimable, claims: Sequence[tuple[uuid.UUID, int]], at: Now) -> None:
-    """Makes claimed rows due at `at` again: their messages could not be sent, or there was no room for them."""
-    numbers = _numbers(claims)
-    returned = (
-        update(table).where(table.id == numbers.c.id, table.claim == numbers.c.number).values(run_at=at, claimed=None)
-    )
-    connection.execute(returned)
-
-
-def moment(now: Now) -> ColumnElement[datetime]:
-    """The instant as an expression, to be selected beside what is read."""
-    return now if isinstance(now, ColumnElement) else literal(now, DateTime(timezone=True))
-
-
-def _numbers(claims: Sequence[tuple[uuid.UUID, int]]) -> Values:
-    return values(column("id", Uuid), column("number", BigInteger), name="numbers").data(claims)

@@ -17,7 +17,7 @@ import httpx
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import DBAPIError
 
-from worker import jobs, lanes, log
+from worker import lanes, log, moves
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -111,13 +111,13 @@ class Context:
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
         with self.engine.connect() as connection:
-            return jobs.answer_on_record(connection, job)
+            return moves.answer_on_record(connection, job)
 
     def _record_once(self, job: Job, move: Move, now: datetime) -> Job:
         with self.engine.begin() as connection:
             try:
-                return jobs.record(connection, job, move, now)
-            except jobs.AlreadyRecorded as held:
+                return moves.record(connection, job, move, now)
+            except moves.AlreadyRecorded as held:
                 return held.job
             except ClaimLost as error:
                 lost = error  # the block ends without it, so that the attempt's answer is committed all the same

@@ -8,10 +8,11 @@ is never in an event.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from worker.kinds import KINDS
-from worker.models import Job, Output
+from worker.models import Job
 from worker.states import State
 
 _TYPES = {
@@ -27,7 +28,7 @@ _TYPES = {
 }
 
 
-def event(job: Job, project: str, stored: list[Output]) -> dict[str, Any] | None:
+def event(job: Job, project: str, keys: Sequence[str]) -> dict[str, Any] | None:
     """What tells Flower of the state that a job has entered; None where it has no row or no use for it."""
     event_type = _TYPES.get(State(job.state))
     if event_type is None or job.parent_id is not None:
@@ -42,7 +43,7 @@ def event(job: Job, project: str, stored: list[Output]) -> dict[str, Any] | None
         "timestamp": job.state_at.timestamp(),
         "local_received": time.time(),
     }
-    return said | _end(job, stored)
+    return said | _end(job, keys)
 
 
 def _words(job: Job) -> str:
@@ -50,10 +51,10 @@ def _words(job: Job) -> str:
     return kind.words(kind.input.model_validate(job.input))
 
 
-def _end(job: Job, stored: list[Output]) -> dict[str, Any]:
+def _end(job: Job, keys: Sequence[str]) -> dict[str, Any]:
     took = (job.finished_at - job.created_at).total_seconds() if job.finished_at else None
     if job.state == State.SUCCEEDED:
-        return {"result": ", ".join(output.key for output in stored), "runtime": took}
+        return {"result": ", ".join(keys), "runtime": took}
     if job.state in (State.FAILED, State.EXPIRED):
         error = job.error or {}
         reason = f"{error.get('code')}: {error.get('message')}"

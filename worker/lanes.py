@@ -16,10 +16,12 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    DateTime,
     Interval,
     Row,
     Select,
     and_,
+    bindparam,
     exists,
     func,
     insert,
@@ -82,14 +84,7 @@ def reserve(connection: Connection, lane_id: int, now: datetime) -> tuple[dateti
 
     The instant is None when the lane is booked further ahead than a worker may wait: try again at the second.
     """
-    start = func.greatest(Lane.next_at, now)
-    booked = (
-        update(Lane)
-        .where(Lane.id == lane_id, Lane.next_at <= now + _AHEAD)
-        .values(next_at=start + Lane.interval_us * _MICROSECOND)
-        .returning((Lane.next_at - Lane.interval_us * _MICROSECOND).label("at"), Lane.next_at)
-    )
-    row = connection.execute(booked).one_or_none()
+    row = connection.execute(_RESERVE, {"lane": lane_id, "now": now}).one_or_none()
     if row:
         return row.at, row.next_at
     return None, connection.execute(select(Lane.next_at).where(Lane.id == lane_id)).scalar_one()
@@ -103,13 +98,8 @@ def reserve_queries(
     None when the budget is spent further ahead than a worker may wait.
     """
     length = timedelta(seconds=count / per_second)
-    booked = (
-        update(Owner)
-        .where(Owner.name == owner, Owner.next_query_at <= now + _LOOK_AHEAD)
-        .values(next_query_at=func.greatest(Owner.next_query_at, now) + length)
-        .returning((Owner.next_query_at - length).label("at"))
-    )
-    at: datetime | None = connection.execute(booked).scalar_one_or_none()
+    said = {"owner": owner, "now": now, "length": length}
+    at: datetime | None = connection.execute(_RESERVE_QUERIES, said).scalar_one_or_none()
     return at
 
 
@@ -305,3 +295,22 @@ def _queued_for(connection: Connection, job: Job, now: datetime) -> Waiting:
     )
     position: uuid.UUID | int = connection.execute(before).scalar_one()
     return Waiting("slot", "waits for one of the model's concurrent tasks", None, int(position) + 1)
+
+
+# Built once: to build a statement costs more than to run it.
+
+_NOW = bindparam("now", type_=DateTime(timezone=True))
+_INTERVAL = Lane.interval_us * _MICROSECOND
+_LENGTH = bindparam("length", type_=Interval)
+_RESERVE = (
+    update(Lane)
+    .where(Lane.id == bindparam("lane"), Lane.next_at <= _NOW + _AHEAD)
+    .values(next_at=func.greatest(Lane.next_at, _NOW) + _INTERVAL)
+    .returning((Lane.next_at - _INTERVAL).label("at"), Lane.next_at)
+)
+_RESERVE_QUERIES = (
+    update(Owner)
+    .where(Owner.name == bindparam("owner"), Owner.next_query_at <= _NOW + _LOOK_AHEAD)
+    .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH)
+    .returning((Owner.next_query_at - _LENGTH).label("at"))
+)

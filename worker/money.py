@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker.models import Entry, Job
@@ -24,27 +24,18 @@ def reserve(connection: Connection, job: Job, now: datetime) -> None:
         _book(connection, job, "reserve", job.estimate, now)
 
 
-def settle(connection: Connection, job: Job, cost: int | None, now: datetime) -> None:
-    """Books what the open attempt cost, and gives the reservation back. Without a known price, the estimate."""
-    booked = cost if cost is not None else job.estimate
-    if booked is not None:
-        _book(connection, job, "settle", booked, now)
+def settle(connection: Connection, job: Job, now: datetime) -> None:
+    """Books what the open attempt cost (without a known price, the estimate), and gives the reservation back."""
+    cost = job.cost if job.cost is not None else job.estimate
+    if cost is not None:
+        _book(connection, job, "settle", cost, now)
     release(connection, job, now)
 
 
 def release(connection: Connection, job: Job, now: datetime) -> None:
-    """Gives back what is still reserved for the job."""
-    reserved = reserved_for(connection, job)
-    if reserved:
-        _book(connection, job, "release", -reserved, now)
-
-
-def reserved_for(connection: Connection, job: Job) -> int:
-    """What is reserved for the job and not given back, micro-CNY."""
-    open_sum = select(func.coalesce(func.sum(Entry.micros), 0)).where(
-        Entry.job_id == job.id, Entry.entry.in_(("reserve", "release"))
-    )
-    return int(connection.execute(open_sum).scalar_one())
+    """Gives back what was reserved for the job; once, whatever its attempts were."""
+    if job.estimate is not None:
+        connection.execute(_RELEASE, {"the_job": job.id, "the_attempt": job.attempt_id, "now": now})
 
 
 def shown(micros: int | None) -> str | None:
@@ -56,17 +47,27 @@ def shown(micros: int | None) -> str | None:
 
 
 def _book(connection: Connection, job: Job, entry: str, micros: int, now: datetime) -> None:
-    line = (
-        upsert(Entry)
-        .values(
-            project_id=job.project_id,
-            job_id=job.id,
-            attempt_id=None if entry == "reserve" else job.attempt_id,
-            entry=entry,
-            micros=micros,
-            at=now,
-            reserved_at=job.created_at,
-        )
-        .on_conflict_do_nothing(index_elements=[Entry.attempt_id, Entry.entry])
-    )
-    connection.execute(line)
+    line = {
+        "project_id": job.project_id,
+        "job_id": job.id,
+        "attempt_id": None if entry == "reserve" else job.attempt_id,
+        "entry": entry,
+        "micros": micros,
+        "at": now,
+        "reserved_at": job.created_at,
+    }
+    connection.execute(_LINE, line)
+
+
+_LINE = upsert(Entry).on_conflict_do_nothing(index_elements=[Entry.attempt_id, Entry.entry])
+
+# What the job has reserved and not given back, in one statement with the line that gives it back.
+_RELEASE = text(
+    """
+    insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
+    select project_id, job_id, cast(:the_attempt as uuid), 'release', -sum(micros), :now, min(reserved_at)
+    from ledger where job_id = :the_job and entry in ('reserve', 'release')
+    group by project_id, job_id having sum(micros) <> 0
+    on conflict (attempt_id, entry) do nothing
+    """
+)

@@ -14,14 +14,14 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, case, literal, select, update
 
-from worker import claims, context, flower, jobs, lanes, log, reading, spans, tick, webhooks
+from worker import claims, context, flower, lanes, log, moves, spans, tick, webhooks
+from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.models import Delivery, Job, Project
 from worker.states import Move, State
 from worker.steps import STEPS
 
-Numbers = Sequence[tuple[uuid.UUID, int]]
 Publish = Callable[[tick.Message], None]
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
@@ -61,18 +61,18 @@ class Runner:
         """One step for each row, one after the other; each is taken right before its step."""
         for number in numbers:
             with self.ctx.engine.begin() as connection:
-                rows = claims.take(connection, Job, [number], _LEASE, claims.NOW)
+                rows = claims.take(connection, Job, [number], _LEASE)
             for row in rows:
                 self.carry_out(Job.of(_columns(row)), Clock(row.now))
 
     def poll(self, numbers: Numbers) -> None:
         """A look at each task, spread over the account's query rate; all waits are written in one statement."""
         with self.ctx.engine.begin() as connection:
-            rows = claims.take(connection, Job, numbers, _LEASE, claims.NOW)
+            rows = claims.take(connection, Job, numbers, _LEASE)
             taken = [Job.of(_columns(row)) for row in rows]
             at = _book(connection, self.ctx, taken, rows[0].now) if rows else None
             if taken and at is None:
-                claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], claims.NOW + _POSTPONED)
+                claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], _POSTPONED)
         if at is not None:
             self._look(taken, Clock(rows[0].now), at)
 
@@ -120,20 +120,16 @@ class Runner:
             left = job.state
             job = self.ctx.record(job, move, clock)
             if job.state != left:
-                self._moved(job, left)
+                self._moved(job, left, [output["key"] for output in move.outputs])
             move = _next(step, job)
         return None
 
-    def _moved(self, job: Job, left: str) -> None:
+    def _moved(self, job: Job, left: str, keys: Sequence[str]) -> None:
         """After the commit: Flower's row, and a hint where somebody can go on at once."""
         _log.info("moved", left=left, entered=job.state, task=job.task_id)
         if job.state not in (State.SUBMITTING, State.RUNNING):
             self.hint()
-        stored = []
-        if job.state == State.SUCCEEDED:
-            with self.ctx.engine.connect() as connection:
-                stored = reading.outputs(connection, [job])[job.id]
-        if said := flower.event(job, self.ctx.project_name(job), stored):
+        if said := flower.event(job, self.ctx.project_name(job), keys):
             self.tell(said)
 
     def _look(self, taken: Sequence[Job], clock: Clock, at: datetime) -> None:
@@ -146,7 +142,7 @@ class Runner:
 
     def _write(self, waits: list[tuple[Job, Move]], now: datetime) -> None:
         with self.ctx.engine.begin() as connection:
-            jobs.record_waits(connection, waits, now)
+            moves.record_waits(connection, waits, now)
 
 
 def _next(step: Any, job: Job) -> Move | None:
@@ -165,7 +161,7 @@ def _book(connection: Connection, ctx: Context, taken: Sequence[Job], now: datet
 
 def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
     with ctx.engine.begin() as connection:
-        rows = claims.take(connection, Delivery, [number], spans.LEASES["deliver"], claims.NOW)
+        rows = claims.take(connection, Delivery, [number], spans.LEASES["deliver"])
         if not rows:
             return
         delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)

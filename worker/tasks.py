@@ -14,7 +14,8 @@ from typing import Any
 from celery.signals import setup_logging, worker_ready, worker_shutdown
 
 from worker import broker, context, log, settings, tick
-from worker.runner import Numbers, Runner
+from worker.claims import Numbers
+from worker.runner import Runner
 
 _settings = settings.load()
 app = broker.celery_app(_settings)

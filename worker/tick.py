@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
-from worker import claims, jobs, lanes, log, spans
-from worker.claims import Claim, Claimable, Now
+from worker import claims, lanes, log, moves, spans
+from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.models import Delivery, Duty, IdempotencyKey, Job
 from worker.states import HeldFor, Move, State, may
@@ -36,6 +36,11 @@ class Message:
     task: str
     queue: str
     claims: tuple[Claim, ...]
+
+    @property
+    def numbers(self) -> Numbers:
+        """What the worker spends."""
+        return [(claim.id, claim.number) for claim in self.claims]
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,11 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     return [message for due in _WORK for message in _messages(connection, due, probe.now)]
 
 
-def give_back(connection: Connection, messages: Iterable[Message], now: Now = claims.NOW) -> None:
+def give_back(connection: Connection, messages: Iterable[Message]) -> None:
     """Makes the rows of messages that could not be sent due again."""
     for message in messages:
         table: Claimable = Delivery if message.queue == "webhook" else Job
-        claims.give_back(connection, table, [(claim.id, claim.number) for claim in message.claims], now)
+        claims.give_back(connection, table, message.numbers, timedelta(0))
 
 
 def _anything(now: Now) -> ColumnElement[bool]:
@@ -154,7 +159,7 @@ def _held(connection: Connection, due: _Due, claim: Claim, now: datetime) -> boo
     if not may(State(job.state), State.HELD):
         return False
     why = f"{claim.crashes} workers died while they worked on it"
-    jobs.record(connection, job, Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES}), now)
+    moves.record(connection, job, Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES}), now)
     _log.error("held a job that kills workers", job=str(job.id), crashes=claim.crashes)
     return True
 

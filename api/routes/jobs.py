@@ -22,7 +22,6 @@ from api.submissions import JsonBody
 from worker import jobs, money, reading
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import Prepared
-from worker.kinds.fields import Text
 from worker.lanes import Waiting
 from worker.models import Job, Output
 from worker.states import TERMINAL, State
@@ -36,8 +35,13 @@ _QUEUED = Waiting("slot", "waits for one of the model's concurrent tasks")
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
 
 IdempotencyKey = Annotated[
-    Text | None,
-    Header(min_length=1, max_length=255, description="makes a submission safe to repeat; kept 7 days"),
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]*$",
+        description="makes a submission safe to repeat; printable ASCII, kept 7 days",
+    ),
 ]
 JobId = Annotated[UUID, Path(description="the job's id")]
 Place = Annotated[int, Query(ge=0, le=_MOST, description="the sequence after which to go on")]

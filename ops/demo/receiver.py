@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -27,13 +28,13 @@ class Mail:
         with self.changed:
             return self.changed.wait_for(lambda: len(self.told) >= count, seconds)
 
-    def take(self, event: dict[str, dict[str, str]] | None, kind: str) -> None:
+    def take(self, event: Mapping[str, Any] | None) -> None:
         """Note an event; None: one whose signature is wrong."""
         with self.changed:
             if event is None:
                 self.forged += 1
             else:
-                self.told[event["data"]["id"]] = kind
+                self.told[event["data"]["id"]] = event["type"]
             self.changed.notify_all()
 
 
@@ -48,10 +49,10 @@ def receiving(secret: str) -> Iterator[Mail]:
             try:
                 event = signer.verify(body, {name.lower(): value for name, value in self.headers.items()})
             except WebhookVerificationError:
-                mail.take(None, "")
+                mail.take(None)
                 self.send_response(400)
             else:
-                mail.take(event, event["type"])
+                mail.take(event)
                 self.send_response(204)
             self.send_header("content-length", "0")
             self.end_headers()

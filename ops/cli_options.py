@@ -1,0 +1,25 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Home = Annotated[Path, typer.Option(help="The folder of the `noria up` that is meant.")]
+Url = Annotated[str | None, typer.Option(envvar="NORIA_URL", help="The API; otherwise the `noria up` here.")]
+Key = Annotated[str | None, typer.Option(envvar="NORIA_KEY", show_envvar=True, help="A project's API key.")]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(envvar="NORIA_DATABASE_URL", help="The database; otherwise that of the `noria up` here.")
+]
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    """`["a=1"]` as a mapping; a usage error where there is no `=`."""
+    said = [item.partition("=") for item in given or []]
+    for name, separator, _ in said:
+        if not separator or not name:
+            raise typer.BadParameter("is written NAME=VALUE", param_hint=option)
+    return {name: value for name, _, value in said}

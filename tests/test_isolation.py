@@ -1,0 +1,152 @@
+"""Two tenants, every route: what is one's does not exist for the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from serving import CLIP, Served, served
+
+from worker.kinds import KINDS
+
+# Every route of the API and what of a job it needs in its address; a new route has to be added here.
+OF_A_JOB = {
+    ("GET", "/v1/jobs/{job_id}"),
+    ("GET", "/v1/jobs/{job_id}/events"),
+    ("GET", "/v1/jobs/{job_id}/attempts"),
+    ("GET", "/v1/jobs/{job_id}/outputs/{n}"),
+    ("POST", "/v1/jobs/{job_id}/cancel"),
+}
+OF_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
+OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("POST", "/v1/estimates")}
+OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
+
+BODIES: dict[str, Any] = {"/v1/jobs": CLIP, "/v1/estimates": CLIP}
+
+
+@dataclass
+class Tenants:
+    """Spring has a job with an output and an attempt; summer has a key; and there is an operator."""
+
+    api: Served
+    job: dict[str, Any]
+    spring: httpx.Client
+    summer: httpx.Client
+    operator: httpx.Client
+
+    def ask(self, who: httpx.Client, route: tuple[str, str], **headers: str) -> httpx.Response:
+        """One call of a route, about spring's job where it is about one."""
+        method, template = route
+        path = template.format(job_id=self.job["id"], n=0, name=CLIP["model"])
+        return who.request(method, path, json=BODIES.get(template), headers=headers)
+
+
+@pytest.fixture
+def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
+    with served(environment) as api:
+        spring, summer, operator = (api.http(api.key(name)) for name in ("spring", "summer", None))
+        job = spring.post("/v1/jobs", json=CLIP | {"metadata": {"sku": "A17"}, "custom_id": "row-17"}).json()
+        api.sql(
+            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
+            " select id, 0, project_id, 'video', 'spring/0.mp4', 'video/mp4', 6, '', '' from jobs"
+        )
+        yield Tenants(api, job, spring, summer, operator)
+
+
+def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
+    described = tenants.api.app.openapi()["paths"]
+    routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
+
+    assert routes == (OF_A_JOB | OF_A_PROJECT | OF_EVERYBODY | OPEN) - {("GET", "/docs"), ("GET", "/openapi.json")}
+    hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
+    assert hidden == set()
+
+
+@pytest.mark.parametrize("route", sorted(OF_A_JOB))
+def test_anothers_job_is_not_found(tenants: Tenants, route: tuple[str, str]) -> None:
+    before = tenants.api.sql("select * from jobs")
+
+    own = tenants.ask(tenants.spring, route)
+    tenants.api.sql("update jobs set state = 'queued', finished_at = null, run_at = now(), sequence = 1")
+    other = tenants.ask(tenants.summer, route)
+    streamed = tenants.ask(tenants.summer, route, accept="text/event-stream")
+
+    assert own.status_code in (200, 302)
+    assert (other.status_code, other.json()["code"]) == (404, "not_found")
+    assert streamed.status_code == 404
+    assert tenants.api.sql("select state from jobs") == [{"state": before[0]["state"]}]
+
+
+@pytest.mark.parametrize("query", ["", "custom_id=row-17", "metadata.sku=A17", "q=kitten", "state=queued"])
+def test_lists_hold_only_ones_own(tenants: Tenants, query: str) -> None:
+    assert len(tenants.spring.get(f"/v1/jobs?{query}").json()["data"]) == 1
+    assert tenants.summer.get(f"/v1/jobs?{query}").json()["data"] == []
+
+
+def test_a_cursor_of_anothers_job_opens_nothing(tenants: Tenants) -> None:
+    page = tenants.summer.get("/v1/jobs", params={"cursor": "ffffffff-ffff-7fff-bfff-ffffffffffff"})
+
+    assert page.json()["data"] == []
+
+
+def test_idempotency_keys_are_a_projects_own(tenants: Tenants) -> None:
+    said = {"idempotency-key": "k1"}
+
+    first = tenants.spring.post("/v1/jobs", json=CLIP, headers=said)
+    other = tenants.summer.post("/v1/jobs", json=CLIP | {"custom_id": "x"}, headers=said)
+
+    assert (first.status_code, other.status_code) == (201, 201)
+    assert first.json()["id"] != other.json()["id"]
+    assert other.json()["project"] == "summer"
+
+
+def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenants: Tenants) -> None:
+    there = tenants.summer.get("/v1/jobs", headers={"noria-project": "spring"})
+    nowhere = tenants.summer.get("/v1/jobs", headers={"noria-project": "winter"})
+    own = tenants.summer.get("/v1/jobs", headers={"noria-project": "summer"})
+
+    assert (there.status_code, nowhere.status_code, own.status_code) == (404, 404, 200)
+    assert {**there.json(), "request_id": ""} == {**nowhere.json(), "request_id": ""}
+
+
+@pytest.mark.parametrize("route", sorted(OF_A_JOB | OF_A_PROJECT | OF_EVERYBODY))
+def test_without_a_key_nothing_but_health_answers(tenants: Tenants, route: tuple[str, str]) -> None:
+    with tenants.api.http(None) as nobody:
+        assert tenants.ask(nobody, route).status_code == 401
+
+
+@pytest.mark.parametrize("route", sorted(OPEN))
+def test_health_and_the_description_answer_everybody(tenants: Tenants, route: tuple[str, str]) -> None:
+    with tenants.api.http(None) as nobody:
+        assert tenants.ask(nobody, route).status_code == 200
+
+
+@pytest.mark.parametrize("route", sorted(OF_A_JOB | OF_A_PROJECT))
+def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants, route: tuple[str, str]) -> None:
+    unnamed = tenants.ask(tenants.operator, route)
+    elsewhere = tenants.ask(tenants.operator, route, noria_project="x", **{"noria-project": "summer"})
+    named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})
+
+    assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
+    assert elsewhere.status_code == 404 if route in OF_A_JOB else elsewhere.is_success
+    assert named.status_code in (200, 201, 302)
+
+
+@pytest.mark.parametrize("route", sorted(OF_EVERYBODY))
+def test_an_operator_reads_the_catalog_without_naming_one(tenants: Tenants, route: tuple[str, str]) -> None:
+    assert tenants.ask(tenants.operator, route).status_code == 200
+
+
+def test_outputs_events_and_attempts_of_anothers_job_never_come_by_number(tenants: Tenants) -> None:
+    """Numbers that a tenant can guess (outputs, sequences) lead nowhere without the job."""
+    for n in range(3):
+        assert tenants.summer.get(f"/v1/jobs/{tenants.job['id']}/outputs/{n}").status_code == 404
+
+
+def test_the_catalog_says_nothing_of_tenants(tenants: Tenants) -> None:
+    for kind in KINDS:
+        assert "spring" not in tenants.summer.get("/v1/models", params={"kind": kind}).text

@@ -1,0 +1,263 @@
+"""Moves on record: the one way to move a job that somebody works on.
+
+`record` names the state and the claim that it leaves, and writes everything that belongs to the move (its event, the
+attempt's answer, outputs, ledger lines, deliveries) in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    column,
+    insert,
+    select,
+    update,
+    values,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.sql.dml import ReturningUpdate, Update
+
+from worker import lanes, money, reading, webhooks
+from worker.errors import ClaimLost
+from worker.models import Attempt, Event, Job, Output, Project
+from worker.states import TERMINAL, HeldFor, Move, State, may
+
+_TYPES = {State.SUBMITTING: "job.submitted"}  # the event's type where it is not the state's own name
+
+
+class AlreadyRecorded(Exception):  # not an error: the commit held and its answer was lost
+    """The move is on record already; `job` is the row."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(str(job.id))
+        self.job = job
+
+
+def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
+    """Puts a move on record; the job as it is then.
+
+    For a move to `submitting` look at what came back: it is `admitted` still when the lane's rate makes it wait,
+    and `canceled` when somebody asked for that. Raises ClaimLost when the row is no longer ours; what `move.attempt`
+    says is written all the same, so commit. Raises AlreadyRecorded when it is called again after a commit that held.
+    """
+    left = State(job.state)
+    assert may(left, move.to), f"{left} may not become {move.to}"
+    if move.to is State.SUBMITTING:
+        return _begin(connection, job, move, now)
+    if move.attempt is not None:
+        _answer(connection, job, move.attempt, now)
+    moved = _update(connection, job, move, now)
+    if move.outputs:
+        rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
+        connection.execute(_OUTPUT, rows)
+    if move.to is not left or move.why:
+        tell(connection, moved, left, move.why, now)
+    _account(connection, moved, move, now)
+    _slow(connection, job, move)
+    return moved
+
+
+def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> None:
+    """Puts many waits of `running` jobs on record at once; rows that are no longer ours are left alone."""
+    if not waits:
+        return
+    looks = values(*_LOOK, name="looks").data([_look(job, move, now) for job, move in waits])
+    waited = (
+        update(Job)
+        .where(Job.id == looks.c.id, Job.claim == looks.c.number, Job.state == State.RUNNING)
+        .values(
+            run_at=looks.c.run_at,
+            claimed=None,
+            crashes=0,
+            polls=Job.polls + 1,
+            task_status=looks.c.task_status,
+            # NULLs alone have no type
+            unknown_since=cast(looks.c.unknown_since, DateTime(timezone=True)),
+        )
+    )
+    connection.execute(waited)
+
+
+def answer_on_record(connection: Connection, job: Job) -> Attempt | None:
+    """The job's open attempt as it is on record now; None when it never had one."""
+    statement = select(*Attempt.__table__.c).where(Attempt.id == job.attempt_id)
+    row = connection.execute(statement).mappings().one_or_none()
+    return Attempt.of(row) if row else None
+
+
+def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:
+    """Writes the event of a move, and its delivery where the job's receiver wants it."""
+    event_type = _TYPES.get(State(job.state), f"job.{job.state}") if left != job.state else "job.noted"
+    said = {
+        "job_id": job.id,
+        "project_id": job.project_id,
+        "sequence": job.sequence,
+        "type": event_type,
+        "left": left,
+        "entered": job.state,
+        "why": why,
+        "claim": job.claim,
+        "at": now,
+    }
+    event_id = connection.execute(_EVENT, said).scalar_one()
+    if job.webhook_url and webhooks.wanted(event_type, job.webhook_events):
+        body = _webhook_body(connection, job, event_type, now)
+        webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
+
+
+def reread(connection: Connection, job: Job) -> Job:
+    """The job's row as it is now."""
+    return Job.of(connection.execute(_REREAD, {"the_id": job.id}).mappings().one())
+
+
+def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
+    """Admitted to submitting: an attempt on record, an instant of the lane's rate booked; or a wait, or canceled."""
+    assert move.attempt is not None, "a create call is an attempt"
+    at, next_at = lanes.reserve(connection, job.lane_id or 0, now)
+    if at is None:
+        return _update(connection, job, Move(State.ADMITTED, run_at=next_at), now)
+    columns = {
+        "state": State.SUBMITTING,
+        "state_at": now,
+        "crashes": 0,
+        "submitted_at": at,
+        "attempt_id": move.attempt["id"],
+        "attempts": move.attempt["number"],
+    }
+    begun = _moving(tuple(columns), counts=True).where(~Job.cancel_requested)
+    row = connection.execute(begun, _bound(job, columns)).mappings().one_or_none()
+    if row is None:
+        return _not_begun(connection, job, move, now)
+    moved = Job.of(row)
+    connection.execute(_ATTEMPT, {**move.attempt, "job_id": job.id, "project_id": job.project_id, "sent_at": at})
+    tell(connection, moved, State.ADMITTED, move.why, now)
+    return moved
+
+
+def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
+    assert move.attempt is not None
+    found = reread(connection, job)
+    if found.state == State.SUBMITTING and found.attempt_id == move.attempt["id"]:
+        return found  # our own commit, whose answer was lost
+    if found.claim != job.claim or found.state != State.ADMITTED:
+        raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
+    return record(connection, job, Move(State.CANCELED, "canceled before anything was sent"), now)
+
+
+def _answer(connection: Connection, job: Job, said: dict[str, Any], now: datetime) -> None:
+    """By the attempt's id and whatever has become of the claim: an answer is never dropped."""
+    columns = {"answered_at": now, **said}
+    bound = {f"to_{name}": value for name, value in columns.items()}
+    connection.execute(_answering(tuple(columns)), {**bound, "the_id": job.attempt_id})
+
+
+def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
+    columns = _columns(job, move, now)
+    moving = _moving(tuple(columns), counts=move.to != job.state or bool(move.why))
+    row = connection.execute(moving, _bound(job, columns)).mappings().one_or_none()
+    if row is not None:
+        return Job.of(row)
+    found = reread(connection, job)
+    if found.claim == job.claim and found.state == move.to and found.sequence == job.sequence + 1:
+        raise AlreadyRecorded(found)
+    raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
+
+
+def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
+    rests = move.to in TERMINAL or move.to is State.HELD
+    columns: dict[str, Any] = {"run_at": None if rests else move.run_at or now, "claimed": None, "crashes": 0}
+    columns |= move.columns
+    if move.to != job.state:
+        columns |= {"state": move.to, "state_at": now}
+    if move.to in TERMINAL:
+        columns |= {"finished_at": now, "sources": None}
+    if job.state == State.HELD:
+        columns |= {"held_for": None, "held_from": None}
+    if move.to is State.HELD:
+        columns |= {"held_from": job.state, "held_for": move.columns.get("held_for", HeldFor.UNCERTAIN)}
+    if move.to is State.QUEUED:
+        columns |= {"lane_id": None, "account": None, "region": None}
+    return columns
+
+
+def _account(connection: Connection, job: Job, move: Move, now: datetime) -> None:
+    """Settles what a task cost as soon as that is known; releases what an ended job did not spend."""
+    if job.parent_id is not None:
+        return
+    if move.columns.get("billed") == "yes":
+        money.settle(connection, job, now)
+    elif move.to in TERMINAL and job.billed == "no":
+        money.release(connection, job, now)
+
+
+def _slow(connection: Connection, job: Job, move: Move) -> None:
+    """Holds back the lane, or all of the account's creates, where the provider's answer says so."""
+    if move.park and job.lane_id:
+        lanes.park(connection, job.lane_id, *move.park)
+    if move.stop and job.attempt_id:
+        owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
+        lanes.stop(connection, owner, *move.stop)
+
+
+def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:
+    name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
+    stored = reading.outputs(connection, [job])[job.id]
+    document = reading.shown(name, job, stored, reading.request_ids(connection, [job]).get(job.id), None)
+    del document["input"]
+    said = {"type": event_type, "timestamp": reading.moment(now), "sequence": job.sequence, "data": document}
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+
+
+def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
+    status = move.columns.get("task_status", job.task_status)
+    return (job.id, job.claim, move.run_at or now, status, move.columns.get("unknown_since"))
+
+
+# Statements are built once for each set of columns: to build one costs more than to run it.
+
+_LOOK = (
+    column("id", Uuid),
+    column("number", BigInteger),
+    column("run_at", DateTime(timezone=True)),
+    column("task_status", Text),
+    column("unknown_since", DateTime(timezone=True)),
+)
+_EVENT = insert(Event).returning(Event.id)
+_ATTEMPT = insert(Attempt)
+_OUTPUT = upsert(Output).on_conflict_do_nothing()
+_REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
+
+
+@cache
+def _moving(columns: tuple[str, ...], counts: bool) -> ReturningUpdate[Any]:
+    table = Job.__table__
+    changed: dict[str, Any] = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
+    if counts:
+        changed["sequence"] = Job.sequence + 1
+    # the guard: the claim and the state that are left
+    guard = (Job.id == bindparam("the_id"), Job.claim == bindparam("the_claim"), Job.state == bindparam("the_state"))
+    return update(Job).where(*guard).values(changed).returning(*table.c)
+
+
+@cache
+def _answering(columns: tuple[str, ...]) -> Update:
+    table = Attempt.__table__
+    changed = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
+    return update(Attempt).where(Attempt.id == bindparam("the_id")).values(changed)
+
+
+def _bound(job: Job, columns: dict[str, Any]) -> dict[str, Any]:
+    guard = {"the_id": job.id, "the_claim": job.claim, "the_state": job.state}
+    return guard | {f"to_{name}": value for name, value in columns.items()}
