@@ -26,7 +26,7 @@ _LAST_WORDS = 2.0  # seconds that hints and events may still take at the end
 def create_app(given: Settings) -> FastAPI:
     """The app for these settings; it opens no connection before the first request."""
     made = context.make(given)
-    app = FastAPI(title=describe.TITLE, version=_version(), lifespan=_lifespan, redoc_url=None)
+    app = FastAPI(title=describe.TITLE, version=_version(), lifespan=_lifespan, redoc_url=None, redirect_slashes=False)
     app.state.context = made
     app.openapi = lambda: describe.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)

@@ -24,7 +24,7 @@ from ops.cli_options import Home, Json
 from ops.reach import Door
 from ops.supervise import LocalError
 from worker import keys, log, settings
-from worker.errors import InvalidInput, NoriaError
+from worker.errors import InvalidInput, NoriaError, NotFound
 
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"
@@ -32,6 +32,7 @@ _SERVER_FAILED = 500
 _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
     402: "The project's budget is spent.",
+    404: "`noria list` shows the project's jobs.",
     409: "The key was used for something else: choose another --idempotency-key.",
     429: "The server is asked too often, or too many jobs wait: try again later.",
 }
@@ -92,6 +93,8 @@ def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tu
             return (Code.AWAY if error.status >= _SERVER_FAILED else Code.REFUSED), "\n".join(words)
         case InvalidInput():
             return Code.REFUSED, "\n".join(f"{fault.pointer.strip('/')} {fault.message}." for fault in error.faults)
+        case NotFound():
+            return Code.REFUSED, f"{error}: `noria projects list` and `noria keys list` show what there is."
         case NoriaError():
             return Code.REFUSED, f"{error}."
         case ValidationError():

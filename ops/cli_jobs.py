@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 
 from api.client import Client
-from ops import campaign, following, reach, show
+from ops import campaign, following, reach, show, watch
 from ops.cli_options import Home, Json, Key, Url, pairs
 from ops.following import Job
 
 _UNFINISHED = ("queued", "held", "admitted", "submitting", "uncertain", "running", "gathering", "copying")
-_FRAME_LINES = 4  # of a live table beside its rows
 
 Model = Annotated[str | None, typer.Option(help="The provider's model or an alias; `noria models` lists them.")]
 Kind = Annotated[str | None, typer.Argument(help="What to make: text-to-video, image-to-video, text-to-image.")]
@@ -94,9 +92,10 @@ def submit(
             if as_json:
                 show.document({"jobs": len(rows), "cost": {"currency": "CNY", "estimated": str(quote.total)}})
             return
-        jobs = [client.submit(row.body, row.key or None) for row in rows]
+        jobs: Sequence[Job] = [client.submit(row.body, row.key or None) for row in rows]
         if wait or download:
-            jobs = _followed(client, jobs, quiet=as_json)
+            rounds = following.follow(client, [job["id"] for job in jobs])
+            jobs = watch.told(rounds, lambda _: None) if as_json else watch.watched(rounds, show.ERR)
         if download:
             _fetch(client, jobs, download)
     _print_submitted(jobs, many=csv is not None, as_json=as_json)
@@ -104,7 +103,7 @@ def submit(
         raise typer.Exit(1)
 
 
-def watch(
+def watch_jobs(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="None: all that have not ended.")] = None,
     url: Url = None,
     key: Key = None,
@@ -117,7 +116,8 @@ def watch(
         if not wanted:
             show.ERR.print("No job is on its way.")
             return
-        jobs = _watched(client, wanted, show.line if as_json else _print_change)
+        rounds = following.follow(client, wanted)
+        jobs = watch.told(rounds, show.line) if as_json else watch.watched(rounds, show.OUT)
     if not following.succeeded(jobs):
         raise typer.Exit(1)
 
@@ -233,7 +233,7 @@ def models(
 
 _COMMANDS = {
     submit: "submit",
-    watch: "watch",
+    watch_jobs: "watch",
     show_job: "show",
     list_jobs: "list",
     cancel: "cancel",
@@ -263,39 +263,6 @@ def _read_input(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise typer.BadParameter(f"{path} is to hold an object", param_hint="--input-file")
     return read
-
-
-def _followed(client: Client, jobs: Sequence[Job], quiet: bool) -> list[Job]:
-    """The jobs, once all have ended; shown on the way on stderr unless that is unwanted."""
-    return _watched(client, [job["id"] for job in jobs], None if quiet else _print_change)
-
-
-def _watched(client: Client, ids: Sequence[str], tell: Any) -> list[Job]:
-    """The jobs, once all have ended: a live table on a terminal, elsewhere `tell` is called at each change."""
-    if tell is _print_change and show.OUT.is_terminal:
-        return _live(client, ids)
-    states: dict[str, str] = {}
-    jobs: list[Job] = []
-    for jobs in following.follow(client, ids):  # noqa: B007, the last round is the answer
-        for job in jobs:
-            if tell and states.get(job["id"]) != job["state"]:
-                tell(job)
-            states[job["id"]] = job["state"]
-    return jobs
-
-
-def _live(client: Client, ids: Sequence[str]) -> list[Job]:
-    jobs: list[Job] = []
-    with Live(console=show.OUT, auto_refresh=False) as live:
-        for jobs in following.follow(client, ids):  # noqa: B007, the last round is the answer
-            live.update(show.progress(jobs, show.now(), show.OUT.height - _FRAME_LINES), refresh=True)
-    return jobs
-
-
-def _print_change(job: Job) -> None:
-    show.OUT.print(
-        f"{show.now():%H:%M:%S}  {show.name(job)}  {job['model']}  {job['state']}  {show.waits_for(job)}".rstrip()
-    )
 
 
 def _fetch(client: Client, jobs: Sequence[Job], folder: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,9 +67,9 @@ def list_keys(
     if as_json:
         show.document(found)
         return
-    rows = show.table("id", "key", "project", "name", "last used", "revoked", wide=["id", "project", "name"])
+    rows = show.table("key", "project", "name", "last used", "revoked", wide=["project", "name"])
     for key in found:
-        rows.add_row(*(show.plain(key[c]) for c in ("id", "prefix", "project", "name", "last_used_at", "revoked_at")))
+        show.row(rows, *(show.plain(key[c]) for c in ("prefix", "project", "name", "last_used_at", "revoked_at")))
     show.OUT.print(rows)
 
 
@@ -102,7 +100,7 @@ def list_projects(home: Home = Path(".noria"), database_url: DatabaseUrl = None,
         return
     rows = show.table("project", "weight", "time zone", "made", right=["weight"], wide=["project"])
     for project in found:
-        rows.add_row(*(show.plain(project[c]) for c in ("name", "weight", "time_zone", "created_at")))
+        show.row(rows, *(show.plain(project[c]) for c in ("name", "weight", "time_zone", "created_at")))
     show.OUT.print(rows)
 
 

@@ -66,7 +66,7 @@ PROCESSES = {
     ),
     "clock": Process(
         "celery -A worker.tasks beat -s {home}/clock/schedule --loglevel INFO",
-        lambda _: has_logged("beat: Starting"),
+        lambda _: has_logged("maxinterval"),  # of its banner: our log has no place for a line each second
     ),
     "flower": Process(
         "celery -A worker.tasks flower --address={host} --port={flower}",

@@ -20,6 +20,7 @@ from ops.following import Job, at, timed
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+_UNITS = {"seconds": "s", "images": "image"}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
@@ -52,25 +53,26 @@ def line(value: object) -> None:
 
 
 def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) -> Table:
-    """A plain table; `right` are numbers, and only those in `wide` give way when the terminal is narrow."""
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    """A plain table; `right` are numbers, and only those in `wide` give way where the terminal is narrow."""
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(
-            name,
-            justify="right" if name in right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if name in wide else len(name),
-        )
+        made.add_column(name, justify="right" if name in right else "left", no_wrap=name not in wide)
     return made
+
+
+def row(rows: Table, *cells: str, style: str | None = None) -> None:
+    """One line of a table, cut with an ellipsis where it must be, never broken into several."""
+    shown = [Text.from_markup(cell, overflow="ellipsis") for cell in cells]
+    for text in shown:
+        text.no_wrap = True
+    rows.add_row(*shown, style=style)
 
 
 def jobs(found: Sequence[Job]) -> RenderableType:
     """A list of jobs, one a line, with the id that the other commands take."""
-    rows = table("id", "custom id", "model", "state", "CNY", right=["CNY"], wide=["custom id", "model"])
-    rows.columns[0].min_width = 36  # whole, to be copied
+    rows = table("id", "custom", "model", "state", "CNY", right=["CNY"], wide=["custom", "model"])
     for job in found:
-        rows.add_row(job["id"], escape(job["custom_id"] or ""), job["model"], state(job), cost(job))
+        row(rows, job["id"], escape(job["custom_id"] or ""), job["model"], state(job), cost(job))
     return rows
 
 
@@ -83,8 +85,13 @@ def progress(found: Sequence[Job], now: datetime, height: int) -> RenderableType
     for job in shown:
         end = at(job["finished_at"]) if job["finished_at"] else now
         lasted = seconds((end - at(job["created_at"])).total_seconds())
-        rows.add_row(escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
+        row(rows, escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
     return Group(rows, Text(counts(found), style="dim"))
+
+
+def change(job: Job) -> str:
+    """A job's new state in one line."""
+    return f"{now():%H:%M:%S}  {escape(name(job))}  {job['model']}  {state(job)}  {escape(waits_for(job))}".rstrip()
 
 
 def counts(found: Sequence[Job]) -> str:
@@ -99,8 +106,6 @@ def job(found: Job, events: Sequence[Mapping[str, Any]], attempts: Sequence[Mapp
     parts = [_facts(found), _history(events)]
     if attempts:
         parts.append(_attempts(attempts))
-    if found["outputs"]:
-        parts.append(_outputs(found["outputs"]))
     if found["error"]:
         parts.append(_error(found["error"]))
     return Group(*parts)
@@ -110,8 +115,8 @@ def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     """The catalog in short; prices are those of a model's first region."""
     rows = table("model", "makes", "seconds", "CNY", wide=["CNY"])
     for model in found:
-        span = f"{model['durations'][0]}-{model['durations'][-1]}" if model["durations"] else ""
-        rows.add_row(model["id"], ", ".join(model["kinds"]), span, _prices(model))
+        lengths = sorted({*model["durations"][:1], *model["durations"][-1:]})
+        row(rows, model["id"], ", ".join(model["kinds"]), "-".join(map(str, lengths)), _prices(model))
     return rows
 
 
@@ -204,7 +209,7 @@ def _facts(found: Job) -> RenderableType:
         "id": found["id"],
         "custom id": found["custom_id"],
         "makes": f"{found['kind']} · {found['model']}",
-        "input": ", ".join(f"{field}={value}" for field, value in found["input"].items()),
+        "input": ", ".join(f"{field}={_said(value)}" for field, value in found["input"].items()),
         "metadata": ", ".join(f"{field}={value}" for field, value in found["metadata"].items()),
         "state": found["state"],
         "waits for": waits_for(found) if found["waiting_on"] else None,
@@ -213,7 +218,18 @@ def _facts(found: Job) -> RenderableType:
     }.items():
         if value:
             facts.add_row(word, escape(str(value)))
+    for output in found["outputs"]:
+        facts.add_row(f"output {output['n']}", escape(f"{_output(output)}\n{output['key']}"))
     return facts
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    length = "" if output["duration"] is None else f", {output['duration']:g} s"
+    return f"{output['content_type']}, {size(output['bytes'])}{length}"
+
+
+def _said(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _provider(provider: Mapping[str, Any]) -> str:
@@ -225,7 +241,7 @@ def _history(events: Sequence[Mapping[str, Any]]) -> RenderableType:
     rows = table("at (UTC)", "state", "for", "why", right=["for"], wide=["why"])
     for event, stayed in timed(events):
         lasted = "" if stayed is None else seconds(stayed)
-        rows.add_row(at(event["at"]).strftime("%m-%d %H:%M:%S"), event["to"], lasted, escape(event["why"]))
+        row(rows, at(event["at"]).strftime("%m-%d %H:%M:%S"), event["to"], lasted, escape(event["why"]))
     return Group("", rows)
 
 
@@ -233,16 +249,7 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> RenderableType:
     rows = table("create call", "outcome", "billed", "request id", "said", wide=["said"])
     for attempt in attempts:
         said = " ".join(filter(None, [attempt["code"], attempt["message"]]))
-        rows.add_row(str(attempt["number"]), attempt["outcome"], attempt["billed"], attempt["request_id"], escape(said))
-    return Group("", rows)
-
-
-def _outputs(outputs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    rows = table("output", "type", "size", "seconds", "key", right=["size", "seconds"])
-    rows.columns[-1].no_wrap, rows.columns[-1].overflow = False, "fold"
-    for output in outputs:
-        length = "" if output["duration"] is None else f"{output['duration']:g}"
-        rows.add_row(str(output["n"]), output["content_type"], size(output["bytes"]), length, output["key"])
+        row(rows, str(attempt["number"]), attempt["outcome"], attempt["billed"], attempt["request_id"], escape(said))
     return Group("", rows)
 
 
@@ -254,11 +261,11 @@ def _error(error: Mapping[str, Any]) -> RenderableType:
 
 
 def _prices(model: Mapping[str, Any]) -> str:
-    """`480P 0.30, 720P 0.60 a second`; the dearest where several rows hold."""
+    """`480P 0.30, 720P 0.60 /s`; the first row where there are several."""
     prices = next(iter(model["regions"].values()))["prices"]
     if not prices:
         return "?"
     first = prices[0]
     tiers = first["cny"] if isinstance(first["cny"], Mapping) else {"": first["cny"]}
     each = ", ".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items())
-    return f"{each} a {str(first['unit']).removesuffix('s')}"
+    return f"{each} /{_UNITS.get(first['unit'], first['unit'])}"

@@ -384,5 +384,6 @@ def _belongs(process: psutil.Process, home: Path, executables: set[str]) -> bool
         if process.environ().get(MARK) == str(home):
             return True
     with contextlib.suppress(psutil.Error, OSError):
-        return process.exe() in executables and Path(process.cwd()).is_relative_to(home)
+        folder = Path(process.cwd())  # a home inside this one, such as the demo's, is another's
+        return process.exe() in executables and home in (folder, folder.parent)
     return False

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import text
 
 from ops.sandbox.testing import Sandbox
-from worker import context, jobs, reading, tick, webhooks
+from worker import context, jobs, keys, reading, tick
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.models import Delivery, Job, Project
@@ -45,12 +45,18 @@ class Stage:
     def runner(self) -> Runner:
         return Runner(self.ctx, self._hint, self.told.append)
 
-    def submit(self, kind: str = "text-to-video", model: str = "wan2.5-t2v-preview", **more: Any) -> Job:
-        """A job of the stage's project; `input` defaults to a short clip."""
+    def submit(
+        self,
+        kind: str = "text-to-video",
+        model: str = "wan2.5-t2v-preview",
+        project: Project | None = None,
+        **more: Any,
+    ) -> Job:
+        """A job, of the stage's project unless another is named; `input` defaults to a short clip."""
         said = {"input": CLIP, **more}
         prepared = jobs.prepare(self.ctx.catalog, self.ctx.settings, jobs.Submission(kind, model, **said), self.now())
         with self.ctx.engine.begin() as connection:
-            job, _ = jobs.submit(connection, self.project, prepared, None, self.now())
+            job, _ = jobs.submit(connection, project or self.project, prepared, None, self.now())
         return job
 
     def tick(self, now: datetime | None = None) -> list[tick.Message]:
@@ -83,8 +89,13 @@ class Stage:
 
     def begin(self, job: Job) -> tuple[Job, Iterator[Move], Clock]:
         """The job taken, and its step, not yet run."""
-        taken, clock = self.take(job), Clock(self.now())
-        return taken, STEPS[State(taken.state)].run(self.ctx, taken, clock), clock
+        taken = self.take(job)
+        return taken, *self.step(taken)
+
+    def step(self, taken: Job) -> tuple[Iterator[Move], Clock]:
+        """The step of a job that is taken, not yet run."""
+        clock = Clock(self.now())
+        return STEPS[State(taken.state)].run(self.ctx, taken, clock), clock
 
     def until(self, job: Job, *states: State) -> Job:
         """Drives everything until the job is in one of the states, or has ended."""
@@ -106,7 +117,7 @@ class Stage:
         """Makes waiting looks due soon, so that no test waits for a poll's interval."""
         self.sql(
             "update jobs set run_at = least(run_at, now() + interval '50 ms')"
-            " where claimed is null and state in ('running', 'copying')"
+            " where claimed is null and state in ('running', 'copying', 'uncertain')"
         )
 
     def lapse(self, job: Job) -> None:
@@ -164,15 +175,11 @@ class Stage:
 def stage(environment: dict[str, str], sandbox: Sandbox, **settings: Any) -> Iterator[Stage]:
     """The engine on the servers of `environment` and the sandbox; `settings` by their names."""
     values = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items()}
-    made = Settings.model_validate({**values, "dashscope_url": sandbox.url, **settings})
+    made = Settings.model_validate({**values, "dashscope_url": sandbox.url, "settle_seconds": 1, **settings})
     ctx = context.make(made)
     with ctx.engine.begin() as connection:
         tick.prepare(connection, ctx)
-        row = connection.execute(
-            text("insert into projects (name, webhook_secret) values ('spring-campaign', :secret) returning *"),
-            {"secret": webhooks.new_secret()},
-        )
-        project = Project.of(row.mappings().one())
+        project = keys.create_project(connection, "spring-campaign")
     try:
         yield Stage(ctx, sandbox, project)
     finally:

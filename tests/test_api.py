@@ -26,7 +26,7 @@ from structlog.testing import capture_logs
 from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
-from worker import jobs, keys
+from worker import jobs, keys, moves
 from worker.context import engine as make_engine
 from worker.errors import Conflict, InvalidInput, NotFound
 from worker.kinds import KINDS
@@ -82,7 +82,7 @@ def moved(api: Served, job_id: str, *states: State) -> None:
         with api.engine.begin() as connection:
             now = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
             failed = {"error": {"code": "x", "message": "y"}} if state is State.FAILED else {}
-            jobs.record(connection, api.row(job_id), Move(state, columns=failed), now)
+            moves.record(connection, api.row(job_id), Move(state, columns=failed), now)
 
 
 class TestSubmitting:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -309,7 +308,7 @@ def test_the_services_start_are_found_healthy_and_stop_in_time(environment: dict
         names = ("api", "worker-control", "clock", "flower")
         running = {n: held.enter_context(_running(here.command(n), here.environment, tmp_path)) for n in names}
         for name, process in running.items():
-            _eventually(lambda name=name: here.is_healthy(name), process)  # type: ignore[misc]
+            _eventually(lambda name=name: here.is_healthy(name), process)
         healthy_elsewhere = here.is_healthy("worker-calls")
         for process in running.values():
             process.terminate()
@@ -371,8 +370,8 @@ def _stopped(process: subprocess.Popen[bytes], service: Service) -> int:
 def _eventually(look: Any, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not look():
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
-        assert time.monotonic() < deadline, f"{process.args} was not healthy within {PATIENCE} s"
+        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"{process.args!r} was not healthy within {PATIENCE} s"
         time.sleep(0.05)
 
 

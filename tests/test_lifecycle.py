@@ -229,32 +229,6 @@ def test_a_call_that_was_never_sent_is_made_again(environment: dict[str, str], s
         assert play.job(job).billed == "no"
 
 
-@pytest.mark.parametrize("what", ["lost_answer", "lost_body", "truncated"])
-def test_a_lost_answer_is_never_asked_for_again(play: Stage, what: str) -> None:
-    play.sandbox.fault(where="create", what=what, times=1)
-
-    job = play.until(play.submit(), State.HELD)
-
-    assert job.held_for == "uncertain"
-    assert job.billed == "unknown"
-    assert play.states(job)[-2:] == ["uncertain", "held"]
-    assert play.tick() == []
-    assert tasks(play.sandbox) == 1
-    assert play.ledger(job) == [("reserve", 1_500_000)]
-
-
-def test_a_held_job_keeps_its_slot_since_its_task_may_live(environment: dict[str, str], sandbox: Sandbox) -> None:
-    limits = {"wan2.5-t2v-preview": {"concurrency": 1}}
-    with stage(environment, sandbox, limits=limits) as play:
-        sandbox.fault(where="create", what="lost_answer", times=1)
-        play.until(play.submit(), State.HELD)
-
-        other = play.submit()
-
-        assert play.tick() == []
-        assert play.document(other)["waiting_on"]["code"] == "slot"
-
-
 def test_a_queued_job_is_canceled_at_once(play: Stage) -> None:
     job = play.submit()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,12 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from jsonschema import Draft202012Validator
+from hypothesis.strategies import SearchStrategy
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core import NOT_SET
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_headers_conformance,
@@ -21,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import CLIP, Served, served
 
-from api import describe
+from api import answers, describe
 from worker.kinds import KINDS
 
 CHECKS = [
@@ -33,6 +37,10 @@ CHECKS = [
 ]
 EXAMPLES = 12  # of each operation
 ANY = list(HealthCheck)
+PROJECT = {"Noria-Project": "spring"}
+
+Operation = schemathesis.APIOperation[Any, Any, Any, Any]
+Case = schemathesis.Case[Any]
 
 
 @pytest.fixture
@@ -90,6 +98,34 @@ def test_the_input_is_documented_for_each_kind_with_an_example(described: dict[s
     }
 
 
+def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
+    with api.http(api.key("spring")) as http:
+        job = http.post("/v1/jobs", json=CLIP | {"custom_id": "row-17"}).json()
+        api.sql(
+            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64, duration)"
+            " select id, 0, project_id, 'video', 'k', 'video/mp4', 6, '', '', 5.04 from jobs"
+        )
+        api.sql(
+            "insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash)"
+            " select id, project_id, 1, 'o', 'a', 'cn-beijing', model, '' from jobs"
+        )
+        said: dict[type[answers.Answer], Any] = {
+            answers.Job: job,
+            answers.JobList: http.get("/v1/jobs").json(),
+            answers.EventList: http.get(job["urls"]["events"]).json(),
+            answers.AttemptList: http.get(job["urls"]["attempts"]).json(),
+            answers.Estimate: http.post("/v1/estimates", json=CLIP).json(),
+            answers.ModelList: http.get("/v1/models").json(),
+            answers.Readiness: http.get("/readyz").json(),
+            answers.Problem: http.post("/v1/estimates", json={}).json(),
+            answers.Cancellation: http.post(job["urls"]["cancel"]).json(),
+        }
+
+    for form, answer in said.items():
+        form.model_validate_json(json.dumps(answer))
+    assert said[answers.JobList]["data"][0]["outputs"][0]["duration"] == 5.04
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_described(
     api: Served, mode: GenerationMode
@@ -97,21 +133,39 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
     headers = {"authorization": f"Bearer {api.key('spring')}"}
     job = httpx.post(api.url + "/v1/jobs", json=CLIP, headers=headers).json()
     schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
-    asked: Counter[int] = Counter()
+    asked: Counter[tuple[str, int]] = Counter()
 
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
         its = {"job_id": job["id"]} if "{job_id}" in operation.path else None
+        for body in _bodies(operation, mode):
+            media_type = None if body is NOT_SET else "application/json"
+            strategy = operation.as_strategy(
+                generation_mode=mode, path_parameters=its, headers=PROJECT, body=body, media_type=media_type
+            )
+            _ask(api, strategy, headers, asked)
 
-        @settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=ANY)
-        @given(case=operation.as_strategy(generation_mode=mode, path_parameters=its))
-        def ask(case: schemathesis.Case) -> None:
-            answer = case.call(base_url=api.url, headers=headers)
-            asked[answer.status_code] += 1
-            case.validate_response(answer, checks=CHECKS)
+    described = {f"{operation.ok().label}" for operation in schema.get_all_operations() if isinstance(operation, Ok)}
+    if mode is GenerationMode.POSITIVE:
+        answered = {label for label, status in asked if status < 400}
+        assert described - answered == {"GET /v1/jobs/{job_id}/outputs/{n}", "GET /v1/models/{name}"}, asked
+        assert asked["POST /v1/jobs", 201]
+    else:
+        assert sum(count for (_, status), count in asked.items() if status == 422) > EXAMPLES, asked
 
-        ask()
 
-    assert asked[200 if mode is GenerationMode.POSITIVE else 422] > EXAMPLES, asked
+def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
+    """Generated bodies, which seldom name a model; and one that does."""
+    return [NOT_SET, CLIP] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
+
+
+def _ask(api: Served, strategy: SearchStrategy[Case], headers: dict[str, str], asked: Counter[tuple[str, int]]) -> None:
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=ANY)
+    @given(case=strategy)
+    def ask(case: Case) -> None:
+        answer = case.call(base_url=api.url, headers=headers)
+        asked[case.operation.label, answer.status_code] += 1
+        case.validate_response(answer, checks=CHECKS)
+
+    ask()

@@ -15,21 +15,23 @@ from typing import TypeVar
 
 import httpx
 from sqlalchemy import Engine, create_engine, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from worker import lanes, log, moves
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
+from worker.claims import NOW
 from worker.dashscope.client import Client
 from worker.egress import wires
 from worker.errors import ClaimLost
 from worker.models import Attempt, Job, Project
 from worker.settings import Settings
-from worker.states import Move
+from worker.states import Move, State
 from worker.storage import Bucket
 
 _PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that is away
 _REREAD_SECONDS = 30.0
+_ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
 _SESSION = (
     "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=5s -c timezone=UTC -c jit=off"
@@ -108,12 +110,32 @@ class Context:
         """Puts a move on record, trying again while the database is away; raises ClaimLost."""
         return until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
 
+    def spend_query(self, owner: str) -> None:
+        """Waits for a place among the account's task queries, and takes it."""
+        while True:
+            with self.engine.begin() as connection:
+                now: datetime = connection.execute(select(NOW)).scalar_one()
+                at = lanes.reserve_queries(connection, owner, 1, self.settings.poll_qps, now)
+            if at is not None:
+                Clock(now).wait_until(at)
+                return
+            time.sleep(_PAUSE[0])
+
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
         with self.engine.connect() as connection:
             return moves.answer_on_record(connection, job)
 
     def _record_once(self, job: Job, move: Move, now: datetime) -> Job:
+        try:
+            return self._record_bound(job, move, now)
+        except IntegrityError as error:
+            # The task went to another job in this instant: only equal requests meet so, and share what there is.
+            if job.state != State.UNCERTAIN:
+                raise ClaimLost(f"task {job.task_id} is another job's") from error
+        return self._record_bound(job, Move(State.UNCERTAIN, run_at=now + _ANOTHER), now)
+
+    def _record_bound(self, job: Job, move: Move, now: datetime) -> Job:
         with self.engine.begin() as connection:
             try:
                 return moves.record(connection, job, move, now)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
+    Exists,
     Interval,
     Row,
     Select,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     true,
     update,
 )
@@ -82,12 +84,15 @@ def admit(connection: Connection, now: Now) -> int:
 def reserve(connection: Connection, lane_id: int, now: datetime) -> tuple[datetime | None, datetime]:
     """Books the lane's next free instant for a create: (the instant, when the next one is free).
 
-    The instant is None when the lane is booked further ahead than a worker may wait: try again at the second.
+    The instant is None when the lane is booked further ahead than a worker may wait: try again at the second. So it
+    is while a call of the lane is out and another's answer is lost: one at a time then, or nobody could tell whose
+    a task is.
     """
     row = connection.execute(_RESERVE, {"lane": lane_id, "now": now}).one_or_none()
     if row:
         return row.at, row.next_at
-    return None, connection.execute(select(Lane.next_at).where(Lane.id == lane_id)).scalar_one()
+    free = connection.execute(select(Lane.next_at).where(Lane.id == lane_id)).scalar_one()
+    return None, max(free, now + _AHEAD)
 
 
 def reserve_queries(
@@ -299,12 +304,20 @@ def _queued_for(connection: Connection, job: Job, now: datetime) -> Waiting:
 
 # Built once: to build a statement costs more than to run it.
 
+
+def _in(state: State) -> Exists:
+    """Whether the lane has a job in that state."""
+    return exists().where(Job.lane_id == Lane.id, text(f"jobs.state = '{state}'"))
+
+
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 _INTERVAL = Lane.interval_us * _MICROSECOND
 _LENGTH = bindparam("length", type_=Interval)
 _RESERVE = (
     update(Lane)
-    .where(Lane.id == bindparam("lane"), Lane.next_at <= _NOW + _AHEAD)
+    .where(
+        Lane.id == bindparam("lane"), Lane.next_at <= _NOW + _AHEAD, ~and_(_in(State.UNCERTAIN), _in(State.SUBMITTING))
+    )
     .values(next_at=func.greatest(Lane.next_at, _NOW) + _INTERVAL)
     .returning((Lane.next_at - _INTERVAL).label("at"), Lane.next_at)
 )

@@ -1,39 +1,264 @@
-"""What became of a create call whose answer was lost.
+"""What became of a create call whose answer was lost. It is looked for, never blindly made again.
 
-The provider has no idempotency key, so the call is never blindly made again. What the attempt's row says is looked
-at first: a worker that lost its claim has written its answer there all the same. Otherwise nobody here knows, and
-the job is held for a person, with its slot: the task may exist, and be billed.
+The provider has no idempotency key; its list of tasks is the only witness, and carries no prompt. So, in this order:
+
+1. The attempt's own row: a worker that lost its claim has written its answer there all the same.
+2. A listed task with the request id that came with the headers, or with the provider's error: that is ours.
+3. Candidates: tasks of our lane's model, created in the window, that no job has. One is ours when, finished, it
+   repeats what we asked (prompt, size, duration), and nobody else's open request in the window would fit it as well;
+   requests that are equal to the letter, in one project, may share their candidates out.
+4. Absent: a complete listing that began after sent + settle, over a window that had ended, and nothing in it is ours.
+   Only then may the call be made again, and once.
+5. Otherwise a person decides (`held`), and the slot stays taken.
+
+A failed task cost nothing, so it is as good as absent. No candidate is judged while it runs, nor while another call
+of the lane is out: its answer would beat our guess. Each of these shortcuts was tried in a model of the protocol, and
+paid twice or handed one tenant another's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import uuid
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
+from sqlalchemy import Connection, func, select
+
+from worker import spans
 from worker.context import Clock, Context
+from worker.dashscope.answers import Listed, Refused, TaskSeen
+from worker.errors import CallFailed
+from worker.kinds import KINDS
 from worker.models import Attempt, Job
-from worker.spans import RUNNING
 from worker.states import HeldFor, Move, State
+
+_SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's
+_PAGE = 100  # rows; the documents name no maximum, so a page that comes back shorter is believed
+_PAGES = 50  # at most; beyond it the listing is not complete
+_LISTED = timedelta(hours=24)  # how far back the list reaches
+_UNBILLED = frozenset({"FAILED", "CANCELED"})
+_AGAIN = timedelta(seconds=3), timedelta(seconds=60)  # between two looks: the first, and the longest
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """Another attempt of the lane without a known task, whose call was out at about the same time."""
+
+    job_id: uuid.UUID
+    project_id: uuid.UUID
+    state: str
+    request_hash: bytes
+    request_id: str | None
+    echoes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The unbound tasks of the window; `proves_absence` when nothing that may still come could be missing."""
+
+    rows: tuple[Listed, ...]
+    proves_absence: bool
 
 
 def reconcile(ctx: Context, job: Job, clock: Clock) -> Generator[Move, Job, None]:
-    """One look: the task if the answer is on record, else held."""
+    """One look for the task of a lost answer; ends in a find, in proved absence, in a wait, or with a person."""
     attempt = ctx.answer_of(job)
-    if attempt is not None and attempt.outcome == "accepted" and attempt.task_id:
-        yield found(job, attempt, clock)
-        return
-    if attempt is not None and attempt.outcome in ("not_sent", "refused"):
-        yield Move(State.QUEUED, f"the attempt's row says {attempt.outcome}: nothing was made", clock())
-        return
-    why = "the answer of the create call was lost, so the provider may have made a task"
-    yield Move(State.HELD, why, columns={"held_for": HeldFor.UNCERTAIN, "billed": "unknown"})
+    assert attempt is not None, "no job is uncertain without an attempt"
+    yield _on_record(job, attempt, clock) or _judged(ctx, job, attempt, clock)
 
 
-def found(job: Job, attempt: Attempt, clock: Clock) -> Move:
-    """The move of a job whose task is known after all."""
+def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
+    """The move that the attempt's own row asks for, if an answer is on it."""
+    if attempt.outcome == "accepted" and attempt.task_id:
+        return _found(job, attempt.task_id, "the answer was on the attempt's row", {}, clock)
+    if attempt.outcome in ("not_sent", "refused"):
+        return Move(State.QUEUED, f"the attempt's row says {attempt.outcome}: nothing was made", clock())
+    return None
+
+
+def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
+    began = clock()
+    if began - attempt.sent_at > _LISTED - _SKEW:
+        return _held("the call is too old for the provider's list, so nobody can prove what became of it")
+    try:
+        listing = _list(ctx, job, attempt, began)
+    except _NotTold as error:
+        return _later(ctx, job, attempt, clock, str(error))
+    mine = [row for row in listing.rows if attempt.request_id and row.request_id == attempt.request_id]
+    if mine:
+        return _adopted(job, mine[0], "the task has the call's request id", clock)
+    if attempt.request_id:  # the headers had come, so the list names it, or there is no task
+        return _absent(ctx, job, attempt, listing, clock)
+    return _by_likeness(ctx, job, attempt, listing, clock)
+
+
+def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, clock: Clock) -> Move:
+    rivals = _rivals(ctx, job, attempt)
+    if any(rival.state == State.SUBMITTING for rival in rivals):
+        return _later(ctx, job, attempt, clock, "another call of the lane is out")
+    theirs = {rival.request_id for rival in rivals if rival.request_id}
+    candidates = [row for row in listing.rows if row.status not in _UNBILLED and row.request_id not in theirs]
+    if any(row.status != "SUCCEEDED" for row in candidates):
+        return _later(ctx, job, attempt, clock, "a task that may be ours still runs")
+    try:
+        alike = [row for row in candidates if _fits(_echoes(job), _echoed(ctx, job, row))]
+        claimed = [row for row in alike if not _contested(ctx, job, attempt, row, rivals)]
+    except _NotTold as error:
+        return _later(ctx, job, attempt, clock, str(error))
+    if claimed:
+        return _adopted(job, claimed[0], "the task repeats what this call asked, and fits no other", clock)
+    if alike and listing.proves_absence:
+        return _held(f"{len(alike)} tasks fit this call and another one too: nothing proves whose they are")
+    return _absent(ctx, job, attempt, listing, clock)
+
+
+class _NotTold(Exception):
+    """The provider did not tell, now: look again later."""
+
+
+def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing:
+    """The tasks that the call may have made and that no job has; raises _NotTold."""
+    settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
+    start, end = attempt.sent_at - _SKEW, min(settled_at, began) + _SKEW
+    rows: dict[str, Listed] = {}
+    for page_no in range(1, _PAGES + 1):
+        page = _page(ctx, job, attempt, start, end, page_no)
+        rows |= {row.task_id: row for row in page.rows}
+        if page_no >= page.pages:
+            break
+    complete = page_no >= page.pages and len(rows) == page.total
+    with ctx.engine.connect() as connection:
+        bound = _bound(connection, attempt.owner, list(rows))
+    unbound = tuple(sorted((row for row in rows.values() if row.task_id not in bound), key=_created))
+    return _Listing(unbound, complete and began > settled_at)
+
+
+def _page(ctx: Context, job: Job, attempt: Attempt, start: datetime, end: datetime, page_no: int) -> Any:
+    ctx.spend_query(attempt.owner)
+    try:
+        page = ctx.client(job).tasks(start, end, page_no, _PAGE, attempt.model)
+    except CallFailed as error:
+        raise _NotTold(f"the task list did not come: {error}") from error
+    if isinstance(page, Refused):
+        raise _NotTold(f"the task list was refused: HTTP {page.http_status} {page.code}")
+    return page
+
+
+def _created(row: Listed) -> float:
+    return row.created_at.timestamp() if row.created_at else 0.0
+
+
+def _bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[str]:
+    statement = select(Attempt.task_id).where(Attempt.owner == owner, Attempt.task_id.in_(task_ids))
+    return {task_id for task_id in connection.execute(statement).scalars() if task_id}
+
+
+def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
+    """The other open attempts of the lane that may have made one of the tasks in the window."""
+    settle = timedelta(seconds=ctx.settings.settle_seconds) + _SKEW
+    statement = (
+        select(Attempt.request_hash, Attempt.request_id, Job.id, Job.project_id, Job.state, Job.kind, Job.input)
+        .join(Job, Job.id == Attempt.job_id)
+        .where(
+            Attempt.owner == attempt.owner,
+            Attempt.model == attempt.model,
+            Attempt.closed_at.is_(None),
+            Attempt.task_id.is_(None),
+            Attempt.id != attempt.id,
+            Attempt.sent_at.between(attempt.sent_at - settle, attempt.sent_at + settle),
+        )
+    )
+    with ctx.engine.connect() as connection:
+        rows = connection.execute(statement).all()
+    return [
+        _Rival(row.id, row.project_id, row.state, row.request_hash, row.request_id, _asked(row.kind, row.input))
+        for row in rows
+    ]
+
+
+def _echoes(job: Job) -> dict[str, Any]:
+    return _asked(job.kind, job.input)
+
+
+def _asked(kind_name: str, stored: dict[str, Any]) -> dict[str, Any]:
+    kind = KINDS[kind_name]
+    return kind.echoes(kind.input.model_validate(stored))
+
+
+def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
+    """What a finished task repeats of its request; raises _NotTold."""
+    account = ctx.owners[job.account or ""]
+    ctx.spend_query(account)
+    try:
+        seen = ctx.client(job).task(row.task_id)
+    except CallFailed as error:
+        raise _NotTold(f"a candidate could not be looked at: {error}") from error
+    if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
+        raise _NotTold("a candidate could not be looked at")
+    return KINDS[job.kind].echoed(seen.body)
+
+
+def _fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
+    """Whether a task repeats a request: the prompt at least, and nothing that differs."""
+    shared = asked.keys() & echoed.keys()
+    return "orig_prompt" in shared and all(asked[name] == echoed[name] for name in shared)
+
+
+def _contested(ctx: Context, job: Job, attempt: Attempt, row: Listed, rivals: Iterable[_Rival]) -> bool:
+    """Whether the task fits another open request too, that is not our own project's and equal to the letter."""
+    others = [rival for rival in rivals if not _is_equal(job, attempt, rival)]
+    if not others:
+        return False
+    echoed = _echoed(ctx, job, row)
+    return any(_fits(rival.echoes, echoed) for rival in others)
+
+
+def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
+    return rival.project_id == job.project_id and rival.request_hash == attempt.request_hash
+
+
+def _absent(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, clock: Clock) -> Move:
+    """Nothing in the list is ours: the call may be made again when that proves something, and once."""
+    if not listing.proves_absence:
+        return _later(ctx, job, attempt, clock, "no task of ours is listed yet")
+    said = {"outcome": "absent", "billed": "no", "closed_at": clock()}
+    if job.cancel_requested:
+        return Move(State.CANCELED, "no task was made, and it was to be canceled", columns=_FREE, attempt=said)
+    with ctx.engine.connect() as connection:
+        before = select(func.count()).where(Attempt.job_id == job.id, Attempt.outcome == "absent")
+        again = connection.execute(before).scalar_one()
+    if again:
+        return _held("two calls were lost and no task of theirs is listed: a person should look before a third")
+    return Move(State.QUEUED, "proved absent by a complete listing: nothing was made", clock(), _FREE, said)
+
+
+def _adopted(job: Job, row: Listed, why: str, clock: Clock) -> Move:
+    said = {"outcome": "accepted", "task_id": row.task_id, "request_id": row.request_id}
+    return _found(job, row.task_id, why, said, clock)
+
+
+def _found(job: Job, task_id: str, why: str, said: dict[str, Any], clock: Clock) -> Move:
     columns = {
-        "task_id": attempt.task_id,
+        "task_id": task_id,
         "started_at": job.submitted_at,
-        "deadline_at": clock() + RUNNING,
+        "deadline_at": clock() + spans.RUNNING,
         "billed": "unknown",
     }
-    return Move(State.RUNNING, "the task of the lost answer was found", columns=columns)
+    return Move(State.RUNNING, f"found: {why}", clock(), columns, said or None)
+
+
+def _held(why: str) -> Move:
+    return Move(State.HELD, why, columns={"held_for": HeldFor.UNCERTAIN})
+
+
+def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock, why: str) -> Move:
+    """Looks again soon, then less often; and at the instant from which a listing proves something."""
+    now = clock()
+    settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds + 1)
+    again = now + min(max((now - job.state_at) / 4, _AGAIN[0]), _AGAIN[1])
+    return Move(State.UNCERTAIN, run_at=min(again, settled_at) if settled_at > now else again)
+
+
+_FREE = {"billed": "no"}

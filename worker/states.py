@@ -57,7 +57,8 @@ MOVES: dict[State, frozenset[State]] = {
     S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
     # never back to queued when the call may have left: only a call that provably did not, or was refused
     S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.QUEUED, S.UNCERTAIN, S.FAILED}),
-    S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.HELD}),
+    # canceled: proved absent, and nobody wants it any more
+    S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.HELD, S.CANCELED}),
     # never held: a task that lives is billed, and its link would die unwatched
     S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.CANCELED, S.EXPIRED}),
     S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.FAILED, S.CANCELED}),

@@ -7,27 +7,27 @@ frame of every file is decoded, and at the end the processes are looked for.
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 
 import psutil
 import typer
-from rich.live import Live
+from rich.console import Console
 
 from api.client import Client
-from ops import campaign, following, local, reach, servers, show, supervise, verify
-from ops.campaign import Quote, Row
+from ops import campaign, following, local, reach, servers, show, supervise, verify, watch
+from ops.campaign import Row
 from ops.cli_projects import project_made
-from ops.demo import receiver, tables
+from ops.demo import receiver, report
 from ops.demo.receiver import Mail
-from ops.demo.tables import Made
+from ops.demo.report import Findings, Made
 from ops.following import Job
 from ops.reach import Door
 from ops.sandbox.testing import Sandbox
@@ -39,59 +39,217 @@ PROJECT = "demo"
 TIME_SCALE = 0.02  # clips take one to four seconds: short, and long enough to be seen running
 REAL_ROWS = 2
 _KEY, _SECRET = "NORIA_DEMO_KEY", "NORIA_DEMO_SECRET"
-_PATIENCE_SECONDS = 120.0  # for a campaign of the sandbox
+_PATIENCE_SECONDS = 120.0  # with the sandbox; DashScope's tasks end by themselves
 _MAIL_SECONDS = 15.0
 _CLOSE_SECONDS = 0.5  # between the length of a clip and what was asked for
 _GONE_SECONDS = 5.0
-_FRAME_LINES = 4  # of the live table beside its rows
 _MICROS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person may choose."""
-
-    home: Path
-    keep: bool = False
-    real: bool = False
-    rows: int | None = None
-    yes: bool = False
-    as_json: bool = False
-
-
-@dataclass
-class Findings:
-    """What was found: a line for each thing that holds, and one for each that does not."""
-
-    good: list[str] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-
-    def note(self, holds: bool, words: str) -> None:
-        """Put a finding on the list that it belongs to."""
-        (self.good if holds else self.bad).append(words)
+_STARTING = "PostgreSQL, Valkey, SeaweedFS, the sandbox, the API, two workers, the clock and Flower"
 
 
 class Refused(LocalError):
-    """A person said no, or could not be asked."""
+    """Nobody agreed to spend money."""
 
     exit_code = 2
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose; `rows` of the campaign's cheapest, None: all of it, or two where it is for real."""
+
+    home: Path
+    keep: bool
+    real: bool
+    rows: int | None
+    yes: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where the demo plays: what was chosen, the stack's home, whom it tells, and what it finds."""
+
+    options: Options
+    home: Path
+    console: Console
+    findings: Findings
+
+    @property
+    def outputs(self) -> Path:
+        """Where the files go."""
+        return self.home.with_name("outputs-real" if self.options.real else "outputs")
+
+
 def run(options: Options) -> int:
     """Run the demo; the exit code is 0 only if everything holds. `LocalError` where it cannot be run."""
+    if options.real and not (options.yes or sys.stdin.isatty()):
+        raise Refused("--real spends money and asks first, and there is nobody to ask: give --yes.")
     started, findings = time.monotonic(), Findings()
-    say = show.ERR if options.as_json else show.OUT
-    if options.real and not options.yes and not sys.stdin.isatty():
-        raise Refused("--real spends money and asks first; there is nobody to ask here: give --yes.")
+    console = show.ERR if options.as_json else show.OUT
     try:
-        with local.interruptible(), _home(options) as home, _leaving_nothing(findings) as watched:
-            made = _everything_up(options, home, findings, watched)
+        with local.interruptible(), _held(options, console) as home:
+            made, processes = _made(Scene(options, home, console, findings))
     except KeyboardInterrupt:
-        say.print("Interrupted; nothing is left running.")
+        console.print("Interrupted; nothing is left running.")
         return 130
-    findings.note(True, f"all of it took {show.seconds(time.monotonic() - started)}")
+    left = [process.pid for process in psutil.wait_procs(processes, timeout=_GONE_SECONDS)[1]]
+    findings.note(not left, f"still running: {left}" if left else "nothing is left running")
+    console.print(findings.shown())
+    console.print(f"Done in {show.seconds(time.monotonic() - started)}. To stay up: noria demo --keep, or noria up")
     if options.as_json:
-        show.document({"ok": not findings.bad, "good": findings.good, "bad": findings.bad, "made": [asdict(one) for one in made]})
-    else:
-        show.OUT.print(tables.findings(findings.good[-2:], findings.bad))
+        document = {"ok": not findings.bad, "good": findings.good, "bad": findings.bad}
+        show.document({**document, "made": [asdict(one) | {"cost": str(one.cost)} for one in made]})
     return 1 if findings.bad else 0
+
+
+@contextlib.contextmanager
+def _held(options: Options, console: Console) -> Iterator[Path]:
+    """The stack's home, held by us: fresh with the sandbox, kept where it cost money. `AlreadyRunning`."""
+    root = options.home.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    home = root / ("real" if options.real else "stack")
+    with servers.hold(root):
+        if not options.real and (home / "ports.json").exists():  # so it is one of ours
+            supervise.end_leftovers(home, servers.find_binaries().values(), console.print)
+            shutil.rmtree(home)
+        yield home
+
+
+def _made(scene: Scene) -> tuple[list[Made], list[psutil.Process]]:
+    """What was made, and the processes that made it, which have been told to stop."""
+    up = local.UpOptions(scene.home, real=scene.options.real, time_scale=TIME_SCALE)
+    started, say = time.monotonic(), scene.console.print
+    with contextlib.ExitStack() as held:
+        with scene.console.status(f"Bringing up {_STARTING} …"):
+            running = held.enter_context(local.stack(up, lambda settings: _opened(scene.home, settings), say))
+        say(f"Up after {show.seconds(time.monotonic() - started)}: {_STARTING}.")
+        made = _campaign(scene, running)
+        say(report.table(made))
+        say(report.places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
+        _show_pages(scene, running)
+        if scene.options.keep:
+            _stay(scene)
+        processes = _family(running)
+    return made, processes
+
+
+def _opened(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """A key of the demo's project, and what signs its webhooks."""
+    with reach.database(home, settings["NORIA_DATABASE_URL"]) as connection:
+        project = project_made(connection, PROJECT)
+        return {_KEY: keys.new_key(connection, project, "demo")[1], _SECRET: project.webhook_secret}
+
+
+def _campaign(scene: Scene, running: local.Stack) -> list[Made]:
+    door = Door(running.addresses["API"].removesuffix("/docs"), running.prepared[_KEY])
+    reach.keep(scene.home, door)
+    with receiver.receiving(running.prepared[_SECRET]) as mail, reach.api(door) as client:
+        rows = _rows(scene, client, mail)
+        jobs = _ended(scene, client, [client.submit(row.body, row.key) for row in rows])
+        scene.outputs.mkdir(exist_ok=True)
+        made = [_fetched(client, job, scene.outputs) for job in jobs]
+        _judge(jobs, made, scene.findings)
+        if not scene.options.real:  # a webhook on loopback is only called by a stack that plays
+            _judge_mail(mail, len(jobs), scene.findings)
+            _judge_bill(Sandbox(running.addresses["sandbox"]), jobs, scene.findings)
+    return made
+
+
+def _rows(scene: Scene, client: Client, mail: Mail) -> list[Row]:
+    """The rows to submit, priced, and agreed to where it is for real."""
+    options = scene.options
+    rows = campaign.read(CAMPAIGN, {} if options.real else {"webhook_url": mail.url})
+    prices = campaign.quote(client, rows).prices
+    count = options.rows or (REAL_ROWS if options.real else len(rows))
+    chosen = list(zip(rows, prices, strict=True))
+    if count < len(rows):
+        chosen = sorted(chosen, key=_clips_first_cheapest_first)[:count]
+    whose = "DashScope's price" if options.real else "in play money"
+    scene.console.print(f"{CAMPAIGN.name}: {show.price([price for _, price in chosen])}, {whose}.")
+    if options.real and not options.yes and not typer.confirm("Spend it?", err=True):
+        raise Refused("Nothing was submitted.")
+    return [row for row, _ in chosen]
+
+
+def _clips_first_cheapest_first(priced: tuple[Row, Decimal | None]) -> tuple[bool, Decimal]:
+    row, price = priced
+    return row.body["kind"] == "text-to-image", Decimal("Infinity") if price is None else price
+
+
+def _ended(scene: Scene, client: Client, jobs: Sequence[Job]) -> Sequence[Job]:
+    """The jobs once all have ended, or patience has."""
+    give_up = time.monotonic() + (float("inf") if scene.options.real else _PATIENCE_SECONDS)
+    rounds = following.follow(client, [job["id"] for job in jobs])
+    return watch.watched(itertools.takewhile(lambda _: time.monotonic() < give_up, rounds), scene.console)
+
+
+def _fetched(client: Client, job: Job, folder: Path) -> Made:
+    """The job's output on this disk, played from beginning to end."""
+    steps = following.seconds_by_step(list(client.events(job["id"])))
+    said = (show.name(job), job["kind"], job["model"], steps, Decimal(job["cost"]["actual"] or 0))
+    if job["state"] != "succeeded":
+        return Made(*said, key="", file="", bytes=0, plays="", fault=show.waits_for(job) or job["state"])
+    output = job["outputs"][0]
+    path = next(following.fetch(client, job, folder))
+    plays, fault = _played(path, output["content_type"], job["input"].get("duration"))
+    return Made(*said, output["key"], path.name, output["bytes"], plays, fault)
+
+
+def _played(path: Path, content_type: str, asked: int | None) -> tuple[str, str | None]:
+    """What was decoded in a few words, and what is wrong with it."""
+    try:
+        seen = verify.play(path, content_type)
+    except verify.Unplayable as error:
+        return "", str(error)
+    if seen.seconds is None or asked is None:
+        return f"{seen.width}×{seen.height}", None
+    is_as_asked = abs(seen.seconds - asked) <= _CLOSE_SECONDS
+    fault = None if is_as_asked else f"{path.name} lasts {seen.seconds:.1f} s, {asked} s were asked for"
+    return f"{seen.seconds:.1f} s", fault
+
+
+def _judge(jobs: Sequence[Job], made: Sequence[Made], findings: Findings) -> None:
+    done = sum(job["state"] == "succeeded" for job in jobs)
+    findings.note(done == len(jobs), f"{done} of {len(jobs)} jobs succeeded")
+    faults = [f"{one.name}: {one.fault}" for one in made if one.fault]
+    for fault in faults:
+        findings.note(False, fault)
+    if not faults:
+        findings.note(True, "every file plays: all frames decoded, and the clips as long as was asked for")
+
+
+def _judge_mail(mail: Mail, count: int, findings: Findings) -> None:
+    complete = mail.wait_for(count, _MAIL_SECONDS)
+    forged = f", {mail.forged} with a wrong signature" if mail.forged else ""
+    findings.note(complete and not mail.forged, f"webhooks delivered: {len(mail.told)}, verified{forged}")
+
+
+def _judge_bill(sandbox: Sandbox, jobs: Sequence[Job], findings: Findings) -> None:
+    totals = sandbox.ledger()["totals"]
+    billed = Decimal(totals["billed_micros"]) / _MICROS
+    ours = sum((Decimal(job["cost"]["actual"] or 0) for job in jobs), Decimal(0))
+    equal = totals["tasks"] == totals["creates"] == len(jobs) and billed == ours
+    words = f"by the sandbox's own bill: {totals['tasks']} tasks, {show.money(billed)}"
+    findings.note(equal, f"{words} — {'equal' if equal else f'ours: {len(jobs)} jobs, {show.money(ours)}'}")
+
+
+def _show_pages(scene: Scene, running: local.Stack) -> None:
+    password = servers.kept_secrets(scene.home)["flower"]
+    scene.console.print(f"API docs: {running.addresses['API']}", soft_wrap=True)
+    scene.console.print(f"Flower:   {running.addresses['Flower']}  (noria / {password})", soft_wrap=True)
+
+
+def _stay(scene: Scene) -> None:
+    """Until Ctrl-C, which is then no interruption."""
+    scene.console.print(scene.findings.shown())
+    scene.console.print(
+        f"It stays up until Ctrl-C. From another terminal: noria list --home {scene.home}", soft_wrap=True
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+def _family(running: local.Stack) -> list[psutil.Process]:
+    """The stack's processes, and theirs."""
+    parents = [psutil.Process(pid) for pid in running.processes.values()]
+    return [*parents, *(child for parent in parents for child in parent.children(recursive=True))]

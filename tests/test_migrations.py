@@ -1,0 +1,319 @@
+"""The schema: migrations make what the models say, and the queries of each second find their rows by an index."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+
+from api import limits
+from ops import servers as embedded
+from worker import catalog, claims, lanes, reading, settings, tick
+from worker.models import Base
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+OBJECTS = """
+select concat_ws(' ', 'relation', relname, relkind, reloptions) from pg_class
+  where relnamespace = 'public'::regnamespace and relkind in ('r', 'S', 'v', 'm')
+union all
+select concat_ws(' ', 'column', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,
+                 pg_get_expr(adbin, adrelid))
+  from pg_attribute join pg_class on pg_class.oid = attrelid
+  left join pg_attrdef on adrelid = attrelid and adnum = attnum
+  where relnamespace = 'public'::regnamespace and relkind = 'r' and attnum > 0 and not attisdropped
+union all
+select concat_ws(' ', 'constraint', conrelid::regclass, conname, pg_get_constraintdef(oid))
+  from pg_constraint where connamespace = 'public'::regnamespace
+union all
+select concat_ws(' ', 'index', pg_get_indexdef(indexrelid)) from pg_index join pg_class on pg_class.oid = indexrelid
+  where relnamespace = 'public'::regnamespace
+union all
+select concat_ws(' ', 'routine', proname) from pg_proc where pronamespace = 'public'::regnamespace
+union all
+select concat_ws(' ', 'type', typname) from pg_type
+  where typnamespace = 'public'::regnamespace and typtype in ('e', 'd')
+"""  # all that a migration can make, with everything that is said of it
+
+SEED = """
+insert into projects (name, webhook_secret) select 'project-' || n, 'whsec_' from generate_series(0, 49) as n;
+insert into jobs (project_id, kind, model, input, state, run_at, claimed, lane_id, account, run_seconds,
+                  links_expire_at, finished_at, created_at, custom_id, sequence)
+select project.id, 'text-to-video', lane.model, '{"prompt": "a kitten runs in the moonlight"}', state,
+       case when state = 'succeeded' then null when mod(made.n, 7) = 0 then now() - interval '1 s'
+            else now() + interval '1 min' end,
+       case when state = 'running' and mod(made.n, 11) = 0 then 'sent' end,
+       case when state <> 'queued' then lane.id end, 'default',
+       case when state = 'succeeded' then 60 end,
+       case when state = 'copying' then now() + made.n * interval '1 s' end,
+       case when state = 'succeeded' then now() end,
+       now() - made.n * interval '1 s', 'row-' || made.n, 1
+  from (select n, case when n <= 20000 then 'succeeded' when n <= 21200 then 'queued' when n <= 21300 then 'admitted'
+                       when n <= 21320 then 'submitting' when n <= 21330 then 'uncertain' when n <= 21900 then 'running'
+                       else 'copying' end as state
+          from generate_series(1, 22000) as n) as made
+  join (select id, row_number() over (order by id) - 1 as n from projects) as project on project.n = mod(made.n, 50)
+  join (select id, model, row_number() over (order by id) - 1 as n, count(*) over () as all from lanes) as lane
+    -- nothing but waiting jobs in the last lane
+    on lane.n = mod(made.n, case made.state when 'queued' then lane.all else lane.all - 1 end);
+insert into events (job_id, project_id, sequence, type, entered)
+select id, project_id, 1, 'job.queued', 'queued' from jobs;
+insert into deliveries (project_id, job_id, event_id, url, body, state, run_at, claimed)
+select project_id, job_id, id, 'https://receiver-' || mod(id, 20) || '.example/', '{}',
+       case when mod(id, 50) = 0 then 'waiting' else 'delivered' end,
+       case when mod(id, 50) = 0 then now() + (mod(id, 200) - 100) * interval '1 s' end,
+       case when mod(id, 350) = 0 then 'taken' end
+  from events;
+analyze
+"""  # 20,000 finished jobs and 2,000 at work, one in seven of these due; as many deliveries, one in fifty waiting
+
+
+@pytest.fixture
+def empty(servers: embedded.Servers, template: str) -> Iterator[Engine]:
+    """An engine on a database with nothing in it."""
+    with _database(servers) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def seeded(servers: embedded.Servers, template: str) -> Iterator[Engine]:
+    """An engine on a migrated database that has been at work for a while."""
+    known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
+    with _database(servers) as engine:
+        with engine.begin() as connection:
+            command.upgrade(_config(connection), "head")
+            lanes.sync(connection, catalog.load(), known)
+            for statement in SEED.split(";\n"):
+                connection.exec_driver_sql(statement)
+        yield engine
+
+
+def test_there_is_one_way_from_nothing_to_the_newest_schema() -> None:
+    script = ScriptDirectory.from_config(_config())
+
+    assert len(script.get_heads()) == 1
+    assert len(script.get_bases()) == 1
+
+
+def test_migrations_make_what_the_models_say(empty: Engine, servers: embedded.Servers) -> None:
+    with empty.begin() as connection:
+        command.upgrade(_config(connection), "head")
+        migrated = _objects(connection)
+    with _database(servers) as by_models, by_models.begin() as connection:
+        Base.metadata.create_all(connection)
+        modelled = _objects(connection)
+
+    assert {line for line in migrated if "alembic_version" not in line} == modelled
+
+
+def test_alembic_finds_nothing_left_to_migrate(empty: Engine) -> None:
+    with empty.begin() as connection:
+        command.upgrade(_config(connection), "head")
+
+        command.check(_config(connection))  # raises what it finds
+
+
+def test_the_way_back_leaves_nothing_and_can_be_gone_again(empty: Engine) -> None:
+    with empty.begin() as connection:
+        command.upgrade(_config(connection), "head")
+        there = _objects(connection)
+        command.downgrade(_config(connection), "base")
+        back = _objects(connection)
+        command.upgrade(_config(connection), "head")
+        again = _objects(connection)
+
+    assert {line for line in back if "alembic_version" not in line} == set()
+    assert again == there
+
+
+def test_each_migration_undoes_what_it_does(empty: Engine) -> None:
+    with empty.begin() as connection:
+        for script in reversed(list(ScriptDirectory.from_config(_config()).walk_revisions())):
+            before = _objects(connection)
+            command.upgrade(_config(connection), script.revision)
+            command.downgrade(_config(connection), "-1")
+            after = _objects(connection)
+            command.upgrade(_config(connection), script.revision)
+
+            assert {line for line in after - before if "alembic_version" not in line} == set()
+            assert before - after == set()
+
+
+def test_migrations_can_be_written_out_as_sql() -> None:
+    config, written = _config(), io.StringIO()
+    config.output_buffer = written
+
+    command.upgrade(config, "head", sql=True)
+
+    assert "CREATE TABLE jobs" in written.getvalue()
+    assert "alembic_version" in written.getvalue()
+
+
+def test_a_look_at_whether_anything_is_due_reads_no_table(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        tick.run(connection, datetime(2020, 1, 1, tzinfo=UTC))
+
+    assert plans[0].indexes >= {"ix_jobs_due", "ix_deliveries_due"}
+    assert plans[0].scanned == set()
+    assert len(plans) == 1
+
+
+def test_admission_finds_queues_and_slots_by_their_indexes(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        admitted = lanes.admit(connection, _now(connection))
+
+    assert admitted > 0
+    assert {index for plan in plans for index in plan.indexes} >= {"ix_jobs_queued", "ix_jobs_slots"}
+    assert _scanned(plans) == set()
+
+
+@pytest.mark.parametrize(
+    ("task", "queue", "indexes"),
+    [
+        ("noria.work", "provider", {"ix_jobs_due", "ix_jobs_sent"}),
+        ("noria.work", "calls", {"ix_jobs_due", "ix_jobs_sent"}),
+        ("noria.poll", "provider", {"ix_jobs_due", "ix_jobs_sent"}),
+        ("noria.work", "transfer", {"ix_jobs_due", "ix_jobs_sent"}),
+        ("noria.deliver", "webhook", {"ix_deliveries_due", "ix_deliveries_claimed"}),
+    ],
+)
+def test_a_claim_finds_what_is_due_by_its_index(seeded: Engine, task: str, queue: str, indexes: set[str]) -> None:
+    (due,) = [due for due in tick._WORK if (due.task, due.queue) == (task, queue)]
+
+    with _plans(seeded) as (connection, plans):
+        claims.claim_due(connection, due.table, due.due, due.order, due.limit, _now(connection))
+
+    assert _scanned(plans) == set()
+    assert {index for plan in plans for index in plan.indexes} >= indexes
+
+
+def test_every_claim_of_the_tick_is_among_these() -> None:
+    tested = {("noria.work", "provider"), ("noria.work", "calls"), ("noria.poll", "provider")}
+    tested |= {("noria.work", "transfer"), ("noria.deliver", "webhook")}
+
+    assert {(due.task, due.queue) for due in tick._WORK} == tested
+
+
+def test_a_page_of_a_projects_jobs_reads_no_more_than_the_page(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        found = reading.page(connection, _project(connection), reading.Filter(), limit=20)
+
+    assert len(found) == 20
+    assert plans[-1].indexes == {"ix_jobs_listing"}
+    assert "Sort" not in plans[-1].nodes
+
+
+def test_a_job_is_found_by_the_users_own_id(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        found = reading.page(connection, _project(connection), reading.Filter(custom_id="row-20010"), limit=20)
+
+    assert [job.custom_id for job in found] == ["row-20010"]
+    assert plans[-1].indexes == {"ix_jobs_custom_id"}
+
+
+def test_a_projects_unfinished_jobs_are_counted_by_their_index(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        count = limits._unfinished(connection, _project(connection))
+
+    assert count == 40
+    assert plans[-1].indexes == {"ix_jobs_unfinished"}
+
+
+def test_run_times_are_learned_from_the_last_jobs_alone(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        lanes.learn(connection, _now(connection))
+
+    assert "ix_jobs_learned" in plans[-1].indexes
+    assert _scanned(plans) == set()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How PostgreSQL carries out a statement."""
+
+    statement: str
+    nodes: frozenset[str]
+    indexes: frozenset[str]
+    scanned: frozenset[str]  # the large tables that it reads from end to end
+
+
+@contextmanager
+def _plans(engine: Engine) -> Iterator[tuple[Connection, list[Plan]]]:
+    """A connection, and how each statement on it is carried out; what it writes is undone."""
+    plans: list[Plan] = []
+
+    def explain(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
+        # With the statement's own values, as in the plan that is made for them.
+        with cursor.connection.cursor() as beside:
+            beside.execute("EXPLAIN (FORMAT JSON) " + statement, parameters)
+            ((found,),) = beside.fetchall()
+        plans.append(_plan(statement, found[0]["Plan"]))
+
+    with engine.connect() as connection, connection.begin() as transaction:
+        event.listen(connection, "before_cursor_execute", explain)
+        yield connection, plans
+        transaction.rollback()
+
+
+def _plan(statement: str, root: dict[str, Any]) -> Plan:
+    nodes = list(_nodes(root))
+    scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+    return Plan(
+        statement,
+        frozenset(node["Node Type"] for node in nodes),
+        frozenset(node["Index Name"] for node in nodes if "Index Name" in node),
+        frozenset(scanned & {"jobs", "deliveries", "events", "attempts"}),
+    )
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", []):
+        yield from _nodes(child)
+
+
+def _scanned(plans: list[Plan]) -> set[tuple[str, str]]:
+    """The tables that were read from end to end, each with the statement that did it."""
+    return {(table, plan.statement) for plan in plans for table in plan.scanned}
+
+
+@contextmanager
+def _database(servers: embedded.Servers) -> Iterator[Engine]:
+    name = f"test_{uuid.uuid4().hex}"
+    servers.create_database(name)
+    engine = create_engine(servers.url_of(name))
+    yield engine
+    engine.dispose()
+    with servers.connect() as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config(toml_file=PROJECT / "pyproject.toml")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _objects(connection: Connection) -> set[str]:
+    return set(connection.exec_driver_sql(OBJECTS).scalars())
+
+
+def _now(connection: Connection) -> datetime:
+    moment: datetime = connection.execute(text("select now()")).scalar_one()
+    return moment
+
+
+def _project(connection: Connection) -> uuid.UUID:
+    project: uuid.UUID = connection.execute(text("select id from projects where name = 'project-10'")).scalar_one()
+    return project
