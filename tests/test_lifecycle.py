@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -378,7 +379,7 @@ def test_creates_are_spread_over_the_lanes_rate(environment: dict[str, str], san
         play.drive(lambda: [play.job(job).state for job in submitted], lambda states: set(states) == {"succeeded"})
 
         sent = sorted(play.attempts(job)[0].sent_at for job in submitted)
-        apart = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
+        apart = [later - earlier for earlier, later in itertools.pairwise(sent)]
         assert min(apart) >= timedelta(seconds=1 / (5 * 0.9)) - timedelta(milliseconds=1)
         assert sandbox.ledger()["throttled"] == {}
 
