@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
@@ -35,6 +35,8 @@ class Frame:
         framed = _Framed(scope, send)
         try:
             await self._app(scope, receive, framed.send)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
         except Exception as error:  # noqa: BLE001 - the client gets an answer, and the log the cause
             answer = problems.answer(Request(scope), error)
             if not framed.status:

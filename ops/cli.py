@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -73,14 +73,22 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry of `noria`: known errors become a sentence on stderr and an exit code."""
+    """The entry of `noria`."""
     log.configure("ERROR")  # what libraries have to say is not for this command's readers
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line; the exit code. Known errors become a sentence on stderr."""
     try:
-        app()
+        app(list(arguments), prog_name="noria")
+    except SystemExit as end:
+        return int(end.code or 0)
     except (LocalError, ApiError, NoriaError, ValidationError) as error:
         code, words = explained(error)
         show.ERR.print(words, style="red", markup=False, soft_wrap=True)
-        sys.exit(code)
+        return code
+    return Code.DONE
 
 
 def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tuple[int, str]:
@@ -163,9 +171,11 @@ cli_projects.add_to(app)
 
 
 def check_can_run(real: bool) -> None:
-    """Raise before anything is started: `LocalError` for what is not installed, ValidationError for settings."""
+    """Raise before anything is started, for what is not installed, for a missing key, and for wrong settings."""
     if real:
-        local.outer_environment(os.environ, real=True)
+        if not any(os.environ.get(name) for name in local.KEYS):
+            words = f"spends real money, and needs one of {', '.join(local.KEYS)} in the environment"
+            raise typer.BadParameter(words, param_hint="--real")
         settings.Settings(database_url="-", broker_url="-")  # these two are the stack's
     else:
         _need("av", "PIL")

@@ -187,7 +187,7 @@ def cancel(
         show.document(list(outcomes.values()))
         return
     for job_id, answer in outcomes.items():
-        show.OUT.print(f"{job_id}  {answer['outcome']}: {show.OUTCOMES.get(answer['outcome'], '')}")
+        show.OUT.print(f"{job_id}  {answer['outcome']}: {show.OUTCOMES.get(answer['outcome'], '')}", soft_wrap=True)
 
 
 def estimate(

@@ -110,7 +110,8 @@ def database(home: Path, url: str | None) -> Iterator[sqlalchemy.Connection]:
 
 def spare_loopback_the_proxy() -> None:
     """What runs on this machine is never asked for through a proxy."""
-    exceptions = ",".join([*filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy")]), *_LOOPBACK])
+    said = (os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "").split(",")
+    exceptions = ",".join(dict.fromkeys([*filter(None, said), *_LOOPBACK]))
     os.environ |= {"NO_PROXY": exceptions, "no_proxy": exceptions}
 
 

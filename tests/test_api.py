@@ -697,6 +697,17 @@ class TestTheFrame:
         assert line["project"] == "spring"
         assert "canary" not in str(lines)
 
+    def test_a_client_that_goes_away_in_the_middle_is_no_failure(self, http: httpx.Client, api: Served) -> None:
+        with capture_logs() as lines:
+            with socket.create_connection(("127.0.0.1", http.base_url.port)) as half:
+                head = f"POST /v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: {http.headers['authorization']}\r\n"
+                half.sendall(f"{head}content-type: application/json\r\ncontent-length: 100\r\n\r\n{{".encode())
+            line = eventually(lambda: next((line for line in lines if line["event"] == "request"), None))
+
+        assert line["status"] is None
+        assert [line["event"] for line in lines] == ["request"]
+        assert api.sql("select id from jobs") == []
+
     def test_a_request_id_that_could_forge_a_line_is_replaced(self, http: httpx.Client) -> None:
         answer = http.get("/v1/models?kind=none", headers={"x-request-id": 'a" b'})
 

@@ -19,8 +19,9 @@ import sys
 import sysconfig
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,7 @@ def test_the_services_start_are_found_healthy_and_stop_in_time(environment: dict
         names = ("api", "worker-control", "clock", "flower")
         running = {n: held.enter_context(_running(here.command(n), here.environment, tmp_path)) for n in names}
         for name, process in running.items():
-            _eventually(lambda name=name: here.is_healthy(name), process)
+            _eventually(partial(here.is_healthy, name), process)
         healthy_elsewhere = here.is_healthy("worker-calls")
         for process in running.values():
             process.terminate()
@@ -367,7 +368,7 @@ def _stopped(process: subprocess.Popen[bytes], service: Service) -> int:
     return process.wait(_span(service["stop_grace_period"]).total_seconds())
 
 
-def _eventually(look: Any, process: subprocess.Popen[bytes]) -> None:
+def _eventually(look: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not look():
         assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"

@@ -65,7 +65,7 @@ def celery_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of the broker
         broker_channel_error_retry=True,
-        broker_pool_limit=4,
+        broker_pool_limit=16,  # Flower asks each worker for many things at once
         broker_pool_acquire_timeout=2,
         task_publish_retry=False,
         task_serializer="json",

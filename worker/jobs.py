@@ -21,6 +21,7 @@ from worker.settings import Settings
 from worker.states import TERMINAL, State
 
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
+_MAKE = insert(Job).returning(*Job.__table__.c)  # built once: that costs as much as running it
 
 
 @dataclass(frozen=True)
@@ -78,28 +79,24 @@ def submit(
     if key is not None and (first := replayed(connection, project, prepared, key)):
         return first, True
     said = prepared.submission
-    row = (
-        insert(Job)
-        .values(
-            project_id=project.id,
-            kind=said.kind,
-            model=prepared.model,
-            sync=prepared.sync,
-            input=prepared.input,
-            labels=said.metadata,
-            custom_id=said.custom_id,
-            priority=reading.PRIORITIES[said.priority],
-            webhook_url=said.webhook_url,
-            webhook_events=said.webhook_events,
-            estimate=prepared.estimate,
-            sequence=1,
-            created_at=now,
-            state_at=now,
-            run_at=now,
-        )
-        .returning(*Job.__table__.c)
-    )
-    job = Job.of(connection.execute(row).mappings().one())
+    row = {
+        "project_id": project.id,
+        "kind": said.kind,
+        "model": prepared.model,
+        "sync": prepared.sync,
+        "input": prepared.input,
+        "labels": said.metadata,
+        "custom_id": said.custom_id,
+        "priority": reading.PRIORITIES[said.priority],
+        "webhook_url": said.webhook_url,
+        "webhook_events": said.webhook_events,
+        "estimate": prepared.estimate,
+        "sequence": 1,
+        "created_at": now,
+        "state_at": now,
+        "run_at": now,
+    }
+    job = Job.of(connection.execute(_MAKE, row).mappings().one())
     if key is not None and not _remember(connection, job, prepared, key):
         raise IdempotencyRace
     moves.tell(connection, job, None, "", now)

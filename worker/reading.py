@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, or_, select
+from sqlalchemy import Connection, Row, bindparam, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
@@ -41,8 +41,7 @@ class Filter:
 
 def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
     """The project's job; raises NotFound."""
-    statement = select(*Job.__table__.c).where(Job.project_id == project_id, Job.id == job_id)
-    row = connection.execute(statement).mappings().one_or_none()
+    row = connection.execute(_ONE, {"project": project_id, "job": job_id}).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no job {job_id}")
     return Job.of(row)
@@ -85,8 +84,7 @@ def attempts(connection: Connection, job: Job) -> list[Attempt]:
 def outputs(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list[Output]]:
     """The stored outputs of each job, in order."""
     found: dict[uuid.UUID, list[Output]] = {job.id: [] for job in jobs}
-    statement = select(*Output.__table__.c).where(Output.job_id.in_(list(found))).order_by(Output.job_id, Output.n)
-    for row in connection.execute(statement).mappings():
+    for row in connection.execute(_OUTPUTS, {"jobs": list(found)}).mappings():
         found[row["job_id"]].append(Output.of(row))
     return found
 
@@ -208,6 +206,14 @@ def moment(at: datetime | None) -> str | None:
     """RFC 3339 in UTC, to the millisecond."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
 
+
+# Built once: with the columns of a job, building a statement costs as much as running it.
+_ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
+_OUTPUTS = (
+    select(*Output.__table__.c)
+    .where(Output.job_id.in_(bindparam("jobs", expanding=True)))
+    .order_by(Output.job_id, Output.n)
+)
 
 _URLS = {
     "self": "",

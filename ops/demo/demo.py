@@ -44,7 +44,7 @@ _MAIL_SECONDS = 15.0
 _CLOSE_SECONDS = 0.5  # between the length of a clip and what was asked for
 _GONE_SECONDS = 5.0
 _MICROS = 1_000_000
-_STARTING = "PostgreSQL, Valkey, SeaweedFS, the sandbox, the API, two workers, the clock and Flower"
+_PROCESSES = "PostgreSQL, Valkey, SeaweedFS, the API, two workers, the clock and Flower"
 
 
 class Refused(LocalError):
@@ -119,18 +119,19 @@ def _made(scene: Scene) -> tuple[list[Made], list[psutil.Process]]:
     """What was made, and the processes that made it, which have been told to stop."""
     up = local.UpOptions(scene.home, real=scene.options.real, time_scale=TIME_SCALE)
     started, say = time.monotonic(), scene.console.print
+    processes = _PROCESSES if scene.options.real else f"the sandbox, {_PROCESSES}"
     with contextlib.ExitStack() as held:
-        with scene.console.status(f"Bringing up {_STARTING} …"):
+        with scene.console.status(f"Bringing up {processes} …"):
             running = held.enter_context(local.stack(up, lambda settings: _opened(scene.home, settings), say))
-        say(f"Up after {show.seconds(time.monotonic() - started)}: {_STARTING}.")
+        say(f"Up after {show.seconds(time.monotonic() - started)}: {processes}.")
         made = _campaign(scene, running)
         say(report.table(made))
         say(report.places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
         _show_pages(scene, running)
         if scene.options.keep:
             _stay(scene)
-        processes = _family(running)
-    return made, processes
+        family = _family(running)
+    return made, family
 
 
 def _opened(home: Path, settings: Mapping[str, str]) -> dict[str, str]:

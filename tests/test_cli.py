@@ -1,0 +1,330 @@
+"""The `noria` command: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Served, served
+
+from ops import campaign, cli, reach
+from ops import servers as embedded
+from ops.reach import Door
+
+CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
+first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
+第二,text-to-image,wan2.2-t2i-flash,"一只猫，在月光下",1024*1024,,B2
+"""
+SUBMIT = ("submit", "text-to-video", "--model", "wan2.5-t2v-plus", "--prompt", "a kitten runs")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """All of stdout as one JSON document."""
+        return json.loads(self.out)
+
+
+class Shell:
+    """Runs commands in this process, as if typed in the folder `cwd`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], cwd: Path) -> None:
+        self.capsys = capsys
+        self.cwd = cwd
+
+    def __call__(self, *arguments: str) -> Said:
+        self.capsys.readouterr()
+        code = cli.run(arguments)
+        said = self.capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+
+@pytest.fixture
+def noria(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # so that what the command adds is forgotten afterwards
+    return Shell(capsys, tmp_path)
+
+
+@pytest.fixture
+def api(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """An API without workers, which the environment names."""
+    with served(environment) as made:
+        monkeypatch.setenv("NORIA_URL", made.url)
+        monkeypatch.setenv("NORIA_KEY", made.key("spring"))
+        monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
+        yield made
+
+
+def test_a_submitted_job_is_printed_as_its_id_alone(noria: Shell, api: Served) -> None:
+    said = noria(*SUBMIT, "--duration", "5", "--metadata", "sku=A1", "--custom-id", "row-1", "--priority", "high")
+
+    row = api.row(said.out.strip())
+    assert said.code == 0
+    assert (row.model, row.custom_id, row.labels, row.priority) == ("wan2.5-t2v-preview", "row-1", {"sku": "A1"}, 1)
+    assert row.input["duration"] == 5
+
+
+def test_json_is_one_document_and_nothing_else_on_stdout(noria: Shell, api: Served) -> None:
+    made = noria(*SUBMIT, "--json").json
+    job_id = made["id"]
+
+    shown, listed = noria("show", job_id, "--json").json, noria("list", "--json").json
+    priced = noria("estimate", *SUBMIT[1:], "--json").json
+    models = noria("models", "text-to-image", "--json").json
+    canceled = noria("cancel", job_id, "--json").json
+
+    assert shown["job"]["id"] == job_id
+    assert [event["to"] for event in shown["events"]] == ["queued"]
+    assert [job["id"] for job in listed] == [job_id]
+    assert priced["cost"]["estimated"] == "1.50"
+    assert {"text-to-image"} == {kind for model in models for kind in model["kinds"]}
+    assert canceled[0]["outcome"] == "canceled"
+
+
+def test_tables_fit_eighty_columns(noria: Shell, api: Served) -> None:
+    job_id = noria(*SUBMIT, "--custom-id", "a-rather-long-name-of-ones-own").out.strip()
+
+    for command in (["list"], ["models"], ["keys", "list"], ["projects", "list"]):
+        said = noria(*command)
+
+        assert said.code == 0
+        assert max(len(line) for line in said.out.splitlines()) <= 80
+    assert job_id in noria("list").out
+
+
+def test_a_refused_input_names_the_field_and_exits_5(noria: Shell, api: Served) -> None:
+    said = noria(*SUBMIT, "--duration", "7", "--input", "watermrk=true")
+
+    assert said.code == 5
+    assert said.out == ""
+    assert "input.duration: 7 is not one that wan2.5-t2v-preview takes: 5, 10" in said.err
+    assert "did you mean watermark?" in said.err
+
+
+def test_a_wrong_key_says_how_to_get_one(noria: Shell, api: Served) -> None:
+    said = noria("list", "--key", "noria_nobody")
+
+    assert said.code == 5
+    assert "noria keys create PROJECT" in said.err
+
+
+def test_where_nobody_listens_the_exit_code_is_4_at_once(noria: Shell) -> None:
+    unknown, silent = noria("list"), noria("list", "--url", "http://127.0.0.1:9", "--key", "noria_x")
+    database = noria("keys", "list", "--database-url", "postgresql+psycopg://a:b@127.0.0.1:9/x")
+
+    assert [unknown.code, silent.code, database.code] == [4, 4, 4]
+    assert "noria up" in unknown.err
+    assert "Nothing answers at http://127.0.0.1:9" in silent.err
+    assert "The database does not answer" in database.err
+
+
+def test_a_wrong_command_line_exits_2(noria: Shell) -> None:
+    assert noria("submit").code == 2
+    assert noria("nonsense").code == 2
+    assert noria(*SUBMIT, "--input", "no-equals-sign").code == 2
+    assert noria("demo", "--real").code == 2
+
+
+def test_a_wrong_setting_is_named_before_anything_is_started(noria: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-never-sent")
+    monkeypatch.setenv("NORIA_POLL_QPS", "many")
+    monkeypatch.setenv("NORIA_EGRESS_ALLOW", "everything")
+
+    said = noria("up", "--real")
+
+    assert said.code == 2
+    assert "NORIA_POLL_QPS: " in said.err
+    assert "NORIA_EGRESS_ALLOW: " in said.err
+    assert not (noria.cwd / ".noria").exists()
+
+
+def test_a_home_that_is_in_use_exits_3(noria: Shell) -> None:
+    home = noria.cwd / "demo"
+    home.mkdir()
+    with embedded.hold(home):
+        said = noria("demo", "--home", str(home))
+
+    assert said.code == 3
+    assert f"already runs in {home}" in said.err
+
+
+def test_a_key_is_printed_alone_and_works_until_it_is_revoked(noria: Shell, api: Served) -> None:
+    created = noria("keys", "create", "autumn", "--name", "ci")
+    key = created.out.strip()
+    works = noria("list", "--key", key)
+    listed = noria("keys", "list", "autumn", "--json").json
+
+    revoked = noria("keys", "revoke", listed[0]["prefix"])
+
+    assert created.out.count("\n") == 1
+    assert works.code == 0
+    assert listed[0] | {"project": "autumn", "name": "ci", "revoked_at": None} == listed[0]
+    assert revoked.code == 0
+    assert noria("list", "--key", key).code == 5
+
+
+def test_projects_are_set_up_and_their_secret_shown_and_rotated(noria: Shell, api: Served) -> None:
+    changed = noria("projects", "set", "spring", "--weight", "3", "--time-zone", "Europe/Lisbon", "--json").json
+    first, again = noria("projects", "secret", "spring").out, noria("projects", "secret", "spring").out
+
+    rotated = noria("projects", "secret", "spring", "--rotate").out
+
+    assert (changed["weight"], changed["time_zone"]) == (3, "Europe/Lisbon")
+    assert first == again
+    assert first.startswith("whsec_")
+    assert rotated.startswith("whsec_")
+    assert rotated != first
+
+
+def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -> None:
+    assert noria("projects", "secret", "nobody").code == 5
+    assert "time_zone is a name like Asia/Shanghai" in noria("projects", "set", "spring", "--time-zone", "Mars").err
+
+
+def test_a_csv_is_submitted_once_however_often_it_is_sent(noria: Shell, api: Served) -> None:
+    (noria.cwd / "campaign.csv").write_text("\ufeff" + CSV, encoding="utf-8")  # as Excel writes it
+
+    first = noria("submit", "--csv", "campaign.csv", "--json")
+    again = noria("submit", "--csv", "campaign.csv", "--json").json
+    anew = noria("submit", "--csv", "campaign.csv", "--idempotency-key", "second-run", "--json").json
+
+    assert "2 jobs, ¥1.64" in first.err
+    assert [(job["custom_id"], job["metadata"]) for job in first.json] == [
+        ("first", {"sku": "A1"}),
+        ("第二", {"sku": "B2"}),
+    ]
+    assert [job["id"] for job in again] == [job["id"] for job in first.json]
+    assert {job["id"] for job in anew}.isdisjoint(job["id"] for job in again)
+
+
+def test_every_wrong_line_of_a_csv_is_reported_and_nothing_is_submitted(noria: Shell, api: Served) -> None:
+    wrong = CSV + "third,text-to-video,wan9,x,,,\n" + "fourth,text-to-video,wan2.5-t2v-preview,x,1*1,3,\n"
+    (noria.cwd / "campaign.csv").write_text(wrong, encoding="utf-8")
+
+    said = noria("submit", "--csv", "campaign.csv")
+
+    assert said.code == 5
+    assert "line 4: model: " in said.err
+    assert "line 5: input.size: " in said.err
+    assert "line 5: input.duration: " in said.err
+    assert noria("list", "--json").json == []
+
+
+def test_a_dry_run_prices_and_submits_nothing(noria: Shell, api: Served) -> None:
+    (noria.cwd / "campaign.csv").write_text(CSV, encoding="utf-8")
+
+    said = noria("submit", "--csv", "campaign.csv", "--dry-run", "--json")
+
+    assert said.json == {"jobs": 2, "cost": {"currency": "CNY", "estimated": "1.64"}}
+    assert noria("list", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "has no rows"),
+        (b"model,model\na,b\n", "each once; see: model"),
+        (b"model,prompt\na,b,c\n", "Line 2 has more cells"),
+        ("model,prompt\na,猫\n".encode("gbk"), "is not in UTF-8"),
+        (b'model,prompt\na,"b\n', "is no CSV"),
+    ],
+)
+def test_a_file_that_is_no_campaign_is_refused_in_plain_words(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "campaign.csv"
+    path.write_bytes(content)
+
+    with pytest.raises(campaign.BadCampaign, match=complaint):
+        campaign.read(path, {})
+
+
+def test_a_rows_line_is_where_it_begins_and_empty_rows_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "campaign.csv"
+    path.write_text('model,prompt,size\na,"two\nlines",\n,,\nb,one line,1*1\n')
+
+    rows = campaign.read(path, {"kind": "text-to-video", "input": {"duration": 5}})
+
+    assert [row.line for row in rows] == [2, 5]
+    assert rows[0].body["input"] == {"duration": 5, "prompt": "two\nlines"}
+    assert rows[1].body | {"kind": "text-to-video", "model": "b", "metadata": {}} == rows[1].body
+
+
+def test_watch_tells_each_change_and_exits_1_when_a_job_did_not_succeed(noria: Shell, api: Served) -> None:
+    good, bad = noria(*SUBMIT).out.strip(), noria(*SUBMIT).out.strip()
+    noria("cancel", bad)
+    api.sql("update jobs set state = 'succeeded', run_at = null, finished_at = now() where id = :id", id=good)
+
+    fine, both = noria("watch", good), noria("watch", good, bad, "--json")
+
+    assert fine.code == 0
+    assert "succeeded" in fine.out
+    assert both.code == 1
+    assert [json.loads(line)["state"] for line in both.out.splitlines()] == ["succeeded", "canceled"]
+
+
+def test_a_list_is_narrowed_by_its_filters(noria: Shell, api: Served) -> None:
+    noria(*SUBMIT, "--custom-id", "one", "--metadata", "sku=A1")
+    noria("submit", "text-to-image", "--model", "wan2.2-t2i-flash", "--prompt", "a poster", "--custom-id", "two")
+
+    def names(*filters: str) -> list[str]:
+        return [job["custom_id"] for job in noria("list", *filters, "--json").json]
+
+    assert names() == ["two", "one"]
+    assert names("--limit", "1") == ["two"]
+    assert names("--metadata", "sku=A1") == ["one"]
+    assert names("--kind", "text-to-image", "--state", "queued") == ["two"]
+    assert names("--text", "poster") == ["two"]
+    assert names("--state", "failed") == []
+
+
+def test_a_job_is_shown_with_what_it_waits_for_and_how_long_each_step_took(noria: Shell, api: Served) -> None:
+    job_id = noria(*SUBMIT, "--custom-id", "row-1").out.strip()
+
+    said = noria("show", job_id)
+
+    assert "waits for one of the model's concurrent tasks" in said.out
+    assert "~1.50 CNY" in said.out
+    assert "queued" in said.out.splitlines()[-1]
+
+
+def test_a_kept_key_goes_nowhere_but_where_it_belongs(tmp_path: Path) -> None:
+    reach.keep(tmp_path, Door("http://127.0.0.1:1234", "noria_kept"))
+
+    assert reach.door(tmp_path, None, None).key == "noria_kept"
+    assert (tmp_path / "client.json").stat().st_mode & 0o077 == 0
+    with pytest.raises(reach.NotReachable, match="wants a key"):
+        reach.door(tmp_path, "https://elsewhere.example", None)
+
+
+def test_the_installed_command_prints_nothing_but_its_result(api: Served, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from ops.cli import main; main()"]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        return subprocess.run(
+            [*program, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    made, missing = run(*SUBMIT), run("show", str(uuid.uuid4()))
+
+    assert (made.returncode, made.stderr) == (0, "")
+    assert uuid.UUID(made.stdout.strip())
+    assert (missing.returncode, missing.stdout) == (5, "")
+    assert "noria list" in missing.stderr
