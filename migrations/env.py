@@ -31,8 +31,17 @@ def _url() -> str:
     return str(url)
 
 
+def _write_out() -> None:
+    context.configure(dialect_name="postgresql", target_metadata=Base.metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
 def run() -> None:
-    """Migrates on a given connection (tests) or on one of its own."""
+    """Migrates on a given connection (tests) or on one of its own; `--sql` only writes what it would do."""
+    if context.is_offline_mode():
+        _write_out()
+        return
     given = context.config.attributes.get("connection")
     if given is not None:
         _migrate(given)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-import httpx
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -22,7 +21,7 @@ from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.claims import NOW
 from worker.dashscope.client import Client
-from worker.egress import wires
+from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.models import Attempt, Job, Project
 from worker.settings import Settings
@@ -83,8 +82,8 @@ class Context:
     engine: Engine
     bucket: Bucket
     clients: dict[str, Client]  # by account
-    sources: httpx.BaseTransport
-    webhooks: httpx.BaseTransport
+    sources: Wire
+    webhooks: Wire
     learned: Learned
 
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change

@@ -129,7 +129,8 @@ def learn(connection: Connection, now: Now) -> None:
     last = (
         select(Job.run_seconds)
         .where(Job.lane_id == Lane.id, Job.run_seconds.is_not(None), Job.created_at > now - _LEARNED_OVER)
-        .order_by(Job.id.desc())
+        # Not by id: then the planner may read all jobs, backwards, for each lane that has few.
+        .order_by(Job.created_at.desc())
         .limit(_LEARNED_FROM)
         .correlate(Lane)
         .lateral("last")

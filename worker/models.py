@@ -211,8 +211,7 @@ class Job(Base):
             postgresql_where=text("run_at is not null and state <> 'queued'"),
         ),
         Index("ix_jobs_sent", "state", postgresql_where=text("claimed = 'sent'")),
-        Index("ix_jobs_learned", "lane_id", text("id desc"), postgresql_where=text("run_seconds is not null")),
-        Index("ix_jobs_copies", "links_expire_at", postgresql_where=text("state = 'copying'")),
+        Index("ix_jobs_learned", "lane_id", text("created_at desc"), postgresql_where=text("run_seconds is not null")),
         Index("ix_jobs_queued", "model", text("priority desc"), "id", postgresql_where=text("state = 'queued'")),
         Index(
             "ix_jobs_slots",

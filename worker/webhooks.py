@@ -12,7 +12,6 @@ from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import httpx
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
@@ -79,7 +78,7 @@ def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str
     }
 
 
-def deliver(wire: httpx.BaseTransport, delivery: Delivery, secret: str, now: datetime) -> Tried:
+def deliver(wire: egress.Wire, delivery: Delivery, secret: str, now: datetime) -> Tried:
     """One try: 2xx is delivered, a redirect is a failure, 410 ends it, all else is tried again until the last."""
     headers = signed(delivery.event_id, delivery.body, secret, now)
     try:

@@ -145,9 +145,6 @@ def upgrade() -> None:
         },
     )
     op.create_index(
-        "ix_jobs_copies", "jobs", ["links_expire_at"], unique=False, postgresql_where=sa.text("state = 'copying'")
-    )
-    op.create_index(
         "ix_jobs_custom_id",
         "jobs",
         ["project_id", "custom_id"],
@@ -172,7 +169,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_learned",
         "jobs",
-        ["lane_id", sa.literal_column("id desc")],
+        ["lane_id", sa.literal_column("created_at desc")],
         unique=False,
         postgresql_where=sa.text("run_seconds is not null"),
     )
