@@ -50,10 +50,6 @@ class Quote:
     def total(self) -> Decimal:
         return sum((price for price in self.prices if price is not None), Decimal(0))
 
-    @property
-    def unknown(self) -> int:
-        return sum(price is None for price in self.prices)
-
 
 def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[Row]:
     """The rows of the file; `shared` is a body that fills in what a row leaves out. `BadCampaign` if it is none.

@@ -12,6 +12,7 @@ import typer
 
 from api.client import Client
 from ops import campaign, following, reach, show, watch
+from ops.campaign import Row
 from ops.cli_options import Home, Json, Key, Url, pairs
 from ops.following import Job
 
@@ -80,22 +81,16 @@ def submit(
         "priority": priority,
         "webhook_url": webhook_url,
     }
-    body = {name: value for name, value in fields.items() if value is not None}
-    if csv is None and (kind is None or model is None):
-        raise typer.BadParameter("a job has a KIND and a --model; many jobs come from a file: --csv")
-    rows = campaign.read(csv, body, idempotency_key) if csv else [campaign.Row(1, body, idempotency_key or "")]
+    rows = _rows(csv, {name: value for name, value in fields.items() if value is not None}, idempotency_key)
     with _api(home, url, key) as client:
-        if csv or dry_run:
-            quote = campaign.quote(client, rows)
-            show.ERR.print(show.price(quote.prices))
         if dry_run:
-            if as_json:
-                show.document({"jobs": len(rows), "cost": {"currency": "CNY", "estimated": str(quote.total)}})
+            _print_price(client, rows, as_json)
             return
+        if csv:
+            show.ERR.print(show.price(campaign.quote(client, rows).prices))
         jobs: Sequence[Job] = [client.submit(row.body, row.key or None) for row in rows]
         if wait or download:
-            rounds = following.follow(client, [job["id"] for job in jobs])
-            jobs = watch.told(rounds, lambda _: None) if as_json else watch.watched(rounds, show.ERR)
+            jobs = _ended(client, jobs, quiet=as_json)
         if download:
             _fetch(client, jobs, download)
     _print_submitted(jobs, many=csv is not None, as_json=as_json)
@@ -263,6 +258,28 @@ def _read_input(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise typer.BadParameter(f"{path} is to hold an object", param_hint="--input-file")
     return read
+
+
+def _rows(csv: Path | None, body: dict[str, Any], key: str | None) -> list[Row]:
+    if csv:
+        return campaign.read(csv, body, key)
+    if not {"kind", "model"} <= body.keys():
+        raise typer.BadParameter("a job has a KIND and a --model; many jobs come from a file: --csv")
+    return [Row(1, body, key or "")]
+
+
+def _print_price(client: Client, rows: Sequence[Row], as_json: bool) -> None:
+    quote = campaign.quote(client, rows)
+    if as_json:
+        show.document({"jobs": len(rows), "cost": {"currency": "CNY", "estimated": str(quote.total)}})
+    else:
+        show.OUT.print(show.price(quote.prices))
+
+
+def _ended(client: Client, jobs: Sequence[Job], quiet: bool) -> Sequence[Job]:
+    """The jobs, once all have ended; watched on stderr until then, unless that is unwanted."""
+    rounds = following.follow(client, [job["id"] for job in jobs])
+    return watch.told(rounds, lambda _: None) if quiet else watch.watched(rounds, show.ERR)
 
 
 def _fetch(client: Client, jobs: Sequence[Job], folder: Path) -> None:

@@ -138,7 +138,8 @@ def waits_for(job: Job) -> str:
     if job["waiting_on"] is None:
         return ""
     position = job["waiting_on"]["position"]
-    return str(job["waiting_on"]["detail"]) + (f" (number {position})" if position else "")
+    detail = str(job["waiting_on"]["detail"])
+    return f"number {position}: {detail}" if position else detail
 
 
 def cost(job: Job) -> str:

@@ -14,7 +14,7 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from worker import claims, moves, spans, tick
+from worker import claims, moves, runner, spans, tick
 from worker.context import Clock
 from worker.errors import ClaimLost
 from worker.models import Job
@@ -235,6 +235,26 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(play: Stage) -> None:
 
 @pytest.mark.parametrize("state", list(STEPS))
 def test_every_lease_is_longer_than_the_calls_under_it(state: State) -> None:
-    longest = {State.ADMITTED: spans.CREATE + timedelta(seconds=1), State.COPYING: spans.COPY}.get(state, spans.QUERY)
+    longest = {State.ADMITTED: spans.CREATE + timedelta(seconds=1), State.COPYING: spans.COPY[1]}.get(
+        state, spans.QUERY
+    )
 
     assert STEPS[state].lease > longest
+
+
+def test_the_first_copy_of_an_output_is_given_up_soon_and_later_ones_have_longer(play: Stage) -> None:
+    job = play.until(play.submit(), State.COPYING)
+    leases, tries = [], (timedelta(0), timedelta(minutes=5), timedelta(hours=5))
+    for tried in tries:
+        play.sql("update jobs set run_at = now(), claimed = null, state_at = now() - :tried", tried=tried)
+        (message,) = play.tick()
+        with play.ctx.engine.begin() as connection:
+            (row,) = claims.take(connection, Job, message.numbers, runner.LEASE)
+        leases.append(row.run_at - row.now)
+
+    expected = [
+        spans.copying(tried) + spans.BUCKET_OVERRUN
+        for tried in (timedelta(0), timedelta(minutes=5), timedelta(hours=5))
+    ]
+    assert [round(lease.total_seconds()) for lease in leases] == [round(span.total_seconds()) for span in expected]
+    assert play.job(job).state == State.COPYING

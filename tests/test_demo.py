@@ -19,11 +19,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from ops import servers as embedded
 from ops import verify
 from ops.demo import receiver
 from ops.demo.demo import CAMPAIGN
-from ops.supervise import MARK
+from ops.supervise import MARK, end_leftovers
 from worker import webhooks
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -110,13 +109,29 @@ def test_the_receiver_takes_what_is_signed_and_refuses_what_is_not() -> None:
     assert (mail.told, mail.forged) == ({"job-1": "job.succeeded"}, 1)
 
 
+def test_a_demo_inside_the_home_of_noria_up_is_none_of_its_leftovers(home: Path) -> None:
+    stack = home / "demo" / "stack"
+    (stack / "postgres").mkdir(parents=True)
+    said: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=stack / "postgres") as server:
+        executables = [Path(psutil.Process(server.pid).exe())]
+
+        end_leftovers(home, executables, said.append)
+        survived = server.poll() is None
+        end_leftovers(stack, executables, said.append)
+
+        assert survived
+        assert not psutil.pid_exists(server.pid)
+
+
 def _clip(path: Path, frames: int, rate: int) -> None:
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for _ in range(frames):
             noise = Image.effect_noise((64, 48), 50).convert("RGB")
-            container.mux(stream.encode(av.VideoFrame.from_image(noise)))
+            picture: av.VideoFrame = av.VideoFrame.from_image(noise)  # type: ignore[no-untyped-call]
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 

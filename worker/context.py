@@ -174,9 +174,9 @@ def engine(settings: Settings, threads: int) -> Engine:
     )
 
 
-def until_it_holds(write: Callable[[], T], what: str) -> T:
+def until_it_holds(write: Callable[[], T], what: str, patience: timedelta = _PATIENCE) -> T:
     """The result of `write`, tried again while the database is away; what it raises otherwise passes."""
-    give_up, pause = time.monotonic() + _PATIENCE.total_seconds(), _PAUSE[0]
+    give_up, pause = time.monotonic() + patience.total_seconds(), _PAUSE[0]
     while True:
         try:
             return write()

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, case, literal, select, update
+from sqlalchemy import ColumnElement, Interval, Row, and_, case, func, literal, select, update
 
 from worker import claims, context, flower, lanes, log, moves, spans, tick, webhooks
 from worker.claims import Numbers
@@ -25,14 +26,27 @@ from worker.steps import STEPS
 Publish = Callable[[tick.Message], None]
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
-_LEASE: ColumnElement[timedelta] = case(
-    (and_(Job.state == State.ADMITTED, Job.sync), literal(spans.LEASES["call"], Interval)),
-    *((Job.state == state, literal(step.lease, Interval)) for state, step in STEPS.items()),
-    else_=literal(spans.LEASES["submit"], Interval),
-)
 
+
+def _span(span: timedelta) -> ColumnElement[timedelta]:
+    return literal(span, Interval)
+
+
+# spans.copying in SQL, for each output that there may be
+_COPYING = func.least(func.greatest(_span(spans.COPY[0]), 2 * (claims.NOW - Job.state_at)), _span(spans.COPY[1]))
+LEASE: ColumnElement[timedelta] = case(
+    (
+        Job.state == State.COPYING,
+        (_COPYING + _span(spans.BUCKET_OVERRUN)) * func.greatest(1, func.jsonb_array_length(Job.sources)),
+    ),
+    (and_(Job.state == State.ADMITTED, Job.sync), _span(spans.LEASES["call"])),
+    *((Job.state == state, _span(step.lease)) for state, step in STEPS.items()),
+    else_=_span(spans.LEASES["submit"]),
+)
+_AWAY = timedelta(seconds=15)  # how long a message waits for the database
 _TOLD_AGAIN = 2000  # jobs, of which Flower keeps as many rows
 
+T = TypeVar("T")
 _log = log.get(__name__)
 
 
@@ -60,19 +74,16 @@ class Runner:
     def work(self, numbers: Numbers) -> None:
         """One step for each row, one after the other; each is taken right before its step."""
         for number in numbers:
-            with self.ctx.engine.begin() as connection:
-                rows = claims.take(connection, Job, [number], _LEASE)
-            for row in rows:
+            for row in _until_it_holds(partial(_take, self.ctx, Job, [number], LEASE)):
                 self.carry_out(Job.of(_columns(row)), Clock(row.now))
 
     def poll(self, numbers: Numbers) -> None:
         """A look at each task, spread over the account's query rate; all waits are written in one statement."""
-        with self.ctx.engine.begin() as connection:
-            rows = claims.take(connection, Job, numbers, _LEASE)
-            taken = [Job.of(_columns(row)) for row in rows]
-            at = _book(connection, self.ctx, taken, rows[0].now) if rows else None
-            if taken and at is None:
-                claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], _POSTPONED)
+        rows = _until_it_holds(partial(_take, self.ctx, Job, numbers, LEASE))
+        if not rows:
+            return
+        taken = [Job.of(_columns(row)) for row in rows]
+        at = _until_it_holds(partial(_book, self.ctx, taken, rows[0].now))
         if at is not None:
             self._look(taken, Clock(rows[0].now), at)
 
@@ -153,18 +164,35 @@ def _next(step: Any, job: Job) -> Move | None:
     return move
 
 
-def _book(connection: Connection, ctx: Context, taken: Sequence[Job], now: datetime) -> datetime | None:
-    """When the first of the looks may leave; all are of one account."""
+def _until_it_holds(write: Callable[[], T]) -> T:
+    """A database that restarted, or connections that died with it, must not cost a message its lease.
+
+    A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
+    """
+    return context.until_it_holds(write, "claims", _AWAY)
+
+
+def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
+    with ctx.engine.begin() as connection:
+        return claims.take(connection, table, numbers, lease)
+
+
+def _book(ctx: Context, taken: Sequence[Job], now: datetime) -> datetime | None:
+    """When the first of the looks may leave, all being of one account; None: they were given back for now."""
     owner = ctx.owners[taken[0].account or ""]
-    return lanes.reserve_queries(connection, owner, len(taken), ctx.settings.poll_qps, now)
+    with ctx.engine.begin() as connection:
+        at = lanes.reserve_queries(connection, owner, len(taken), ctx.settings.poll_qps, now)
+        if at is None:
+            claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], _POSTPONED)
+    return at
 
 
 def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
-    with ctx.engine.begin() as connection:
-        rows = claims.take(connection, Delivery, [number], spans.LEASES["deliver"])
-        if not rows:
-            return
-        delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
+    rows = _until_it_holds(partial(_take, ctx, Delivery, [number], spans.LEASES["deliver"]))
+    if not rows:
+        return
+    delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
+    with ctx.engine.connect() as connection:
         secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
         key = connection.execute(secret).scalar_one()
     tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())

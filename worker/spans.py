@@ -15,7 +15,10 @@ CREATE = timedelta(seconds=40)
 CALL = timedelta(seconds=310)  # a synchronous generation; the provider's own budget is 298 s
 QUERY = timedelta(seconds=20)  # one look at a task, a page of the list, a cancel
 DELIVERY = timedelta(seconds=15)  # one webhook
-COPY = timedelta(minutes=30)  # one output
+COPY = timedelta(minutes=3), timedelta(minutes=30)  # one output: at the first try, and at the longest
+
+# A request to the bucket that is under way when a copy's deadline passes may go on for as long: two tries of each.
+BUCKET_OVERRUN = timedelta(minutes=4)
 
 # leases, each longer than the calls under it
 SENT = timedelta(seconds=60)  # a claim on its way to a worker: a message that is lost is sent again after this
@@ -24,7 +27,6 @@ LEASES = {
     "call": timedelta(seconds=400),  # CALL
     "reconcile": timedelta(seconds=180),
     "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate
-    "copy": COPY + timedelta(minutes=8),  # a request to the bucket that is under way at the deadline may take 6 more
     "deliver": timedelta(seconds=60),
 }
 
@@ -34,3 +36,11 @@ LINKS = timedelta(hours=24)  # how long a finished task's links and its record l
 
 UNKNOWN_BELIEVED = timedelta(minutes=10)  # looks that say UNKNOWN before a task is given up
 CRASHES = 3  # workers that may die on one row before a person looks at it
+
+
+def copying(tried: timedelta) -> timedelta:
+    """How long one output may take, by how long its job has been tried: a large file over a slow line gets there.
+
+    Short at first, so that what a dead worker had in hand is soon taken up by another.
+    """
+    return min(max(COPY[0], 2 * tried), COPY[1])

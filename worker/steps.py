@@ -116,7 +116,10 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
         yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
         return
     try:
-        outputs = [_copied(ctx, job, n, Source(**source)) for n, source in enumerate(job.sources)]
+        outputs = [
+            _copied(ctx, job, n, Source(**source), spans.copying(clock() - job.state_at))
+            for n, source in enumerate(job.sources)
+        ]
     except storage.LinkDead as dead:
         yield _relinked(ctx, job, dead, clock)
     except (storage.BadSource, storage.SourceTrouble, storage.StorageTrouble) as trouble:
@@ -131,7 +134,7 @@ STEPS = {
     State.SUBMITTING: Step(lapsed, spans.LEASES["submit"], 16),
     State.UNCERTAIN: Step(reconcile, spans.LEASES["reconcile"], 4),
     State.RUNNING: Step(poll, spans.LEASES["poll"], 15),
-    State.COPYING: Step(copy, spans.LEASES["copy"], 1),
+    State.COPYING: Step(copy, spans.COPY[1] + spans.BUCKET_OVERRUN, 1),
 }
 
 
@@ -321,9 +324,9 @@ def _look_again(job: Job, clock: Clock, why: str, row: faults.Row | None = None)
     return Move(State.RUNNING, run_at=min(_backoff(job, clock), now + _LAST_LOOKS), stop=stop)
 
 
-def _copied(ctx: Context, job: Job, n: int, source: Source) -> dict[str, Any]:
+def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta) -> dict[str, Any]:
     name = f"{job.project_id}/{job.created_at.astimezone(UTC):%Y/%m/%d}/{job.id}/{n}-{source.role}"
-    stored = storage.copy(ctx.sources, ctx.bucket, source.url, name, ctx.settings, spans.COPY.total_seconds())
+    stored = storage.copy(ctx.sources, ctx.bucket, source.url, name, ctx.settings, deadline.total_seconds())
     return {
         "n": n,
         "role": source.role,

@@ -388,7 +388,6 @@ def downgrade() -> None:
         "ix_jobs_due", table_name="jobs", postgresql_where=sa.text("run_at is not null and state <> 'queued'")
     )
     op.drop_index("ix_jobs_custom_id", table_name="jobs", postgresql_where=sa.text("custom_id is not null"))
-    op.drop_index("ix_jobs_copies", table_name="jobs", postgresql_where=sa.text("state = 'copying'"))
     op.drop_table("jobs")
     op.drop_table("api_keys")
     op.drop_table("projects")

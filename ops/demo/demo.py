@@ -96,6 +96,8 @@ def run(options: Options) -> int:
     findings.note(not left, f"still running: {left}" if left else "nothing is left running")
     console.print(findings.shown())
     console.print(f"Done in {show.seconds(time.monotonic() - started)}. To stay up: noria demo --keep, or noria up")
+    if findings.bad:
+        console.print(f"Logs: {home / 'logs'}", soft_wrap=True)
     if options.as_json:
         document = {"ok": not findings.bad, "good": findings.good, "bad": findings.bad}
         show.document({**document, "made": [asdict(one) | {"cost": str(one.cost)} for one in made]})

@@ -230,7 +230,7 @@ def _client(settings: Settings, endpoint: str | None) -> Any:
             signature_version="s3v4",
             connect_timeout=5,
             read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 3},  # a PUT may be repeated
+            retries={"mode": "standard", "total_max_attempts": 2},  # a PUT may be repeated
             max_pool_connections=64,
             s3={"addressing_style": settings.s3_addressing_style},
             # Else bodies are sent aws-chunked, which OSS refuses and some stores write into the object.
