@@ -126,9 +126,8 @@ def up(
     def prepare(environment: Mapping[str, str]) -> Mapping[str, str]:
         return {_KEY: demo_key(home, environment)}
 
-    say = (lambda text: show.ERR.print(text, markup=False)) if as_json else show.ERR.print
     try:
-        with local.interruptible(), local.stack(options, prepare, say) as running:
+        with local.interruptible(), local.stack(options, prepare, show.sayer(show.ERR)) as running:
             door = Door(running.addresses["API"].removesuffix("/docs"), running.prepared[_KEY])
             reach.keep(home, door)
             _welcome(home, real, running, door, as_json)

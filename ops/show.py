@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -50,6 +51,11 @@ def document(value: object) -> None:
 def line(value: object) -> None:
     """One line of JSON on stdout, at once."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+    """Says lines as they are: what a process wrote may have brackets in it."""
+    return partial(console.print, markup=False, soft_wrap=True)
 
 
 def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) -> Table:

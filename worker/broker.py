@@ -165,5 +165,5 @@ class Sender:
 
 
 def _silent(queue: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"queue": queue, "event_dispatcher": _Silent()}
+    options: dict[str, Any] = {"queue": queue, "event_dispatcher": _Silent(), "ignore_result": True}
     return options | {"expires": _TICK_EXPIRES} if queue == "tick" else options

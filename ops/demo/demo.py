@@ -1,7 +1,6 @@
 """The demo as it goes: bring everything up, submit the campaign, watch it, fetch and play every file, take it down.
 
-Nothing is taken on trust: the sandbox's own bill is held against ours, the webhooks' signatures are checked, every
-frame of every file is decoded, and at the end the processes are looked for.
+With the sandbox its home is made afresh; for real it is kept, and what an interrupted run submitted is found again.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import typer
 from rich.console import Console
 
 from api.client import Client
-from ops import campaign, following, local, reach, servers, show, supervise, verify, watch
+from ops import campaign, following, local, reach, servers, show, supervise, watch
 from ops.campaign import Row
 from ops.cli_projects import project_made
-from ops.demo import receiver, report
+from ops.demo import judge, receiver, report
 from ops.demo.receiver import Mail
 from ops.demo.report import Findings, Made
 from ops.following import Job
@@ -40,10 +39,7 @@ TIME_SCALE = 0.02  # clips take one to four seconds: short, and long enough to b
 REAL_ROWS = 2
 _KEY, _SECRET = "NORIA_DEMO_KEY", "NORIA_DEMO_SECRET"
 _PATIENCE_SECONDS = 120.0  # with the sandbox; DashScope's tasks end by themselves
-_MAIL_SECONDS = 15.0
-_CLOSE_SECONDS = 0.5  # between the length of a clip and what was asked for
 _GONE_SECONDS = 5.0
-_MICROS = 1_000_000
 _PROCESSES = "PostgreSQL, Valkey, SeaweedFS, the API, two workers, the clock and Flower"
 
 
@@ -112,7 +108,7 @@ def _held(options: Options, console: Console) -> Iterator[Path]:
     home = root / ("real" if options.real else "stack")
     with servers.hold(root):
         if not options.real and (home / "ports.json").exists():  # so it is one of ours
-            supervise.end_leftovers(home, servers.find_binaries().values(), console.print)
+            supervise.end_leftovers(home, servers.find_binaries().values(), show.sayer(console))
             shutil.rmtree(home)
         yield home
 
@@ -120,15 +116,15 @@ def _held(options: Options, console: Console) -> Iterator[Path]:
 def _made(scene: Scene) -> tuple[list[Made], list[psutil.Process]]:
     """What was made, and the processes that made it, which have been told to stop."""
     up = local.UpOptions(scene.home, real=scene.options.real, time_scale=TIME_SCALE)
-    started, say = time.monotonic(), scene.console.print
+    started, say = time.monotonic(), show.sayer(scene.console)
     processes = _PROCESSES if scene.options.real else f"the sandbox, {_PROCESSES}"
     with contextlib.ExitStack() as held:
         with scene.console.status(f"Bringing up {processes} …"):
             running = held.enter_context(local.stack(up, lambda settings: _opened(scene.home, settings), say))
         say(f"Up after {show.seconds(time.monotonic() - started)}: {processes}.")
         made = _campaign(scene, running)
-        say(report.table(made))
-        say(report.places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
+        scene.console.print(report.table(made))
+        scene.console.print(report.places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
         _show_pages(scene, running)
         if scene.options.keep:
             _stay(scene)
@@ -150,11 +146,11 @@ def _campaign(scene: Scene, running: local.Stack) -> list[Made]:
         rows = _rows(scene, client, mail)
         jobs = _ended(scene, client, [client.submit(row.body, row.key) for row in rows])
         scene.outputs.mkdir(exist_ok=True)
-        made = [_fetched(client, job, scene.outputs) for job in jobs]
-        _judge(jobs, made, scene.findings)
+        made = [judge.fetched(client, job, scene.outputs) for job in jobs]
+        judge.files(jobs, made, scene.findings)
         if not scene.options.real:  # a webhook on loopback is only called by a stack that plays
-            _judge_mail(mail, len(jobs), scene.findings)
-            _judge_bill(Sandbox(running.addresses["sandbox"]), jobs, scene.findings)
+            judge.webhooks(mail, len(jobs), scene.findings)
+            judge.bill(Sandbox(running.addresses["sandbox"]), jobs, scene.findings)
     return made
 
 
@@ -184,56 +180,6 @@ def _ended(scene: Scene, client: Client, jobs: Sequence[Job]) -> Sequence[Job]:
     give_up = time.monotonic() + (float("inf") if scene.options.real else _PATIENCE_SECONDS)
     rounds = following.follow(client, [job["id"] for job in jobs])
     return watch.watched(itertools.takewhile(lambda _: time.monotonic() < give_up, rounds), scene.console)
-
-
-def _fetched(client: Client, job: Job, folder: Path) -> Made:
-    """The job's output on this disk, played from beginning to end."""
-    steps = following.seconds_by_step(list(client.events(job["id"])))
-    said = (show.name(job), job["kind"], job["model"], steps, Decimal(job["cost"]["actual"] or 0))
-    if job["state"] != "succeeded":
-        return Made(*said, key="", file="", bytes=0, plays="", fault=show.waits_for(job) or job["state"])
-    output = job["outputs"][0]
-    path = next(following.fetch(client, job, folder))
-    plays, fault = _played(path, output["content_type"], job["input"].get("duration"))
-    return Made(*said, output["key"], path.name, output["bytes"], plays, fault)
-
-
-def _played(path: Path, content_type: str, asked: int | None) -> tuple[str, str | None]:
-    """What was decoded in a few words, and what is wrong with it."""
-    try:
-        seen = verify.play(path, content_type)
-    except verify.Unplayable as error:
-        return "", str(error)
-    if seen.seconds is None or asked is None:
-        return f"{seen.width}×{seen.height}", None
-    is_as_asked = abs(seen.seconds - asked) <= _CLOSE_SECONDS
-    fault = None if is_as_asked else f"{path.name} lasts {seen.seconds:.1f} s, {asked} s were asked for"
-    return f"{seen.seconds:.1f} s", fault
-
-
-def _judge(jobs: Sequence[Job], made: Sequence[Made], findings: Findings) -> None:
-    done = sum(job["state"] == "succeeded" for job in jobs)
-    findings.note(done == len(jobs), f"{done} of {len(jobs)} jobs succeeded")
-    faults = [f"{one.name}: {one.fault}" for one in made if one.fault]
-    for fault in faults:
-        findings.note(False, fault)
-    if not faults:
-        findings.note(True, "every file plays: all frames decoded, and the clips as long as was asked for")
-
-
-def _judge_mail(mail: Mail, count: int, findings: Findings) -> None:
-    complete = mail.wait_for(count, _MAIL_SECONDS)
-    forged = f", {mail.forged} with a wrong signature" if mail.forged else ""
-    findings.note(complete and not mail.forged, f"webhooks delivered: {len(mail.told)}, verified{forged}")
-
-
-def _judge_bill(sandbox: Sandbox, jobs: Sequence[Job], findings: Findings) -> None:
-    totals = sandbox.ledger()["totals"]
-    billed = Decimal(totals["billed_micros"]) / _MICROS
-    ours = sum((Decimal(job["cost"]["actual"] or 0) for job in jobs), Decimal(0))
-    equal = totals["tasks"] == totals["creates"] == len(jobs) and billed == ours
-    words = f"by the sandbox's own bill: {totals['tasks']} tasks, {show.money(billed)}"
-    findings.note(equal, f"{words} — {'equal' if equal else f'ours: {len(jobs)} jobs, {show.money(ours)}'}")
 
 
 def _show_pages(scene: Scene, running: local.Stack) -> None:
