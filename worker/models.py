@@ -79,9 +79,14 @@ class Project(Base):
     weight: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     time_zone: Mapped[str] = mapped_column(server_default="Asia/Shanghai")
     webhook_secret: Mapped[str]  # whsec_…, in the clear: it must sign, so a hash would not do
+    max_in_flight: Mapped[int | None]  # of its jobs in all lanes at once; null: as many as the lanes have
+    paused_at: Mapped[datetime | None]  # by a person: no creates for it since
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
-    __table_args__ = (CheckConstraint("weight between 1 and 1000", name="weight"),)
+    __table_args__ = (
+        CheckConstraint("weight between 1 and 1000", name="weight"),
+        CheckConstraint("max_in_flight > 0", name="max_in_flight"),
+    )
 
 
 class ApiKey(Base):
@@ -114,6 +119,15 @@ class Lane(Base):
     next_at: Mapped[datetime] = mapped_column(**_NOW)  # when the next create may leave
     parked_until: Mapped[datetime | None]  # throttled or out of quota: nothing is admitted before
     parked_why: Mapped[str | None]
+    paused_at: Mapped[datetime | None]  # no creates until a person resumes it
+    paused_why: Mapped[str | None]  # what the provider said; null: a person paused it
+    pace: Mapped[float] = mapped_column(server_default="1")  # share of its rate that was left at `paced_at`
+    paced_at: Mapped[datetime | None]  # when the provider last said that it is too fast
+    ceiling: Mapped[int | None]  # tasks at once that the provider took, where it refused one more
+    ceiling_at: Mapped[datetime | None]  # when it last refused one
+    probes: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # refused in a row over that ceiling
+    passed: Mapped[int] = mapped_column(server_default="0")  # creates since then
+    turn: Mapped[float] = mapped_column(server_default="0")  # the virtual time of the last job that was admitted
     run_early: Mapped[float | None]  # seconds that a tenth of its last tasks took; null: not learned yet
     run_median: Mapped[float | None]
 
@@ -121,6 +135,7 @@ class Lane(Base):
         UniqueConstraint("owner", "region", "model"),
         CheckConstraint("concurrency >= 0", name="concurrency"),
         CheckConstraint("interval_us >= 0", name="interval"),
+        CheckConstraint("pace > 0 and pace <= 1", name="pace"),
     )
 
 
@@ -131,8 +146,18 @@ class Owner(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     next_query_at: Mapped[datetime] = mapped_column(**_NOW)
-    stopped_until: Mapped[datetime | None]  # arrears, a bad key, a missing permission: no creates, then one more try
+    query_pace: Mapped[float] = mapped_column(server_default="1")  # share of the query rate left at `slowed_at`
+    slowed_at: Mapped[datetime | None]  # when queries were last throttled or failed; the pace recovers from then on
+    page_size: Mapped[int | None] = mapped_column(SmallInteger)  # of the task list, as the provider cuts it
+    seen_at: Mapped[datetime | None]  # when one of its tasks was last seen alive or ended, so its key sees tasks
+    sweep_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '1 hour'"))  # for unowned tasks
+    stopped_at: Mapped[datetime | None]  # since when it creates nothing: arrears, a bad key, a missing permission
+    stopped_until: Mapped[datetime | None]  # when one more is tried
     stopped_why: Mapped[str | None]
+    probe: Mapped[uuid.UUID | None]  # the job that is let through to try
+    alarmed_at: Mapped[datetime | None]
+    alert_url: Mapped[str | None]  # where its alarms go, as the settings say
+    paused_at: Mapped[datetime | None]  # by a person: no creates since
 
 
 class Job(Base):
@@ -149,6 +174,7 @@ class Job(Base):
     labels: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # the user's `metadata`
     custom_id: Mapped[str | None]
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # 1 high, 0 normal, -1 low
+    rank_at: Mapped[datetime] = mapped_column(**_NOW)  # its place in its project's line: see `turns`
     sync: Mapped[bool] = mapped_column(server_default=text("false"))  # its create call answers with the result
     webhook_url: Mapped[str | None]
     webhook_events: Mapped[list[str] | None]  # null: the terminal ones
@@ -176,6 +202,7 @@ class Job(Base):
     retries: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # tasks made again after an unbilled failure
     unknown_since: Mapped[datetime | None]  # since when each look said UNKNOWN
     run_seconds: Mapped[float | None]  # from the provider's own stamps
+    shape: Mapped[str | None]  # what of its request its run time depends on: tier and seconds, size and count
     sources: Mapped[list[Any] | None]  # the provider's links: never shown to a user
     relinked: Mapped[bool] = mapped_column(server_default=text("false"))  # a dead link was asked for again
     links_expire_at: Mapped[datetime | None]
@@ -212,10 +239,11 @@ class Job(Base):
         ),
         Index("ix_jobs_sent", "state", postgresql_where=text("claimed = 'sent'")),
         Index("ix_jobs_learned", "lane_id", text("created_at desc"), postgresql_where=text("run_seconds is not null")),
-        Index("ix_jobs_queued", "model", text("priority desc"), "id", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_queued", "model", "project_id", "rank_at", "id", postgresql_where=text("state = 'queued'")),
         Index(
             "ix_jobs_slots",
             "lane_id",
+            "project_id",
             postgresql_where=text("state in ('admitted', 'submitting', 'uncertain', 'running', 'held')"),
         ),
         Index("ix_jobs_unfinished", "project_id", postgresql_where=text("finished_at is null")),
@@ -308,15 +336,25 @@ class Output(Base):
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
 
+class Turn(Base):
+    """Where a project stands in a lane's virtual time: when its next job starts there, were it alone."""
+
+    __tablename__ = "turns"
+
+    lane_id: Mapped[int] = mapped_column(ForeignKey("lanes.id"), primary_key=True)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    at: Mapped[float]
+
+
 class Delivery(Base):
-    """One event on its way to one receiver."""
+    """One event on its way to one receiver; or, of no project, an alarm on its way to the operator's."""
 
     __tablename__ = "deliveries"
 
     id: Mapped[uuid.UUID] = mapped_column(**_ID)
-    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
-    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
-    event_id: Mapped[int] = mapped_column(ForeignKey("events.id"))
+    project_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id"))
     url: Mapped[str]
     body: Mapped[str]  # the bytes that are signed, the same on every retry
     state: Mapped[str] = mapped_column(server_default="waiting")
@@ -336,6 +374,7 @@ class Delivery(Base):
         CheckConstraint("state in ('waiting', 'delivered', 'exhausted')", name="state"),
         CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
         CheckConstraint("(state = 'waiting') = (run_at is not null)", name="waits"),
+        CheckConstraint("num_nulls(project_id, job_id, event_id) in (0, 3)", name="alarm"),
         Index("ix_deliveries_due", "run_at", postgresql_where=text("run_at is not null")),
         Index("ix_deliveries_claimed", "url", postgresql_where=text("claimed is not null")),
         Index("ix_deliveries_job_id", "job_id"),
@@ -377,6 +416,32 @@ class IdempotencyKey(Base):
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
     __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+
+class RunTime(Base):
+    """How long the last tasks of a model and shape took, from create to end; what is not here is not learned yet."""
+
+    __tablename__ = "run_times"
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    shape: Mapped[str] = mapped_column(primary_key=True)
+    early: Mapped[float]  # seconds within which hardly any has ended
+    median: Mapped[float]  # seconds within which half of them have
+
+
+class Unowned(Base):
+    """A task of the provider's that no attempt knows: made by somebody else with our key, or lost to us."""
+
+    __tablename__ = "unowned"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str] = mapped_column(primary_key=True)
+    region: Mapped[str]
+    model: Mapped[str]  # as spelled in that region
+    status: Mapped[str]
+    created_at: Mapped[datetime | None]  # by the provider's clock
+    found_at: Mapped[datetime] = mapped_column(**_NOW)
+    micros: Mapped[int | None]  # what it cost, or will; null: no price is known
 
 
 class Duty(Base):

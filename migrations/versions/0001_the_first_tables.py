@@ -31,10 +31,20 @@ def upgrade() -> None:
         sa.Column("next_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("parked_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("parked_why", sa.Text(), nullable=True),
+        sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("paused_why", sa.Text(), nullable=True),
+        sa.Column("pace", sa.Double(), server_default="1", nullable=False),
+        sa.Column("paced_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ceiling", sa.BigInteger(), nullable=True),
+        sa.Column("ceiling_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("probes", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("passed", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("turn", sa.Double(), server_default="0", nullable=False),
         sa.Column("run_early", sa.Double(), nullable=True),
         sa.Column("run_median", sa.Double(), nullable=True),
         sa.CheckConstraint("concurrency >= 0", name=op.f("ck_lanes_concurrency")),
         sa.CheckConstraint("interval_us >= 0", name=op.f("ck_lanes_interval")),
+        sa.CheckConstraint("pace > 0 and pace <= 1", name=op.f("ck_lanes_pace")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lanes")),
         sa.UniqueConstraint("owner", "region", "model", name=op.f("uq_lanes_owner_region_model")),
     )
@@ -42,9 +52,44 @@ def upgrade() -> None:
         "owners",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("next_query_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("query_pace", sa.Double(), server_default="1", nullable=False),
+        sa.Column("slowed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("page_size", sa.SmallInteger(), nullable=True),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "sweep_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now() + interval '1 hour'"),
+            nullable=False,
+        ),
+        sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stopped_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stopped_why", sa.Text(), nullable=True),
+        sa.Column("probe", sa.Uuid(), nullable=True),
+        sa.Column("alarmed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("alert_url", sa.Text(), nullable=True),
+        sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_owners")),
+    )
+    op.create_table(
+        "run_times",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("shape", sa.Text(), nullable=False),
+        sa.Column("early", sa.Double(), nullable=False),
+        sa.Column("median", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "shape", name=op.f("pk_run_times")),
+    )
+    op.create_table(
+        "unowned",
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("task_id", sa.Text(), nullable=False),
+        sa.Column("region", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("found_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("micros", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("owner", "task_id", name=op.f("pk_unowned")),
     )
     op.create_table(
         "projects",
@@ -53,7 +98,10 @@ def upgrade() -> None:
         sa.Column("weight", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("time_zone", sa.Text(), server_default="Asia/Shanghai", nullable=False),
         sa.Column("webhook_secret", sa.Text(), nullable=False),
+        sa.Column("max_in_flight", sa.BigInteger(), nullable=True),
+        sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("max_in_flight > 0", name=op.f("ck_projects_max_in_flight")),
         sa.CheckConstraint("weight between 1 and 1000", name=op.f("ck_projects_weight")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_projects")),
         sa.UniqueConstraint("name", name=op.f("uq_projects_name")),
@@ -83,6 +131,7 @@ def upgrade() -> None:
         sa.Column("labels", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False),
         sa.Column("custom_id", sa.Text(), nullable=True),
         sa.Column("priority", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("rank_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("sync", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("webhook_url", sa.Text(), nullable=True),
         sa.Column("webhook_events", postgresql.ARRAY(sa.Text()), nullable=True),
@@ -107,6 +156,7 @@ def upgrade() -> None:
         sa.Column("retries", sa.SmallInteger(), server_default="0", nullable=False),
         sa.Column("unknown_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("run_seconds", sa.Double(), nullable=True),
+        sa.Column("shape", sa.Text(), nullable=True),
         sa.Column("sources", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("relinked", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("links_expire_at", sa.DateTime(timezone=True), nullable=True),
@@ -186,7 +236,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_queued",
         "jobs",
-        ["model", sa.literal_column("priority desc"), "id"],
+        ["model", "project_id", "rank_at", "id"],
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
     )
@@ -194,12 +244,21 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_slots",
         "jobs",
-        ["lane_id"],
+        ["lane_id", "project_id"],
         unique=False,
         postgresql_where=sa.text("state in ('admitted', 'submitting', 'uncertain', 'running', 'held')"),
     )
     op.create_index(
         "ix_jobs_unfinished", "jobs", ["project_id"], unique=False, postgresql_where=sa.text("finished_at is null")
+    )
+    op.create_table(
+        "turns",
+        sa.Column("lane_id", sa.BigInteger(), nullable=False),
+        sa.Column("project_id", sa.Uuid(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["lane_id"], ["lanes.id"], name=op.f("fk_turns_lane_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_turns_project_id")),
+        sa.PrimaryKeyConstraint("lane_id", "project_id", name=op.f("pk_turns")),
     )
     op.create_table(
         "attempts",
@@ -301,9 +360,9 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         sa.Column("id", sa.Uuid(), server_default=sa.text("uuidv7()"), nullable=False),
-        sa.Column("project_id", sa.Uuid(), nullable=False),
-        sa.Column("job_id", sa.Uuid(), nullable=False),
-        sa.Column("event_id", sa.BigInteger(), nullable=False),
+        sa.Column("project_id", sa.Uuid(), nullable=True),
+        sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("event_id", sa.BigInteger(), nullable=True),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), server_default="waiting", nullable=False),
@@ -317,6 +376,7 @@ def upgrade() -> None:
         sa.Column("claimed", sa.Text(), nullable=True),
         sa.Column("crashes", sa.SmallInteger(), server_default="0", nullable=False),
         sa.CheckConstraint("(state = 'waiting') = (run_at is not null)", name=op.f("ck_deliveries_waits")),
+        sa.CheckConstraint("num_nulls(project_id, job_id, event_id) in (0, 3)", name=op.f("ck_deliveries_alarm")),
         sa.CheckConstraint("claimed in ('sent', 'taken')", name=op.f("ck_deliveries_claimed")),
         sa.CheckConstraint("state in ('waiting', 'delivered', 'exhausted')", name=op.f("ck_deliveries_state")),
         sa.ForeignKeyConstraint(["event_id"], ["events.id"], name=op.f("fk_deliveries_event_id")),
@@ -370,6 +430,7 @@ def downgrade() -> None:
     op.drop_index("uq_attempts_task", table_name="attempts", postgresql_where=sa.text("task_id is not null"))
     op.drop_index("ix_attempts_open", table_name="attempts", postgresql_where=sa.text("closed_at is null"))
     op.drop_table("attempts")
+    op.drop_table("turns")
     op.drop_index("ix_jobs_unfinished", table_name="jobs", postgresql_where=sa.text("finished_at is null"))
     op.drop_index(
         "ix_jobs_slots",
@@ -391,6 +452,8 @@ def downgrade() -> None:
     op.drop_table("jobs")
     op.drop_table("api_keys")
     op.drop_table("projects")
+    op.drop_table("unowned")
+    op.drop_table("run_times")
     op.drop_table("owners")
     op.drop_table("lanes")
     op.drop_table("duties")

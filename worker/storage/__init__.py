@@ -13,7 +13,7 @@ from worker import egress, media
 from worker.egress import Bounds, NotAllowed, Streamed, TooLarge, Wire
 from worker.errors import CallFailed, NoriaError
 from worker.settings import Settings
-from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTrouble, Stored
+from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTrouble, Stored, Upload
 
 __all__ = [
     "BadSource",
@@ -25,6 +25,7 @@ __all__ = [
     "SourceTrouble",
     "StorageTrouble",
     "Stored",
+    "Upload",
     "copy",
 ]
 

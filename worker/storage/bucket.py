@@ -14,7 +14,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -71,6 +71,15 @@ class Head:
     bytes: int
     content_type: str
     etag: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A multipart upload that has not ended; its parts are paid for, and nobody sees them."""
+
+    key: str
+    id: str
+    began_at: datetime
 
 
 class Bucket:
@@ -139,6 +148,24 @@ class Bucket:
         """Remove an object; it need not be there."""
         with _trouble("delete"):
             self._s3.delete_object(Bucket=self._name, Key=key)
+
+    def objects(self) -> Iterator[tuple[str, int]]:
+        """Every object: its key and its length in bytes."""
+        with _trouble("list"):
+            for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._name):
+                yield from ((found["Key"], found["Size"]) for found in page.get("Contents", []))
+
+    def uploads(self) -> list[Upload]:
+        """Every multipart upload that was begun and not ended."""
+        with _trouble("list uploads"):
+            pages = self._s3.get_paginator("list_multipart_uploads").paginate(Bucket=self._name)
+            found = [upload for page in pages for upload in page.get("Uploads", [])]
+        return [Upload(upload["Key"], upload["UploadId"], upload["Initiated"]) for upload in found]
+
+    def abort(self, upload: Upload) -> None:
+        """End an upload, and drop the parts that it has."""
+        with _trouble("abort"):
+            self._s3.abort_multipart_upload(Bucket=self._name, Key=upload.key, UploadId=upload.id)
 
     def check(self) -> None:
         """Raises StorageTrouble unless the bucket is there and lets us in."""

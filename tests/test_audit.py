@@ -1,0 +1,251 @@
+"""Each promise, broken on purpose in a database: the audit says which, and of which job."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from stage import CLIP, Stage, stage
+
+from ops import audit
+from ops.audit import Finding, Witnesses
+from ops.sandbox.options import Options
+from ops.sandbox.testing import Sandbox, running
+from worker.models import Job
+
+HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
+
+
+BREACHES = (
+    ("I1", "delete from events where sequence = 1"),
+    ("I3", "update jobs set task_id = 'another'"),
+    ("I4", "update jobs set state = 'running', finished_at = null, run_at = null"),
+    ("I4", "update jobs set state = 'running', finished_at = null, run_at = now() + interval '2 days'"),
+    ("I5", "delete from outputs"),
+    (
+        "I5",
+        "update jobs set state = 'copying', finished_at = null, run_at = now(),"
+        " links_expire_at = now() - interval '2 h'",
+    ),
+    ("I5", "update jobs set state = 'expired'"),
+    ("I7", "delete from deliveries"),
+    ("I8", "update lanes set concurrency = 0; update jobs set state = 'running', finished_at = null"),
+    ("I9", "update events set claim = 999 where sequence = 3"),
+    ("I10", "delete from events where sequence = 4"),
+    ("I10", "update events set entered = 'copying' where sequence = 2"),
+    ("I10", "update jobs set sequence = sequence + 1"),
+    ("I10", "update jobs set state = 'failed'"),
+    ("I13", "update jobs set state = 'canceled'; delete from events where entered = 'submitting'"),
+    ("I14", "update jobs set state = 'running', finished_at = null, run_at = now() - interval '1 h'"),
+    ("I14", "update deliveries set run_at = now() - interval '1 h'"),
+    ("M", "update jobs set estimate = estimate + 1"),
+    ("M", "delete from ledger where entry = 'release'"),
+    ("M", "update ledger set micros = micros + 1 where entry = 'settle'"),
+    ("M", "update attempts set closed_at = null"),
+)
+
+
+@dataclass
+class Heard:
+    """A receiver that kept nothing yet."""
+
+    heard: Counter[str] = field(default_factory=Counter)
+    forged: int = 0
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+@pytest.fixture
+def done(play: Stage) -> Job:
+    """A job that ended well."""
+    return play.until(play.submit(webhook_url=HOOK))
+
+
+def found(play: Stage, witnesses: Witnesses | None = None) -> list[Finding]:
+    return audit.audit(play.ctx.engine, witnesses)
+
+
+def breaches(play: Stage, witnesses: Witnesses | None = None) -> set[str]:
+    return {finding.invariant for finding in found(play, witnesses)}
+
+
+def broken_by(play: Stage, harm: str) -> set[str]:
+    """What the audit says of the rows after some statements, which are taken back."""
+    with play.ctx.engine.connect() as connection:
+        for statement in harm.split("; "):
+            connection.execute(text(statement))
+        return {finding.invariant for finding in audit.look(connection, Witnesses())}
+
+
+def everyone(play: Stage) -> Witnesses:
+    return Witnesses(
+        ledger=play.sandbox.ledger(), bucket=play.ctx.bucket, reads_bytes=True, receiver=Heard(), is_at_rest=True
+    )
+
+
+def test_a_life_in_which_nothing_went_wrong_leaves_nothing_to_say(play: Stage, done: Job) -> None:
+    waiting = play.submit(input={**CLIP, "prompt": "still waiting"})
+
+    assert found(play, replace(everyone(play), is_at_rest=False)) == []
+    assert [finding.job for finding in found(play, everyone(play))] == [str(waiting.id)]
+
+
+def test_lost_answers_and_failed_tasks_that_were_put_right_are_no_findings(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="lost_answer", times=1)
+    play.sandbox.fault(where="create", what="reset", times=1)
+    play.sandbox.fault(where="create", what="task_fails", times=1)
+    for n in range(4):
+        play.until(play.submit(input={**CLIP, "prompt": f"clip {n}"}))
+
+    assert found(play, everyone(play)) == []
+
+
+def test_every_promise_that_the_rows_can_break_is_found_broken(play: Stage, done: Job) -> None:
+    missed = [(invariant, harm) for invariant, harm in BREACHES if invariant not in broken_by(play, harm)]
+
+    assert missed == []
+
+
+def test_a_finding_names_the_job_and_says_what_to_do(play: Stage, done: Job) -> None:
+    play.sql("delete from outputs")
+
+    (finding,) = found(play)
+
+    assert finding.job == str(done.id)
+    assert finding.what
+    assert finding.advice
+
+
+def test_a_job_with_two_tasks_that_may_be_billed_is_found(play: Stage, done: Job) -> None:
+    play.sql(
+        "insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash, task_id, outcome)"
+        " select job_id, project_id, 2, owner, account, region, model, request_hash, 'second', 'accepted' from attempts"
+    )
+
+    assert "I2" in breaches(play)
+
+
+def test_a_task_that_is_paid_for_and_no_jobs_is_found_in_the_providers_books(play: Stage, done: Job) -> None:
+    play.sql("update attempts set task_id = 'forgotten'; update jobs set task_id = 'forgotten'")
+
+    findings = [finding for finding in found(play, everyone(play)) if finding.invariant == "I2"]
+
+    assert [finding.job for finding in findings] == [str(done.id)]
+
+
+def test_a_task_that_is_still_being_looked_for_is_no_finding(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="lost_answer", times=1)
+    job = play.until(play.submit(), "uncertain")  # type: ignore[arg-type]
+    play.drive(play.sandbox.ledger, lambda ledger: ledger["totals"]["billed_micros"] > 0)
+    play.sql("update jobs set state = 'uncertain', task_id = null where id = :id", id=job.id)
+    play.sql("update attempts set task_id = null, closed_at = null")
+
+    assert "I2" not in breaches(play, everyone(play))
+
+
+def test_an_output_that_another_jobs_task_made_is_found(play: Stage) -> None:
+    first, second = (play.until(play.submit(input={**CLIP, "prompt": name})) for name in ("a fox", "an owl"))
+    swapped = "case job_id when :first then cast(:second as uuid) else cast(:first as uuid) end"
+    play.sql(f"update attempts set number = number + 10, job_id = {swapped}", first=first.id, second=second.id)
+
+    said = [finding for finding in found(play, everyone(play)) if finding.invariant == "I3"]
+
+    assert any("another prompt" in finding.what for finding in said)
+
+
+def test_an_object_that_is_gone_or_changed_is_found(play: Stage, done: Job) -> None:
+    (output,) = play.document(done)["outputs"]
+    play.sql("update outputs set sha256 = 'other'")
+    assert "I5" in breaches(play, everyone(play))
+
+    play.sql("update outputs set sha256 = :right", right=output["sha256"])
+    play.ctx.bucket.delete(output["key"])
+
+    assert "I5" in breaches(play, everyone(play))
+    assert "I5" in breaches(play, replace(everyone(play), reads_bytes=False))
+
+
+def test_bytes_that_do_not_carry_the_id_of_their_jobs_task_are_found(play: Stage, done: Job) -> None:
+    play.sql("update attempts set task_id = 'another'; ")
+    play.sql("update jobs set task_id = 'another'")
+
+    assert "I3" in breaches(play, Witnesses(bucket=play.ctx.bucket, reads_bytes=True))
+
+
+def test_an_object_that_no_row_knows_is_found_unless_its_job_is_being_copied(play: Stage, done: Job) -> None:
+    play.sql("delete from outputs")
+    witnesses = Witnesses(bucket=play.ctx.bucket)
+    assert "I6" in breaches(play, witnesses)
+
+    play.sql("update jobs set state = 'copying', finished_at = null, run_at = now()")
+
+    assert "I6" not in breaches(play, witnesses)
+
+
+def test_a_delivery_that_its_receiver_never_got_is_found_and_so_is_a_forged_one(play: Stage, done: Job) -> None:
+    play.sql("update deliveries set state = 'delivered', run_at = null")
+    (event,) = (delivery.event_id for delivery in play.deliveries())
+    heard = Heard()
+    assert breaches(play, Witnesses(receiver=heard)) == {"I7"}
+
+    heard.heard[f"evt_{event}"] += 1
+    assert breaches(play, Witnesses(receiver=heard)) == set()
+
+    heard.forged += 1
+    assert breaches(play, Witnesses(receiver=heard)) == {"I7"}
+
+
+def test_more_tasks_in_flight_or_queries_a_second_than_may_be_are_found(play: Stage, done: Job) -> None:
+    ledger = play.sandbox.ledger()
+    ledger["peaks"]["in_flight"]["account"] = {done.model: 99}
+    assert breaches(play, Witnesses(ledger=ledger)) == {"I8"}
+
+    ledger = play.sandbox.ledger()
+    ledger["peaks"]["per_second"]["account"] = {"queries": 21}
+    assert breaches(play, Witnesses(ledger=ledger)) == {"I11"}
+
+
+def test_a_call_for_a_job_that_was_canceled_in_time_is_found_in_the_providers_books(play: Stage) -> None:
+    job = play.submit(input={**CLIP, "prompt": "never to be made"})
+    assert play.cancel(job) == "canceled"
+    ledger = play.sandbox.ledger()
+    assert breaches(play, Witnesses(ledger=ledger)) == set()
+
+    ledger["creates"].append({"prompt": "never to be made"})
+
+    assert breaches(play, Witnesses(ledger=ledger)) == {"I13"}
+
+
+def test_a_submission_that_was_accepted_and_is_gone_or_was_made_twice_is_found(play: Stage) -> None:
+    first = play.submit(custom_id="row-1")
+    accepted = Witnesses(accepted={"row-1": str(first.id)})
+    assert breaches(play, accepted) == set()
+
+    assert breaches(play, Witnesses(accepted={"row-2": "0199e9d0-0000-7000-8000-000000000000"})) == {"I1"}
+    play.submit(custom_id="row-1")
+
+    assert breaches(play, accepted) == {"I1"}
+
+
+def test_a_secret_in_a_log_is_found_and_is_not_repeated(play: Stage, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text('{"event": "sent", "key": "sk-do-not-write-me"}')
+
+    findings = found(play, Witnesses(logs=[log], canaries=["sk-do-not-write-me"]))
+
+    assert [finding.invariant for finding in findings] == ["I15"]
+    assert "do-not-write-me" not in findings[0].what
