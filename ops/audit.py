@@ -1,4 +1,4 @@
-"""Whether every promise held, from the rows, and from whoever else can tell: `noria audit`, and the end of each chaos run.
+"""Whether every promise held, by the rows and by whoever else can tell: `noria audit`, and the end of a chaos run.
 
 The promises are the invariants I1 to I15 below. What the database alone shows is one statement each in `RULES`, all
 read in one snapshot, so that a job which moves meanwhile is no finding. What others show (the sandbox's own books,
@@ -27,6 +27,7 @@ from sqlalchemy import Connection, Engine, text
 from ops import audit_witnesses
 from ops.audit_witnesses import Finding, Witnesses
 from worker.states import MOVES, SLOTTED, State
+from worker.webhooks import TERMINAL_EVENTS
 
 __all__ = ["RULES", "Finding", "Rule", "Witnesses", "audit", "look"]
 
@@ -66,7 +67,8 @@ RULES = (
     Rule(
         "I3",
         """select min(id::text)::uuid as job, count(*) || ' jobs show task ' || task_id as what
-           from jobs where created_at >= :since and task_id is not null group by account, task_id having count(*) > 1""",
+           from jobs where created_at >= :since and task_id is not null
+           group by account, task_id having count(*) > 1""",
         "look at their outputs before they are used: all but one are another job's",
     ),
     Rule(
@@ -107,22 +109,24 @@ RULES = (
         """select j.id as job, e.type || ' was to be told to its receiver, and has no delivery' as what
            from events e join jobs j on j.id = e.job_id
            where j.created_at >= :since and j.webhook_url is not null
-             and e.type = any(coalesce(j.webhook_events, array['job.succeeded','job.failed','job.canceled','job.expired']))
+             and e.type = any(coalesce(j.webhook_events, :terminal_events))
              and not exists (select from deliveries d where d.event_id = e.id)""",
         "tell its receiver by hand: the event is in the job's history",
     ),
     Rule(
         "I8",
-        """select null as job, owner || ' ' || region || ' ' || model || ': ' || used || ' slots in use of ' || concurrency
-             as what
+        """select null as job,
+             owner || ' ' || region || ' ' || model || ': ' || used || ' slots in use of ' || concurrency as what
            from (select l.*, (select count(*) from jobs j where j.lane_id = l.id
-                   and (j.state = any(:slotted) or j.state = 'held' and j.held_from = 'uncertain')) as used from lanes l) l
+                   and (j.state = any(:slotted) or j.state = 'held' and j.held_from = 'uncertain')) as used
+                 from lanes l) l
            where used > concurrency""",
         "right after its limit was lowered this passes by itself; else report it",
     ),
     Rule(
         "I9",
-        """select job_id as job, 'event ' || sequence || ' came under claim ' || claim || ', after claim ' || before as what
+        """select job_id as job,
+             'event ' || sequence || ' came under claim ' || claim || ', after claim ' || before as what
            from (select e.job_id, e.sequence, e.claim, max(e.claim) over (partition by e.job_id order by e.sequence
                    rows between unbounded preceding and 1 preceding) as before
                  from events e join jobs j on j.id = e.job_id where j.created_at >= :since) told
@@ -139,7 +143,8 @@ RULES = (
     ),
     Rule(
         "I10",
-        """select e.job_id as job, 'event ' || e.sequence || ' moves it from ' || e."left" || ' to ' || e.entered as what
+        """select e.job_id as job,
+             'event ' || e.sequence || ' moves it from ' || e."left" || ' to ' || e.entered as what
            from events e join jobs j on j.id = e.job_id
            where j.created_at >= :since and e."left" is not null and e."left" <> e.entered
              and not exists (select from unnest(cast(:lefts as text[]), cast(:entereds as text[])) as legal (l, r)
@@ -212,8 +217,8 @@ RULES = (
              coalesce(j.cost, j.estimate) as what
            from jobs j left join ledger l on l.job_id = j.id and l.entry = 'settle'
            where j.created_at >= :since and j.parent_id is null and j.finished_at is not null and j.billed <> 'unknown'
-           group by j.id
-           having coalesce(sum(l.micros), 0) <> case j.billed when 'yes' then coalesce(j.cost, j.estimate, 0) else 0 end""",
+           group by j.id having coalesce(sum(l.micros), 0)
+             <> case j.billed when 'yes' then coalesce(j.cost, j.estimate, 0) else 0 end""",
         "compare its ledger lines with its attempts",
     ),
     Rule(
@@ -256,6 +261,7 @@ def _parameters(now: datetime, since: datetime | None, at_rest: bool) -> dict[st
         "now": now,
         "since": since or datetime.min.replace(tzinfo=now.tzinfo),
         "at_rest": at_rest,
+        "terminal_events": sorted(TERMINAL_EVENTS),
         "slotted": [str(state) for state in SLOTTED],
         "lefts": [str(left) for left, _ in legal],
         "entereds": [str(entered) for _, entered in legal],

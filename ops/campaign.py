@@ -1,8 +1,8 @@
 """A campaign: a CSV in which each row is a job, checked whole before anything is submitted.
 
 The columns `kind`, `model`, `custom_id`, `priority`, `webhook_url` and `metadata.KEY` say what they say; every other
-column is a field of the input. Empty cells are left out. A row's Idempotency-Key comes from the file's content and
-the row's place in it, so a second run of the same file finds the jobs of the first and submits nothing twice.
+column is a field of the input. Empty cells are left out. A row's Idempotency-Key comes from what the row says, so a
+second run of the same file finds the jobs of the first, and after an edit only the edited rows are submitted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -54,12 +56,11 @@ class Quote:
 def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[Row]:
     """The rows of the file; `shared` is a body that fills in what a row leaves out. `BadCampaign` if it is none.
 
-    `key` takes the place of the file's content in the Idempotency-Keys: to submit the same file once more.
+    `key` goes into the Idempotency-Keys: another one submits the same rows once more.
     """
     content = path.read_bytes()
-    name = key or f"csv-{hashlib.sha256(content).hexdigest()[:32]}"
     try:
-        rows = list(_rows(content.decode("utf-8-sig"), shared, name))
+        rows = list(_rows(content.decode("utf-8-sig"), shared, key or "csv"))
     except UnicodeDecodeError:
         raise BadCampaign(f"{path} is not in UTF-8: save it as 'CSV UTF-8'.") from None
     except csv.Error as error:
@@ -103,12 +104,16 @@ def _rows(text: str, shared: Mapping[str, Any], name: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_TOO_MANY, strict=True)
     _check(reader.fieldnames or [])
     line = reader.line_num + 1
-    for number, cells in enumerate(reader, 1):
+    seen: Counter[str] = Counter()  # rows that are equal are jobs of their own
+    for cells in reader:
         if _TOO_MANY in cells:
             raise BadCampaign(f"Line {line} has more cells than there are columns: is a comma not in quotes?")
         said = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
         if said:
-            yield Row(line, _body(said, shared), f"{name}-{number}")
+            body = _body(said, shared)
+            digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+            seen[digest] += 1
+            yield Row(line, body, f"{name}-{digest}-{seen[digest]}")
         line = reader.line_num + 1  # a cell may hold line breaks
 
 

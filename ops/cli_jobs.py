@@ -68,8 +68,8 @@ def submit(
     """Submit a job, or with --csv many.
 
     A CSV is checked whole before anything is submitted, and its price is shown. Each row's Idempotency-Key comes from
-    the file's content and the row, so a second run of the same file submits nothing twice (for 7 days); to make it
-    all once more, give another --idempotency-key. A file that was changed is another file: all its rows are new.
+    what the row says, so a second run of the same file submits nothing twice (for 7 days), and after an edit only the
+    edited rows are new; to make it all once more, give another --idempotency-key.
     """
     wanted = _input(input_file, given, prompt=prompt, size=size, resolution=resolution, ratio=ratio, duration=duration)
     fields = {

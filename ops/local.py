@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,20 +101,6 @@ class Stack:
 
 
 Prepare = Callable[[Mapping[str, str]], Mapping[str, str]]
-
-
-def up(options: UpOptions, prepare: Prepare, say: Callable[[str], None] = print) -> int:
-    """Run it all in the foreground until Ctrl-C or SIGTERM. The exit code: 0, 1 (could not), 3 (runs already)."""
-    try:
-        with interruptible(), stack(options, prepare, say) as running:
-            say(_welcome(options, running))
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        say("Stopped; nothing is left running.")
-    except LocalError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
 
 
 @contextlib.contextmanager
@@ -243,17 +228,6 @@ def _addresses(stored: servers.Servers, ports: Mapping[str, int], real: bool) ->
         "S3": stored.s3_endpoint_url,
     }
     return pages if real else pages | {"sandbox": f"http://{servers.HOST}:{ports['sandbox']}"}
-
-
-def _welcome(options: UpOptions, running: Stack) -> str:
-    provider = "DashScope itself, with your key: jobs cost money" if options.real else "the sandbox: nothing is paid"
-    lines = [
-        f"Noria runs on {provider}.",
-        *(f"  {name:8} {address}" for name, address in running.addresses.items()),
-        *(f"  {name}={value}" for name, value in running.prepared.items()),
-    ]
-    home = options.home.resolve()
-    return "\n".join([*lines, f"Passwords: {home / 'secrets.json'}; logs: {home / 'logs'}; Ctrl-C stops it."])
 
 
 @contextlib.contextmanager

@@ -132,7 +132,8 @@ def test_a_finding_names_the_job_and_says_what_to_do(play: Stage, done: Job) -> 
 
 def test_a_job_with_two_tasks_that_may_be_billed_is_found(play: Stage, done: Job) -> None:
     play.sql(
-        "insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash, task_id, outcome)"
+        "insert into attempts"
+        " (job_id, project_id, number, owner, account, region, model, request_hash, task_id, outcome)"
         " select job_id, project_id, 2, owner, account, region, model, request_hash, 'second', 'accepted' from attempts"
     )
 

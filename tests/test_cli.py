@@ -216,6 +216,18 @@ def test_a_csv_is_submitted_once_however_often_it_is_sent(noria: Shell, api: Ser
     assert {job["id"] for job in anew}.isdisjoint(job["id"] for job in again)
 
 
+def test_after_an_edit_only_the_edited_rows_of_a_csv_are_new(noria: Shell, api: Served) -> None:
+    file = noria.cwd / "campaign.csv"
+    file.write_text(CSV, encoding="utf-8")
+    first = noria("submit", "--csv", "campaign.csv", "--json").json
+    file.write_text(CSV.replace("A1", "A2"), encoding="utf-8")
+
+    again = noria("submit", "--csv", "campaign.csv", "--json").json
+
+    assert again[0]["id"] != first[0]["id"]
+    assert again[1]["id"] == first[1]["id"]
+
+
 def test_every_wrong_line_of_a_csv_is_reported_and_nothing_is_submitted(noria: Shell, api: Served) -> None:
     wrong = CSV + "third,text-to-video,wan9,x,,,\n" + "fourth,text-to-video,wan2.5-t2v-preview,x,1*1,3,\n"
     (noria.cwd / "campaign.csv").write_text(wrong, encoding="utf-8")

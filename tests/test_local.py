@@ -100,18 +100,17 @@ def test_a_killed_run_takes_its_servers_with_it_and_the_next_one_starts(home: Pa
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_a_second_start_names_the_first_and_what_runs_where(
-    home: Path, said: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_start_names_the_first_and_what_runs_where(home: Path, said: list[str]) -> None:
+    second = local.stack(local.UpOptions(home), prepare=lambda _: {}, say=said.append)
     with embedded.hold(home):
         embedded.announce(home, {"API": "http://127.0.0.1:1234/docs"})
 
-        code = local.up(local.UpOptions(home), prepare=lambda _: {}, say=said.append)
+        with pytest.raises(LocalError) as refused:
+            second.__enter__()
 
-    complaint = capsys.readouterr().err
-    assert code == 3
-    assert f"already runs in {home} (pid {os.getpid()})" in complaint
-    assert "http://127.0.0.1:1234/docs" in complaint
+    assert refused.value.exit_code == 3
+    assert f"already runs in {home} (pid {os.getpid()})" in str(refused.value)
+    assert "http://127.0.0.1:1234/docs" in str(refused.value)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux to become somebody else")

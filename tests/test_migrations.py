@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from api import limits
 from ops import servers as embedded
-from worker import catalog, claims, lanes, reading, settings, tick
+from worker import catalog, claims, lanes, polling, reading, settings, tick
 from worker.models import Base
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -236,7 +236,7 @@ def test_a_projects_unfinished_jobs_are_counted_by_their_index(seeded: Engine) -
 
 def test_run_times_are_learned_from_the_last_jobs_alone(seeded: Engine) -> None:
     with _plans(seeded) as (connection, plans):
-        lanes.learn(connection, _now(connection))
+        polling.learn(connection, _now(connection))
 
     assert "ix_jobs_learned" in plans[-1].indexes
     assert _scanned(plans) == set()

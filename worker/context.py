@@ -16,20 +16,19 @@ from typing import TypeVar
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from worker import lanes, log, moves
+from worker import log, moves, polling
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
-from worker.claims import NOW
 from worker.dashscope.client import Client
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.models import Attempt, Job, Project
+from worker.polling import Budget, Learned
 from worker.settings import Settings
 from worker.states import Move, State
 from worker.storage import Bucket
 
 _PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that is away
-_REREAD_SECONDS = 30.0
 _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
 _SESSION = (
@@ -56,23 +55,6 @@ class Clock:
         time.sleep(max(0.0, (moment - self()).total_seconds()))
 
 
-class Learned:
-    """What was learned of run times, read from the lanes every half minute at the most."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._times: dict[int, tuple[float, float]] = {}
-        self._read_at = 0.0
-
-    def run_times(self, job: Job) -> tuple[float | None, float | None]:
-        """Seconds within which a tenth, and half, of the lane's tasks have ended; None where that is not learned."""
-        if time.monotonic() - self._read_at > _REREAD_SECONDS:
-            self._read_at = time.monotonic()
-            with self._engine.connect() as connection:
-                self._times = lanes.run_times(connection)
-        return self._times.get(job.lane_id or 0, (None, None))
-
-
 @dataclass(frozen=True)
 class Context:
     """The process's settings, catalog, database, provider, bucket and wires."""
@@ -85,6 +67,7 @@ class Context:
     sources: Wire
     webhooks: Wire
     learned: Learned
+    queries: Budget
 
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
 
@@ -111,14 +94,9 @@ class Context:
 
     def spend_query(self, owner: str) -> None:
         """Waits for a place among the account's task queries, and takes it."""
-        while True:
-            with self.engine.begin() as connection:
-                now: datetime = connection.execute(select(NOW)).scalar_one()
-                at = lanes.reserve_queries(connection, owner, 1, self.settings.poll_qps, now)
-            if at is not None:
-                Clock(now).wait_until(at)
-                return
+        while (booked := self.queries.book(owner, 1, polling.AHEAD)) is None:
             time.sleep(_PAUSE[0])
+        Clock(booked.now).wait_until(booked.at)
 
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
@@ -148,16 +126,17 @@ class Context:
 def make(settings: Settings) -> Context:
     """The context of this process; opens no connection yet."""
     queries, creates = wires.keeping(), wires.single()
-    database = engine(settings, threads=32)
+    database, catalog = engine(settings, threads=32), load_catalog()
     return Context(
         settings=settings,
-        catalog=load_catalog(),
+        catalog=catalog,
         engine=database,
         bucket=Bucket(settings),
         clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
         sources=wires.sources(settings),
         webhooks=wires.webhooks(settings),
-        learned=Learned(database),
+        learned=Learned(database, catalog),
+        queries=Budget(database, settings.poll_qps),
     )
 
 

@@ -1,8 +1,8 @@
 """What the provider's limits apply to: (owner, region, model). Who may create now, and who waits.
 
 Slots in use are counted from the rows of `jobs`, never kept in a counter, so they cannot drift or outlive a crash.
-Rates are spent on the wire: each create, and each message of task queries, moves the lane's (the owner's) next free
-instant on by one interval (GCRA at 90 % of the published rate), in the commit that puts the create on record.
+Rates are spent on the wire: each create moves the lane's next free instant on by one interval (GCRA at 90 % of the
+published rate), in the commit that puts the create on record.
 """
 
 from __future__ import annotations
@@ -31,22 +31,20 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker import throttle
 from worker.catalog import Catalog, Model
 from worker.claims import Now, moment
-from worker.models import Event, Job, Lane, Owner
+from worker.models import Event, Job, Lane, Owner, Project
 from worker.settings import Account, Limit, Settings
 from worker.states import SLOTTED, State
 
 _SHARE = 0.9  # of a published rate: the provider counts in windows that we cannot see
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
-_LOOK_AHEAD = timedelta(seconds=3)
 _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
-_LEARNED_FROM, _LEARNED_AT_LEAST, _LEARNED_OVER = 100, 5, timedelta(days=7)
 _CONFIGURED = ("account", "concurrency", "interval_us")
 
 
@@ -60,10 +58,28 @@ class Waiting:
     position: int | None = None
 
 
+@dataclass(frozen=True)
+class Booking:
+    """When a create may leave. `at` None: not now; try at `again_at`, or, None too, give the slot back: it is closed.
+
+    It closes when a person pauses the lane, the project or all, when a quota parks it, when its account is stopped,
+    and when the provider takes fewer tasks at once than were admitted.
+    """
+
+    at: datetime | None
+    again_at: datetime | None = None
+
+
 def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
     """Makes the rows of all lanes and owners agree with the catalog and the settings; keeps what they learned."""
-    owners = [{"name": account.owner} for account in settings.all_accounts]
-    connection.execute(upsert(Owner).values(owners).on_conflict_do_nothing())
+    owners = dict.fromkeys(account.owner for account in settings.all_accounts)
+    named = upsert(Owner).values([{"name": owner, "alert_url": settings.alert_url} for owner in owners])
+    told = named.on_conflict_do_update(
+        index_elements=[Owner.name],
+        set_={"alert_url": named.excluded.alert_url},
+        where=Owner.alert_url.is_distinct_from(named.excluded.alert_url),
+    )
+    connection.execute(told)
     rows = list(_configured(catalog, settings))
     if not rows:
         return
@@ -81,31 +97,18 @@ def admit(connection: Connection, now: Now) -> int:
     return sum(_fill(connection, lane, now) for lane in connection.execute(_with_room(now)).all())
 
 
-def reserve(connection: Connection, lane_id: int, now: datetime) -> tuple[datetime | None, datetime]:
-    """Books the lane's next free instant for a create: (the instant, when the next one is free).
+def reserve(connection: Connection, job: Job, now: datetime) -> Booking:
+    """Books the next free instant of the admitted job's lane for its create.
 
-    The instant is None when the lane is booked further ahead than a worker may wait: try again at the second. So it
-    is while a call of the lane is out and another's answer is lost: one at a time then, or nobody could tell whose
-    a task is.
+    It has to wait when the lane is booked further ahead than a worker may wait, and while a call of the lane is out
+    and another's answer is lost: one at a time then, or nobody could tell whose a task is.
     """
-    row = connection.execute(_RESERVE, {"lane": lane_id, "now": now}).one_or_none()
+    whose = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
+    row = connection.execute(_RESERVE, whose).one_or_none()
     if row:
-        return row.at, row.next_at
-    free = connection.execute(select(Lane.next_at).where(Lane.id == lane_id)).scalar_one()
-    return None, max(free, now + _AHEAD)
-
-
-def reserve_queries(
-    connection: Connection, owner: str, count: int, per_second: float, now: datetime
-) -> datetime | None:
-    """Books `count` task queries of the owner's budget: when the first may leave, the others evenly after it.
-
-    None when the budget is spent further ahead than a worker may wait.
-    """
-    length = timedelta(seconds=count / per_second)
-    said = {"owner": owner, "now": now, "length": length}
-    at: datetime | None = connection.execute(_RESERVE_QUERIES, said).scalar_one_or_none()
-    return at
+        return Booking(row.at)
+    lane = connection.execute(_MAY_CREATE, whose).one()
+    return Booking(None, max(lane.next_at, now + _AHEAD) if lane.may_create else None)
 
 
 def park(connection: Connection, lane_id: int, until: datetime, why: str) -> None:
@@ -122,35 +125,6 @@ def stop(connection: Connection, owner: str, until: datetime, why: str) -> None:
     """Stops all creates of an account until then, when one more is tried."""
     stopped = update(Owner).where(Owner.name == owner).values(stopped_until=until, stopped_why=why)
     connection.execute(stopped)
-
-
-def learn(connection: Connection, now: Now) -> None:
-    """Sets each lane's run times to the quantiles of its last tasks, where there are enough to tell."""
-    last = (
-        select(Job.run_seconds)
-        .where(Job.lane_id == Lane.id, Job.run_seconds.is_not(None), Job.created_at > now - _LEARNED_OVER)
-        # Not by id: then the planner may read all jobs, backwards, for each lane that has few.
-        .order_by(Job.created_at.desc())
-        .limit(_LEARNED_FROM)
-        .correlate(Lane)
-        .lateral("last")
-    )
-    early, median = (func.percentile_cont(share).within_group(last.c.run_seconds) for share in (0.1, 0.5))
-    learned = (
-        select(Lane.id, early.label("early"), median.label("median"))
-        .join(last, true())
-        .group_by(Lane.id)
-        .having(func.count() >= _LEARNED_AT_LEAST)
-        .cte("learned")
-    )
-    told = update(Lane).where(Lane.id == learned.c.id).values(run_early=learned.c.early, run_median=learned.c.median)
-    connection.execute(told)
-
-
-def run_times(connection: Connection) -> dict[int, tuple[float, float]]:
-    """What was learned: lane → (a tenth of its tasks end within, half of them end within), seconds."""
-    statement = select(Lane.id, Lane.run_early, Lane.run_median).where(Lane.run_early.is_not(None))
-    return {row.id: (row.run_early, row.run_median) for row in connection.execute(statement)}
 
 
 def waiting_on(connection: Connection, job: Job, now: datetime) -> Waiting | None:
@@ -189,7 +163,8 @@ def limits(settings: Settings, model: Model, region: str) -> tuple[int, timedelt
     assert there is not None, "lanes are made for the regions that a model is in"
     said = settings.limits.get(model.id, Limit.model_construct())
     concurrency = _first(said.concurrency, there.concurrency, settings.calls_concurrency)
-    per_second = _first(said.rps, said.rpm and said.rpm / 60, there.rps, 1.0)
+    # both are kept evenly on the wire, so the lower one counts
+    per_second = min((rate for rate in (said.rps, said.rpm and said.rpm / 60) if rate), default=there.rps or 1.0)
     return int(concurrency), timedelta(seconds=1 / (per_second * _SHARE))
 
 
@@ -312,19 +287,27 @@ def _in(state: State) -> Exists:
 
 
 _NOW = bindparam("now", type_=DateTime(timezone=True))
-_INTERVAL = Lane.interval_us * _MICROSECOND
-_LENGTH = bindparam("length", type_=Interval)
+_INTERVAL = (Lane.interval_us / throttle.pace(_NOW)) * _MICROSECOND
+_IN_FLIGHT = select(func.count()).where(Job.lane_id == Lane.id, throttle.in_flight()).scalar_subquery()
+_OPEN = and_(
+    throttle.is_open(_NOW),
+    exists().where(
+        Owner.name == Lane.owner,
+        Owner.paused_at.is_(None),
+        or_(Owner.stopped_at.is_(None), Owner.probe == bindparam("job")),
+    ),
+    exists().where(Project.id == bindparam("project"), Project.paused_at.is_(None)),
+    or_(Lane.ceiling.is_(None), throttle.concurrency(_NOW) > _IN_FLIGHT),
+)
 _RESERVE = (
     update(Lane)
     .where(
-        Lane.id == bindparam("lane"), Lane.next_at <= _NOW + _AHEAD, ~and_(_in(State.UNCERTAIN), _in(State.SUBMITTING))
+        Lane.id == bindparam("lane"),
+        Lane.next_at <= _NOW + _AHEAD,
+        ~and_(_in(State.UNCERTAIN), _in(State.SUBMITTING)),
+        _OPEN,
     )
-    .values(next_at=func.greatest(Lane.next_at, _NOW) + _INTERVAL)
-    .returning((Lane.next_at - _INTERVAL).label("at"), Lane.next_at)
+    .values(next_at=func.greatest(Lane.next_at, _NOW) + _INTERVAL, passed=Lane.passed + 1)
+    .returning((Lane.next_at - _INTERVAL).label("at"))
 )
-_RESERVE_QUERIES = (
-    update(Owner)
-    .where(Owner.name == bindparam("owner"), Owner.next_query_at <= _NOW + _LOOK_AHEAD)
-    .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH)
-    .returning((Owner.next_query_at - _LENGTH).label("at"))
-)
+_MAY_CREATE = select(Lane.next_at, _OPEN.label("may_create")).where(Lane.id == bindparam("lane"))

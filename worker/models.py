@@ -128,8 +128,6 @@ class Lane(Base):
     probes: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # refused in a row over that ceiling
     passed: Mapped[int] = mapped_column(server_default="0")  # creates since then
     turn: Mapped[float] = mapped_column(server_default="0")  # the virtual time of the last job that was admitted
-    run_early: Mapped[float | None]  # seconds that a tenth of its last tasks took; null: not learned yet
-    run_median: Mapped[float | None]
 
     __table_args__ = (
         UniqueConstraint("owner", "region", "model"),

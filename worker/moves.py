@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate, Update
 
-from worker import lanes, money, reading, webhooks
+from worker import lanes, money, reading, throttle, webhooks
 from worker.errors import ClaimLost
 from worker.models import Attempt, Event, Job, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
@@ -65,7 +65,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.to is not left or move.why:
         tell(connection, moved, left, move.why, now)
     _account(connection, moved, move, now)
-    _slow(connection, job, move)
+    _hold_back(connection, job, move, now)
     return moved
 
 
@@ -125,14 +125,14 @@ def reread(connection: Connection, job: Job) -> Job:
 def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Admitted to submitting: an attempt on record, an instant of the lane's rate booked; or a wait, or canceled."""
     assert move.attempt is not None, "a create call is an attempt"
-    at, next_at = lanes.reserve(connection, job.lane_id or 0, now)
-    if at is None:
-        return _update(connection, job, Move(State.ADMITTED, run_at=next_at), now)
+    booking = lanes.reserve(connection, job, now)
+    if booking.at is None:
+        return _wait(connection, job, booking.again_at, now)
     columns = {
         "state": State.SUBMITTING,
         "state_at": now,
         "crashes": 0,
-        "submitted_at": at,
+        "submitted_at": booking.at,
         "attempt_id": move.attempt["id"],
         "attempts": move.attempt["number"],
     }
@@ -141,9 +141,19 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if row is None:
         return _not_begun(connection, job, move, now)
     moved = Job.of(row)
-    connection.execute(_ATTEMPT, {**move.attempt, "job_id": job.id, "project_id": job.project_id, "sent_at": at})
+    sent = {"job_id": job.id, "project_id": job.project_id, "sent_at": booking.at}
+    connection.execute(_ATTEMPT, move.attempt | sent)
     tell(connection, moved, State.ADMITTED, move.why, now)
     return moved
+
+
+def _wait(connection: Connection, job: Job, again_at: datetime | None, now: datetime) -> Job:
+    """Keeps the slot until the lane's rate allows the create; gives it back where the lane has closed (None)."""
+    if again_at is not None:
+        return _update(connection, job, Move(State.ADMITTED, run_at=again_at), now)
+    if reread(connection, job).cancel_requested:
+        return record(connection, job, Move(State.CANCELED, "canceled before anything was sent"), now)
+    return record(connection, job, Move(State.QUEUED, "gave its slot back: nothing may be sent now"), now)
 
 
 def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
@@ -202,13 +212,13 @@ def _account(connection: Connection, job: Job, move: Move, now: datetime) -> Non
         money.release(connection, job, now)
 
 
-def _slow(connection: Connection, job: Job, move: Move) -> None:
+def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> None:
     """Holds back the lane, or all of the account's creates, where the provider's answer says so."""
-    if move.park and job.lane_id:
-        lanes.park(connection, job.lane_id, *move.park)
+    if move.throttled and job.lane_id:
+        throttle.slow(connection, job, *move.throttled, now)
     if move.stop and job.attempt_id:
         owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
-        lanes.stop(connection, owner, *move.stop)
+        throttle.stop(connection, owner, *move.stop, now)
 
 
 def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:

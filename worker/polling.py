@@ -6,7 +6,7 @@ the owner's pace, which recovers by itself, from its time stamp: nothing else sl
 
 Looks follow what was learned of a model's run times: the first when hardly any task has ended, close together around
 the median, then ever further apart. They fall on a grid of whole seconds, so that those of many jobs come together,
-and one page of the provider's list answers for a hundred of them (`looks`); the budget spreads what is looked at singly.
+and one page of the provider's list answers for a hundred of them (`looks`); the budget spreads what is asked singly.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _PARTS_OF_MEDIAN, _PARTS_OF_WAIT = 48, 8
 
 @dataclass(frozen=True)
 class Booked:
-    """Queries that may leave: the first `at`, the others `apart`. `page_size`: rows that a list page may have."""
+    """Queries that may leave: the first `at`, the others `apart`; it was `now` when they were booked."""
 
+    now: datetime
     at: datetime
     apart: timedelta
-    page_size: int | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,12 @@ def book(
     length = timedelta(seconds=count / per_second)
     said = {"owner": owner, "now": now, "length": length, "latest": now + ahead}
     row = connection.execute(_BOOK, said).one_or_none()
-    return Booked(row.at, length / row.pace / count, row.page_size) if row else None
+    return Booked(now, row.at, length / row.pace / count) if row else None
+
+
+def is_trouble(http_status: int) -> bool:
+    """Whether a query that was refused so says that there should be fewer of them."""
+    return http_status in (401, 403, 429) or http_status >= 500
 
 
 class Budget:
@@ -86,6 +91,11 @@ class Budget:
         """Halves the owner's pace: its queries were throttled, or failed."""
         with self._engine.begin() as connection:
             connection.execute(_SLOW, {"owner": owner, "now": connection.execute(select(NOW)).scalar_one()})
+
+    def page_size(self, owner: str) -> int | None:
+        """How many rows the provider puts on a page of the owner's list; None: not tried yet."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(Owner.page_size).where(Owner.name == owner)).scalar_one_or_none()
 
     def cut_pages(self, owner: str, size: int) -> None:
         """Keeps how many rows the provider puts on a page of the owner's list."""
@@ -130,7 +140,7 @@ class Learned:
 
 
 def shape(catalog: Catalog, wanted: Mapping[str, Any]) -> str:
-    """What of an input a task's run time depends on: "720P 5" for a clip of five seconds, "1280*1280 2" for pictures."""
+    """What of an input a task's run time depends on: "720P 5" for five seconds of clip, "1280*1280 2" for pictures."""
     size = str(wanted.get("size") or "")
     parts = (wanted.get("resolution") or catalog.tier(size) or size, wanted.get("duration"), wanted.get("n"))
     return " ".join(str(part) for part in parts if part)
@@ -211,7 +221,7 @@ _BOOK = (
     update(Owner)
     .where(Owner.name == bindparam("owner"), Owner.next_query_at <= bindparam("latest", type_=DateTime(timezone=True)))
     .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH / _PACE)
-    .returning((Owner.next_query_at - _LENGTH / _PACE).label("at"), _PACE.label("pace"), Owner.page_size)
+    .returning((Owner.next_query_at - _LENGTH / _PACE).label("at"), _PACE.label("pace"))
 )
 _SLOW = (
     update(Owner)

@@ -194,7 +194,7 @@ def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
     with ctx.engine.connect() as connection:
         secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
-        key = connection.execute(secret).scalar_one()
+        key = connection.execute(secret).scalar_one_or_none()  # none: an alarm is of no project
     tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())
     _log.info(
         "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status

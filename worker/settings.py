@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     api_rate: int = Field(50, ge=1, description="requests a second that one API key may make")
     max_waiting: int = Field(100_000, ge=1, description="unfinished jobs that one project may have")
     max_output_bytes: int = Field(4 << 30, ge=1, description="the largest output that is copied")
+    alert_url: str | None = Field(None, description="where an alarm is sent, as JSON, when an account is stopped")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("egress_allow", mode="before")

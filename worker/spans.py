@@ -10,6 +10,8 @@ from datetime import timedelta
 
 CONNECT = timedelta(seconds=5)
 
+SEND = timedelta(seconds=3)  # from the instant that a create is booked for until it must have left, or never does
+
 # deadlines of calls, wall clock, from the first byte sent to the last byte read
 CREATE = timedelta(seconds=40)
 CALL = timedelta(seconds=310)  # a synchronous generation; the provider's own budget is 298 s

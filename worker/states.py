@@ -77,7 +77,8 @@ class Move:
     `to` the state that is entered, or the same one for a wait; `run_at` when the row wants attention again (None:
     at once; ignored where the state is terminal or held); `why` a few words for the job's history. In the same commit:
     `columns` what else changes on the job's row; `attempt` what changes on the open attempt's row; `outputs` rows of
-    stored outputs; `park` until when the lane admits nothing, `stop` until when the account creates nothing, and why.
+    stored outputs; `throttled` the scope of an answer that slows the lane, until when the lane creates nothing, and
+    why; `stop` until when the account creates nothing, and why.
     """
 
     to: State
@@ -86,7 +87,7 @@ class Move:
     columns: dict[str, Any] = field(default_factory=dict)
     attempt: dict[str, Any] | None = None
     outputs: tuple[dict[str, Any], ...] = ()
-    park: tuple[datetime, str] | None = None
+    throttled: tuple[str, datetime, str] | None = None
     stop: tuple[datetime, str] | None = None
 
 

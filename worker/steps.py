@@ -43,9 +43,8 @@ _SHANGHAI = ZoneInfo("Asia/Shanghai")
 
 # What a refused create holds back, and for how long, until the next one is tried.
 _FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
-_HOLDS_BACK = {Verdict.WAIT: "park", Verdict.STOP_ACCOUNT: "stop"}
 _PAUSES = {
-    Scope.RATE: timedelta(seconds=10),
+    Scope.RATE: timedelta(seconds=5),
     Scope.BURST: timedelta(seconds=10),
     Scope.ALLOCATION: timedelta(seconds=30),
     Scope.CAPACITY: timedelta(seconds=30),
@@ -71,7 +70,12 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     job = yield Move(State.SUBMITTING, attempt=_attempt(ctx, job, request))
     if job.state != State.SUBMITTING:  # the lane's rate makes it wait, or it was canceled
         return
-    clock.wait_until(job.submitted_at or clock())
+    sent_at = job.submitted_at or clock()
+    clock.wait_until(sent_at)
+    if clock() > sent_at + spans.SEND:
+        # The process was stopped here. Others may have proved by now that nothing was made, and made the call again.
+        yield _again(job, clock, "not sent: the worker woke too late for it", {"outcome": "not_sent", "billed": "no"})
+        return
     deadline = spans.CALL if model.sync else spans.CREATE
     try:
         answer = ctx.client(job).create(request, deadline.total_seconds())
@@ -188,16 +192,18 @@ def _refused(job: Job, refused: Refused, clock: Clock) -> Move:
         return Move(State.FAILED, failure.message, columns=columns, attempt=said)
     if row.verdict is Verdict.RETRY:
         return Move(State.QUEUED, f"refused: {failure.code}", _backoff(job, clock), columns, said)
-    until = _until(row, refused, now)
-    held_back = {_HOLDS_BACK[row.verdict]: (until, failure.message)}
-    return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, **held_back)  # type: ignore[arg-type]
+    until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
+    if row.verdict is Verdict.STOP_ACCOUNT and row.scope is not Scope.FREE_QUOTA:  # that one is its model's alone
+        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
+    throttled = (row.scope or Scope.RATE, until, why)
+    return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)
 
 
 def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
     if row.scope is faults.Scope.DAILY:
         return _next_midnight(now) + timedelta(minutes=random.uniform(1, 5))  # noqa: S311
-    pause = _PAUSES.get(row.scope, timedelta(minutes=5)) if row.scope else timedelta(minutes=5)
+    pause = _PAUSES.get(row.scope, throttle.PROBE_AFTER) if row.scope else throttle.PROBE_AFTER
     return now + max(_spread(pause), timedelta(seconds=refused.retry_after or 0))
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
-from worker import claims, lanes, log, moves, spans
+from worker import claims, lanes, log, moves, polling, spans
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.models import Delivery, Duty, IdempotencyKey, Job
@@ -177,6 +177,6 @@ def _forget_keys(connection: Connection, now: datetime) -> None:
 
 
 _DUTIES = {
-    "learn": (timedelta(seconds=30), lanes.learn),
+    "learn": (timedelta(seconds=30), polling.learn),
     "forget_keys": (timedelta(hours=1), _forget_keys),
 }

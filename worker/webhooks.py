@@ -12,7 +12,7 @@ from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
@@ -28,6 +28,7 @@ RETRIES = tuple(
 _JITTER = 0.1  # so that receivers that were down together are not all called at one instant
 _BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), cap=0)
 _GONE = 410  # the receiver wants no more
+_HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}
 
 TERMINAL_EVENTS = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
 JOB_EVENTS = TERMINAL_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
@@ -65,22 +66,30 @@ def enqueue(
     connection.execute(row)
 
 
+def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
+    """Writes the delivery of an alarm to the operator: of no project, so nothing signs it."""
+    connection.execute(insert(Delivery).values(url=url, body=body))
+
+
 def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str]:
-    """The headers of a delivery; `at` must be in UTC, since the library drops the zone."""
+    """What identifies and signs a delivery; `at` must be in UTC, since the library drops the zone."""
     message_id = f"evt_{event_id}"
     moment = at.astimezone(UTC)
     return {
-        "content-type": "application/json",
-        "user-agent": "Noria-Webhooks/1",
         "webhook-id": message_id,
         "webhook-timestamp": str(int(moment.timestamp())),
         "webhook-signature": Webhook(secret).sign(message_id, moment, body),
     }
 
 
-def deliver(wire: egress.Wire, delivery: Delivery, secret: str, now: datetime) -> Tried:
-    """One try: 2xx is delivered, a redirect is a failure, 410 ends it, all else is tried again until the last."""
-    headers = signed(delivery.event_id, delivery.body, secret, now)
+def deliver(wire: egress.Wire, delivery: Delivery, secret: str | None, now: datetime) -> Tried:
+    """One try: 2xx is delivered, a redirect is a failure, 410 ends it, all else is tried again until the last.
+
+    `secret` None: an alarm, which is not signed.
+    """
+    headers = dict(_HEADERS)
+    if secret is not None and delivery.event_id is not None:
+        headers |= signed(delivery.event_id, delivery.body, secret, now)
     try:
         # only the status counts, so nothing of the receiver's answer is read
         with egress.stream(wire, "POST", delivery.url, _BOUNDS, headers, delivery.body.encode()) as answer:

@@ -40,8 +40,6 @@ def upgrade() -> None:
         sa.Column("probes", sa.SmallInteger(), server_default="0", nullable=False),
         sa.Column("passed", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("turn", sa.Double(), server_default="0", nullable=False),
-        sa.Column("run_early", sa.Double(), nullable=True),
-        sa.Column("run_median", sa.Double(), nullable=True),
         sa.CheckConstraint("concurrency >= 0", name=op.f("ck_lanes_concurrency")),
         sa.CheckConstraint("interval_us >= 0", name=op.f("ck_lanes_interval")),
         sa.CheckConstraint("pace > 0 and pace <= 1", name=op.f("ck_lanes_pace")),
