@@ -1,5 +1,5 @@
 # Each target installs what it needs into .venv, from requirements.lock.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
 
 .PHONY: demo up test check lock install clean

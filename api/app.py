@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import context, describe, problems
 from api.middleware import Frame
-from api.routes import health, jobs, models
+from api.routes import health, jobs, limits, models
 from worker import log, settings
 from worker.settings import Settings
 
@@ -26,12 +27,15 @@ _LAST_WORDS = 2.0  # seconds that hints and events may still take at the end
 def create_app(given: Settings) -> FastAPI:
     """The app for these settings; it opens no connection before the first request."""
     made = context.make(given)
-    app = FastAPI(title=describe.TITLE, version=_version(), lifespan=_lifespan, redoc_url=None, redirect_slashes=False)
+    # Its page at /docs needs nothing from elsewhere: the usual one loads its scripts from a CDN that many cannot reach.
+    app = FastAPIOffline(
+        redoc_url=None, title=describe.TITLE, version=_version(), lifespan=_lifespan, redirect_slashes=False
+    )
     app.state.context = made
     app.openapi = lambda: describe.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, models, health):
+    for routes in (jobs, models, limits, health):
         app.include_router(routes.router)
     return app
 

@@ -82,7 +82,8 @@ def claim_due(
     At most `limit` rows of this kind are on their way at a time, so that a message is never older than its lease.
     """
     rows = connection.execute(_claiming(table, due, order, limit), {"now": now})
-    return [Claim(row.id, row.claim, row.crashes, row.group) for row in rows]
+    # an UPDATE returns its rows in any order
+    return [Claim(*row[:4]) for row in sorted(rows, key=lambda row: row[4:])]
 
 
 def take(connection: Connection, table: Claimable, numbers: Numbers, lease: Lease) -> list[Row[Any]]:
@@ -117,12 +118,12 @@ def give_back(connection: Connection, table: Claimable, numbers: Numbers, after:
 @lru_cache(maxsize=64)
 def _claiming(
     table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int
-) -> ReturningUpdate[uuid.UUID, int, int, str]:
+) -> ReturningUpdate[Any]:
     now = bindparam("now", type_=DateTime(timezone=True))
     under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
     group = Delivery.url if table is Delivery else func.coalesce(Job.account, "")
     picked = (
-        select(table.id)
+        select(table.id, *(column.label(f"order_{n}") for n, column in enumerate(order)))
         .where(due, table.run_at <= now)
         .order_by(*order)
         .limit(func.greatest(limit - under_way, 0))
@@ -133,9 +134,9 @@ def _claiming(
     crashed = case((table.claimed == TAKEN, 1), else_=0)
     return (
         update(table)
-        .where(table.id.in_(select(picked.c.id)))
+        .where(table.id == picked.c.id)
         .values(run_at=now + spans.SENT, claim=table.claim + 1, claimed=SENT, crashes=table.crashes + crashed)
-        .returning(table.id, table.claim, table.crashes, group.label("group"))
+        .returning(table.id, table.claim, table.crashes, group.label("group"), *list(picked.c)[1:])
     )
 
 
