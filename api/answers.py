@@ -56,7 +56,7 @@ class Waiting(Answer):
     code: str = Field(examples=["slot"])
     detail: str
     until: datetime | None
-    position: int | None = Field(description="in the queue of its model, from 1")
+    position: int | None = Field(description="in its project's line for the model, from 1")
 
 
 class Provider(Answer):
@@ -168,6 +168,22 @@ class Model(BaseModel):
     currency: Literal["CNY"]
 
 
+class Lane(Answer):
+    """What a limit of the provider's applies to: a model in a region. What is in use and waits is the caller's own."""
+
+    object: Literal["lane"]
+    model: str
+    region: str
+    account: str | None = Field(description="whose limits these are; only for operators")
+    concurrency: int = Field(description="tasks at once, as configured")
+    allowed: int = Field(description="tasks at once now: fewer, where the provider takes fewer")
+    per_second: float | None = Field(description="creates, at full pace")
+    pace: float = Field(description="the share of that rate that is used now, after throttling")
+    in_use: int
+    queued: int
+    waiting_on: Waiting | None = Field(description="what holds the lane up")
+
+
 class Estimate(Answer):
     """What a submission would be and cost; nothing was made."""
 
@@ -183,6 +199,46 @@ class Cancellation(Answer):
 
     object: Literal["cancellation"]
     outcome: Literal["canceled", "requested", "too_late", "already_finished"]
+    job: Job
+
+
+class Candidate(Answer):
+    """A task that no job has, of the model and time of the job's open call."""
+
+    task_id: str
+    request_id: str | None
+    status: str
+    created_at: datetime | None
+    differs: list[str] | None = Field(description="what it repeats of another request; null: not known")
+
+
+class AtStake(Answer):
+    """What another call would cost, if the open one did make something."""
+
+    currency: Literal["CNY"]
+    estimated: Decimal | None
+    billed: Literal["yes", "no", "unknown"]
+
+
+class CandidateList(Answer):
+    """What may be adopted, and the money at stake."""
+
+    object: Literal["list"]
+    has_more: bool
+    next_cursor: str | None
+    data: list[Candidate]
+    at_stake: AtStake
+
+
+class Resolution(Answer):
+    """What was decided of a job, or would be (`done` false: a dry run)."""
+
+    object: Literal["resolution"]
+    action: Literal["adopt", "requeue", "give_up"]
+    done: bool
+    to: str = Field(description="the state that the job enters", json_schema_extra=_STATES)
+    why: str
+    at_stake: AtStake
     job: Job
 
 
@@ -214,6 +270,12 @@ class ModelList(_List):
     """The models."""
 
     data: list[Model]
+
+
+class LaneList(_List):
+    """The lanes, by model and region."""
+
+    data: list[Lane]
 
 
 class Readiness(Answer):

@@ -119,6 +119,15 @@ class Client:
         """What became of the wish, as `outcome`, and the job."""
         return self._json("POST", _path(job_id, "/cancel"))
 
+    def candidates(self, job_id: str) -> dict[str, Any]:
+        """The tasks that an uncertain job's call may have made, and the money at stake; takes an operator's key."""
+        return self._json("GET", _path(job_id, "/candidates"))
+
+    def resolve(self, job_id: str, decision: Mapping[str, Any], dry_run: bool = False) -> dict[str, Any]:
+        """What became of a decision about an uncertain job, or with `dry_run` would; takes an operator's key."""
+        params = {"dry_run": "true"} if dry_run else {}
+        return self._json("POST", _path(job_id, "/resolve"), json=decision, params=params)
+
     def models(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The catalog."""
         return list(self._pages("/v1/models", {"kind": kind} if kind else {}))

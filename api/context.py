@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,6 +14,7 @@ from api.limits import Rates, Waiting
 from api.probes import Probes, probes
 from api.streams import Watch
 from worker import broker, catalog, flower
+from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
 from worker.context import engine
@@ -36,6 +38,11 @@ class Context:
     waiting: Waiting
     watch: Watch
     probes: Probes
+
+    @cached_property
+    def provider(self) -> worker_context.Context:
+        """What a step works with, for the few requests that ask the provider itself; made at the first of them."""
+        return replace(worker_context.make(self.settings), engine=self.engine)
 
     def tell(self, job: Job, project: Project) -> None:
         """Tells Flower of the job's state, and asks for a tick; waits for nobody."""

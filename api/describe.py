@@ -39,6 +39,12 @@ def body(form: type[schemas.EstimateCreate]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def plain_body(form: str) -> dict[str, Any]:
+    """The request body of a route that reads it itself, by the name of its form."""
+    content = {"application/json": {"schema": {"$ref": _REF + form}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def example(kind: str) -> dict[str, Any]:
     """A body that can be sent as it is: the kind's first model, and what that needs."""
     model = next(model for model in catalog.load().models(kind) if not model.retired)
@@ -54,7 +60,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(title=TITLE, version=app.version, description=ABOUT, routes=app.routes)
         components = made.setdefault("components", {}).setdefault("schemas", {})
         inputs = [kind.input for kind in KINDS.values()]
-        forms: list[type[BaseModel]] = [schemas.EstimateCreate, schemas.JobCreate, answers.Problem, *inputs]
+        bodies = [schemas.EstimateCreate, schemas.JobCreate, schemas.ResolveCreate]
+        forms: list[type[BaseModel]] = [*bodies, answers.Problem, *inputs]
         for form in forms:
             components |= _schemas(form)
         of_kinds = [{"$ref": _REF + form.__name__} for form in inputs]

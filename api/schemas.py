@@ -100,6 +100,25 @@ class JobCreate(EstimateCreate):
         return value
 
 
+class ResolveCreate(BaseModel):
+    """What a person decides of a job of which nobody can prove what became."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["adopt", "requeue", "give_up"] = Field(
+        description="adopt: the task is the job's; requeue: its call made nothing, make it again; give_up: it failed",
+        examples=["requeue"],
+    )
+    task_id: str | None = Field(None, min_length=1, max_length=128, description="with adopt: the provider's task")
+    billed: Literal["yes", "no"] | None = Field(None, description="with give_up: whether the call cost money")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.action == "adopt" and self.task_id is None:
+            raise no("required", "adopt needs the task_id")
+        return self
+
+
 class JobQuery(BaseModel):
     """Which jobs to list; filters narrow together. `metadata.KEY=value` finds by metadata."""
 

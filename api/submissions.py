@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from api import faults
 from api.context import Context
 from api.problems import problem
-from api.schemas import EstimateCreate, JobCreate
+from api.schemas import EstimateCreate, JobCreate, ResolveCreate
 from worker import jobs
 from worker.errors import Fault, InvalidInput
 from worker.jobs import Prepared, Submission
@@ -59,6 +59,15 @@ def job(here: Context, body: Any, on: datetime) -> Prepared:
 def estimate(here: Context, body: Any, on: datetime) -> Prepared:
     """The same of a body that has no more than kind, model and input."""
     return _prepared(here, EstimateCreate, body, on)
+
+
+def decision(here: Context, body: Any) -> ResolveCreate:
+    """What a body decides of a job; raises InvalidInput with every fault."""
+    clean, found = faults.scrubbed(body)
+    said, of_form = _read(ResolveCreate, clean, here.settings)
+    if said is None or found:
+        raise InvalidInput(found + of_form)
+    return said
 
 
 def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime) -> Prepared:

@@ -19,7 +19,7 @@ import typer
 from pydantic import ValidationError
 
 from api.client import ApiError
-from ops import campaign, cli_jobs, cli_projects, local, reach, servers, show
+from ops import campaign, cli_doctor, cli_jobs, cli_lanes, cli_projects, cli_resolve, local, reach, servers, show
 from ops.cli_options import Home, Json
 from ops.reach import Door
 from ops.supervise import LocalError
@@ -167,6 +167,9 @@ def sandbox(context: typer.Context) -> None:
 
 cli_jobs.add_to(app)
 cli_projects.add_to(app)
+cli_lanes.add_to(app)
+cli_doctor.add_to(app)
+cli_resolve.add_to(app)
 
 
 def check_can_run(real: bool) -> None:

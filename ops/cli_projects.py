@@ -52,6 +52,22 @@ def create_key(
         print(plain)
 
 
+@_keys.command("operator")
+def create_operators_key(
+    name: Annotated[str, typer.Option(help="Whose it is: what it decides is written under this name.")] = "",
+    home: Home = Path(".noria"),
+    database_url: DatabaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Make an operator's key, which acts for any project and resolves uncertain jobs, and print it, alone."""
+    with reach.database(home, database_url) as connection:
+        key, plain = keys.new_key(connection, None, name)
+    if as_json:
+        show.document({"key": plain, "id": str(key.id), "prefix": key.prefix, "project": None, "name": name})
+    else:
+        print(plain)
+
+
 @_keys.command("list")
 def list_keys(
     project: Annotated[str | None, typer.Argument(metavar="[PROJECT]")] = None,
@@ -109,13 +125,14 @@ def set_project(
     project: ProjectName,
     weight: Annotated[int | None, typer.Option(help="Its share of turns beside other projects, 1 to 1000.")] = None,
     time_zone: Annotated[str | None, typer.Option(help="Where its days begin, like Asia/Shanghai.")] = None,
+    max_in_flight: Annotated[int | None, typer.Option(min=0, help="Its tasks at once, in all; 0: no bound.")] = None,
     home: Home = Path(".noria"),
     database_url: DatabaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Change a project; it must exist (`noria keys create PROJECT` makes one)."""
     with reach.database(home, database_url) as connection:
-        changed = _project_shown(keys.set_project(connection, project, weight, time_zone))
+        changed = _project_shown(keys.set_project(connection, project, weight, time_zone, max_in_flight))
     if as_json:
         show.document(changed)
     else:
@@ -150,5 +167,7 @@ def _project_shown(project: Project) -> dict[str, Any]:
         "name": project.name,
         "weight": project.weight,
         "time_zone": project.time_zone,
+        "max_in_flight": project.max_in_flight,
+        "paused_at": reading.moment(project.paused_at),
         "created_at": reading.moment(project.created_at),
     }

@@ -66,7 +66,12 @@ class Stage:
 
     def play(self, messages: Iterable[tick.Message]) -> None:
         """What a worker does with messages."""
-        tasks = {"noria.work": self.runner.work, "noria.poll": self.runner.poll, "noria.deliver": self.runner.deliver}
+        tasks = {
+            "noria.work": self.runner.work,
+            "noria.poll": self.runner.poll,
+            "noria.deliver": self.runner.deliver,
+            "noria.sweep": lambda _: self.runner.sweep(),
+        }
         for message in messages:
             tasks[message.task]([(claim.id, claim.number) for claim in message.claims])
 

@@ -21,11 +21,16 @@ OF_A_JOB = {
     ("GET", "/v1/jobs/{job_id}/outputs/{n}"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
 }
+OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
-OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("POST", "/v1/estimates")}
+OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("POST", "/v1/estimates"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
-BODIES: dict[str, Any] = {"/v1/jobs": CLIP, "/v1/estimates": CLIP}
+BODIES: dict[str, Any] = {
+    "/v1/jobs": CLIP,
+    "/v1/estimates": CLIP,
+    "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
+}
 
 
 @dataclass
@@ -61,9 +66,17 @@ def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    assert routes == (OF_A_JOB | OF_A_PROJECT | OF_EVERYBODY | OPEN) - {("GET", "/docs"), ("GET", "/openapi.json")}
+    assert routes == (OF_A_JOB | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN) - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == set()
+
+
+def test_a_projects_key_decides_nothing_and_learns_nothing_by_asking(tenants: Tenants) -> None:
+    for route in sorted(OF_AN_OPERATOR):
+        for who in (tenants.spring, tenants.summer):
+            refused = tenants.ask(who, route)
+
+            assert (refused.status_code, refused.json()["code"]) == (403, "operator_required")
 
 
 def test_anothers_job_is_not_found(tenants: Tenants) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from api import limits
 from ops import servers as embedded
-from worker import catalog, claims, lanes, polling, reading, settings, tick
+from worker import catalog, claims, lanes, polling, reading, settings, tick, turns
 from worker.models import Base
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -174,7 +174,7 @@ def test_admission_finds_queues_and_slots_by_their_indexes(seeded: Engine) -> No
 
     with _plans(seeded) as (connection, plans):
         before = connection.execute(admitted).scalar_one()
-        lanes.admit(connection, _now(connection))
+        turns.admit(connection, _now(connection))
         gained = connection.execute(admitted).scalar_one() - before
 
     assert gained > 0

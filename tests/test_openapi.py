@@ -116,6 +116,7 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             answers.AttemptList: http.get(job["urls"]["attempts"]).json(),
             answers.Estimate: http.post("/v1/estimates", json=CLIP).json(),
             answers.ModelList: http.get("/v1/models").json(),
+            answers.LaneList: http.get("/v1/limits").json(),
             answers.Readiness: http.get("/readyz").json(),
             answers.Problem: http.post("/v1/estimates", json={}).json(),
             answers.Cancellation: http.post(job["urls"]["cancel"]).json(),

@@ -98,6 +98,16 @@ def publish(app: Celery, task: str, queue: str, args: list[Any]) -> None:
     app.send_task(task, args=args, **_silent(queue))
 
 
+def consumers(app: Celery, seconds: float) -> dict[str, list[str]]:
+    """Queue → the workers at it, of those that answer within that time; raises what the broker raised."""
+    answered = app.control.inspect(timeout=seconds).active_queues() or {}
+    at: dict[str, list[str]] = {}
+    for worker, queues in answered.items():
+        for queue in queues:
+            at.setdefault(queue["name"], []).append(worker)
+    return at
+
+
 class Sender:
     """The thread: `hint` and `tell` return at once, whatever state Redis is in."""
 

@@ -70,11 +70,16 @@ class Context:
     queries: Budget
 
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
+    strange: set[str] = field(default_factory=set)  # statuses of tasks that were wondered at already
 
     @property
     def owners(self) -> dict[str, str]:
         """Account → the main account that its limits are counted by."""
         return {account.name: account.owner for account in self.settings.all_accounts}
+
+    def owner(self, job: Job) -> str:
+        """The main account that the job's limits are counted by."""
+        return self.owners[job.account or ""]
 
     def project_name(self, job: Job) -> str:
         """The name of the job's project."""

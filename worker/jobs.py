@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, money, moves, reading
+from worker import claims, money, moves, reading, turns
 from worker.catalog import Catalog, Model
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.kinds import KINDS, Kind
@@ -88,6 +88,7 @@ def submit(
         "labels": said.metadata,
         "custom_id": said.custom_id,
         "priority": reading.PRIORITIES[said.priority],
+        "rank_at": turns.rank(now, reading.PRIORITIES[said.priority]),
         "webhook_url": said.webhook_url,
         "webhook_events": said.webhook_events,
         "estimate": prepared.estimate,

@@ -74,13 +74,23 @@ def projects(connection: Connection) -> list[Project]:
     return [Project.of(row) for row in connection.execute(statement).mappings()]
 
 
-def set_project(connection: Connection, name: str, weight: int | None = None, time_zone: str | None = None) -> Project:
-    """The project with another weight (1 to 1000) or zone; None leaves what it has. Raises as `create_project`."""
+def set_project(
+    connection: Connection,
+    name: str,
+    weight: int | None = None,
+    time_zone: str | None = None,
+    max_in_flight: int | None = None,
+) -> Project:
+    """The project with another weight (1 to 1000), zone, or most tasks at once; None leaves what it has, 0 no bound.
+
+    Raises as `create_project`.
+    """
     faults = [fault for fault in _faults(weight, time_zone) if fault]
     if faults:
         raise InvalidInput(faults)
-    said = {"weight": weight, "time_zone": time_zone}
-    return _change(connection, name, {column: value for column, value in said.items() if value is not None})
+    said = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+    columns = {column: value for column, value in said.items() if value is not None}
+    return _change(connection, name, columns | ({"max_in_flight": None} if max_in_flight == 0 else {}))
 
 
 def rotate_secret(connection: Connection, name: str) -> Project:

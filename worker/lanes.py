@@ -25,8 +25,6 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
-    insert,
-    literal,
     literal_column,
     or_,
     select,
@@ -37,8 +35,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import throttle
 from worker.catalog import Catalog, Model
-from worker.claims import Now, moment
-from worker.models import Event, Job, Lane, Owner, Project
+from worker.claims import moment
+from worker.models import Job, Lane, Owner, Project
 from worker.settings import Account, Limit, Settings
 from worker.states import SLOTTED, State
 
@@ -46,16 +44,6 @@ _SHARE = 0.9  # of a published rate: the provider counts in windows that we cann
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
 _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _CONFIGURED = ("account", "concurrency", "interval_us")
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Why nothing is sent for a job now, in a code, a sentence, and the instant it may change (None: unknown)."""
-
-    code: str
-    detail: str
-    until: datetime | None = None
-    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +80,6 @@ def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
     connection.execute(agreed)
 
 
-def admit(connection: Connection, now: Now) -> int:
-    """Gives each lane's free slots to its queued jobs, by priority and age; returns how many it gave."""
-    return sum(_fill(connection, lane, now) for lane in connection.execute(_with_room(now)).all())
-
-
 def reserve(connection: Connection, job: Job, now: datetime) -> Booking:
     """Books the next free instant of the admitted job's lane for its create.
 
@@ -111,50 +94,28 @@ def reserve(connection: Connection, job: Job, now: datetime) -> Booking:
     return Booking(None, max(lane.next_at, now + _AHEAD) if lane.may_create else None)
 
 
-def park(connection: Connection, lane_id: int, until: datetime, why: str) -> None:
-    """Admits nothing to the lane before `until`; a later time that is already set stays."""
-    parked = (
-        update(Lane)
-        .where(Lane.id == lane_id, or_(Lane.parked_until.is_(None), Lane.parked_until < until))
-        .values(parked_until=until, parked_why=why)
-    )
-    connection.execute(parked)
-
-
-def stop(connection: Connection, owner: str, until: datetime, why: str) -> None:
-    """Stops all creates of an account until then, when one more is tried."""
-    stopped = update(Owner).where(Owner.name == owner).values(stopped_until=until, stopped_why=why)
-    connection.execute(stopped)
-
-
-def waiting_on(connection: Connection, job: Job, now: datetime) -> Waiting | None:
-    """What an unfinished job waits for; None when it is being worked on or has ended."""
-    match State(job.state):
-        case State.QUEUED:
-            return _queued_for(connection, job, now)
-        case State.HELD:
-            return Waiting("held", f"held for {job.held_for}: a person has to decide")
-        case State.ADMITTED:
-            return Waiting("rate", "has a slot, and waits for the lane's request rate", job.run_at)
-        case State.UNCERTAIN:
-            return Waiting("uncertain", "the create call's answer was lost; the task is being looked for", job.run_at)
-        case State.RUNNING:
-            return Waiting("provider", f"the provider says {job.task_status or 'nothing yet'}", job.run_at)
-        case State.COPYING if job.claimed is None:
-            return Waiting("storage", "waits to be copied into the bucket", job.run_at)
-    return None
-
-
-def listed(connection: Connection) -> Sequence[Row[Any]]:
-    """Every lane with its limits, the slots in use and what stops it, for the API and the command line."""
-    used = _used().label("in_use")
-    queued = select(func.count()).where(Job.state == State.QUEUED, Job.model == Lane.model).scalar_subquery()
-    statement = (
-        select(Lane, used, queued.label("queued"), Owner.stopped_until, Owner.stopped_why)
+def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None = None) -> Sequence[Row[Any]]:
+    """Every lane with what it is allowed, what is in use and waits, and what stops it; of one project, or of all."""
+    counted = [Job.project_id == project_id] if project_id else []
+    in_use = select(func.count()).where(Job.lane_id == Lane.id, holds_slot(), *counted).scalar_subquery()
+    queued = select(func.count()).where(Job.state == State.QUEUED, Job.model == Lane.model, *counted).scalar_subquery()
+    at = moment(now)
+    statement: Select[Any] = (
+        select(
+            *Lane.__table__.c,
+            throttle.concurrency(at).label("allowed"),
+            throttle.pace(at).label("pace_now"),
+            in_use.label("in_use"),
+            queued.label("queued"),
+            Owner.paused_at.label("owner_paused_at"),
+            Owner.stopped_at,
+            Owner.stopped_until,
+            Owner.stopped_why,
+        )
         .join(Owner, Owner.name == Lane.owner)
-        .order_by(Lane.model, Lane.region)
+        .order_by(Lane.model, Lane.region, Lane.owner)
     )
-    return connection.execute(select(statement.subquery())).all()
+    return connection.execute(statement).all()
 
 
 def limits(settings: Settings, model: Model, region: str) -> tuple[int, timedelta]:
@@ -194,88 +155,14 @@ def _row(settings: Settings, account: Account, model: Model) -> dict[str, object
     }
 
 
-def _used() -> ColumnElement[int]:
-    """Slots in use: the states that hold one, and what is held with a call whose outcome nobody knows."""
-    holds = or_(Job.state.in_(SLOTTED), and_(Job.state == State.HELD, Job.held_from == State.UNCERTAIN))
-    return select(func.count()).where(Job.lane_id == Lane.id, holds).scalar_subquery()
+def used() -> ColumnElement[int]:
+    """A lane's slots in use."""
+    return select(func.count()).where(Job.lane_id == Lane.id, holds_slot()).scalar_subquery()
 
 
-def _with_room(now: Now) -> Select[Any]:
-    free = (Lane.concurrency - _used()).label("free")
-    wanted = exists().where(Job.state == State.QUEUED, Job.model == Lane.model, Job.run_at <= now)
-    inner = (
-        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free)
-        .join(Owner, Owner.name == Lane.owner)
-        .where(
-            wanted,
-            or_(Owner.stopped_until.is_(None), Owner.stopped_until <= now),
-            or_(Lane.parked_until.is_(None), Lane.parked_until <= now),
-        )
-        .subquery()
-    )
-    return select(inner).where(inner.c.free > 0)
-
-
-def _fill(connection: Connection, lane: Row[Any], now: Now) -> int:
-    picked = (
-        select(Job.id)
-        .where(Job.state == State.QUEUED, Job.model == lane.model, Job.run_at <= now)
-        .order_by(Job.priority.desc(), Job.id)
-        .limit(lane.free)
-        .with_for_update(skip_locked=True)
-        .cte("picked")
-    )
-    admitted = (
-        update(Job)
-        .where(Job.id.in_(select(picked.c.id)), Job.state == State.QUEUED)
-        .values(
-            state=State.ADMITTED,
-            state_at=now,
-            run_at=now,
-            lane_id=lane.id,
-            account=lane.account,
-            region=lane.region,
-            sequence=Job.sequence + 1,
-        )
-        .returning(Job.id, Job.project_id, Job.sequence)
-        .cte("admitted")
-    )
-    told = insert(Event).from_select(
-        ["job_id", "project_id", "sequence", "type", "left", "entered", "at"],
-        select(
-            admitted.c.id,
-            admitted.c.project_id,
-            admitted.c.sequence,
-            literal("job.admitted"),
-            literal(State.QUEUED),
-            literal(State.ADMITTED),
-            moment(now),
-        ),
-    )
-    return connection.execute(told).rowcount
-
-
-def _queued_for(connection: Connection, job: Job, now: datetime) -> Waiting:
-    if job.run_at is not None and job.run_at > now:
-        return Waiting("backoff", "waits before it is tried again", job.run_at)
-    lane = connection.execute(
-        select(Lane.parked_until, Lane.parked_why, Owner.stopped_until, Owner.stopped_why)
-        .join(Owner, Owner.name == Lane.owner)
-        .where(Lane.model == job.model)
-        .order_by(Owner.stopped_until.nulls_first(), Lane.parked_until.nulls_first())
-        .limit(1)
-    ).one_or_none()
-    if lane is not None and lane.stopped_until and lane.stopped_until > now:
-        return Waiting("account", f"the provider's account is stopped: {lane.stopped_why}", lane.stopped_until)
-    if lane is not None and lane.parked_until and lane.parked_until > now:
-        return Waiting("quota", f"the lane is parked: {lane.parked_why}", lane.parked_until)
-    before = select(func.count()).where(
-        Job.state == State.QUEUED,
-        Job.model == job.model,
-        or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id)),
-    )
-    position: uuid.UUID | int = connection.execute(before).scalar_one()
-    return Waiting("slot", "waits for one of the model's concurrent tasks", None, int(position) + 1)
+def holds_slot() -> ColumnElement[bool]:
+    """Whether a job uses a slot: by its state, or held with a call whose outcome nobody knows."""
+    return or_(Job.state.in_(SLOTTED), and_(Job.state == State.HELD, Job.held_from == State.UNCERTAIN))
 
 
 # Built once: to build a statement costs more than to run it.

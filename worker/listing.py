@@ -22,7 +22,7 @@ _SIZES = (100, 50, 20, 10)  # rows, tried in this order where the provider refus
 _PAGES = 50  # at most; what needs more is not complete
 
 
-class NotTold(Exception):  # noqa: N818 - not an error of ours
+class NotTold(Exception):  # not an error: the caller asks again
     """The provider did not tell, now: ask again later."""
 
 

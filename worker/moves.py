@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate, Update
 
-from worker import lanes, money, reading, throttle, webhooks
+from worker import lanes, money, reading, stops, throttle, webhooks
 from worker.errors import ClaimLost
 from worker.models import Attempt, Event, Job, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
@@ -218,7 +218,7 @@ def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> N
         throttle.slow(connection, job, *move.throttled, now)
     if move.stop and job.attempt_id:
         owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
-        throttle.stop(connection, owner, *move.stop, now)
+        stops.stop(connection, owner, *move.stop, now)
 
 
 def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, DateTime, Engine, Interval, bindparam, case, func, or_, select, true, update
+from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker.catalog import Catalog
@@ -62,10 +62,9 @@ def book(
     connection: Connection, owner: str, count: int, per_second: float, now: datetime, ahead: timedelta = AHEAD
 ) -> Booked | None:
     """Books `count` queries of the owner's budget; None when it is spent further ahead than `ahead`."""
-    length = timedelta(seconds=count / per_second)
-    said = {"owner": owner, "now": now, "length": length, "latest": now + ahead}
+    said = {"owner": owner, "now": now, "seconds": count / per_second, "latest": now + ahead}
     row = connection.execute(_BOOK, said).one_or_none()
-    return Booked(now, row.at, length / row.pace / count) if row else None
+    return Booked(now, row.at, timedelta(seconds=1 / per_second / row.pace)) if row else None
 
 
 def is_trouble(http_status: int) -> bool:
@@ -214,14 +213,14 @@ def _on_grid(moment: datetime, step: int) -> datetime:
 # Built once: to build a statement costs more than to run it.
 
 _NOW = bindparam("now", type_=DateTime(timezone=True))
-_LENGTH = bindparam("length", type_=Interval)
 _REGAINING = func.floor(func.extract("epoch", _NOW - Owner.slowed_at) / _EACH_SECONDS) * _REGAINED
 _PACE = case((Owner.slowed_at.is_(None), 1.0), else_=func.least(1.0, Owner.query_pace + _REGAINING))
+_LENGTH = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds", type_=Double) / _PACE, type_=Interval)
 _BOOK = (
     update(Owner)
     .where(Owner.name == bindparam("owner"), Owner.next_query_at <= bindparam("latest", type_=DateTime(timezone=True)))
-    .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH / _PACE)
-    .returning((Owner.next_query_at - _LENGTH / _PACE).label("at"), _PACE.label("pace"))
+    .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH)
+    .returning((Owner.next_query_at - _LENGTH).label("at"), _PACE.label("pace"))
 )
 _SLOW = (
     update(Owner)

@@ -15,10 +15,11 @@ from sqlalchemy import Connection, Row, bindparam, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
-from worker import lanes, money
+from worker import money, waiting
 from worker.errors import NotFound
 from worker.models import Attempt, Event, Job, Output
 from worker.states import TERMINAL, State
+from worker.waiting import Waiting
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
@@ -112,14 +113,12 @@ def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, 
 def documents(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
     """The jobs as the API shows them, in their order."""
     stored, requests = outputs(connection, jobs), request_ids(connection, jobs)
-    return [
-        shown(project, job, stored[job.id], requests.get(job.id), lanes.waiting_on(connection, job, now))
-        for job in jobs
-    ]
+    causes = waiting.waiting_on(connection, jobs, now)
+    return [shown(project, job, stored[job.id], requests.get(job.id), causes[job.id]) for job in jobs]
 
 
 def shown(
-    project: str, job: Job, stored: Sequence[Output], request_id: str | None, waiting: lanes.Waiting | None
+    project: str, job: Job, stored: Sequence[Output], request_id: str | None, cause: Waiting | None
 ) -> dict[str, Any]:
     """One job as the API and the webhooks show it."""
     path = f"/v1/jobs/{job.id}"
@@ -133,7 +132,7 @@ def shown(
         "is_terminal": State(job.state) in TERMINAL,
         "held_for": job.held_for,
         "cancel_requested": job.cancel_requested,
-        "waiting_on": _waiting(waiting),
+        "waiting_on": _waiting(cause),
         "priority": _PRIORITY_NAMES[job.priority],
         "input": job.input,
         "metadata": job.labels,
@@ -163,6 +162,23 @@ def shown(
         "outputs": [_output(path, output) for output in stored],
         "error": job.error,
         "urls": {name: path + suffix for name, suffix in _URLS.items()},
+    }
+
+
+def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, Any]:
+    """A lane, as `lanes.listed` gives it, as the API and the command line show it."""
+    return {
+        "object": "lane",
+        "model": lane.model,
+        "region": lane.region,
+        "account": lane.owner if is_operator else None,
+        "concurrency": lane.concurrency,
+        "allowed": lane.allowed,
+        "per_second": round(1e6 / lane.interval_us, 3) if lane.interval_us else None,
+        "pace": round(lane.pace_now, 3),
+        "in_use": lane.in_use,
+        "queued": lane.queued,
+        "waiting_on": _waiting(waiting.of_lane(lane, now)),
     }
 
 
@@ -223,8 +239,8 @@ _URLS = {
 }
 
 
-def _waiting(waiting: lanes.Waiting | None) -> dict[str, Any] | None:
-    return {**asdict(waiting), "until": moment(waiting.until)} if waiting else None
+def _waiting(cause: Waiting | None) -> dict[str, Any] | None:
+    return {**asdict(cause), "until": moment(cause.until)} if cause else None
 
 
 def _output(path: str, output: Output) -> dict[str, Any]:

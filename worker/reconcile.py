@@ -26,18 +26,17 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from worker import spans
+from worker import listing, spans
 from worker.context import Clock, Context
-from worker.dashscope.answers import Listed, Refused, TaskSeen
+from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
+from worker.listing import REACH, Asked, NotTold
 from worker.models import Attempt, Job
 from worker.states import HeldFor, Move, State
 
-_SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's
-_PAGE = 100  # rows; the documents name no maximum, so a page that comes back shorter is believed
-_PAGES = 50  # at most; beyond it the listing is not complete
-_LISTED = timedelta(hours=24)  # how far back the list reaches
+SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's
+_PATIENCE = timedelta(minutes=1)  # for a place in the query budget
 _UNBILLED = frozenset({"FAILED", "CANCELED"})
 _AGAIN = timedelta(seconds=3), timedelta(seconds=60)  # between two looks: the first, and the longest
 
@@ -80,11 +79,11 @@ def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
 
 def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     began = clock()
-    if began - attempt.sent_at > _LISTED - _SKEW:
+    if began - attempt.sent_at > REACH - SKEW:
         return _held("the call is too old for the provider's list, so nobody can prove what became of it")
     try:
         listing = _list(ctx, job, attempt, began)
-    except _NotTold as error:
+    except NotTold as error:
         return _later(ctx, job, attempt, clock, str(error))
     mine = [row for row in listing.rows if attempt.request_id and row.request_id == attempt.request_id]
     if mine:
@@ -103,9 +102,9 @@ def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, cl
     if any(row.status != "SUCCEEDED" for row in candidates):
         return _later(ctx, job, attempt, clock, "a task that may be ours still runs")
     try:
-        alike = [row for row in candidates if _fits(_echoes(job), _echoed(ctx, job, row))]
+        alike = [row for row in candidates if fits(_echoes(job), _echoed(ctx, job, row))]
         claimed = [row for row in alike if not _contested(ctx, job, attempt, row, rivals)]
-    except _NotTold as error:
+    except NotTold as error:
         return _later(ctx, job, attempt, clock, str(error))
     if claimed:
         return _adopted(job, claimed[0], "the task repeats what this call asked, and fits no other", clock)
@@ -114,50 +113,34 @@ def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, cl
     return _absent(ctx, job, attempt, listing, clock)
 
 
-class _NotTold(Exception):
-    """The provider did not tell, now: look again later."""
-
-
 def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing:
-    """The tasks that the call may have made and that no job has; raises _NotTold."""
+    """The tasks that the call may have made and that no job has; raises NotTold."""
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
-    start, end = attempt.sent_at - _SKEW, min(settled_at, began) + _SKEW
-    rows: dict[str, Listed] = {}
-    for page_no in range(1, _PAGES + 1):
-        page = _page(ctx, job, attempt, start, end, page_no)
+    start, end = attempt.sent_at - SKEW, min(settled_at, began) + SKEW
+    rows, total = dict[str, Listed](), 0
+    for page in listing.pages(ctx, Asked(job.account or "", start, end, attempt.model), _PATIENCE):
         rows |= {row.task_id: row for row in page.rows}
-        if page_no >= page.pages:
-            break
-    complete = page_no >= page.pages and len(rows) == page.total
+        total = page.total
+    complete = len(rows) == total
     with ctx.engine.connect() as connection:
-        bound = _bound(connection, attempt.owner, list(rows))
-    unbound = tuple(sorted((row for row in rows.values() if row.task_id not in bound), key=_created))
+        taken = bound(connection, attempt.owner, list(rows))
+    unbound = tuple(sorted((row for row in rows.values() if row.task_id not in taken), key=_created))
     return _Listing(unbound, complete and began > settled_at)
-
-
-def _page(ctx: Context, job: Job, attempt: Attempt, start: datetime, end: datetime, page_no: int) -> Any:
-    ctx.spend_query(attempt.owner)
-    try:
-        page = ctx.client(job).tasks(start, end, page_no, _PAGE, attempt.model)
-    except CallFailed as error:
-        raise _NotTold(f"the task list did not come: {error}") from error
-    if isinstance(page, Refused):
-        raise _NotTold(f"the task list was refused: HTTP {page.http_status} {page.code}")
-    return page
 
 
 def _created(row: Listed) -> float:
     return row.created_at.timestamp() if row.created_at else 0.0
 
 
-def _bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[str]:
+def bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[str]:
+    """Those of the tasks that an attempt has."""
     statement = select(Attempt.task_id).where(Attempt.owner == owner, Attempt.task_id.in_(task_ids))
     return {task_id for task_id in connection.execute(statement).scalars() if task_id}
 
 
 def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
     """The other open attempts of the lane that may have made one of the tasks in the window."""
-    settle = timedelta(seconds=ctx.settings.settle_seconds) + _SKEW
+    settle = timedelta(seconds=ctx.settings.settle_seconds) + SKEW
     statement = (
         select(Attempt.request_hash, Attempt.request_id, Job.id, Job.project_id, Job.state, Job.kind, Job.input)
         .join(Job, Job.id == Attempt.job_id)
@@ -173,34 +156,35 @@ def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
     with ctx.engine.connect() as connection:
         rows = connection.execute(statement).all()
     return [
-        _Rival(row.id, row.project_id, row.state, row.request_hash, row.request_id, _asked(row.kind, row.input))
+        _Rival(row.id, row.project_id, row.state, row.request_hash, row.request_id, asked(row.kind, row.input))
         for row in rows
     ]
 
 
 def _echoes(job: Job) -> dict[str, Any]:
-    return _asked(job.kind, job.input)
+    return asked(job.kind, job.input)
 
 
-def _asked(kind_name: str, stored: dict[str, Any]) -> dict[str, Any]:
+def asked(kind_name: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """What a task of a stored input repeats of it."""
     kind = KINDS[kind_name]
     return kind.echoes(kind.input.model_validate(stored))
 
 
 def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
-    """What a finished task repeats of its request; raises _NotTold."""
+    """What a finished task repeats of its request; raises NotTold."""
     account = ctx.owners[job.account or ""]
     ctx.spend_query(account)
     try:
         seen = ctx.client(job).task(row.task_id)
     except CallFailed as error:
-        raise _NotTold(f"a candidate could not be looked at: {error}") from error
+        raise NotTold(f"a candidate could not be looked at: {error}") from error
     if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
-        raise _NotTold("a candidate could not be looked at")
+        raise NotTold("a candidate could not be looked at")
     return KINDS[job.kind].echoed(seen.body)
 
 
-def _fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
+def fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
     """Whether a task repeats a request: the prompt at least, and nothing that differs."""
     shared = asked.keys() & echoed.keys()
     return "orig_prompt" in shared and all(asked[name] == echoed[name] for name in shared)
@@ -212,7 +196,7 @@ def _contested(ctx: Context, job: Job, attempt: Attempt, row: Listed, rivals: It
     if not others:
         return False
     echoed = _echoed(ctx, job, row)
-    return any(_fits(rival.echoes, echoed) for rival in others)
+    return any(fits(rival.echoes, echoed) for rival in others)
 
 
 def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:

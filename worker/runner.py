@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import ColumnElement, Interval, Row, and_, case, func, literal, select, update
 
-from worker import claims, context, flower, lanes, log, moves, spans, tick, webhooks
+from worker import claims, context, flower, listing, log, looks, moves, polling, spans, steps, tick, unowned, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
@@ -26,6 +26,8 @@ from worker.steps import STEPS
 Publish = Callable[[tick.Message], None]
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
+_SINGLY = 15  # looks that are booked, and whose waits are written, together
+_LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
 
 
 def _span(span: timedelta) -> ColumnElement[timedelta]:
@@ -78,19 +80,25 @@ class Runner:
                 self.carry_out(Job.of(_columns(row)), Clock(row.now))
 
     def poll(self, numbers: Numbers) -> None:
-        """A look at each task, spread over the account's query rate; all waits are written in one statement."""
+        """A look at the task of each row, all of one account: many are told by its list, the rest singly."""
         rows = _until_it_holds(partial(_take, self.ctx, Job, numbers, LEASE))
-        if not rows:
-            return
         taken = [Job.of(_columns(row)) for row in rows]
-        at = _until_it_holds(partial(_book, self.ctx, taken, rows[0].now))
-        if at is not None:
-            self._look(taken, Clock(rows[0].now), at)
+        if not taken:
+            return
+        clock = Clock(rows[0].now)
+        until = clock() + _LOOKING
+        singly = self._listed(taken, clock) if len(taken) >= looks.WORTH else taken
+        for start in range(0, len(singly), _SINGLY):
+            self._look(singly[start : start + _SINGLY], clock, until)
 
     def deliver(self, numbers: Numbers) -> None:
         """One try of each delivery, one after the other."""
         for number in numbers:
             _deliver(self.ctx, number)
+
+    def sweep(self) -> None:
+        """The look for tasks that no job owns, of the accounts whose hour has come."""
+        unowned.sweep(self.ctx)
 
     def tell_unfinished(self) -> None:
         """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""
@@ -143,17 +151,49 @@ class Runner:
         if said := flower.event(job, self.ctx.project_name(job), keys):
             self.tell(said)
 
-    def _look(self, taken: Sequence[Job], clock: Clock, at: datetime) -> None:
+    def _listed(self, taken: Sequence[Job], clock: Clock) -> Sequence[Job]:
+        """Puts the waits of those on record that the list shows as unfinished; the others.
+
+        Without a list a few are looked at, which tells what is wrong, and the rest a little later.
+        """
+        try:
+            told = looks.sort(self.ctx, taken, clock)
+        except listing.NotTold as error:
+            _log.warning("the task list does not tell", why=str(error), rows=len(taken))
+            self._postpone(taken[looks.WORTH :])
+            return taken[: looks.WORTH]
+        waits = [(job, steps.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
+        self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
+        overdue = [job for job, move in waits if move.to is not State.RUNNING]
+        return [*told.singly, *overdue]
+
+    def _look(self, taken: Sequence[Job], clock: Clock, until: datetime) -> None:
+        """Looks spread over the account's query rate; all waits are written in one statement."""
+        booked = self.ctx.queries.book(self.ctx.owner(taken[0]), len(taken), polling.AHEAD)
+        if booked is None:
+            self._postpone(taken)
+            return
         waits: list[tuple[Job, Move]] = []
         for n, job in enumerate(taken):
-            clock.wait_until(at + n * timedelta(seconds=1 / self.ctx.settings.poll_qps))
+            clock.wait_until(booked.at + n * booked.apart)
+            if clock() > until:
+                self._postpone(taken[n:])
+                break
             if move := self.carry_out(job, clock):
                 waits.append((job, move))
-        context.until_it_holds(lambda: self._write(waits, clock()), f"{len(waits)} looks")
+        self._write(waits, clock)
 
-    def _write(self, waits: list[tuple[Job, Move]], now: datetime) -> None:
+    def _postpone(self, taken: Sequence[Job]) -> None:
         with self.ctx.engine.begin() as connection:
-            moves.record_waits(connection, waits, now)
+            claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], _POSTPONED)
+
+    def _write(self, waits: Sequence[tuple[Job, Move]], clock: Clock) -> None:
+        def write() -> None:
+            with self.ctx.engine.begin() as connection:
+                moves.record_waits(connection, waits, clock())
+
+        if waits:
+            context.until_it_holds(write, f"{len(waits)} looks")
 
 
 def _next(step: Any, job: Job) -> Move | None:
@@ -175,16 +215,6 @@ def _until_it_holds(write: Callable[[], T]) -> T:
 def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
     with ctx.engine.begin() as connection:
         return claims.take(connection, table, numbers, lease)
-
-
-def _book(ctx: Context, taken: Sequence[Job], now: datetime) -> datetime | None:
-    """When the first of the looks may leave, all being of one account; None: they were given back for now."""
-    owner = ctx.owners[taken[0].account or ""]
-    with ctx.engine.begin() as connection:
-        at = lanes.reserve_queries(connection, owner, len(taken), ctx.settings.poll_qps, now)
-        if at is None:
-            claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], _POSTPONED)
-    return at
 
 
 def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:

@@ -36,6 +36,7 @@ LEASES = {
 RUNNING = timedelta(hours=3, minutes=30)  # the provider ends a task at 3 h; until then it lives and is billed
 LINKS = timedelta(hours=24)  # how long a finished task's links and its record live, when nothing says otherwise
 
+PROBE = timedelta(minutes=5)  # between two tries of a stopped account
 UNKNOWN_BELIEVED = timedelta(minutes=10)  # looks that say UNKNOWN before a task is given up
 CRASHES = 3  # workers that may die on one row before a person looks at it
 

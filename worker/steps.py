@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
-from worker import jobs, spans, storage
+from worker import jobs, log, polling, spans, storage
 from worker.context import Clock, Context
 from worker.dashscope import faults
 from worker.dashscope.answers import Accepted, Refused, ServerTrouble, TaskSeen
@@ -36,10 +36,11 @@ from worker.states import Move, State
 
 Moves = Generator[Move, Job, None]
 
-_FIRST_LOOKS = timedelta(seconds=3)  # between looks at a model whose run time is not learned yet
-_LAST_LOOKS = timedelta(seconds=60)
+_LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
 _JITTER = 0.1
 _SHANGHAI = ZoneInfo("Asia/Shanghai")
+
+_log = log.get(__name__)
 
 # What a refused create holds back, and for how long, until the next one is tried.
 _FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
@@ -102,11 +103,14 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
     try:
         seen = ctx.client(job).task(job.task_id or "")
     except CallFailed as error:
+        ctx.queries.slow(ctx.owner(job))
         yield _look_again(job, clock, f"no answer: {error}")
         return
     if isinstance(seen, Refused):
-        yield _not_told(job, seen, clock)
+        yield _not_told(ctx, job, seen, clock)
         return
+    if seen.status != "UNKNOWN":
+        ctx.queries.sighted(ctx.owner(job))
     yield _SEEN.get(seen.status, _still_running)(ctx, job, seen, clock)
 
 
@@ -137,7 +141,7 @@ STEPS = {
     State.ADMITTED: Step(submit, spans.LEASES["submit"], 4),
     State.SUBMITTING: Step(lapsed, spans.LEASES["submit"], 16),
     State.UNCERTAIN: Step(reconcile, spans.LEASES["reconcile"], 4),
-    State.RUNNING: Step(poll, spans.LEASES["poll"], 15),
+    State.RUNNING: Step(poll, spans.LEASES["poll"], 1000),  # one list answers for many
     State.COPYING: Step(copy, spans.COPY[1] + spans.BUCKET_OVERRUN, 1),
 }
 
@@ -170,7 +174,7 @@ def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
         "polls": 0,
         "error": None,
     }
-    return Move(State.RUNNING, run_at=now + _first_look(job, ctx), columns=columns, attempt=said)
+    return Move(State.RUNNING, run_at=polling.first_look(now, ctx.learned.times(job)), columns=columns, attempt=said)
 
 
 def _refused(job: Job, refused: Refused, clock: Clock) -> Move:
@@ -203,7 +207,7 @@ def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
     if row.scope is faults.Scope.DAILY:
         return _next_midnight(now) + timedelta(minutes=random.uniform(1, 5))  # noqa: S311
-    pause = _PAUSES.get(row.scope, throttle.PROBE_AFTER) if row.scope else throttle.PROBE_AFTER
+    pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
     return now + max(_spread(pause), timedelta(seconds=refused.retry_after or 0))
 
 
@@ -253,6 +257,7 @@ def _succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[
         "cost": model.price(usage, job.region or "", now.date()),
         "billed": "yes",
         "run_seconds": _took(seen.output),
+        "shape": ctx.learned.shape(job),
         "sources": [asdict(source) for source in sources],
         "links_expire_at": _links_expire(sources, now),
         "deadline_at": _links_expire(sources, now),
@@ -283,14 +288,17 @@ def _canceled(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
 
 
 def _unknown_task(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
-    """UNKNOWN is an expired task, a foreign key, or an instant's confusion: believed after ten minutes of looks."""
-    since = job.unknown_since or clock()
-    if clock() - since < spans.UNKNOWN_BELIEVED:
-        return Move(
-            State.RUNNING,
-            run_at=clock() + _LAST_LOOKS,
-            columns={"task_status": seen.status, "unknown_since": since},
-        )
+    """UNKNOWN is an expired task, a foreign key, or an instant's confusion.
+
+    It is believed after ten minutes of looks, and only if other tasks of the account were seen since: a key that sees
+    none is of another account. What nobody is seen beside is given up at the job's deadline.
+    """
+    now = clock()
+    since = job.unknown_since or now
+    is_believed = now - since >= spans.UNKNOWN_BELIEVED and ctx.queries.was_sighted_since(ctx.owner(job), since)
+    if not is_believed and not _is_overdue(job, now):
+        columns = {"task_status": seen.status, "unknown_since": since}
+        return Move(State.RUNNING, run_at=now + _LAST_LOOKS, columns=columns)
     message = "the provider does not know the task any more; it may have been billed"
     failure = Failure("task_unknown", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
     columns = {"task_status": seen.status, "error": failure.as_json()}
@@ -299,13 +307,24 @@ def _unknown_task(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
 
 def _still_running(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
     """PENDING, RUNNING, SUSPENDED, and whatever else the provider may say: not an end."""
-    now = clock()
-    if job.deadline_at and now > job.deadline_at:
-        message = f"the provider still says {seen.status} long after its own limit of three hours"
+    if seen.status not in _USUAL and seen.status not in ctx.strange:
+        ctx.strange.add(seen.status)
+        _log.warning("the provider says of a task what we do not know: it is waited on", status=seen.status)
+    return still_runs(ctx, job, seen.status, clock())
+
+
+def still_runs(ctx: Context, job: Job, status: str, now: datetime) -> Move:
+    """The wait until the next look at a task that has not ended; the end of the job, when that is long overdue."""
+    if _is_overdue(job, now):
+        message = f"the provider still says {status} long after its own limit of three hours"
         failure = Failure("task_overdue", ErrorClass.DEADLINE, message, billed="unknown")
         return Move(State.FAILED, message, columns={"error": failure.as_json()})
-    columns = {"task_status": seen.status, "unknown_since": None}
-    return Move(State.RUNNING, run_at=now + _next_look(job, ctx, now), columns=columns)
+    again = polling.next_look(job.started_at or now, now, ctx.learned.times(job))
+    return Move(State.RUNNING, run_at=again, columns={"task_status": status, "unknown_since": None})
+
+
+def _is_overdue(job: Job, now: datetime) -> bool:
+    return job.deadline_at is not None and now > job.deadline_at
 
 
 _SEEN: dict[str, Callable[[Context, Job, TaskSeen, Clock], Move]] = {
@@ -314,11 +333,14 @@ _SEEN: dict[str, Callable[[Context, Job, TaskSeen, Clock], Move]] = {
     "CANCELED": _canceled,
     "UNKNOWN": _unknown_task,
 }
+_USUAL = frozenset({"PENDING", "RUNNING"})
 _UNKNOWN_HINT = "look the task up in the console of the account that made it; a key of another account cannot see it"
 
 
-def _not_told(job: Job, refused: Refused, clock: Clock) -> Move:
+def _not_told(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     """A query that was refused: the task lives on. Only a bad key or account stops anything, and then creates."""
+    if polling.is_trouble(refused.http_status):
+        ctx.queries.slow(ctx.owner(job))
     row = faults.classify(refused.http_status, refused.code, refused.message)
     return _look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
 
@@ -373,20 +395,6 @@ _EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look f
 def _trouble(trouble: NoriaError) -> dict[str, Any]:
     cls = ErrorClass.STORAGE if isinstance(trouble, storage.StorageTrouble) else ErrorClass.NETWORK
     return Failure(trouble.code, cls, str(trouble), retryable=True, billed="yes").as_json()
-
-
-def _first_look(job: Job, ctx: Context) -> timedelta:
-    """At the time within which a tenth of the lane's tasks have ended; soon, when that is not learned yet."""
-    early, _ = ctx.learned.run_times(job)
-    return _spread(_FIRST_LOOKS if early is None else max(_FIRST_LOOKS, timedelta(seconds=early)))
-
-
-def _next_look(job: Job, ctx: Context, now: datetime) -> timedelta:
-    """Closest together around the median, then backing off with the time that has passed."""
-    ran = now - (job.started_at or now)
-    _, median = ctx.learned.run_times(job)
-    step = ran / 10 if median is None or ran.total_seconds() > 1.5 * median else timedelta(seconds=median) / 12
-    return _spread(min(max(step, _FIRST_LOOKS), _LAST_LOOKS))
 
 
 def _backoff(job: Job, clock: Clock) -> datetime:

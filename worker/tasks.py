@@ -1,7 +1,7 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Four tasks: `tick` finds what is due, `work` carries out one step a row, `poll` looks at many tasks, `deliver` sends
-webhooks. Their messages hold ids and claim numbers, nothing else.
+Five tasks: `tick` finds what is due, `work` carries out one step a row, `poll` looks at many tasks, `deliver` sends
+webhooks, `sweep` looks for tasks that are nobody's. Their messages hold ids and claim numbers, nothing else.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ def poll(sent: list[list[Any]]) -> None:
 def deliver(sent: list[list[Any]]) -> None:
     """One try of each webhook."""
     _runner().deliver(_numbers(sent))
+
+
+@_task("noria.sweep")
+def sweep(_: list[list[Any]]) -> None:
+    """The look for tasks that no job owns."""
+    _runner().sweep()
 
 
 def _publish(message: tick.Message) -> None:

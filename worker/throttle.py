@@ -1,23 +1,21 @@
-"""What holds creates back, and how it lets go: throttled lanes, stopped accounts, and what a person paused.
+"""What a throttling answer does to a lane, and how that wears off.
 
 No timer undoes anything. A row keeps what was learned and when; each statement computes from that what is allowed now:
 
 - `pace`: a lane that was too fast goes on at half its rate; after half a minute without another such answer it gains
   a tenth of the rate every ten seconds.
 - `ceiling`: a lane that was refused while n of its tasks were in flight has n at once, whatever is configured. After
-  75 seconds one more is tried, and where that passes 3, 7, 15 more, ten seconds apart. A lane that is refused time and
-  again, and makes so few creates that this is more than one in a hundred, tries ever less often.
-- A stopped account lets one job through every five minutes, to try; the first that is accepted ends the stop.
+  90 seconds one more is tried, and where that passes 3, 7, 15 more, five seconds apart. A lane that is refused time
+  and again, and makes so few creates that this is more than one in a hundred, tries ever less often.
 
 The provider says the same, `Throttling.RateQuota`, of a rate and of too many tasks at once (Alibaba docs, 'Error
-messages'). A create that left more than a second after the one before it cannot have broken a rate by the second.
+messages'). A create that left more than a second after the one before it cannot have broken a rate by the second, and
+one over a known ceiling has most likely met that.
 """
 
 from __future__ import annotations
 
-import json
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -25,12 +23,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Double,
-    Exists,
     Row,
+    Select,
+    SQLColumnExpression,
     and_,
     case,
     cast,
-    exists,
     extract,
     func,
     or_,
@@ -39,24 +37,21 @@ from sqlalchemy import (
     update,
 )
 
-from worker import log, webhooks
-from worker.claims import Now, moment
+from worker import log
+from worker.claims import moment
 from worker.dashscope.faults import Scope
 from worker.errors import NotFound
-from worker.models import Attempt, Job, Lane, Owner, Project
+from worker.models import Job, Lane
 from worker.states import SLOTTED, State
-
-PROBE_AFTER = timedelta(minutes=5)  # a stopped account's next try
 
 _SLOWER = {Scope.RATE: 0.5, Scope.BURST: 0.25, Scope.CAPACITY: 0.5}  # the share of its pace that a lane keeps
 _SLOWEST = 1 / 16
 _PACE_RESTS, _PACE_EVERY, _PACE_GAINS = 30, 10, 0.1  # seconds, seconds, share of the rate
-_CEILING_RESTS, _CEILING_EVERY = 75, 10  # seconds
+_CEILING_RESTS, _CEILING_EVERY = 90, 5  # seconds
 _MOST_DOUBLINGS = 12  # beyond 4,095 more there is no lane
 _PATIENT_FROM, _PATIENT_DOUBLINGS = 3, 4  # refusals in a row, from which each doubles the rest, and how often at most
 _MANY = 100  # creates between two refusals: then trying is cheap
 _SECOND = timedelta(seconds=1)
-_ALARM_EVERY = timedelta(hours=1)
 
 _log = log.get(__name__)
 
@@ -113,84 +108,6 @@ def park(connection: Connection, lane_id: int, until: datetime, why: str) -> Non
     connection.execute(parked)
 
 
-def stop(connection: Connection, owner: str, until: datetime, why: str, now: datetime) -> None:
-    """Stops an account's creates until a try at `until` passes. One alarm is raised, however many answers say so."""
-    stopped = (
-        update(Owner)
-        .where(Owner.name == owner)
-        .values(stopped_at=func.coalesce(Owner.stopped_at, now), stopped_until=until, stopped_why=why, probe=None)
-    )
-    connection.execute(stopped)
-    unsaid = or_(Owner.alarmed_at.is_(None), and_(Owner.stopped_at == now, Owner.alarmed_at < now - _ALARM_EVERY))
-    alarmed = update(Owner).where(Owner.name == owner, unsaid).values(alarmed_at=now).returning(Owner.alert_url)
-    row = connection.execute(alarmed).one_or_none()
-    if row is None:
-        return
-    _log.error("the account is stopped", account=owner, why=why)
-    if row.alert_url:
-        webhooks.enqueue_alarm(connection, row.alert_url, _alarm(owner, why, until, now))
-
-
-def start(connection: Connection, owner: str) -> None:
-    """Ends an account's stop: a try was accepted."""
-    started = (
-        update(Owner)
-        .where(Owner.name == owner, Owner.stopped_at.is_not(None))
-        .values(stopped_at=None, stopped_until=None, stopped_why=None, probe=None)
-    )
-    if connection.execute(started).rowcount:
-        _log.info("the account creates again", account=owner)
-
-
-def may_probe(connection: Connection, owner: str, now: Now) -> bool:
-    """Whether a stopped account lets a job through now; the next one is five minutes later, and one at a time."""
-    busy = exists().where(Job.id == Owner.probe, Job.state.in_(SLOTTED - {State.RUNNING}))
-    due = (
-        update(Owner)
-        .where(Owner.name == owner, Owner.stopped_until <= now, ~busy)
-        .values(stopped_until=now + PROBE_AFTER, probe=None)
-    )
-    return connection.execute(due).rowcount > 0
-
-
-def probe(connection: Connection, owner: str, job_id: uuid.UUID) -> None:
-    """Lets this job, and no other, through to a stopped account."""
-    connection.execute(update(Owner).where(Owner.name == owner).values(probe=job_id))
-
-
-def is_proven() -> Exists:
-    """Whether the provider has accepted the stopped account's last try."""
-    return exists().where(
-        Attempt.job_id == Owner.probe, Attempt.outcome == "accepted", Attempt.sent_at >= Owner.stopped_at
-    )
-
-
-def pause(connection: Connection, what: str, name: str, now: Now | None) -> None:
-    """Pauses a `project`, a `lane` (its model's, in every region) or `all`; resumes it with `now` None.
-
-    Raises NotFound where there is none of that name. What is in flight goes on.
-    """
-    table, column = _PAUSABLE[what]
-    paused = update(table).values(paused_at=now)
-    if table is Lane:
-        paused = paused.values(paused_why=None)
-    if column is not None:
-        paused = paused.where(column == name)
-    if not connection.execute(paused).rowcount:
-        raise NotFound(f"no {what} {name}")
-
-
-def resume_account(connection: Connection, owner: str) -> None:
-    """Ends an account's stop, because a person says so; its next stop alarms again. Raises NotFound."""
-    started = (
-        update(Owner)
-        .where(Owner.name == owner)
-        .values(stopped_at=None, stopped_until=None, stopped_why=None, probe=None, alarmed_at=None)
-    )
-    if not connection.execute(started).rowcount:
-        raise NotFound(f"no account {owner}")
-
-
 def forget(connection: Connection, model: str | None) -> int:
     """Forgets what refusals did to a model's lanes, or to all: how many lanes. What a person paused stays so."""
     by_person = and_(Lane.paused_at.is_not(None), Lane.paused_why.is_(None))
@@ -214,20 +131,13 @@ def forget(connection: Connection, model: str | None) -> int:
     return count
 
 
-_PAUSABLE: dict[str, tuple[type[Project] | type[Lane] | type[Owner], ColumnElement[str] | None]] = {
-    "project": (Project, Project.name),
-    "lane": (Lane, Lane.model),
-    "all": (Owner, None),
-}
-
-
 def _lane(connection: Connection, job: Job, now: datetime) -> Row[Any]:
     """The job's lane, locked, with its pace now, how many of its tasks are in flight, and when the last one left."""
     flying = select(func.count().label("others"), func.max(Job.submitted_at).label("last_at")).where(
         Job.lane_id == Lane.id, in_flight()
     )
     others = flying.correlate(Lane).lateral("others")
-    statement = (
+    statement: Select[Any] = (
         select(*Lane.__table__.c, pace(moment(now)).label("pace_now"), others.c.others, others.c.last_at)
         .join(others, true())
         .where(Lane.id == job.lane_id)
@@ -237,16 +147,17 @@ def _lane(connection: Connection, job: Job, now: datetime) -> Row[Any]:
 
 
 def _is_full(job: Job, lane: Row[Any]) -> bool:
-    """Whether a refusal must be about tasks at once: it left too long after the one before to break a rate."""
+    """Whether a refusal is about tasks at once: over the ceiling, or too long after the create before for a rate."""
     if job.sync or not lane.others or job.submitted_at is None or lane.last_at is None:
         return False
     apart = max(_SECOND, 2 * timedelta(microseconds=lane.interval_us))
-    return bool(job.submitted_at - lane.last_at >= apart)
+    is_over = lane.ceiling is not None and lane.others >= lane.ceiling
+    return bool(is_over or job.submitted_at - lane.last_at >= apart)
 
 
 def _lower(connection: Connection, lane: Row[Any], now: datetime) -> None:
-    """As many at once as are in flight; a refusal that took few creates to come makes the next try later."""
-    again = lane.ceiling is not None and lane.others <= lane.ceiling and lane.passed < _MANY
+    """As many at once as are in flight; a try that was refused, and was not one of many creates, rests the next."""
+    again = lane.others == lane.ceiling and lane.passed < _MANY
     probes = min(lane.probes + 1, _PATIENT_FROM + _PATIENT_DOUBLINGS) if again else 0
     _set(connection, lane.id, ceiling=lane.others, ceiling_at=now, probes=probes, passed=0)
 
@@ -263,14 +174,5 @@ def _set(connection: Connection, lane_id: int, **columns: Any) -> None:
     connection.execute(update(Lane).where(Lane.id == lane_id).values(**columns))
 
 
-def _since(at: ColumnElement[Any], now: ColumnElement[datetime]) -> ColumnElement[float]:
+def _since(at: SQLColumnExpression[datetime | None], now: ColumnElement[datetime]) -> ColumnElement[float]:
     return cast(extract("epoch", now - at), Double)
-
-
-def _alarm(owner: str, why: str, until: datetime, now: datetime) -> str:
-    said = {"account": owner, "why": why, "next_try_at": _rfc3339(until)}
-    return json.dumps({"type": "account.stopped", "timestamp": _rfc3339(now), "data": said}, ensure_ascii=False)
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,24 +5,24 @@ One transaction under an advisory lock, so any number of clocks is harmless; the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, DateTime, and_, bindparam, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
-from worker import claims, lanes, log, moves, polling, spans
+from worker import claims, lanes, log, moves, polling, spans, turns, unowned
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.models import Delivery, Duty, IdempotencyKey, Job
 from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS
 
-_LOCK = 0x4E6F726961  # "Noria"
+LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
 _RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
 _KEYS_KEPT = timedelta(days=7)
 
@@ -64,7 +64,13 @@ def _jobs_in(*states: State) -> ColumnElement[bool]:
 _OTHER = aliased(Delivery)
 _busy = (
     select(func.count())
-    .where(_OTHER.url == Delivery.url, _OTHER.claimed.is_not(None), _OTHER.id != Delivery.id)
+    .where(
+        _OTHER.url == Delivery.url,
+        _OTHER.claimed.is_not(None),
+        # What has lapsed occupies no thread. Counted, the lapsed would keep each other from being due, for ever.
+        _OTHER.run_at > bindparam("now", type_=DateTime(timezone=True)),
+        _OTHER.id != Delivery.id,
+    )
     .correlate(Delivery)
     .scalar_subquery()
 )
@@ -78,7 +84,7 @@ _WORK = (
         "noria.work", "calls", Job, 1, 32,
         and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.sync), (Job.run_at,),
     ),
-    _Due("noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 300, _jobs_in(State.RUNNING), (Job.run_at,)),
+    _Due("noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000, _jobs_in(State.RUNNING), (Job.run_at,)),
     _Due(
         "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
         _jobs_in(State.COPYING), (Job.links_expire_at,),
@@ -97,16 +103,15 @@ def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None
 
 def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     """One tick; what to publish once the transaction is committed. Nothing when another process is at it."""
-    lock = select(func.pg_try_advisory_xact_lock(_LOCK).label("locked"), _anything(now), _duty_due(now), _moment(now))
+    lock = select(func.pg_try_advisory_xact_lock(LOCK).label("locked"), _anything(now), _duty_due(now), _moment(now))
     probe = connection.execute(lock).one()
     if not probe.locked:
         return []
-    if probe.duty_due:
-        _do_duties(connection, probe.now)
+    messages = _do_duties(connection, probe.now) if probe.duty_due else []
     if not probe.anything:
-        return []
-    lanes.admit(connection, probe.now)
-    return [message for due in _WORK for message in _messages(connection, due, probe.now)]
+        return messages
+    turns.admit(connection, probe.now)
+    return messages + [message for due in _WORK for message in _messages(connection, due, probe.now)]
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
@@ -164,19 +169,27 @@ def _held(connection: Connection, due: _Due, claim: Claim, now: datetime) -> boo
     return True
 
 
-def _do_duties(connection: Connection, now: datetime) -> None:
-    """What is to be done once a while, by whichever tick comes first."""
+def _do_duties(connection: Connection, now: datetime) -> list[Message]:
+    """What is to be done once a while, by whichever tick comes first; what of it is a worker's to do."""
+    messages: list[Message] = []
     for name, (every, duty) in _DUTIES.items():
         taken = update(Duty).where(Duty.name == name, Duty.due_at <= now).values(due_at=now + every)
         if connection.execute(taken).rowcount:
-            duty(connection, now)
+            messages += duty(connection, now) or ()
+    return messages
+
+
+def _sweep(connection: Connection, now: datetime) -> list[Message]:
+    """The owners' rows are the truth of it, so the message may be lost, and is sent again."""
+    return [Message("noria.sweep", "provider", ())] if unowned.is_due(connection, now) else []
 
 
 def _forget_keys(connection: Connection, now: datetime) -> None:
     connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - _KEYS_KEPT))
 
 
-_DUTIES = {
+_DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
     "learn": (timedelta(seconds=30), polling.learn),
     "forget_keys": (timedelta(hours=1), _forget_keys),
+    "sweep": (timedelta(minutes=1), _sweep),
 }

@@ -22,9 +22,9 @@ from api.submissions import JsonBody
 from worker import jobs, money, reading
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import Prepared
-from worker.lanes import Waiting
 from worker.models import Job, Output
 from worker.states import TERMINAL, State
+from worker.waiting import Waiting
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
 _RACES = 5  # submissions under one key at once that may overtake this one

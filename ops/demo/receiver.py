@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +21,9 @@ class Mail:
 
     url: str
     told: dict[str, str] = field(default_factory=dict)  # job id → event type
+    heard: Counter[str] = field(default_factory=Counter)  # message id → how often it came
     forged: int = 0
+    is_down: bool = False  # it answers 503, and takes nothing
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, count: int, seconds: float) -> bool:
@@ -28,12 +31,13 @@ class Mail:
         with self.changed:
             return self.changed.wait_for(lambda: len(self.told) >= count, seconds)
 
-    def take(self, event: Mapping[str, Any] | None) -> None:
+    def take(self, message_id: str, event: Mapping[str, Any] | None) -> None:
         """Note an event; None: one whose signature is wrong."""
         with self.changed:
             if event is None:
                 self.forged += 1
             else:
+                self.heard[message_id] += 1
                 self.told[event["data"]["id"]] = event["type"]
             self.changed.notify_all()
 
@@ -46,16 +50,18 @@ def receiving(secret: str) -> Iterator[Mail]:
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            try:
-                event = signer.verify(body, {name.lower(): value for name, value in self.headers.items()})
-            except WebhookVerificationError:
-                mail.take(None)
-                self.send_response(400)
-            else:
-                mail.take(event)
-                self.send_response(204)
+            self.send_response(503 if mail.is_down else self._taken(body))
             self.send_header("content-length", "0")
             self.end_headers()
+
+        def _taken(self, body: bytes) -> int:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            try:
+                event = signer.verify(body, headers)
+            except WebhookVerificationError:
+                event = None
+            mail.take(headers.get("webhook-id", ""), event)
+            return 400 if event is None else 204
 
         def log_message(self, *_: object) -> None:
             """The demo shows what came."""

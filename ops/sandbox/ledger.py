@@ -48,6 +48,7 @@ class Ledger:
             "creates": [asdict(create) for create in self.creates],
             "tasks": made,
             "peaks": {"in_flight": self._in_flight, "per_second": self.peaks.table()},
+            "calls": self.peaks.totals(),
             "throttled": self.throttled,
             "faults": faults,
         }

@@ -12,6 +12,7 @@ class Window:
 
     def __init__(self, seconds: float) -> None:
         self.peak = 0  # the most calls it ever held
+        self.total = 0  # calls it ever counted
         self._seconds = seconds
         self._calls: deque[float] = deque()
 
@@ -24,6 +25,7 @@ class Window:
         """Count a call."""
         self._slide()
         self._calls.append(time.monotonic())
+        self.total += 1
         self.peak = max(self.peak, len(self._calls))
 
     def _slide(self) -> None:
@@ -61,6 +63,10 @@ class Peaks:
     def table(self) -> dict[str, dict[str, int]]:
         """Return owner → name → peak."""
         return {owner: {name: each.peak for name, each in by.items()} for owner, by in self._windows.items()}
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Return owner → name → calls in all, refused ones included."""
+        return {owner: {name: each.total for name, each in by.items()} for owner, by in self._windows.items()}
 
 
 def _second() -> Window:

@@ -13,6 +13,7 @@ from typing import Any
 from ops.sandbox.models import Call, Model
 
 SEED_LIMIT = 2**31 - 1
+NAMED_SIZES = {"1K": "1024*1024", "2K": "2048*2048", "4K": "4096*4096"}  # of the models that allow such sides
 VIDEO_REFERENCES = ("video", "reference_video", "first_clip")
 
 
@@ -207,6 +208,7 @@ def _by_ratio(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
 
 def _by_sides(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
     size = str(asked.get("size") or model.default_size)
+    size = NAMED_SIZES.get(size, size)
     match = re.fullmatch(r"(\d{2,5})\*(\d{2,5})", size)
     shortest, longest = model.sides
     if match is None or not all(shortest <= int(side) <= longest for side in match.groups()):

@@ -1,0 +1,248 @@
+"""`make chaos`: real processes, a load of jobs, and everything that can go wrong going wrong; then the audit.
+
+Three things go wrong all the time: the provider (`PROVIDER`, in the sandbox), the lines to Postgres and to the bucket,
+and messages, which come three times more. Beside them one torment after another (`ops.chaos_torments`) strikes the
+processes. Then all of it stops, the jobs run to their ends, and whoever can tell is asked whether every promise held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import text
+
+from api.client import ApiError, Client
+from ops import audit, chaos_stack, chaos_torments, show
+from ops.audit import Finding, Witnesses
+from ops.chaos_stack import Stack
+from ops.chaos_torments import TORMENTS, Scene
+from worker.storage import Bucket
+
+LATE_MS, LAG_MS = 1500, 1000
+CANARY = "heron-"  # begins every prompt, so that one in a log is found
+_SUBMITTERS = 4
+_CANCELED_EVERY = 40  # jobs
+_ACCEPTED_SECONDS = 120.0  # in which the API must have taken a submission
+_HURRY_SECONDS = 1.0
+_REST_SECONDS = 240.0  # in which all must have ended once the faults have stopped
+
+# What the sandbox does wrong, and how often: a tenth of the answers to creates is lost, 5 % of everything fails.
+PROVIDER: tuple[dict[str, Any], ...] = (
+    {"where": "create", "what": "lost_answer", "probability": 0.06},
+    {"where": "create", "what": "lost_body", "probability": 0.02},
+    {"where": "create", "what": "truncated", "probability": 0.02},
+    {"where": "create", "what": "executed_late", "probability": 0.01, "after_ms": LATE_MS},
+    {"where": "create", "what": "reset", "probability": 0.01},
+    {"where": "create", "what": "html", "probability": 0.01},
+    {"where": "create", "what": "error", "probability": 0.01, "code": "InternalError"},
+    {"where": "create", "what": "error", "probability": 0.005, "code": "Throttling.RateQuota"},
+    {"where": "create", "what": "task_fails", "probability": 0.05, "code": "InternalError.Algo"},
+    {"where": "get", "what": "reset", "probability": 0.02},
+    {"where": "get", "what": "html", "probability": 0.01},
+    {"where": "get", "what": "error", "probability": 0.01, "code": "SystemError"},
+    {"where": "get", "what": "error", "probability": 0.005, "code": "Throttling"},
+    {"where": "get", "what": "unknown", "probability": 0.005},
+    {"where": "list", "what": "lag", "probability": 0.3, "after_ms": LAG_MS},
+    {"where": "list", "what": "reset", "probability": 0.02},
+    {"where": "list", "what": "error", "probability": 0.03, "code": "InternalError"},
+    {"where": "link", "what": "reset", "probability": 0.02},
+    {"where": "link", "what": "truncated", "probability": 0.02},
+    {"where": "link", "what": "corrupt", "probability": 0.01},
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long things go wrong, with which dice, over how many jobs, by which torments, and where."""
+
+    seconds: float
+    seed: int
+    jobs: int
+    torments: tuple[str, ...]
+    home: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a run: numbers by their names, and what the audit found."""
+
+    numbers: Mapping[str, Any]
+    findings: Sequence[Finding]
+
+
+@dataclass
+class Load:
+    """What is asked of the API, and what it promised: `custom_id` → job id."""
+
+    bodies: Sequence[Mapping[str, Any]]
+    accepted: dict[str, str] = field(default_factory=dict)
+
+
+def run(options: Options, say: Callable[[str], None]) -> Report:
+    """One run, bounded: `seconds` of faults, and what the jobs need to end after that. Leaves nothing running."""
+    with chaos_stack.running(options.home, options.seed, say) as stack:
+        load = Load(list(_bodies(options.jobs, stack.scene.mail.url)))
+        started = time.monotonic()
+        torments, echoes = _go_wrong(options, stack, load, say)
+        ended = time.monotonic()
+        say("Nothing goes wrong any more.")
+        _rest(stack.scene, load)
+        numbers = {
+            "seconds with faults": round(ended - started),
+            "seconds from then on until all was at rest": round(time.monotonic() - ended),
+            **_numbers(stack, load),
+            **{f"torment: {what}": count for what, count in torments.items()},
+            "messages published again": echoes,
+            "commits whose answer was cut": stack.database.broken,
+            "connections to the bucket that broke": stack.storage.broken,
+        }
+        return Report(numbers, audit.audit(stack.scene.engine, _witnesses(stack, load)))
+
+
+def shown(report: Report) -> Any:
+    """The report as a table for people."""
+    rows = show.table("what", "how many", right=["how many"], wide=["what"])
+    for name, number in report.numbers.items():
+        show.row(rows, name, str(number))
+    show.row(rows, "broken promises", str(len(report.findings)), style="red" if report.findings else "green")
+    return rows
+
+
+def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], None]) -> tuple[Counter[str], int]:
+    """The jobs are submitted while everything goes wrong: how often each torment struck, and messages sent again."""
+    struck: Counter[str] = Counter()
+    ends_at = time.monotonic() + options.seconds
+    with ThreadPoolExecutor(_SUBMITTERS) as pool:
+        pause = options.seconds / 2 * _SUBMITTERS / max(1, len(load.bodies))
+        promises = [pool.submit(_submit, stack, load, n, pause) for n in range(len(load.bodies))]
+        with _provider_failing(stack), stack.broken_lines(), chaos_torments.echoing(stack.scene) as echoes:
+            for name in _torments(options, stack.scene):
+                if time.monotonic() >= ends_at:
+                    break
+                say(f"{ends_at - time.monotonic():4.0f} s left: {TORMENTS[name](stack.scene)}")
+                struck[name] += 1
+                time.sleep(min(stack.scene.dice.uniform(1, 5), max(0.0, ends_at - time.monotonic())))
+        for promise in promises:
+            promise.result()
+    return struck, echoes[0]
+
+
+@contextlib.contextmanager
+def _provider_failing(stack: Stack) -> Iterator[None]:
+    for rule in PROVIDER:
+        stack.sandbox.fault(**rule)
+    try:
+        yield
+    finally:
+        stack.sandbox.clear_faults()
+
+
+def _torments(options: Options, scene: Scene) -> Iterator[str]:
+    """Each of them, in a new order each time round, without an end."""
+    while options.torments:
+        yield from scene.dice.sample(options.torments, len(options.torments))
+
+
+def _bodies(count: int, hook: str) -> Iterator[dict[str, Any]]:
+    """Submissions that can all be told apart."""
+    models = itertools.cycle(chaos_stack.models().items())
+    for n, (model, kind) in zip(range(count), models, strict=False):
+        yield {
+            "kind": kind,
+            "model": model,
+            "input": {"prompt": f"{CANARY}{n} over the reeds"},
+            "custom_id": f"chaos-{n}",
+            "webhook_url": hook,
+        }
+
+
+def _submit(stack: Stack, load: Load, n: int, pause: float) -> None:
+    """Submits one job under one Idempotency-Key, as often as it takes; a few are canceled right after."""
+    body = load.bodies[n]
+    deadline = time.monotonic() + _ACCEPTED_SECONDS
+    with Client(stack.door.url, stack.door.key) as client:
+        while True:
+            try:
+                load.accepted[body["custom_id"]] = client.submit(body, idempotency_key=body["custom_id"])["id"]
+                break
+            except (ApiError, httpx.TransportError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+        if n % _CANCELED_EVERY == _CANCELED_EVERY - 1:
+            with contextlib.suppress(ApiError, httpx.TransportError):
+                client.cancel(load.accepted[body["custom_id"]])
+    time.sleep(pause)
+
+
+def _rest(scene: Scene, load: Load) -> None:
+    """Until all jobs have ended and all deliveries too, or for a while; waits are cut short, since they are tested."""
+    scene.signal(chaos_torments.WORKERS, chaos_torments.KILL)
+    chaos_torments.lapse(scene)  # of those that died earlier, too
+    deadline = time.monotonic() + _REST_SECONDS
+    while time.monotonic() < deadline:
+        with scene.connection() as connection:
+            for statement in _HURRY:
+                connection.execute(text(statement))
+            if not connection.execute(text(_UNFINISHED)).scalar_one():
+                return
+        time.sleep(_HURRY_SECONDS)
+
+
+_UNFINISHED = """
+    select (select count(*) from jobs where finished_at is null and state <> 'held')
+         + (select count(*) from deliveries where state = 'waiting')
+"""
+# Never rows that somebody has claimed; and who is uncertain waits for the settle time, which is the point of it.
+_HURRY = (
+    "update jobs set run_at = now() where claimed is null and run_at > now() + interval '1 s'"
+    " and state in ('queued', 'running', 'copying')",
+    "update deliveries set run_at = now() where claimed is null and run_at > now() + interval '1 s'",
+)
+
+
+def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
+    """The run by the provider's books and by ours."""
+    ledger = stack.sandbox.ledger()
+    with stack.scene.connection() as connection:
+        states = Counter(connection.execute(text("select state from jobs")).scalars())
+        outcomes = Counter(connection.execute(text("select outcome from attempts")).scalars())
+        entered = Counter(connection.execute(text('select entered from events where "left" <> entered')).scalars())
+        redone = connection.execute(text("select count(*) from jobs where state = 'failed' and retries > 0")).scalar()
+        delivered = connection.execute(text("select count(*) from deliveries where state = 'delivered'")).scalar()
+        tasks = set(connection.execute(text("select task_id from attempts where billed = 'yes'")).scalars())
+    paid = [task for task in ledger["tasks"] if task["billed_micros"]]
+    return {
+        "jobs accepted": len(load.accepted),
+        **{f"jobs {state}": count for state, count in sorted(states.items())},
+        "of these failed twice at the provider, unbilled": redone,
+        "tasks paid, by the provider's books": len(paid),
+        "tasks paid that no job has": sum(task["task_id"] not in tasks for task in paid),
+        **{f"create calls {outcome}": count for outcome, count in sorted(outcomes.items())},
+        "times uncertain": entered["uncertain"],
+        "webhooks delivered": delivered,
+        **{f"fault: {what}": count for what, count in sorted(ledger["faults"].items())},
+    }
+
+
+def _witnesses(stack: Stack, load: Load) -> Witnesses:
+    return Witnesses(
+        ledger=stack.sandbox.ledger(),
+        queries=chaos_stack.QUERIES,
+        bucket=Bucket(stack.scene.settings),
+        reads_bytes=True,
+        receiver=stack.scene.mail,
+        accepted=load.accepted,
+        logs=stack.logs,
+        canaries=(*stack.secrets, CANARY, "Signature=", "sk-sandbox"),
+        is_at_rest=True,
+    )

@@ -1,0 +1,141 @@
+"""`noria doctor`, `noria audit` and `noria chaos`: is it well, did every promise hold, and would they under torment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from sqlalchemy import create_engine
+
+from ops import audit as auditing
+from ops import local, reach, servers, show
+from ops.audit import Finding
+from ops.chaos_torments import TORMENTS
+from ops.cli_options import DatabaseUrl, Home, Json
+from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well
+from ops.doctor_checks import CHECKS
+from ops.supervise import LocalError
+from worker import catalog
+from worker.settings import Settings
+from worker.settings import load as load_settings
+from worker.storage import Bucket
+
+_CONNECT = {"connect_timeout": 5, "options": "-c statement_timeout=30s"}
+_SIGNS = {
+    Verdict.WELL: ("green", "✓"),
+    Verdict.FIXED: ("green", "+"),
+    Verdict.WARNING: ("yellow", "!"),
+    Verdict.FAILURE: ("red", "✗"),
+    Verdict.SKIPPED: ("dim", "-"),
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands under `noria`."""
+    app.command()(doctor)
+    app.command()(audit)
+    app.command()(chaos)
+
+
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Set right what can be without harm.")] = False,
+    flower: Annotated[str | None, typer.Option(envvar="NORIA_FLOWER_URL", help="Where Flower is, if it is.")] = None,
+    home: Home = Path(".noria"),
+    as_json: Json = False,
+) -> None:
+    """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
+    found = []
+    settings, here = _settings(home)
+    engine = create_engine(settings.database_url.get_secret_value(), hide_parameters=True, connect_args=_CONNECT)
+    exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
+    for diagnosis in examine(exam, CHECKS):
+        found.append(diagnosis)
+        if not as_json:
+            _tell_found(diagnosis)
+    if as_json:
+        said = [{"check": each.check, **asdict(each.found)} for each in found]
+        show.document({"well": is_well(found), "found": said})
+    raise typer.Exit(0 if is_well(found) else 1)
+
+
+def audit(
+    days: Annotated[int, typer.Option(min=1, help="Of jobs made so many days ago at most.")] = 7,
+    home: Home = Path(".noria"),
+    database_url: DatabaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Check by the rows that every promise held: paid once, nothing lost, told once. Exit code 1 where one did not."""
+    with reach.database(home, database_url) as connection:
+        engine = create_engine(connection.engine.url, hide_parameters=True)
+    findings = auditing.audit(engine, since=datetime.now(UTC) - timedelta(days=days))
+    _tell(findings, as_json)
+    raise typer.Exit(1 if findings else 0)
+
+
+def chaos(
+    seconds: Annotated[float, typer.Option(min=1, max=400, help="How long things go wrong.")] = 180.0,
+    seed: Annotated[int, typer.Option(help="Of the dice.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="How many, submitted in the first half.")] = 1000,
+    faults: Annotated[str, typer.Option(help="Torments, with commas; all where none is named.")] = "",
+    home: Annotated[Path, typer.Option(help="Where it works; what an earlier run left there is removed.")] = Path(
+        ".noria/chaos"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Torment a whole stack of its own, in the sandbox, and audit what is left. Exit code 1 where a promise broke."""
+    chosen = tuple(filter(None, faults.split(","))) or tuple(TORMENTS)
+    if unknown := sorted(set(chosen) - set(TORMENTS)):
+        raise typer.BadParameter(f"no {', '.join(unknown)}; there are {', '.join(TORMENTS)}", param_hint="--faults")
+    if importlib.util.find_spec("av") is None:
+        raise LocalError("The sandbox draws its clips itself, and needs: pip install 'noria[sandbox]'")
+    # It needs the extra `sandbox`, which a machine that only runs jobs does without.
+    from ops import chaos as storm
+
+    with local.interruptible():
+        report = storm.run(storm.Options(seconds, seed, jobs, chosen, home), show.sayer(show.ERR))
+    if as_json:
+        show.document({"numbers": report.numbers, "findings": [asdict(finding) for finding in report.findings]})
+    else:
+        show.OUT.print(storm.shown(report))
+        _tell(report.findings, as_json)
+    raise typer.Exit(1 if report.findings else 0)
+
+
+def _settings(home: Path) -> tuple[Settings, str | None]:
+    """The settings in the environment, or those of the `noria up` here, and where its Flower is."""
+    if "NORIA_DATABASE_URL" in os.environ:
+        return load_settings(), None
+    if not (home / "ports.json").exists():
+        raise reach.NotReachable("No Noria is known here: set its settings (NORIA_…), or start one with `noria up`.")
+    home = home.resolve()
+    ports = servers.kept_ports(home)
+    environment = local.settings(servers.described(home), ports, {}, real=False)
+    values = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items()}
+    return Settings.model_validate(values), f"http://{servers.HOST}:{ports['flower']}"
+
+
+def _tell_found(diagnosis: Diagnosis) -> None:
+    found = diagnosis.found
+    colour, sign = _SIGNS[found.verdict]
+    show.OUT.print(f"[{colour}]{sign}[/] [bold]{diagnosis.check:10}[/] {escape(found.what)}", soft_wrap=True)
+    if found.advice:
+        show.OUT.print(f"             [dim]{escape(found.advice)}[/]", soft_wrap=True)
+
+
+def _tell(findings: Sequence[Finding], as_json: bool) -> None:
+    if as_json:
+        show.document([asdict(finding) for finding in findings])
+        return
+    for finding in findings:
+        job = f"job {finding.job}: " if finding.job else ""
+        show.OUT.print(f"[red]{finding.invariant}[/] {escape(job + finding.what)}", soft_wrap=True)
+        show.OUT.print(f"    {escape(finding.advice)}", soft_wrap=True)
+    if not findings:
+        show.OUT.print("[green]Every promise held.[/]")

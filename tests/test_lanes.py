@@ -1,0 +1,435 @@
+"""Lanes: throttling answers slow and release, accounts stop and are tried, and what a person pauses stays so."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pytest_httpserver import HTTPServer
+from sqlalchemy import Connection, Engine, text
+from stage import CLIP, Stage, stage
+
+from ops.sandbox.options import Limits, Options, OverConcurrency
+from ops.sandbox.testing import Sandbox, running
+from worker import catalog, keys, lanes, settings, stops, throttle, turns
+from worker.dashscope.faults import Scope
+from worker.errors import NotFound
+from worker.models import Job
+from worker.states import State
+
+MODEL, OTHER = "wan2.5-t2v-preview", "wan2.2-t2v-plus"
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+@dataclass
+class Mill:
+    """A lane against a provider of which only the limit is real; the clock is the test's.
+
+    `take` is how many tasks the provider has at once. Creates leave as the lane says, and last `task`.
+    """
+
+    connection: Connection
+    take: int
+    task: timedelta = SECOND
+    now: datetime = NOW
+    made: int = 0
+    refused: int = 0
+    step: timedelta = SECOND
+
+    def run(self, span: timedelta) -> tuple[int, int]:
+        """(tasks made, creates refused) within the span."""
+        made, refused, until = self.made, self.refused, self.now + span
+        while self.now < until:
+            self.now += self.step
+            self._end()
+            turns.admit(self.connection, self.now)
+            for job in self._in(State.ADMITTED):
+                self._create(job)
+        return self.made - made, self.refused - refused
+
+    def lane(self) -> Any:
+        (lane,) = [lane for lane in lanes.listed(self.connection, self.now) if lane.model == MODEL]
+        return lane
+
+    def _create(self, job: Job) -> None:
+        booking = lanes.reserve(self.connection, job, self.now)
+        if booking.at is None:
+            if booking.again_at is None:
+                self._move(job, State.QUEUED, lane_id=None)
+            return
+        job.submitted_at = booking.at
+        if len(self._in(State.RUNNING)) < self.take:
+            self.made += 1
+            self._move(job, State.RUNNING, submitted_at=booking.at)
+        else:
+            self.refused += 1
+            self._move(job, State.QUEUED, lane_id=None)
+            throttle.slow(self.connection, job, Scope.RATE, self.now + 5 * SECOND, "too fast", self.now)
+
+    def _end(self) -> None:
+        self.sql(
+            "update jobs set state = 'succeeded', finished_at = :now, run_at = null"
+            " where state = 'running' and submitted_at <= :ended",
+            now=self.now,
+            ended=self.now - self.task,
+        )
+
+    def _in(self, state: State) -> list[Job]:
+        return [Job.of(row) for row in self.sql("select * from jobs where state = :state order by id", state=state)]
+
+    def _move(self, job: Job, state: State, **columns: Any) -> None:
+        sets = ", ".join(["state = :state", *(f"{name} = :{name}" for name in columns)])
+        self.sql(f"update jobs set {sets} where id = :id", state=state, id=job.id, **columns)
+
+    def sql(self, statement: str, **values: Any) -> list[Any]:
+        result = self.connection.execute(text(statement), values)
+        return list(result.mappings().all()) if result.returns_rows else []
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Iterator[Connection]:
+    known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
+    with engine.begin() as connection:
+        lanes.sync(connection, catalog.load(), known)
+        yield connection
+
+
+def queue(connection: Connection, count: int) -> None:
+    project = keys.create_project(connection, "spring")
+    connection.execute(
+        text(
+            "insert into jobs (project_id, kind, model, input, rank_at, run_at, sequence)"
+            " select :project, 'text-to-video', :model, '{}', :now, :now, 1 from generate_series(1, :count)"
+        ),
+        {"project": project.id, "model": MODEL, "now": NOW, "count": count},
+    )
+
+
+def mill(connection: Connection, concurrency: int, take: int, task: timedelta, jobs: int) -> Mill:
+    queue(connection, jobs)
+    made = Mill(connection, take, task)
+    made.sql("update lanes set concurrency = :many, interval_us = 50000, next_at = :now", many=concurrency, now=NOW)
+    return made
+
+
+def test_a_limit_that_is_halved_costs_few_refusals_and_comes_back_within_two_minutes(connection: Connection) -> None:
+    runs = mill(connection, concurrency=20, take=20, task=10 * SECOND, jobs=900)
+    full, refused = runs.run(60 * SECOND)
+    assert refused == 0
+
+    runs.take = 10
+    runs.run(60 * SECOND)
+    made, refused = runs.run(120 * SECOND)
+    assert made >= 0.85 * full
+    assert refused <= 2
+
+    runs.take = 20
+    runs.run(120 * SECOND)
+    again, refused = runs.run(60 * SECOND)
+    assert again >= 0.9 * full
+    assert refused == 0
+
+
+def test_a_provider_that_takes_fewer_than_configured_is_asked_for_more_ever_less_often(connection: Connection) -> None:
+    runs = mill(connection, concurrency=5, take=2, task=60 * SECOND, jobs=200)
+    runs.step = 5 * SECOND
+
+    _, first = runs.run(timedelta(minutes=6))
+    _, later = runs.run(timedelta(minutes=30))
+
+    assert first <= 8
+    assert later <= 6
+    assert runs.lane().ceiling == 2
+
+
+def test_a_lane_that_is_slowed_is_fast_again_after_a_while(connection: Connection) -> None:
+    queue(connection, 1)
+    turns.admit(connection, NOW)
+    (row,) = connection.execute(text("select * from jobs")).mappings()
+    job = Job.of(row)
+    job.submitted_at = NOW
+
+    def pace(at: timedelta) -> float:
+        (lane,) = [lane for lane in lanes.listed(connection, NOW + at) if lane.model == MODEL]
+        return round(lane.pace_now, 3)
+
+    throttle.slow(connection, job, Scope.RATE, NOW + 5 * SECOND, "too fast", NOW + SECOND)
+    assert [pace(seconds * SECOND) for seconds in (1, 30, 31, 41, 61, 71, 200)] == [0.5, 0.5, 0.6, 0.7, 0.9, 1, 1]
+
+    throttle.slow(connection, job, Scope.RATE, NOW + 5 * SECOND, "too fast", NOW + 2 * SECOND)
+    assert pace(2 * SECOND) == 0.5  # it left before the lane was slowed, so its answer is no news
+
+    job.submitted_at = NOW + 3 * SECOND
+    throttle.slow(connection, job, Scope.BURST, NOW + 9 * SECOND, "too fast", NOW + 4 * SECOND)
+    assert pace(4 * SECOND) == 0.125
+
+
+def test_a_create_waits_longer_behind_the_last_one_at_half_the_pace(connection: Connection) -> None:
+    queue(connection, 1)
+    turns.admit(connection, NOW)
+    (row,) = connection.execute(text("select * from jobs")).mappings()
+    connection.execute(text("update lanes set interval_us = 100000, next_at = :now"), {"now": NOW})
+    lanes.reserve(connection, Job.of(row), NOW)
+    full = lanes.reserve(connection, Job.of(row), NOW).at
+    connection.execute(text("update lanes set pace = 0.5, paced_at = :now, next_at = :now"), {"now": NOW})
+    lanes.reserve(connection, Job.of(row), NOW)
+    half = lanes.reserve(connection, Job.of(row), NOW).at
+
+    assert full == NOW + timedelta(milliseconds=100)
+    assert half == NOW + timedelta(milliseconds=200)
+
+
+@pytest.mark.parametrize(
+    ("said", "per_second"), [({"rps": 2, "rpm": 60}, 0.9), ({"rpm": 600}, 9), ({"rps": 2}, 1.8), ({}, 4.5)]
+)
+def test_of_a_rate_by_the_second_and_one_by_the_minute_the_lower_counts(
+    said: dict[str, Any], per_second: float
+) -> None:
+    known = settings.Settings.model_validate({"database_url": "", "broker_url": "", "limits": {MODEL: said}})
+
+    _, interval = lanes.limits(known, catalog.load().model(MODEL), "cn-beijing")
+
+    assert 1 / interval.total_seconds() == pytest.approx(per_second, rel=1e-3)
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.1, queue_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+def code(play: Stage, job: Job) -> str | None:
+    waiting = play.document(job)["waiting_on"]
+    return str(waiting["code"]) if waiting else None
+
+
+def creates(play: Stage) -> int:
+    count: int = play.sandbox.ledger()["totals"]["creates"]
+    return count
+
+
+def change(play: Stage, what: str, name: str, pausing: bool) -> None:
+    with play.ctx.engine.begin() as connection:
+        stops.pause(connection, what, name, play.now() if pausing else None)
+
+
+PAUSES = [("project", "spring-campaign"), ("lane", MODEL), ("all", "")]
+
+
+@pytest.mark.parametrize(("what", "name"), PAUSES)
+def test_what_is_paused_waits_and_goes_on_when_it_is_resumed(play: Stage, what: str, name: str) -> None:
+    change(play, what, name, pausing=True)
+    job = play.submit()
+
+    play.play(play.tick())
+
+    assert play.job(job).state == State.QUEUED
+    assert code(play, job) == "paused"
+    change(play, what, name, pausing=False)
+    assert play.until(job).state == State.SUCCEEDED
+
+
+@pytest.mark.parametrize(("what", "name"), PAUSES)
+def test_an_admitted_job_is_not_sent_after_a_pause_and_what_runs_goes_on(play: Stage, what: str, name: str) -> None:
+    runs = play.until(play.submit(), State.RUNNING)
+    admitted = play.submit()
+    messages = play.tick()
+    assert play.job(admitted).state == State.ADMITTED
+
+    change(play, what, name, pausing=True)
+    play.play(messages)
+
+    assert play.job(admitted).state == State.QUEUED
+    assert creates(play) == 1
+    assert play.until(runs).state == State.SUCCEEDED
+    assert code(play, admitted) == "paused"
+    change(play, what, name, pausing=False)
+    assert play.until(admitted).state == State.SUCCEEDED
+
+
+def test_there_is_nothing_to_pause_of_an_unknown_name(play: Stage) -> None:
+    for what in ("project", "lane"):
+        with pytest.raises(NotFound):
+            change(play, what, "nobody", pausing=True)
+
+
+def test_another_project_goes_on_while_one_is_paused(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        other = keys.create_project(connection, "summer")
+    change(play, "project", "spring-campaign", pausing=True)
+    paused, job = play.submit(), play.submit(project=other)
+
+    assert play.until(job).state == State.SUCCEEDED
+    assert play.job(paused).state == State.QUEUED
+
+
+def test_a_spent_free_quota_stops_its_model_alone_until_a_person_acts(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="error", code="AllocationQuota.FreeTierOnly", model=MODEL)
+    job, other = play.submit(), play.submit(model=OTHER, input={"prompt": "a dog"})
+
+    assert play.until(other).state == State.SUCCEEDED
+    play.drive(lambda: code(play, job), lambda found: found == "quota")
+
+    waiting = play.document(job)["waiting_on"]
+    assert "free tier" in waiting["detail"]
+    assert waiting["until"] is None
+    play.sandbox.clear_faults()
+    with play.ctx.engine.begin() as connection:
+        throttle.forget(connection, MODEL)
+    assert play.until(job).state == State.SUCCEEDED
+
+
+def test_a_daily_quota_parks_the_lane_until_midnight_in_shanghai(play: Stage) -> None:
+    message = "You have exceeded your daily quota."
+    play.sandbox.fault(where="create", what="error", code="Throttling", message=message, status=429, times=1)
+    job = play.submit()
+
+    play.drive(lambda: code(play, job), lambda found: found == "quota")
+
+    until = datetime.fromisoformat(play.document(job)["waiting_on"]["until"]) + timedelta(hours=8)
+    assert (until.hour, until.minute // 6) == (0, 0)
+
+
+@pytest.mark.parametrize("words", ["Throttling.AllocationQuota", "ModelServingError", "Throttling.BurstRate"])
+def test_a_lane_that_is_throttled_is_parked_for_less_than_a_minute(play: Stage, words: str) -> None:
+    play.sandbox.fault(where="create", what="error", code=words, status=429, times=1)
+    job = play.submit()
+
+    play.drive(lambda: code(play, job), lambda found: found == "quota")
+
+    until = datetime.fromisoformat(play.document(job)["waiting_on"]["until"])
+    assert timedelta(0) < until - play.now() < timedelta(minutes=1)
+
+
+def test_a_stop_raises_one_alarm_however_many_jobs_are_turned_away(
+    environment: dict[str, str], sandbox: Sandbox, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/alarm", method="POST").respond_with_data("ok")
+    with stage(environment, sandbox, alert_url=httpserver.url_for("/alarm")) as play:
+        sandbox.fault(where="create", what="error", code="Arrearage")
+        jobs = [play.submit() for _ in range(3)]
+        messages = play.tick()
+        taken = [play.spend(claim.id, claim.number) for message in messages for claim in message.claims]
+        steps = [play.step(job) for job in taken]
+        begun = [play.ctx.record(job, next(step), clock) for job, (step, clock) in zip(taken, steps, strict=True)]
+        for job, (step, clock) in zip(begun, steps, strict=True):  # all three calls are out, and refused
+            play.ctx.record(job, step.send(job), clock)  # type: ignore[attr-defined]
+
+        play.drive(play.deliveries, lambda found: found and all(one.state == "delivered" for one in found))
+
+        assert creates(play) == 3
+        ((request, _),) = httpserver.log
+        said = json.loads(request.get_data())
+        assert said["type"] == "account.stopped"
+        assert "top it up" in said["data"]["why"]
+        assert {code(play, job) for job in jobs} == {"account"}
+
+
+def test_a_stopped_account_tries_one_job_each_five_minutes_and_starts_when_it_passes(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="error", code="InvalidApiKey")
+    jobs = [play.submit() for _ in range(3)]
+    play.drive(lambda: code(play, jobs[0]), lambda found: found == "account")
+    play.play(play.tick())
+    before = creates(play)
+
+    for tried in (1, 2):
+        play.sql("update owners set stopped_until = now()")
+        for _ in range(3):
+            play.play(play.tick())
+        assert creates(play) == before + tried
+
+    play.sandbox.clear_faults()
+    play.sql("update owners set stopped_until = now()")
+    for job in jobs:
+        assert play.until(job).state == State.SUCCEEDED
+    assert play.sql("select stopped_at, stopped_why from owners") == [{"stopped_at": None, "stopped_why": None}]
+
+
+def test_only_one_try_is_under_way_at_a_time(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        stops.stop(connection, "default", play.now(), "arrears", play.now())
+    for _ in range(3):
+        play.submit()
+    play.tick()
+
+    play.sql("update owners set stopped_until = now()")
+    play.tick()
+
+    assert play.sql("select count(*) as n from jobs where state = 'admitted'") == [{"n": 1}]
+
+
+def test_an_admitted_job_is_not_sent_once_its_account_is_stopped(play: Stage) -> None:
+    job = play.submit()
+    messages = play.tick()
+    with play.ctx.engine.begin() as connection:
+        stops.stop(connection, "default", play.now() + timedelta(minutes=5), "arrears", play.now())
+
+    play.play(messages)
+
+    assert creates(play) == 0
+    assert code(play, job) == "account"
+    with play.ctx.engine.begin() as connection:
+        stops.resume_accounts(connection, "default")
+    assert play.until(job).state == State.SUCCEEDED
+
+
+def test_a_cancel_while_the_lane_closes_ends_the_job(play: Stage) -> None:
+    job = play.submit()
+    messages = play.tick()
+    taken = [play.spend(claim.id, claim.number) for message in messages for claim in message.claims]
+    step, clock = play.step(taken[0])
+    move = next(step)
+    change(play, "all", "", pausing=True)
+    assert play.cancel(job) == "requested"
+
+    ended = play.ctx.record(taken[0], move, clock)
+
+    assert ended.state == State.CANCELED
+    assert creates(play) == 0
+
+
+def test_tasks_that_run_are_never_more_than_the_provider_takes(environment: dict[str, str]) -> None:
+    options = Options(
+        run_seconds=0.3, queue_seconds=0, over_concurrency=OverConcurrency.REFUSE, limits={MODEL: Limits(concurrency=2)}
+    )
+    with running(options) as sandbox, stage(environment, sandbox, limits={MODEL: {"rps": 100}}) as play:
+        jobs = [play.submit() for _ in range(8)]
+
+        def step() -> list[str]:
+            play.sql("update lanes set parked_until = null")
+            return [play.job(job).state for job in jobs]
+
+        play.drive(step, lambda found: set(found) == {"succeeded"})
+
+        assert sandbox.ledger()["totals"]["tasks"] == 8
+        assert len([one for job in jobs for one in play.attempts(job) if one.outcome == "refused"]) <= 12
+
+
+def test_a_lane_shows_what_is_allowed_in_use_and_waits_and_to_a_project_its_own(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        other = keys.create_project(connection, "summer")
+    for _ in range(4):
+        play.submit()
+    for _ in range(3):
+        play.submit(project=other, input=CLIP)
+    play.tick()
+
+    def shown(project: uuid.UUID | None) -> tuple[int, int]:
+        with play.ctx.engine.connect() as connection:
+            (lane,) = [lane for lane in lanes.listed(connection, play.now(), project) if lane.model == MODEL]
+        return lane.in_use, lane.queued
+
+    assert shown(None) == (5, 2)
+    assert tuple(sum(both) for both in zip(shown(play.project.id), shown(other.id), strict=True)) == (5, 2)

@@ -1,0 +1,312 @@
+"""What an operator decides where nobody can prove what became of a call: checked, recorded, and paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from serving import Served, served
+from stage import CLIP, Stage, stage
+
+from ops.sandbox.options import Limits, Options
+from ops.sandbox.testing import Sandbox, running
+from worker import keys, resolve
+from worker.errors import Conflict
+from worker.models import Job
+from worker.resolve import Action, Decision
+from worker.states import State
+
+MODEL = "wan2.5-t2v-preview"
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.1, queue_seconds=0, limits={"*": Limits(rps=100)})) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox, limits={MODEL: {"concurrency": 5, "rps": 100}}) as made:
+        yield made
+
+
+@pytest.fixture
+def api(environment: dict[str, str], play: Stage) -> Iterator[Served]:
+    with served(environment, dashscope_url=play.sandbox.url, settle_seconds=1) as made:
+        yield made
+
+
+@pytest.fixture
+def operator(api: Served) -> Iterator[httpx.Client]:
+    with api.engine.begin() as connection:
+        _, plain = keys.new_key(connection, None, "Ada")
+    with api.http(plain) as client:
+        yield client
+
+
+def held_twins(play: Stage) -> tuple[Job, Job]:
+    """Two tenants' equal calls whose answers were lost: nothing proves which task is whose."""
+    with play.ctx.engine.begin() as connection:
+        other = keys.create_project(connection, "another-tenant")
+    play.sandbox.fault(where="create", what="lost_answer", times=2)
+    ours, theirs = play.submit(), play.submit(project=other)
+    play.drive(lambda: [play.job(job).state for job in (ours, theirs)], lambda found: set(found) == {State.HELD})
+    return play.job(ours), play.job(theirs)
+
+
+def held_alone(play: Stage) -> Job:
+    """A call that was lost twice and of which no task is listed."""
+    play.sandbox.fault(where="create", what="reset")
+    job = play.until(play.submit(), State.HELD)
+    play.sandbox.clear_faults()
+    return job
+
+
+def crashed(play: Stage, held_from: State) -> Job:
+    """A job that is held since workers died on it in that state."""
+    job = play.submit() if held_from is State.ADMITTED else play.until(play.submit(), held_from)
+    play.sql(
+        "update jobs set state = 'held', held_for = 'crashes', held_from = :state, run_at = null, claimed = null"
+        " where id = :id",
+        state=held_from, id=job.id,
+    )  # fmt: skip
+    return play.job(job)
+
+
+def tasks(play: Stage) -> list[str]:
+    return [task["task_id"] for task in play.sandbox.ledger()["tasks"]]
+
+
+def decided(play: Stage, job: Job, action: Action, **more: Any) -> Job:
+    decision = Decision(action, "Ada", **more)
+    return resolve.carry_out(play.ctx, job, resolve.decide(play.ctx, job, decision))
+
+
+def test_the_tasks_that_a_lost_call_may_have_made_are_shown(play: Stage) -> None:
+    ours, _ = held_twins(play)
+
+    found = resolve.candidates(play.ctx, ours)
+
+    assert {task.task_id for task in found} == set(tasks(play))
+    assert {task.status for task in found} == {"SUCCEEDED"}
+    assert {task.differs for task in found} == {()}
+
+
+def test_an_adopted_task_is_copied_and_paid_once(play: Stage) -> None:
+    ours, theirs = held_twins(play)
+    first, second = tasks(play)
+
+    decided(play, ours, Action.ADOPT, task_id=first)
+    decided(play, theirs, Action.ADOPT, task_id=second)
+
+    assert [play.until(job).task_id for job in (ours, theirs)] == [first, second]
+    assert play.job(ours).state == State.SUCCEEDED
+    assert play.sandbox.ledger()["totals"]["billed_micros"] == 3_000_000
+    assert play.ledger(ours)[-2:] == [("settle", 1_500_000), ("release", -1_500_000)]
+    (attempt,) = play.attempts(ours)
+    assert (attempt.outcome, attempt.task_id) == ("accepted", first)
+
+
+def test_a_decision_is_in_the_history_under_the_name_of_who_took_it(play: Stage) -> None:
+    ours, _ = held_twins(play)
+
+    decided(play, ours, Action.ADOPT, task_id=tasks(play)[0])
+
+    whys = [row["why"] for row in play.sql("select why from events where job_id = :id order by id", id=ours.id)]
+    assert whys[-1] == f"adopt decided by Ada: task {tasks(play)[0]}"
+
+
+def test_a_task_is_adopted_once(play: Stage) -> None:
+    ours, theirs = held_twins(play)
+    task = tasks(play)[0]
+    decided(play, ours, Action.ADOPT, task_id=task)
+
+    with pytest.raises(Conflict) as refused:
+        decided(play, theirs, Action.ADOPT, task_id=task)
+
+    assert refused.value.code == "task_taken"
+
+
+def test_two_adoptions_of_one_task_at_once_leave_one(play: Stage) -> None:
+    ours, theirs = held_twins(play)
+    decision = Decision(Action.ADOPT, "Ada", tasks(play)[0])
+    moves = [(job, resolve.decide(play.ctx, job, decision)) for job in (ours, theirs)]
+    resolve.carry_out(play.ctx, *moves[0])
+
+    with pytest.raises(Conflict) as refused:
+        resolve.carry_out(play.ctx, *moves[1])
+
+    assert refused.value.code == "task_taken"
+    assert play.job(theirs).state == State.HELD
+
+
+@pytest.mark.parametrize(
+    ("made", "code"),
+    [
+        ({"input": {**CLIP, "prompt": "another"}}, "task_differs"),
+        ({"input": {**CLIP, "size": "1280*720"}}, "task_differs"),
+        ({"model": "wan2.2-t2v-plus", "input": {"prompt": CLIP["prompt"]}}, "task_not_listed"),
+    ],
+)
+def test_a_task_of_another_request_is_not_adopted(play: Stage, made: dict[str, Any], code: str) -> None:
+    other = play.until(play.submit(**made))
+    play.sql("update attempts set task_id = null where job_id = :id", id=other.id)
+    play.sql("update jobs set task_id = null where id = :id", id=other.id)
+    job = held_alone(play)
+
+    with pytest.raises(Conflict) as refused:
+        decided(play, job, Action.ADOPT, task_id=other.task_id)
+
+    assert refused.value.code == code
+    assert play.job(job).state == State.HELD
+
+
+def test_a_task_that_was_made_at_another_time_is_not_adopted(play: Stage) -> None:
+    ours, _ = held_twins(play)
+    play.sql("update attempts set sent_at = sent_at - interval '2 hours' where job_id = :id", id=ours.id)
+
+    with pytest.raises(Conflict) as refused:
+        decided(play, ours, Action.ADOPT, task_id=tasks(play)[0])
+
+    assert refused.value.code == "task_not_listed"
+
+
+def test_a_call_that_is_declared_to_have_made_nothing_is_made_again(play: Stage) -> None:
+    job = held_alone(play)
+
+    decided(play, job, Action.REQUEUE)
+
+    ended = play.until(job)
+    assert ended.state == State.SUCCEEDED
+    assert [attempt.outcome for attempt in play.attempts(job)] == ["absent", "absent", "accepted"]
+    assert play.sandbox.ledger()["totals"]["tasks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("billed", "lines"), [("yes", [1_500_000, 1_500_000, -1_500_000]), ("no", [1_500_000, -1_500_000])]
+)
+def test_a_job_that_is_given_up_is_charged_as_it_is_said(play: Stage, billed: str, lines: list[int]) -> None:
+    job = held_alone(play)
+
+    ended = decided(play, job, Action.GIVE_UP, billed=billed)
+
+    assert ended.state == State.FAILED
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["billed"]) == ("given_up", billed)
+    assert [micros for _, micros in play.ledger(job)] == lines
+
+
+def test_giving_up_says_whether_it_cost_money(play: Stage) -> None:
+    job = held_alone(play)
+
+    with pytest.raises(Conflict) as refused:
+        decided(play, job, Action.GIVE_UP)
+
+    assert refused.value.code == "billed_required"
+
+
+def test_an_uncertain_job_is_taken_from_the_worker_that_looks_for_its_task(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="reset", times=1)
+    job = play.until(play.submit(), State.UNCERTAIN)
+    play.sql("update jobs set run_at = now()")
+    asleep = play.take(job)
+    step, clock = play.step(asleep)
+
+    decided(play, play.job(job), Action.GIVE_UP, billed="no")
+
+    with pytest.raises(Exception, match="failed under claim"):
+        play.ctx.record(asleep, next(step), clock)
+    assert play.job(job).state == State.FAILED
+
+
+def test_a_job_that_moved_meanwhile_is_left_alone(play: Stage) -> None:
+    job = held_alone(play)
+    move = resolve.decide(play.ctx, job, Decision(Action.REQUEUE, "Ada"))
+    resolve.carry_out(play.ctx, job, move)
+
+    with pytest.raises(Conflict) as refused:
+        resolve.carry_out(play.ctx, job, move)
+
+    assert refused.value.code == "moved_on"
+
+
+@pytest.mark.parametrize(("held_from", "goes_to"), [(State.ADMITTED, State.QUEUED), (State.COPYING, State.COPYING)])
+def test_a_job_that_killed_workers_goes_on_where_it_was(play: Stage, held_from: State, goes_to: State) -> None:
+    job = crashed(play, held_from)
+
+    moved = decided(play, job, Action.REQUEUE)
+
+    assert moved.state == goes_to
+    assert play.until(job).state == State.SUCCEEDED
+    assert play.sandbox.ledger()["totals"]["tasks"] == 1
+
+
+def test_a_paid_job_that_killed_workers_is_given_up_and_stays_paid(play: Stage) -> None:
+    job = crashed(play, State.COPYING)
+
+    ended = decided(play, job, Action.GIVE_UP)
+
+    assert (ended.state, ended.billed) == (State.FAILED, "yes")
+    assert sum(micros for _, micros in play.ledger(job)) == 1_500_000
+
+
+def test_a_job_that_runs_has_nothing_to_resolve(play: Stage) -> None:
+    job = play.until(play.submit(), State.RUNNING)
+
+    with pytest.raises(Conflict) as refused:
+        resolve.candidates(play.ctx, job)
+
+    assert refused.value.code == "nothing_to_resolve"
+
+
+# Over the API
+
+
+def test_an_operator_sees_candidates_and_money_and_decides(play: Stage, operator: httpx.Client) -> None:
+    ours, _ = held_twins(play)
+
+    seen = operator.get(f"/v1/jobs/{ours.id}/candidates")
+    task_id = seen.json()["data"][0]["task_id"]
+    said = {"action": "adopt", "task_id": task_id}
+    dry = operator.post(f"/v1/jobs/{ours.id}/resolve", params={"dry_run": "true"}, json=said)
+    assert play.job(ours).state == State.HELD
+    done = operator.post(f"/v1/jobs/{ours.id}/resolve", json=said)
+
+    assert seen.json()["at_stake"] == {"currency": "CNY", "estimated": "1.50", "billed": "unknown"}
+    assert (dry.status_code, dry.json()["done"], dry.json()["job"]["state"]) == (200, False, "held")
+    assert (done.status_code, done.json()["done"], done.json()["to"]) == (200, True, "running")
+    assert "Ada" in done.json()["why"]
+    assert play.until(ours).task_id == task_id
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        ({"action": "adopt"}, 422, "invalid_input"),
+        ({"action": "burn"}, 422, "invalid_input"),
+        ({"action": "adopt", "task_id": "no-such-task"}, 409, "task_not_listed"),
+        ({"action": "give_up"}, 409, "billed_required"),
+    ],
+)
+def test_a_decision_that_cannot_be_says_why(
+    play: Stage, operator: httpx.Client, said: dict[str, str], status: int, code: str
+) -> None:
+    job = held_alone(play)
+
+    refused = operator.post(f"/v1/jobs/{job.id}/resolve", json=said)
+
+    assert (refused.status_code, refused.json()["code"]) == (status, code)
+    assert play.job(job).state == State.HELD
+
+
+def test_a_provider_that_does_not_tell_is_asked_again_later(play: Stage, operator: httpx.Client) -> None:
+    job = held_alone(play)
+    play.sandbox.fault(where="list", what="error", code="InternalError")
+
+    refused = operator.get(f"/v1/jobs/{job.id}/candidates")
+
+    assert (refused.status_code, refused.json()["code"]) == (503, "provider_away")
+    assert refused.headers["retry-after"] == "5"

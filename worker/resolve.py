@@ -1,0 +1,203 @@
+"""What a person decides where nobody can prove what became of a create call, or where workers died on a job.
+
+The job is adopted by a task that matches it, or its call is declared to have made nothing, or it is given up. Each
+decision is a move like any other, with the key that decided in its history; it takes the job's claim, so a worker that
+looks for the task at that moment writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from worker import listing, moves, reconcile, spans
+from worker.claims import NOW
+from worker.context import Context
+from worker.dashscope.answers import Listed, TaskSeen
+from worker.errors import CallFailed, Conflict, ErrorClass, Failure
+from worker.kinds import KINDS
+from worker.listing import Asked, NotTold
+from worker.models import Attempt, Job
+from worker.states import HeldFor, Move, State
+
+_PATIENCE = timedelta(seconds=10)  # for a place in the query budget
+_LOOKED_AT = 20  # candidates, of which each costs a query
+
+# Where a job goes back to on which workers died: what had a slot waits for one again.
+_BACK_TO = {State.ADMITTED: State.QUEUED, State.UNCERTAIN: State.UNCERTAIN, State.COPYING: State.COPYING}
+
+
+class Action(StrEnum):
+    """What may be decided."""
+
+    ADOPT = "adopt"  # this task is the job's
+    REQUEUE = "requeue"  # its call made nothing: make it again; or work on it again, where workers died
+    GIVE_UP = "give_up"  # the job has failed
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action, by whom; `task_id` for adopt, `billed` ("yes", "no") for what is given up and may have cost money."""
+
+    action: Action
+    by: str
+    task_id: str | None = None
+    billed: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A task that no job has, of the call's model and time. `differs`: what it repeats of another request.
+
+    None is not known: it has not ended, or repeats nothing.
+    """
+
+    task_id: str
+    request_id: str | None
+    status: str
+    created_at: datetime | None
+    differs: tuple[str, ...] | None
+
+
+def candidates(ctx: Context, job: Job) -> list[Candidate]:
+    """The tasks that the job's open call may have made, oldest first; raises Conflict, NotTold."""
+    _check_resolvable(job)
+    attempt = _open_attempt(ctx, job)
+    if attempt is None:
+        return []
+    rows = _unbound(ctx, job, attempt)
+    return [_candidate(ctx, job, row, n < _LOOKED_AT) for n, row in enumerate(rows)]
+
+
+def decide(ctx: Context, job: Job, decision: Decision) -> Move:
+    """The move that a decision asks for, checked; nothing is done. Raises Conflict with why not, NotTold."""
+    _check_resolvable(job)
+    attempt = _open_attempt(ctx, job)
+    why = f"{decision.action} decided by {decision.by}"
+    match decision.action:
+        case Action.ADOPT:
+            return _adopted(ctx, job, attempt, decision.task_id or "", why)
+        case Action.REQUEUE:
+            return _requeued(job, attempt, why)
+        case Action.GIVE_UP:
+            return _given_up(job, attempt, decision.billed, why)
+
+
+def carry_out(ctx: Context, job: Job, move: Move) -> Job:
+    """Puts the decision on record; raises Conflict when the job has moved since it was read."""
+    mine = (
+        update(Job)
+        .where(Job.id == job.id, Job.state == job.state, Job.sequence == job.sequence)
+        .values(claim=Job.claim + 1, claimed=None)
+        .returning(*Job.__table__.c)
+    )
+    try:
+        with ctx.engine.begin() as connection:
+            now: datetime = connection.execute(select(NOW)).scalar_one()
+            row = connection.execute(mine).mappings().one_or_none()
+            if row is None:
+                raise Conflict("moved_on", "the job has moved since: look again")
+            return moves.record(connection, Job.of(row), _at(move, now), now)
+    except IntegrityError as error:
+        raise Conflict("task_taken", "the task is another job's") from error
+
+
+def _check_resolvable(job: Job) -> None:
+    is_held = job.state == State.HELD and job.held_for in (HeldFor.UNCERTAIN, HeldFor.CRASHES)
+    if not is_held and job.state != State.UNCERTAIN:
+        why = f"held for {job.held_for}" if job.state == State.HELD else job.state
+        raise Conflict("nothing_to_resolve", f"the job is {why}: only uncertain jobs and those that are held")
+
+
+def _open_attempt(ctx: Context, job: Job) -> Attempt | None:
+    """The call of which nobody knows what became."""
+    attempt = ctx.answer_of(job) if job.attempt_id else None
+    return attempt if attempt and attempt.closed_at is None and attempt.task_id is None else None
+
+
+def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
+    settled = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
+    asked = Asked(attempt.account, attempt.sent_at - reconcile.SKEW, settled + reconcile.SKEW, attempt.model)
+    rows = [row for page in listing.pages(ctx, asked, _PATIENCE) for row in page.rows]
+    with ctx.engine.connect() as connection:
+        taken = reconcile.bound(connection, attempt.owner, [row.task_id for row in rows])
+    return sorted((row for row in rows if row.task_id not in taken), key=lambda row: (str(row.created_at), row.task_id))
+
+
+def _candidate(ctx: Context, job: Job, row: Listed, is_looked_at: bool) -> Candidate:
+    differs = _differs(ctx, job, row) if is_looked_at and row.status == "SUCCEEDED" else None
+    return Candidate(row.task_id, row.request_id, row.status, row.created_at, differs)
+
+
+def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
+    """In which words the finished task repeats another request; None when it repeats no prompt. Raises NotTold."""
+    ctx.spend_query(ctx.owner(job))
+    try:
+        seen = ctx.client(job).task(row.task_id)
+    except CallFailed as error:
+        raise NotTold(f"the task could not be looked at: {error}") from error
+    if not isinstance(seen, TaskSeen):
+        raise NotTold(f"the task could not be looked at: HTTP {seen.http_status} {seen.code}")
+    asked, echoed = reconcile.asked(job.kind, job.input), KINDS[job.kind].echoed(seen.body)
+    return _differences(asked, echoed) if "orig_prompt" in echoed else None
+
+
+def _differences(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in sorted(asked.keys() & echoed.keys()) if asked[name] != echoed[name])
+
+
+def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why: str) -> Move:
+    if attempt is None:
+        raise Conflict("no_open_call", "no call of the job's is open, so no task can be its own")
+    with ctx.engine.connect() as connection:
+        if reconcile.bound(connection, attempt.owner, [task_id]):
+            raise Conflict("task_taken", "the task is another job's")
+    row = next((row for row in _unbound(ctx, job, attempt) if row.task_id == task_id), None)
+    if row is None:
+        window = f"within {reconcile.SKEW} of the call at {attempt.sent_at:%Y-%m-%d %H:%M:%S} UTC"
+        raise Conflict("task_not_listed", f"the provider lists no such task of {attempt.model}, made {window}")
+    if row.status in ("FAILED", "CANCELED"):
+        raise Conflict("task_failed", f"the task is {row.status} and cost nothing: requeue the job instead")
+    differs = _differs(ctx, job, row) if row.status == "SUCCEEDED" else None
+    if differs:
+        raise Conflict("task_differs", f"the task was made for another request: {', '.join(differs)} differ")
+    columns = {"task_id": task_id, "started_at": job.submitted_at, "billed": "unknown"}
+    said = {"outcome": "accepted", "task_id": task_id, "request_id": row.request_id}
+    return Move(State.RUNNING, f"{why}: task {task_id}", columns=columns, attempt=said)
+
+
+def _requeued(job: Job, attempt: Attempt | None, why: str) -> Move:
+    if job.held_for == HeldFor.CRASHES:
+        return Move(_BACK_TO[State(job.held_from or "")], why)
+    said = {"outcome": "absent", "billed": "no", "message": why} if attempt else None
+    return Move(State.QUEUED, f"{why}: its call made nothing", columns={"billed": "no"}, attempt=said)
+
+
+def _given_up(job: Job, attempt: Attempt | None, billed: str | None, why: str) -> Move:
+    if attempt is None:
+        return Move(State.FAILED, why, columns={"error": _failure(why, job.billed)})
+    if billed not in ("yes", "no"):
+        raise Conflict("billed_required", "the call may have cost money: say whether it did, as billed yes or no")
+    return Move(
+        State.FAILED, why, columns={"billed": billed, "error": _failure(why, billed)}, attempt={"billed": billed}
+    )
+
+
+def _failure(why: str, billed: str) -> dict[str, Any]:
+    return Failure("given_up", ErrorClass.INTERNAL, why, billed=billed).as_json()
+
+
+def _at(move: Move, now: datetime) -> Move:
+    """The move with what depends on the instant."""
+    columns, attempt = dict(move.columns), dict(move.attempt) if move.attempt else None
+    if move.to is State.RUNNING:
+        columns["deadline_at"] = now + spans.RUNNING
+    elif attempt is not None:
+        attempt["closed_at"] = now
+    return Move(move.to, move.why, now, columns, attempt)

@@ -1,0 +1,136 @@
+"""Whose job is next: free slots given to waiting jobs, project by project in turn.
+
+Each lane has a virtual time, and a project's job costs it 1/weight of that. The tick serves the project that stands
+lowest, so that projects of equal weight alternate however many jobs each has, and of one with weight 3 three jobs go
+to one of another. A project that comes back from an idle time starts where the lane stands now: what it did not use
+is not saved up. This is start-time fair queueing, which needs one number a project (`turns`) and one a lane.
+
+Within a project the line is kept by `rank_at`: the time of submission, ten minutes earlier for each class of priority.
+So a class is worth ten minutes of waiting, none starves, and nothing has to be sorted or aged: an index holds the line.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, exists, or_, select, text
+
+from worker import lanes, stops, throttle
+from worker.claims import Now, moment
+from worker.models import Job, Lane, Owner
+from worker.states import State
+
+_CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
+_AT_ONCE = 300  # jobs that one tick admits to a lane at the most; the next tick goes on
+
+
+def rank(created_at: datetime, priority: int) -> datetime:
+    """A job's place in its project's line: the earlier, the sooner."""
+    return created_at - priority * _CLASS
+
+
+def admit(connection: Connection, now: Now) -> int:
+    """Gives each lane's free slots to its waiting jobs, in turn; returns how many it gave."""
+    return sum(len(_serve(connection, lane, now)) for lane in connection.execute(_with_room(now)).all())
+
+
+def _serve(connection: Connection, lane: Row[Any], now: Now) -> Collection[uuid.UUID]:
+    """The jobs that were admitted: one at the most where the account is stopped and may be tried."""
+    if lane.is_proven:
+        stops.start(connection, lane.owner)
+    elif lane.stopped_at is not None:
+        return _try(connection, lane, now)
+    return _fill(connection, lane, min(lane.free, _AT_ONCE), now)
+
+
+def _try(connection: Connection, lane: Row[Any], now: Now) -> Collection[uuid.UUID]:
+    if not stops.may_probe(connection, lane.owner, now):
+        return ()
+    tried = _fill(connection, lane, 1, now)
+    for job_id in tried:
+        stops.probe(connection, lane.owner, job_id)
+    return tried
+
+
+def _with_room(now: Now) -> Select[Any]:
+    """The lanes that have a free slot and a waiting job, and may create now or try to."""
+    at = moment(now)
+    free = (throttle.concurrency(at) - lanes.used()).label("free")
+    wanted = exists().where(Job.state == State.QUEUED, Job.model == Lane.model, Job.run_at <= now)
+    is_proven = stops.is_proven()
+    inner = (
+        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free)
+        .add_columns(Owner.stopped_at, is_proven.label("is_proven"))
+        .join(Owner, Owner.name == Lane.owner)
+        .where(
+            wanted,
+            throttle.is_open(at),
+            Owner.paused_at.is_(None),
+            or_(Owner.stopped_at.is_(None), Owner.stopped_until <= now, is_proven),
+        )
+        .subquery()
+    )
+    return select(inner).where(inner.c.free > 0).order_by(inner.c.id)
+
+
+def _fill(connection: Connection, lane: Row[Any], free: int, now: Now) -> Collection[uuid.UUID]:
+    whose = {"lane": lane.id, "account": lane.account, "region": lane.region, "model": lane.model}
+    return connection.execute(_FILL, whose | {"free": free, "now": now}).scalars().all()
+
+
+_FILL = text(
+    """
+    with recursive waiting (project_id) as (
+        -- one look into the index for each project that waits, however many jobs it has
+        (select project_id from jobs where state = 'queued' and model = :model order by project_id limit 1)
+        union all
+        select (select project_id from jobs
+                 where state = 'queued' and model = :model and project_id > waiting.project_id
+                 order by project_id limit 1)
+          from waiting where waiting.project_id is not null
+    ), served as (
+        select projects.id, projects.weight, greatest(turns.at, lanes.turn) as entry,
+               case when projects.max_in_flight is null then :free
+                    else projects.max_in_flight - (select count(*) from jobs where jobs.project_id = projects.id
+                         and (jobs.state in ('admitted', 'submitting', 'uncertain', 'running')
+                              or jobs.state = 'held' and jobs.held_from = 'uncertain')) end as room
+          from waiting
+          join projects on projects.id = waiting.project_id and projects.paused_at is null
+          join lanes on lanes.id = :lane
+          left join turns on turns.lane_id = :lane and turns.project_id = projects.id
+    ), line as (
+        select head.id, head.rank_at, served.entry
+               + (row_number() over (partition by served.id order by head.rank_at, head.id) - 1)
+               / served.weight::float8 as start
+          from served cross join lateral (
+               select id, rank_at from jobs
+                where state = 'queued' and model = :model and project_id = served.id and run_at <= :now
+                order by rank_at, id limit least(:free, greatest(served.room, 0))) as head
+    ), next as materialized (
+        select id, start from line order by start, rank_at, id limit :free
+    ), picked as (
+        select jobs.id, next.start from jobs join next on next.id = jobs.id
+         where jobs.state = 'queued' for update of jobs skip locked
+    ), admitted as (
+        update jobs set state = 'admitted', state_at = :now, run_at = :now, lane_id = :lane, account = :account,
+               region = :region, sequence = jobs.sequence + 1
+          from picked where jobs.id = picked.id and jobs.state = 'queued'
+        returning jobs.id, jobs.project_id, jobs.sequence, picked.start
+    ), charged as (
+        insert into turns (lane_id, project_id, at)
+        select :lane, admitted.project_id, max(admitted.start + 1 / served.weight::float8)
+          from admitted join served on served.id = admitted.project_id group by admitted.project_id
+        on conflict (lane_id, project_id) do update set at = excluded.at
+    ), advanced as (
+        update lanes set turn = latest.start
+          from (select max(start) as start from admitted) as latest
+         where lanes.id = :lane and latest.start > lanes.turn
+    )
+    insert into events (job_id, project_id, sequence, type, "left", entered, at)
+    select id, project_id, sequence, 'job.admitted', 'queued', 'admitted', :now from admitted
+    returning job_id
+    """
+)
