@@ -60,7 +60,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(title=TITLE, version=app.version, description=ABOUT, routes=app.routes)
         components = made.setdefault("components", {}).setdefault("schemas", {})
         inputs = [kind.input for kind in KINDS.values()]
-        bodies = [schemas.EstimateCreate, schemas.JobCreate, schemas.ResolveCreate]
+        bodies: list[type[BaseModel]] = [schemas.EstimateCreate, schemas.JobCreate, schemas.ResolveCreate]
         forms: list[type[BaseModel]] = [*bodies, answers.Problem, *inputs]
         for form in forms:
             components |= _schemas(form)

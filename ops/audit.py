@@ -195,6 +195,12 @@ RULES = (
         "its history and `waiting_on` say what it waits for: `noria show`",
     ),
     Rule(
+        "I14",
+        """select job_id as job, 'all should be at rest, and a delivery of it still waits' as what
+           from deliveries where :at_rest and state = 'waiting'""",
+        "is its receiver there? `noria doctor` tells whether a worker is",
+    ),
+    Rule(
         "M",
         """select j.id as job, 'it reserved ' || coalesce(sum(l.micros) filter (where l.entry = 'reserve'), 0) ||
              ' micro-CNY for an estimate of ' || j.estimate as what

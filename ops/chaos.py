@@ -95,7 +95,8 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
         torments, echoes = _go_wrong(options, stack, load, say)
         ended = time.monotonic()
         say("Nothing goes wrong any more.")
-        _rest(stack.scene, load)
+        _rest(stack.scene)
+        say("All is at rest.")
         numbers = {
             "seconds with faults": round(ended - started),
             "seconds from then on until all was at rest": round(time.monotonic() - ended),
@@ -184,7 +185,7 @@ def _submit(stack: Stack, load: Load, n: int, pause: float) -> None:
     time.sleep(pause)
 
 
-def _rest(scene: Scene, load: Load) -> None:
+def _rest(scene: Scene) -> None:
     """Until all jobs have ended and all deliveries too, or for a while; waits are cut short, since they are tested."""
     scene.signal(chaos_torments.WORKERS, chaos_torments.KILL)
     chaos_torments.lapse(scene)  # of those that died earlier, too
@@ -198,6 +199,7 @@ def _rest(scene: Scene, load: Load) -> None:
         time.sleep(_HURRY_SECONDS)
 
 
+_HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
     select (select count(*) from jobs where finished_at is null and state <> 'held')
          + (select count(*) from deliveries where state = 'waiting')
@@ -217,6 +219,8 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
         states = Counter(connection.execute(text("select state from jobs")).scalars())
         outcomes = Counter(connection.execute(text("select outcome from attempts")).scalars())
         entered = Counter(connection.execute(text('select entered from events where "left" <> entered')).scalars())
+        held = Counter(connection.execute(text("select held_for from jobs where state = 'held'")).scalars())
+        mute = connection.execute(text(_HELD_OF_MUTE), {"mute": chaos_stack.mute()}).scalar()
         redone = connection.execute(text("select count(*) from jobs where state = 'failed' and retries > 0")).scalar()
         delivered = connection.execute(text("select count(*) from deliveries where state = 'delivered'")).scalar()
         tasks = set(connection.execute(text("select task_id from attempts where billed = 'yes'")).scalars())
@@ -224,7 +228,9 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
     return {
         "jobs accepted": len(load.accepted),
         **{f"jobs {state}": count for state, count in sorted(states.items())},
-        "of these failed twice at the provider, unbilled": redone,
+        "of the failed, made twice and failed twice, unbilled": redone,
+        **{f"held for {why}": count for why, count in sorted(held.items())},
+        "of these, of models that do not repeat the prompt": mute,
         "tasks paid, by the provider's books": len(paid),
         "tasks paid that no job has": sum(task["task_id"] not in tasks for task in paid),
         **{f"create calls {outcome}": count for outcome, count in sorted(outcomes.items())},

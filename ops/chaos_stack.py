@@ -118,6 +118,11 @@ def models() -> dict[str, str]:
     }
 
 
+def mute() -> list[str]:
+    """Those of them that do not repeat the prompt, so that nobody can tell whose a task is when an answer is lost."""
+    return [name for name in models() if catalog.load().model(name).protocol == "messages"]
+
+
 def _opened(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """A key of the project, and what signs its webhooks."""
     with reach.database(home, settings["NORIA_DATABASE_URL"]) as connection:

@@ -97,6 +97,7 @@ def money(exam: Exam) -> Iterator[Found]:
         for row in connection.execute(text(_STOPPED)):
             advice = "set that right at the provider; one create is tried again by itself"
             yield failure(f"the account {row.name} creates nothing: {row.stopped_why}", advice)
+        yield well(f"{connection.execute(text(_CREATING)).scalar_one()} accounts may create")
         if connection.execute(text("select to_regclass('unowned')")).scalar_one() is not None:
             yield from _unowned(connection)
 
@@ -148,6 +149,7 @@ _EXHAUSTED = """
 _UNFINISHED = "select count(*) from jobs where finished_at is null"
 _HELD = "select held_for, count(*) as rows from jobs where state = 'held' group by held_for"
 _UNCERTAIN = "select count(*) from jobs where state = 'uncertain' and state_at < now() - cast(:settle as interval)"
+_CREATING = "select count(*) from owners where stopped_until is null or stopped_until <= now()"
 _STOPPED = "select name, stopped_why from owners where stopped_until > now()"
 
 # No wait and no lease is as long as a day.

@@ -89,6 +89,8 @@ def uploads(exam: Exam) -> Iterator[Found]:
         yield Found(Verdict.FIXED, f"{len(old)} uploads that never ended are ended")
     elif old:
         yield warning(f"{len(old)} uploads were begun over a day ago and never ended", "`noria doctor --fix` ends them")
+    else:
+        yield well("none was left unfinished")
 
 
 def provider(exam: Exam) -> Iterator[Found]:

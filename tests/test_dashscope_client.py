@@ -246,17 +246,33 @@ def test_a_query_takes_up_a_key_that_was_changed_in_its_file(tmp_path: Path) -> 
     assert len(made.requests) == 2
 
 
-def test_a_create_takes_up_a_changed_key_the_next_time(tmp_path: Path) -> None:
+def test_a_create_takes_up_a_changed_key_at_once(tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("sk-old")
     with peer(by_key("sk-new", TASK)) as made:
         dashscope = client(made.url, key=None, key_file=str(key_file))
         key_file.write_text("sk-new")
 
-        assert isinstance(dashscope.create(ASKED, 5), Refused)
         assert isinstance(dashscope.create(ASKED, 5), Accepted)
 
-    assert len(made.requests) == 2
+    assert [header(request, "authorization") for request in made.requests] == ["Bearer sk-old", "Bearer sk-new"]
+
+
+def test_a_create_with_a_bad_key_is_sent_once(tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("sk-old")
+    with peer(by_key("sk-new", TASK)) as made:
+        assert isinstance(client(made.url, key=None, key_file=str(key_file)).create(ASKED, 5), Refused)
+
+    assert len(made.requests) == 1
+
+
+def test_stricter_inspection_is_asked_for_where_the_account_wants_it() -> None:
+    with peer(by_key(KEY, TASK)) as made:
+        client(made.url, data_inspection=True).create(ASKED, 5)
+        client(made.url).create(ASKED, 5)
+
+    assert [header(request, "x-dashscope-datainspection") for request in made.requests] == ["enable", None]
 
 
 def test_a_query_with_a_bad_key_is_not_repeated(tmp_path: Path) -> None:

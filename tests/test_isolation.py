@@ -66,7 +66,8 @@ def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    assert routes == (OF_A_JOB | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN) - {("GET", "/docs"), ("GET", "/openapi.json")}
+    known = OF_A_JOB | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == set()
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
+from serving import served
 from sqlalchemy import Connection, Engine, text
 from stage import CLIP, Stage, stage
 
+from ops import cli
 from ops.sandbox.options import Limits, Options, OverConcurrency
 from ops.sandbox.testing import Sandbox, running
 from worker import catalog, keys, lanes, settings, stops, throttle, turns
@@ -157,7 +159,7 @@ def test_a_lane_that_is_slowed_is_fast_again_after_a_while(connection: Connectio
 
     def pace(at: timedelta) -> float:
         (lane,) = [lane for lane in lanes.listed(connection, NOW + at) if lane.model == MODEL]
-        return round(lane.pace_now, 3)
+        return float(round(lane.pace_now, 3))
 
     throttle.slow(connection, job, Scope.RATE, NOW + 5 * SECOND, "too fast", NOW + SECOND)
     assert [pace(seconds * SECOND) for seconds in (1, 30, 31, 41, 61, 71, 200)] == [0.5, 0.5, 0.6, 0.7, 0.9, 1, 1]
@@ -433,3 +435,69 @@ def test_a_lane_shows_what_is_allowed_in_use_and_waits_and_to_a_project_its_own(
 
     assert shown(None) == (5, 2)
     assert tuple(sum(both) for both in zip(shown(play.project.id), shown(other.id), strict=True)) == (5, 2)
+
+
+def test_the_api_shows_an_operator_all_and_a_project_its_own(environment: dict[str, str], sandbox: Sandbox) -> None:
+    with stage(environment, sandbox) as play, served(environment) as api:
+        for _ in range(7):
+            play.submit()
+        play.tick()
+
+        def shown(project: str | None) -> dict[str, Any]:
+            with api.http(api.key(project)) as http:
+                found = http.get("/v1/limits").json()["data"]
+            (lane,) = [lane for lane in found if lane["model"] == MODEL]
+            return {name: lane[name] for name in ("account", "in_use", "queued", "concurrency", "allowed", "pace")}
+
+        full = {"concurrency": 5, "allowed": 5, "pace": 1.0}
+        assert shown(None) == {"account": "default", "in_use": 5, "queued": 2, **full}
+        assert shown("spring-campaign") == {"account": None, "in_use": 5, "queued": 2, **full}
+        assert shown("summer") == {"account": None, "in_use": 0, "queued": 0, **full}
+
+
+def test_a_person_sees_pauses_and_resumes_by_command(
+    play: Stage, environment: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def noria(*said: str) -> str:
+        assert cli.run(said) == cli.Code.DONE
+        return capsys.readouterr().out
+
+    play.submit()
+    assert MODEL in noria("lanes")
+    assert OTHER not in noria("lanes")
+    for paused, where in ((("lane", MODEL), "lane"), (("all",), "all"), (("project", "spring-campaign"), "project")):
+        assert json.loads(noria("pause", *paused, "--json"))["paused"] == where
+        play.play(play.tick())
+        assert creates(play) == 0
+        assert json.loads(noria("resume", *paused, "--json"))["resumed"] == where
+    noria("pause", "lane", OTHER)
+    (stopped,) = [lane for lane in json.loads(noria("lanes", "--json")) if lane["waiting_on"]]
+    assert (stopped["model"], stopped["waiting_on"]["code"]) == (OTHER, "paused")
+    with play.ctx.engine.begin() as connection:
+        stops.stop(connection, "default", play.now() + timedelta(minutes=5), "arrears", play.now())
+    assert "arrears" in noria("lanes")
+    noria("resume", "account", "default")
+    noria("lanes", "resume")
+    (still,) = [lane for lane in json.loads(noria("lanes", "--json")) if lane["waiting_on"]]
+    assert still == stopped  # what a person paused only a person resumes
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (("pause", "project"), 2),
+        (("pause", "all", "spring"), 2),
+        (("pause", "project", "nobody"), 5),
+        (("resume", "account", "nobody"), 5),
+        (("lanes", "resume", "nothing"), 5),
+    ],
+)
+def test_a_command_that_names_nothing_says_so(
+    engine: Engine, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, said: tuple[str, ...], code: int
+) -> None:
+    monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
+
+    assert cli.run(said) == code

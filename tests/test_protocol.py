@@ -90,8 +90,13 @@ class Protocol:
     def check(self) -> None:
         """The promises, by the provider's books: paid once, no task of another's request, nothing stuck."""
         found = {job.id: job for job in self.jobs()}
+        jobs = Counter(map(_request, found.values()))
+        made: Counter[tuple[uuid.UUID, str]] = Counter()
         for job_id, tasks in self.made.items():
-            assert len(tasks) <= 1, f"job {job_id} made {len(tasks)} tasks"
+            made[_request(found[job_id])] += len(tasks)
+        # Jobs of one project that ask for the same may share out what was made of that.
+        for request, count in made.items():
+            assert count <= jobs[request], f"{jobs[request]} jobs for {request[1]} made {count} tasks"
         asked = {task: found[job_id] for job_id, tasks in self.made.items() for task in tasks}
         taken = Counter(job.task_id for job in found.values() if job.task_id)
         for job in found.values():
@@ -194,7 +199,7 @@ def test_whatever_becomes_of_create_calls_each_job_is_paid_once_and_gets_its_own
     run_state_machine_as_test(
         Played,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,
@@ -281,7 +286,7 @@ def test_a_settle_time_shorter_than_a_late_create_pays_twice(environment: dict[s
         protocol = Protocol(play, STEPS)
         late_create(protocol)
 
-        with pytest.raises(AssertionError, match="made 2 tasks"):
+        with pytest.raises(AssertionError, match="1 jobs for a fox in the reeds made 2 tasks"):
             protocol.check()
 
 
@@ -289,7 +294,7 @@ def test_a_lapsed_create_that_is_simply_queued_again_pays_twice(play: Stage) -> 
     protocol = Protocol(play, {**STEPS, State.SUBMITTING: Step(queues_again, spans.LEASES["submit"], 1)})
     death_after_the_call(protocol)
 
-    with pytest.raises(AssertionError, match="made 2 tasks"):
+    with pytest.raises(AssertionError, match="1 jobs for a fox in the reeds made 2 tasks"):
         protocol.check()
 
 

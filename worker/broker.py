@@ -24,7 +24,7 @@ from worker.settings import Settings
 QUEUES = ("tick", "provider", "calls", "transfer", "webhook")
 TICK = "noria.tick"
 _TICK_SECONDS = 1.0
-_TICK_EXPIRES = 5.0  # seconds; ticks that piled up while no worker ran are worth nothing
+_TICK_EXPIRES = 3600.0  # seconds; for ticks that piled up while no worker ran; hosts' clocks differ by less
 _HINT_SPACING = 0.2  # seconds
 _EVENTS_KEPT = 10_000
 _SOCKET_SECONDS = 3.0

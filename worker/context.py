@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import Engine, create_engine, select
+from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from worker import log, moves, polling
+from worker import log, moves, polling, reading
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -24,7 +24,7 @@ from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.models import Attempt, Job, Project
 from worker.polling import Budget, Learned
-from worker.settings import Settings
+from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
 
@@ -79,7 +79,7 @@ class Context:
 
     def owner(self, job: Job) -> str:
         """The main account that the job's limits are counted by."""
-        return self.owners[job.account or ""]
+        return self._account(job).owner
 
     def project_name(self, job: Job) -> str:
         """The name of the job's project."""
@@ -91,7 +91,14 @@ class Context:
 
     def client(self, job: Job) -> Client:
         """The provider's client for the account that the job was admitted with."""
-        return self.clients[job.account or ""]
+        return self.clients[self._account(job).name]
+
+    def _account(self, job: Job) -> Account:
+        """The account that the job was admitted with; where settings renamed it, another of its region."""
+        accounts = self.settings.all_accounts
+        named = [account for account in accounts if account.name == job.account]
+        there = [account for account in accounts if account.region == job.region]
+        return (named or there or list(accounts))[0]
 
     def record(self, job: Job, move: Move, clock: Clock) -> Job:
         """Puts a move on record, trying again while the database is away; raises ClaimLost."""
@@ -102,6 +109,17 @@ class Context:
         while (booked := self.queries.book(owner, 1, polling.AHEAD)) is None:
             time.sleep(_PAUSE[0])
         Clock(booked.now).wait_until(booked.at)
+
+    def stored(self, job: Job) -> frozenset[int]:
+        """The numbers of the job's outputs that are in the bucket already."""
+        with self.engine.connect() as connection:
+            return frozenset(output.n for output in reading.outputs(connection, [job])[job.id])
+
+    def refusals(self, job: Job, code: str) -> int:
+        """How often the job's create calls were refused with that code before."""
+        statement = select(func.count()).where(Attempt.job_id == job.id, Attempt.code == code)
+        with self.engine.connect() as connection:
+            return connection.execute(statement).scalar_one()
 
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
@@ -154,7 +172,16 @@ def engine(settings: Settings, threads: int) -> Engine:
         pool_timeout=10,
         pool_recycle=1800,
         hide_parameters=True,  # prompts and keys are parameters
-        connect_args={"connect_timeout": 5, "options": _SESSION, "application_name": "noria"},
+        connect_args={
+            "connect_timeout": 5,
+            "options": _SESSION,
+            "application_name": "noria",
+            # a database host that vanished is noticed in half a minute, not in two hours
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        },
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims, money, moves, reading, turns
-from worker.catalog import Catalog, Model
+from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.kinds import KINDS, Kind
 from worker.models import IdempotencyKey, Job, Project
@@ -57,15 +58,15 @@ class Prepared:
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault."""
     kind, model = _kind_and_model(catalog, submission)
-    region = _region(settings, model)
-    checked = kind.check(model, submission.input, region)
+    regions = _regions(settings, model)
+    checked = kind.check(model, submission.input, None)  # any of the regions: admission finds one with room
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,
         model=model.id,
         sync=model.sync,
         input=checked.model_dump(mode="json", exclude_none=True),
-        estimate=model.price(usage, region, on.date()),
+        estimate=_dearest(model, usage, regions, on.date()),
     )
 
 
@@ -129,13 +130,16 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
     """Asks a job to stop: the job, and what became of it.
 
     `canceled`: it is. `requested`: the provider is being asked. `too_late`: it runs on and is billed, and ends as if
-    nothing had been asked. `already_finished`.
+    nothing had been asked. `already_finished`. Raises Conflict for a job that is held because nobody knows whether
+    the provider has a task for it.
     """
     job = reading.one(connection, project_id, job_id)
     state = State(job.state)
     if state in TERMINAL:
         return job, "already_finished"
-    if state in _MINE and job.held_from != State.UNCERTAIN:
+    if state is State.HELD and job.held_from == State.UNCERTAIN:
+        raise Conflict("held_uncertain", "a person has to say first what became of its create call: POST …/resolve")
+    if state in _MINE:
         stopped = _cancel_at_once(connection, job, now)
         if stopped is not None:
             return stopped, "canceled"
@@ -164,15 +168,21 @@ def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Mod
     return kind, model
 
 
-def _region(settings: Settings, model: Model) -> str:
-    """The region of the first account that offers the model; raises InvalidInput with a hint when none does."""
-    for account in settings.all_accounts:
-        if model.region(account.region):
-            return account.region
-    have = ", ".join(sorted({account.region for account in settings.all_accounts}))
+def _regions(settings: Settings, model: Model) -> list[str]:
+    """The regions of the accounts that offer the model; raises InvalidInput with a hint when none does."""
+    have = dict.fromkeys(account.region for account in settings.all_accounts)
+    if served := [region for region in have if model.region(region)]:
+        return served
     offered = ", ".join(model.regions)
-    message = f"{model.id} is offered in {offered}; the configured accounts are in {have}"
+    message = f"{model.id} is offered in {offered}; the configured accounts are in {', '.join(sorted(have))}"
     raise InvalidInput([Fault("/model", "model_not_in_region", message)])
+
+
+def _dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int | None:
+    """What the usage may cost, wherever the job will be made; None when that is not known of every place."""
+    prices = [model.price(usage, region, on) for region in regions]
+    known = [price for price in prices if price is not None]
+    return max(known) if len(known) == len(prices) else None
 
 
 def _rest(said: Submission) -> list[Any]:

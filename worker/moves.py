@@ -34,6 +34,7 @@ from worker.errors import ClaimLost
 from worker.models import Attempt, Event, Job, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
 
+_NO_ANSWER = frozenset({"unknown", "not_sent"})
 _TYPES = {State.SUBMITTING: "job.submitted"}  # the event's type where it is not the state's own name
 
 
@@ -64,6 +65,9 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         connection.execute(_OUTPUT, rows)
     if move.to is not left or move.why:
         tell(connection, moved, left, move.why, now)
+    if move.to is State.RUNNING and moved.cancel_requested:
+        # asked for while the create call was out: the provider drops only what has not started, so now or never
+        connection.execute(_HURRY, {"the_id": job.id, "now": now})
     _account(connection, moved, move, now)
     _hold_back(connection, job, move, now)
     return moved
@@ -170,7 +174,10 @@ def _answer(connection: Connection, job: Job, said: dict[str, Any], now: datetim
     """By the attempt's id and whatever has become of the claim: an answer is never dropped."""
     columns = {"answered_at": now, **said}
     bound = {f"to_{name}": value for name, value in columns.items()}
-    connection.execute(_answering(tuple(columns)), {**bound, "the_id": job.attempt_id})
+    answering = _answering(tuple(columns))
+    if said.get("outcome") in _NO_ANSWER:  # what others found out meanwhile is worth more
+        answering = answering.where(Attempt.outcome == "sent")
+    connection.execute(answering, {**bound, "the_id": job.attempt_id})
 
 
 def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
@@ -218,7 +225,9 @@ def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> N
         throttle.slow(connection, job, *move.throttled, now)
     if move.stop and job.attempt_id:
         owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
-        stops.stop(connection, owner, *move.stop, now)
+        if job.state == State.SUBMITTING or not stops.is_stopped(connection, owner):
+            stops.stop(connection, owner, *move.stop, now)
+        # else a look says so again: it must not put off the try that ends the stop
 
 
 def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:
@@ -247,6 +256,7 @@ _LOOK = (
 _EVENT = insert(Event).returning(Event.id)
 _ATTEMPT = insert(Attempt)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
+_HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
 _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
 
 

@@ -28,7 +28,7 @@ from worker.models import Job, Lane, Owner, RunTime
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread
 
 _LOWEST = 1 / 16  # of the rate, however often the provider says no
-_REGAINED, _EACH_SECONDS = 0.1, 10  # of the rate, that the pace regains in so many seconds
+_REGAINED, _EACH_SECONDS = 0.1, 3  # of the rate, that the pace regains in so many seconds
 _ONE_BLOW = timedelta(seconds=2)  # within which refusals are one: they were on their way together
 _SIGHTING_SECONDS = 30.0  # between two notes that an owner's tasks can be seen
 _REREAD_SECONDS = 30.0

@@ -7,8 +7,8 @@ The provider has no idempotency key; its list of tasks is the only witness, and 
 3. Candidates: tasks of our lane's model, created in the window, that no job has. One is ours when, finished, it
    repeats what we asked (prompt, size, duration), and nobody else's open request in the window would fit it as well;
    requests that are equal to the letter, in one project, may share their candidates out.
-4. Absent: a complete listing that began after sent + settle, over a window that had ended, and nothing in it is ours.
-   Only then may the call be made again, and once.
+4. Absent: a complete listing that began after sent + settle, over a window that had ended, and nothing in it can be
+   ours (a finished task that repeats no prompt can be). Only then may the call be made again, and once.
 5. Otherwise a person decides (`held`), and the slot stays taken.
 
 A failed task cost nothing, so it is as good as absent. No candidate is judged while it runs, nor while another call
@@ -19,12 +19,12 @@ paid twice or handed one tenant another's output.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
 from worker import listing, spans
 from worker.context import Clock, Context
@@ -88,8 +88,11 @@ def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     mine = [row for row in listing.rows if attempt.request_id and row.request_id == attempt.request_id]
     if mine:
         return _adopted(job, mine[0], "the task has the call's request id", clock)
-    if attempt.request_id:  # the headers had come, so the list names it, or there is no task
+    if (
+        attempt.request_id and attempt.code
+    ):  # the provider's own error named it, so the list has it, or nothing was made
         return _absent(ctx, job, attempt, listing, clock)
+    # an id of headers alone may be a gateway's, of a page that says nothing of the call behind it
     return _by_likeness(ctx, job, attempt, listing, clock)
 
 
@@ -102,14 +105,18 @@ def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, cl
     if any(row.status != "SUCCEEDED" for row in candidates):
         return _later(ctx, job, attempt, clock, "a task that may be ours still runs")
     try:
-        alike = [row for row in candidates if fits(_echoes(job), _echoed(ctx, job, row))]
-        claimed = [row for row in alike if not _contested(ctx, job, attempt, row, rivals)]
+        told = {row.task_id: _echoed(ctx, job, row) for row in candidates}
     except NotTold as error:
         return _later(ctx, job, attempt, clock, str(error))
-    if claimed:
-        return _adopted(job, claimed[0], "the task repeats what this call asked, and fits no other", clock)
-    if alike and listing.proves_absence:
-        return _held(f"{len(alike)} tasks fit this call and another one too: nothing proves whose they are")
+    mine = _echoes(job)
+    possible = [row for row in candidates if may_fit(mine, told[row.task_id])]
+    others = [rival for rival in rivals if not _is_equal(job, attempt, rival)]
+    for row in possible:
+        contested = any(may_fit(rival.echoes, told[row.task_id]) for rival in others)
+        if fits(mine, told[row.task_id]) and not contested:
+            return _adopted(job, row, "the task repeats what this call asked, and fits no other", clock)
+    if possible and listing.proves_absence:
+        return _held(f"{len(possible)} tasks may be this call's, and nothing proves whose they are")
     return _absent(ctx, job, attempt, listing, clock)
 
 
@@ -139,15 +146,16 @@ def bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[st
 
 
 def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
-    """The other open attempts of the lane that may have made one of the tasks in the window."""
+    """The other attempts of the lane that may have made one of the tasks in the window."""
     settle = timedelta(seconds=ctx.settings.settle_seconds) + SKEW
     statement = (
-        select(Attempt.request_hash, Attempt.request_id, Job.id, Job.project_id, Job.state, Job.kind, Job.input)
+        select(*_RIVAL)
         .join(Job, Job.id == Attempt.job_id)
         .where(
             Attempt.owner == attempt.owner,
             Attempt.model == attempt.model,
-            Attempt.closed_at.is_(None),
+            # what was called absent is a rival still: that verdict may have been wrong
+            or_(Attempt.closed_at.is_(None), Attempt.outcome == "absent"),
             Attempt.task_id.is_(None),
             Attempt.id != attempt.id,
             Attempt.sent_at.between(attempt.sent_at - settle, attempt.sent_at + settle),
@@ -156,7 +164,14 @@ def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
     with ctx.engine.connect() as connection:
         rows = connection.execute(statement).all()
     return [
-        _Rival(row.id, row.project_id, row.state, row.request_hash, row.request_id, asked(row.kind, row.input))
+        _Rival(
+            job_id=row.id,
+            project_id=row.project_id,
+            state=row.state if row.closed_at is None else "",
+            request_hash=row.request_hash,
+            request_id=row.request_id,
+            echoes=asked(row.kind, row.input),
+        )
         for row in rows
     ]
 
@@ -186,17 +201,13 @@ def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
 
 def fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
     """Whether a task repeats a request: the prompt at least, and nothing that differs."""
-    shared = asked.keys() & echoed.keys()
-    return "orig_prompt" in shared and all(asked[name] == echoed[name] for name in shared)
+    return "orig_prompt" in asked.keys() & echoed.keys() and may_fit(asked, echoed)
 
 
-def _contested(ctx: Context, job: Job, attempt: Attempt, row: Listed, rivals: Iterable[_Rival]) -> bool:
-    """Whether the task fits another open request too, that is not our own project's and equal to the letter."""
-    others = [rival for rival in rivals if not _is_equal(job, attempt, rival)]
-    if not others:
-        return False
-    echoed = _echoed(ctx, job, row)
-    return any(fits(rival.echoes, echoed) for rival in others)
+def may_fit(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
+    """Whether a task contradicts nothing that was asked: some models repeat no prompt, and some calls have none."""
+    shared = [name for name in asked.keys() & echoed.keys() if asked[name] is not None]
+    return all(asked[name] == echoed[name] for name in shared)
 
 
 def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
@@ -246,3 +257,13 @@ def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock, why: str) -> 
 
 
 _FREE = {"billed": "no"}
+_RIVAL = (
+    Attempt.request_hash,
+    Attempt.request_id,
+    Attempt.closed_at,
+    Job.id,
+    Job.project_id,
+    Job.state,
+    Job.kind,
+    Job.input,
+)

@@ -27,6 +27,7 @@ Publish = Callable[[tick.Message], None]
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
 _SINGLY = 15  # looks that are booked, and whose waits are written, together
+_LATE = timedelta(seconds=1)  # after the instant that a look was booked for
 _LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
 
 
@@ -109,10 +110,11 @@ class Runner:
             .limit(_TOLD_AGAIN)
         )
         with self.ctx.engine.connect() as connection:
-            rows = connection.execute(unfinished).mappings().all()
-        for job in map(Job.of, reversed(rows)):
-            if said := flower.event(job, self.ctx.project_name(job), []):
-                self.tell(said)
+            # few at a time: an input may hold a picture
+            rows = connection.execution_options(yield_per=50).execute(unfinished)
+            for job in map(Job.of, rows.mappings()):
+                if said := flower.event(job, self.ctx.project_name(job), []):
+                    self.tell(said)
 
     def carry_out(self, job: Job, clock: Clock) -> Move | None:
         """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None.
@@ -175,8 +177,9 @@ class Runner:
             return
         waits: list[tuple[Job, Move]] = []
         for n, job in enumerate(taken):
-            clock.wait_until(booked.at + n * booked.apart)
-            if clock() > until:
+            at = booked.at + n * booked.apart
+            clock.wait_until(at)
+            if clock() > min(until, at + _LATE):  # what was booked then is not to be added to what is booked now
                 self._postpone(taken[n:])
                 break
             if move := self.carry_out(job, clock):

@@ -40,6 +40,7 @@ class Account(BaseModel):
     key: SecretStr | None = None
     key_file: str | None = None  # read again on 401, so that a key is changed without a restart
     workspace: str | None = None
+    data_inspection: bool = False  # ask the provider for its stricter inspection of what goes in and comes out
 
 
 class Settings(BaseSettings):
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
     dashscope_workspace: str | None = Field(None, description="a workspace id, sent with each call")
     dashscope_region: str = Field("cn-beijing", description="the region that the key and the host belong to")
     accounts: tuple[Account, ...] = Field(
-        (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace"}'
+        (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace","data_inspection"}'
     )
 
     s3_endpoint_url: str | None = Field(None, description="empty: AWS's own")

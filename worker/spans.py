@@ -34,6 +34,7 @@ LEASES = {
 
 # deadlines of phases; there is none while a job is queued or held
 RUNNING = timedelta(hours=3, minutes=30)  # the provider ends a task at 3 h; until then it lives and is billed
+RELINK = timedelta(hours=1)  # after a link's death, for asking for it again
 LINKS = timedelta(hours=24)  # how long a finished task's links and its record live, when nothing says otherwise
 
 PROBE = timedelta(minutes=5)  # between two tries of a stopped account

@@ -7,7 +7,7 @@ a count.
 
     admitted    submit      the create call
     submitting  lapsed      its worker died in the middle of it
-    uncertain   reconcile   what became of the call
+    uncertain   uncertain   what became of the call
     running     poll        one look at the task
     copying     copy        its outputs into the bucket
 """
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -87,12 +87,23 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     except Ambiguous as error:
         yield _unknown(error, {"request_id": error.request_id})
     else:
-        yield _refused(job, answer, clock) if isinstance(answer, Refused) else _accepted(ctx, job, answer, clock)
+        yield _refused(ctx, job, answer, clock) if isinstance(answer, Refused) else _accepted(ctx, job, answer, clock)
 
 
 def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
     """The worker that made the call is gone, and its answer with it, unless it is on the attempt's row."""
-    yield Move(State.UNCERTAIN, "the worker stopped while the create call was out")
+    why = "the worker stopped while the create call was out"
+    yield Move(State.UNCERTAIN, why, columns={"billed": "unknown"})
+
+
+def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """What became of the call: `reconcile`, unless its answer is on record with the result in it."""
+    attempt = ctx.answer_of(job)
+    if attempt is not None and attempt.outcome == "accepted" and attempt.output and not attempt.task_id:
+        made = TaskSeen("SUCCEEDED", attempt.output["output"], {}, attempt.request_id, attempt.output)
+        yield _succeeded(ctx, job, made, clock, {})
+        return
+    yield from reconcile(ctx, job, clock)
 
 
 def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -116,23 +127,32 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Copies every output into the bucket, and tells them all at once when all are there and checked."""
-    if job.links_expire_at and clock() >= job.links_expire_at and job.relinked:
-        yield _expired(job, "the links died before their outputs could be copied")
+    now, dies_at = clock(), job.links_expire_at or clock() + spans.LINKS
+    if now >= dies_at and (job.relinked or now >= dies_at + spans.RELINK):
+        last = (job.error or {}).get("message", "")
+        yield _expired(job, f"the links died before their outputs could be copied. {last}".strip())
+        return
+    if now >= dies_at:
+        yield _relinked(ctx, job, "the link has died", clock)
         return
     if not job.sources:
         failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
         yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
         return
+    deadline = spans.copying(now - job.state_at)
+    stored = ctx.stored(job) if len(job.sources) > 1 else frozenset()
+    outputs: list[dict[str, Any]] = []
     try:
-        outputs = [
-            _copied(ctx, job, n, Source(**source), spans.copying(clock() - job.state_at))
-            for n, source in enumerate(job.sources)
-        ]
+        for n, source in enumerate(job.sources):
+            if n not in stored:
+                outputs.append(_copied(ctx, job, n, Source(**source), deadline))
     except storage.LinkDead as dead:
-        yield _relinked(ctx, job, dead, clock)
+        yield _relinked(ctx, job, str(dead), clock, outputs)
     except (storage.BadSource, storage.SourceTrouble, storage.StorageTrouble) as trouble:
         # a source of a wrong type or host too: it is paid for, and a person can set that right while the link lives
-        yield Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
+        # what is stored stays stored, whatever becomes of the rest
+        error = {"error": _trouble(trouble)}
+        yield Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
     else:
         yield Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
 
@@ -140,7 +160,7 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
 STEPS = {
     State.ADMITTED: Step(submit, spans.LEASES["submit"], 4),
     State.SUBMITTING: Step(lapsed, spans.LEASES["submit"], 16),
-    State.UNCERTAIN: Step(reconcile, spans.LEASES["reconcile"], 4),
+    State.UNCERTAIN: Step(uncertain, spans.LEASES["reconcile"], 4),
     State.RUNNING: Step(poll, spans.LEASES["poll"], 1000),  # one list answers for many
     State.COPYING: Step(copy, spans.COPY[1] + spans.BUCKET_OVERRUN, 1),
 }
@@ -163,7 +183,7 @@ def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
     said = {"outcome": "accepted", "http_status": 200, "request_id": answer.request_id, "task_id": answer.task_id}
     if answer.task_id is None:
         made = TaskSeen("SUCCEEDED", answer.output, answer.usage, answer.request_id, answer.body)
-        return _succeeded(ctx, job, made, clock, said | {"output": answer.output})
+        return _succeeded(ctx, job, made, clock, said | {"output": {"output": answer.output, "usage": answer.usage}})
     now = clock()
     columns = {
         "task_id": answer.task_id,
@@ -177,10 +197,12 @@ def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
     return Move(State.RUNNING, run_at=polling.first_look(now, ctx.learned.times(job)), columns=columns, attempt=said)
 
 
-def _refused(job: Job, refused: Refused, clock: Clock) -> Move:
+def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     """A definite no: nothing was made. What follows is the error table's word."""
     row = faults.classify(refused.http_status, refused.code, refused.message)
     failure = faults.failure(row, refused.code, refused.message, refused.request_id)
+    if row.code == "model_not_served":
+        failure = replace(failure, hint=_misrouted(ctx, job))
     now = clock()
     said = {
         "outcome": "refused",
@@ -192,15 +214,25 @@ def _refused(job: Job, refused: Refused, clock: Clock) -> Move:
         "closed_at": now,
     }
     columns = {"error": failure.as_json()}
-    if row.verdict in _FINAL or (row.tries is not None and job.attempts > row.tries):
+    if row.verdict in _FINAL or (row.tries is not None and ctx.refusals(job, refused.code) >= row.tries):
         return Move(State.FAILED, failure.message, columns=columns, attempt=said)
     if row.verdict is Verdict.RETRY:
-        return Move(State.QUEUED, f"refused: {failure.code}", _backoff(job, clock), columns, said)
+        return Move(State.QUEUED, f"refused: {failure.code}", _create_again(job, clock), columns, said)
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
     if row.verdict is Verdict.STOP_ACCOUNT and row.scope is not Scope.FREE_QUOTA:  # that one is its model's alone
         return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
     throttled = (row.scope or Scope.RATE, until, why)
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)
+
+
+def _misrouted(ctx: Context, job: Job) -> str:
+    """A model that does not exist is one that the account's region does not serve, or serves by another name."""
+    model = ctx.catalog.model(job.model)
+    places = ", ".join(f"{region} ({there.id})" for region, there in model.regions.items())
+    return (
+        f"the account {job.account} asked in {job.region}; by the catalog the model is served in {places}:"
+        " compare the account's region with its url and key, or give an account of another region"
+    )
 
 
 def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
@@ -218,7 +250,7 @@ def _next_midnight(now: datetime) -> datetime:
 
 
 def _again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
-    return Move(State.QUEUED, why, _backoff(job, clock), attempt={**said, "closed_at": clock()})
+    return Move(State.QUEUED, why, _create_again(job, clock), attempt={**said, "closed_at": clock()})
 
 
 def _unknown(error: Ambiguous, said: dict[str, Any]) -> Move:
@@ -272,11 +304,11 @@ def _failed(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
     code, message = str(seen.output.get("code") or ""), str(seen.output.get("message") or "")
     row = faults.classify(200, code, message)
     failure = faults.failure(row, code, message, seen.request_id)
-    attempt = {"billed": "no", "closed_at": clock(), "code": code, "message": message}
+    attempt = {"billed": "no", "closed_at": clock(), "code": code, "message": failure.message}
     columns: dict[str, Any] = {"task_status": seen.status, "error": failure.as_json(), "billed": "no"}
     if row.verdict in (Verdict.RETRY, Verdict.WAIT) and job.retries == 0:
         columns |= {"retries": 1, "task_id": None, "task_status": None}
-        return Move(State.QUEUED, f"the task failed: {code}", _backoff(job, clock), columns, attempt)
+        return Move(State.QUEUED, f"the task failed: {code}", _create_again(job, clock), columns, attempt)
     return Move(State.FAILED, failure.message, columns=columns, attempt=attempt)
 
 
@@ -347,6 +379,10 @@ def _not_told(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
 
 def _look_again(job: Job, clock: Clock, why: str, row: faults.Row | None = None) -> Move:
     now = clock()
+    if job.deadline_at and now > job.deadline_at + spans.LINKS:
+        message = f"the provider has told nothing of the task for a day after its end: {why}"
+        failure = Failure("task_unseen", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
+        return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
     stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
     stop = (now + timedelta(minutes=5), why) if stops else None
     return Move(State.RUNNING, run_at=min(_backoff(job, clock), now + _LAST_LOOKS), stop=stop)
@@ -367,21 +403,26 @@ def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta)
     }
 
 
-def _relinked(ctx: Context, job: Job, dead: storage.LinkDead, clock: Clock) -> Move:
-    """Asks once for the link again, while the provider still keeps the task."""
+def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, outputs: Sequence[dict[str, Any]] = ()) -> Move:
+    """Asks once for the link again, while the provider still keeps the task; `outputs` are what was stored."""
+    kept = tuple(outputs)
     if job.relinked or job.task_id is None:
-        return _expired(job, str(dead))
+        return replace(_expired(job, dead), outputs=kept)
     try:
         seen = ctx.client(job).task(job.task_id)
     except CallFailed:
-        return Move(State.COPYING, run_at=_backoff(job, clock))
+        return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
     if isinstance(seen, Refused):
-        return Move(State.COPYING, run_at=_backoff(job, clock))
+        return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
     sources = KINDS[job.kind].outputs(seen.output)
     if not sources:
-        return _expired(job, f"{dead}; the provider keeps the task no more")
-    columns = {"relinked": True, "sources": [asdict(source) for source in sources]}
-    return Move(State.COPYING, "the link was dead and is asked for again", columns=columns)
+        return replace(_expired(job, f"{dead}; the provider keeps the task no more"), outputs=kept)
+    columns = {
+        "relinked": True,
+        "sources": [asdict(source) for source in sources],
+        "links_expire_at": _links_expire(sources, clock()),
+    }
+    return Move(State.COPYING, "the link was dead and is asked for again", columns=columns, outputs=kept)
 
 
 def _expired(job: Job, message: str) -> Move:
@@ -395,6 +436,11 @@ _EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look f
 def _trouble(trouble: NoriaError) -> dict[str, Any]:
     cls = ErrorClass.STORAGE if isinstance(trouble, storage.StorageTrouble) else ErrorClass.NETWORK
     return Failure(trouble.code, cls, str(trouble), retryable=True, billed="yes").as_json()
+
+
+def _create_again(job: Job, clock: Clock) -> datetime:
+    """2 s after the first attempt, twice as long after each further one, 5 minutes at the most."""
+    return clock() + _spread(min(timedelta(seconds=2 ** min(job.attempts, 9)), timedelta(minutes=5)))
 
 
 def _backoff(job: Job, clock: Clock) -> datetime:

@@ -10,7 +10,7 @@ import json
 import uuid
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, and_, exists, func, or_, update
+from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, and_, exists, func, or_, select, update
 
 from worker import log, spans, webhooks
 from worker.claims import Now
@@ -40,6 +40,12 @@ def stop(connection: Connection, owner: str, until: datetime, why: str, now: dat
     _log.error("the account is stopped", account=owner, why=why)
     if row.alert_url:
         webhooks.enqueue_alarm(connection, row.alert_url, _alarm(owner, why, until, now))
+
+
+def is_stopped(connection: Connection, owner: str) -> bool:
+    """Whether the account's creates are stopped already."""
+    statement = select(Owner.stopped_at).where(Owner.name == owner)
+    return connection.execute(statement).scalar_one_or_none() is not None
 
 
 def start(connection: Connection, owner: str) -> None:

@@ -5,14 +5,29 @@ One transaction under an advisory lock, so any number of clocks is harmless; the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, DateTime, and_, bindparam, delete, exists, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
 from worker import claims, lanes, log, moves, polling, spans, turns, unowned
@@ -24,6 +39,7 @@ from worker.steps import STEPS
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
 _RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
+_NEXT_SHARE = timedelta(seconds=2)
 _KEYS_KEPT = timedelta(days=7)
 
 _log = log.get(__name__)
@@ -54,6 +70,7 @@ class _Due:
     limit: int  # what the queue can start within half a lease
     due: ColumnElement[bool]
     order: tuple[Any, ...]
+    share: int | None = None  # how many rows of one group may be on their way
 
 
 def _jobs_in(*states: State) -> ColumnElement[bool]:
@@ -89,7 +106,8 @@ _WORK = (
         "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
         _jobs_in(State.COPYING), (Job.links_expire_at,),
     ),
-    _Due("noria.deliver", "webhook", Delivery, 8, 256, _busy < _RECEIVER_THREADS * 8, (Delivery.run_at,)),
+    _Due("noria.deliver", "webhook", Delivery, 8, 256, _busy < 1, (Delivery.run_at,),
+        share=_RECEIVER_THREADS * 8),
 )  # fmt: skip
 
 
@@ -140,12 +158,30 @@ def _moment(now: Now) -> ColumnElement[datetime]:
 
 
 def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Message]:
-    claimed = claims.claim_due(connection, due.table, due.due, due.order, due.limit, now)
+    claimed = _shared(connection, due, claims.claim_due(connection, due.table, due.due, due.order, due.limit, now))
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
     alone = [claim for claim in crashed if not _held(connection, due, claim, now)]
     for batch in (*_batches(healthy, due.rows), *((claim,) for claim in alone)):
         yield Message(due.task, due.queue, tuple(batch))
+
+
+def _shared(connection: Connection, due: _Due, claimed: list[Claim]) -> list[Claim]:
+    """Of each group no more than its share; the rest is due again soon.
+
+    What is on its way from earlier ticks is counted by `due` itself, which sees none of this tick's own.
+    """
+    if due.share is None:
+        return claimed
+    counted: Counter[str] = Counter()
+    kept: list[Claim] = []
+    over: list[Claim] = []
+    for claim in claimed:
+        counted[claim.group] += 1
+        (kept if counted[claim.group] <= due.share else over).append(claim)
+    if over:
+        claims.give_back(connection, due.table, [(claim.id, claim.number) for claim in over], _NEXT_SHARE)
+    return kept
 
 
 def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
@@ -174,8 +210,13 @@ def _do_duties(connection: Connection, now: datetime) -> list[Message]:
     messages: list[Message] = []
     for name, (every, duty) in _DUTIES.items():
         taken = update(Duty).where(Duty.name == name, Duty.due_at <= now).values(due_at=now + every)
-        if connection.execute(taken).rowcount:
-            messages += duty(connection, now) or ()
+        if not connection.execute(taken).rowcount:
+            continue
+        try:
+            with connection.begin_nested():
+                messages += duty(connection, now) or ()
+        except DBAPIError:  # what is done once a while must not stop what is done each second
+            _log.exception("a duty failed; it is tried again when it is next due", duty=name)
     return messages
 
 

@@ -16,12 +16,10 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, exists, or_, select, text
+from sqlalchemy import ColumnElement, Connection, DateTime, Row, Select, bindparam, or_, select, text
 
 from worker import lanes, stops, throttle
-from worker.claims import Now, moment
 from worker.models import Job, Lane, Owner
-from worker.states import State
 
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
 _AT_ONCE = 300  # jobs that one tick admits to a lane at the most; the next tick goes on
@@ -32,12 +30,12 @@ def rank(created_at: datetime, priority: int) -> datetime:
     return created_at - priority * _CLASS
 
 
-def admit(connection: Connection, now: Now) -> int:
+def admit(connection: Connection, now: datetime) -> int:
     """Gives each lane's free slots to its waiting jobs, in turn; returns how many it gave."""
-    return sum(len(_serve(connection, lane, now)) for lane in connection.execute(_with_room(now)).all())
+    return sum(len(_serve(connection, lane, now)) for lane in connection.execute(_WITH_ROOM, {"now": now}).all())
 
 
-def _serve(connection: Connection, lane: Row[Any], now: Now) -> Collection[uuid.UUID]:
+def _serve(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uuid.UUID]:
     """The jobs that were admitted: one at the most where the account is stopped and may be tried."""
     if lane.is_proven:
         stops.start(connection, lane.owner)
@@ -46,7 +44,7 @@ def _serve(connection: Connection, lane: Row[Any], now: Now) -> Collection[uuid.
     return _fill(connection, lane, min(lane.free, _AT_ONCE), now)
 
 
-def _try(connection: Connection, lane: Row[Any], now: Now) -> Collection[uuid.UUID]:
+def _try(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uuid.UUID]:
     if not stops.may_probe(connection, lane.owner, now):
         return ()
     tried = _fill(connection, lane, 1, now)
@@ -55,19 +53,29 @@ def _try(connection: Connection, lane: Row[Any], now: Now) -> Collection[uuid.UU
     return tried
 
 
-def _with_room(now: Now) -> Select[Any]:
+def _fill(connection: Connection, lane: Row[Any], free: int, now: datetime) -> Collection[uuid.UUID]:
+    whose = {"lane": lane.id, "account": lane.account, "region": lane.region, "model": lane.model}
+    return connection.execute(_FILL, whose | {"free": free, "now": now}).scalars().all()
+
+
+def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     """The lanes that have a free slot and a waiting job, and may create now or try to."""
-    at = moment(now)
-    free = (throttle.concurrency(at) - lanes.used()).label("free")
-    wanted = exists().where(Job.state == State.QUEUED, Job.model == Lane.model, Job.run_at <= now)
+    free = (throttle.concurrency(now) - lanes.used()).label("free")
+    # One look into the index for each lane, which the order asks for: `exists` becomes a join over all that wait.
+    waits = (
+        select(Job.id)
+        .where(text("jobs.state = 'queued'"), Job.model == Lane.model, Job.run_at <= now)
+        .order_by(Job.project_id, Job.rank_at, Job.id)
+        .limit(1)
+    )
     is_proven = stops.is_proven()
     inner = (
         select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free)
         .add_columns(Owner.stopped_at, is_proven.label("is_proven"))
         .join(Owner, Owner.name == Lane.owner)
         .where(
-            wanted,
-            throttle.is_open(at),
+            waits.scalar_subquery().is_not(None),
+            throttle.is_open(now),
             Owner.paused_at.is_(None),
             or_(Owner.stopped_at.is_(None), Owner.stopped_until <= now, is_proven),
         )
@@ -76,11 +84,8 @@ def _with_room(now: Now) -> Select[Any]:
     return select(inner).where(inner.c.free > 0).order_by(inner.c.id)
 
 
-def _fill(connection: Connection, lane: Row[Any], free: int, now: Now) -> Collection[uuid.UUID]:
-    whose = {"lane": lane.id, "account": lane.account, "region": lane.region, "model": lane.model}
-    return connection.execute(_FILL, whose | {"free": free, "now": now}).scalars().all()
-
-
+# Built once: to build a statement costs more than to run it.
+_WITH_ROOM = _with_room(bindparam("now", type_=DateTime(timezone=True)))
 _FILL = text(
     """
     with recursive waiting (project_id) as (

@@ -10,7 +10,7 @@ from api.auth import Anyone
 from api.context import Here
 from worker import lanes, reading
 
-router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=describe.refusals(401, 404, 429, 503))
+router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=describe.refusals(401, 404, 422, 429, 503))
 
 
 @router.get("", response_model=answers.LaneList)

@@ -154,10 +154,21 @@ def _is_success(answer: Answer) -> bool:
 def _object(answer: Answer) -> dict[str, Any]:
     """The body, if it is a JSON object, else an empty one."""
     try:
-        body = json.loads(answer.body)
+        body = _storable(json.loads(answer.body))
     except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def _storable(value: Any) -> Any:
+    """The same without what Postgres refuses in text: NUL, and halves of characters that a cut left behind."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    if isinstance(value, dict):
+        return {_storable(name): _storable(part) for name, part in value.items()}
+    return value
 
 
 def _dict(body: Mapping[str, Any], name: str) -> dict[str, Any]:

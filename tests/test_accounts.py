@@ -1,0 +1,164 @@
+"""Several accounts in several regions: each job goes where its model is served and there is room."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import CLIP, Stage, stage
+
+from ops.sandbox.options import Limits, Options
+from ops.sandbox.testing import Sandbox, running
+from worker.errors import InvalidInput
+from worker.states import State
+
+BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
+LANE = {"concurrency": 2, "rps": 100}
+
+
+def options(region: str, **more: Any) -> Options:
+    return Options(region=region, run_seconds=0.1, queue_seconds=0, limits={"*": Limits(rps=100)}, **more)
+
+
+@pytest.fixture
+def beijing() -> Iterator[Sandbox]:
+    with running(options(BEIJING)) as made:
+        yield made
+
+
+@pytest.fixture
+def singapore() -> Iterator[Sandbox]:
+    with running(options(SINGAPORE)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], beijing: Sandbox, singapore: Sandbox) -> Iterator[Stage]:
+    accounts = [
+        {"name": "home", "owner": "company", "region": BEIJING, "url": beijing.url, "key": "sk-home"},
+        {"name": "abroad", "owner": "branch", "region": SINGAPORE, "url": singapore.url, "key": "sk-abroad"},
+    ]
+    limits = dict.fromkeys(("wan2.5-t2v-preview", "wanx2.1-t2v-turbo", "wan2.2-kf2v-flash"), LANE)
+    with stage(environment, beijing, accounts=accounts, limits=limits) as made:
+        yield made
+
+
+def models(sandbox: Sandbox) -> list[str]:
+    return [task["model"] for task in sandbox.ledger()["tasks"]]
+
+
+def test_a_job_goes_where_there_is_room(play: Stage, beijing: Sandbox, singapore: Sandbox) -> None:
+    submitted = [play.submit() for _ in range(4)]
+
+    play.drive(lambda: {play.job(job).state for job in submitted}, lambda found: found == {State.SUCCEEDED})
+
+    assert Counter(play.job(job).region for job in submitted) == {BEIJING: 2, SINGAPORE: 2}
+    assert (len(models(beijing)), len(models(singapore))) == (2, 2)
+
+
+def test_an_estimate_is_the_dearest_that_it_may_be_and_the_cost_is_the_regions_own(play: Stage) -> None:
+    submitted = [play.submit() for _ in range(4)]
+
+    play.drive(lambda: {play.job(job).state for job in submitted}, lambda found: found == {State.SUCCEEDED})
+
+    found = [play.job(job) for job in submitted]
+    assert {job.estimate for job in found} == {1_834_805}
+    assert {(job.region, job.cost) for job in found} == {(BEIJING, 1_500_000), (SINGAPORE, 1_834_805)}
+    assert all(sum(micros for _, micros in play.ledger(job)) == job.cost for job in found)
+
+
+def test_an_id_is_spelled_as_its_region_does(play: Stage, beijing: Sandbox, singapore: Sandbox) -> None:
+    submitted = [play.submit(model="wan2.1-t2v-turbo") for _ in range(4)]  # as only Singapore spells it
+
+    play.drive(lambda: {play.job(job).state for job in submitted}, lambda found: found == {State.SUCCEEDED})
+
+    assert {play.job(job).model for job in submitted} == {"wanx2.1-t2v-turbo"}
+    assert set(models(beijing)) == {"wanx2.1-t2v-turbo"}
+    assert set(models(singapore)) == {"wan2.1-t2v-turbo"}
+
+
+def test_a_model_of_one_region_goes_to_an_account_there(play: Stage, singapore: Sandbox) -> None:
+    wanted = {
+        "img_url": "https://example.com/a.png",
+        "last_frame_url": "https://example.com/b.png",
+        "prompt": "it moves",
+    }
+    submitted = [play.submit("image-to-video", "wan2.2-kf2v-flash", input=wanted) for _ in range(3)]
+
+    play.drive(lambda: {play.job(job).state for job in submitted}, lambda found: found == {State.SUCCEEDED})
+
+    assert {play.job(job).account for job in submitted} == {"home"}
+    assert models(singapore) == []
+
+
+def test_a_model_that_no_account_can_call_is_refused_with_the_regions_that_have_it(
+    environment: dict[str, str], singapore: Sandbox
+) -> None:
+    abroad = {"region": SINGAPORE, "url": singapore.url, "key": "sk-abroad"}
+    with stage(environment, singapore, accounts=[abroad]) as play, pytest.raises(InvalidInput) as refused:
+        play.submit("image-to-video", "wan2.2-kf2v-flash", input={"img_url": "https://example.com/a.png"})
+
+    (fault,) = refused.value.faults
+    assert fault.code == "model_not_in_region"
+    assert BEIJING in fault.message
+    assert SINGAPORE in fault.message
+
+
+def test_a_model_that_does_not_exist_is_explained_with_the_regions_that_serve_it(
+    environment: dict[str, str], singapore: Sandbox
+) -> None:
+    # the key and the address are Singapore's, and the setting says Beijing
+    wrong = {"region": BEIJING, "url": singapore.url, "key": "sk-abroad"}
+    with stage(environment, singapore, accounts=[wrong]) as play:
+        job = play.until(play.submit(model="wanx2.1-t2v-turbo", input=CLIP))
+
+    assert job.state == State.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "model_not_served"
+    assert "cn-beijing (wanx2.1-t2v-turbo)" in job.error["hint"]
+    assert "ap-southeast-1 (wan2.1-t2v-turbo)" in job.error["hint"]
+
+
+def test_trouble_of_one_account_leaves_the_other_alone(play: Stage, beijing: Sandbox) -> None:
+    beijing.fault(where="create", what="error", code="Arrearage")
+
+    submitted = [play.submit() for _ in range(6)]
+
+    def hurry_queued() -> set[str]:
+        play.sql("update jobs set run_at = now() where state = 'queued' and run_at > now()")
+        return {play.job(job).state for job in submitted}
+
+    play.drive(hurry_queued, lambda found: found == {State.SUCCEEDED})
+    assert {play.job(job).account for job in submitted} == {"abroad"}
+
+
+def test_a_key_is_changed_without_a_restart(environment: dict[str, str], tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-old")
+    with running(options(BEIJING, owners={"sk-old": "company"}, any_key=False)) as sandbox:
+        account = {"region": BEIJING, "url": sandbox.url, "key_file": str(key)}
+        with stage(environment, sandbox, accounts=[account]) as play:
+            assert play.until(play.submit()).state == State.SUCCEEDED
+            sandbox.set(owners={"sk-new": "company"})
+            key.write_text("sk-new")
+
+            job = play.until(play.submit())
+
+            assert job.state == State.SUCCEEDED
+            assert [attempt.outcome for attempt in play.attempts(job)] == ["accepted"]
+            assert play.sql("select stopped_until from owners")[0]["stopped_until"] is None
+
+
+def test_each_account_has_a_query_budget_of_its_own(play: Stage) -> None:
+    play.sql("update owners set next_query_at = now() + interval '1 hour' where name = 'company'")
+    submitted = [play.submit() for _ in range(4)]
+
+    play.drive(
+        lambda: [job for job in map(play.job, submitted) if job.account == "abroad"],
+        lambda found: bool(found) and {job.state for job in found} == {State.SUCCEEDED},
+    )
+
+    assert State.SUCCEEDED not in {job.state for job in map(play.job, submitted) if job.account == "home"}

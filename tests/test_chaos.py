@@ -1,0 +1,124 @@
+"""The short form of `make chaos`, and the tools that it breaks things with."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from ops import chaos, chaos_stack
+from ops import cli as command
+from ops.chaos_lines import COMMITTED, Chance, Line, breaks_off, loses_commits
+from ops.chaos_lines import running as lines
+from ops.sandbox.testing import running
+from worker import catalog
+from worker.dashscope.answers import Accepted
+from worker.dashscope.client import Client
+from worker.egress import wires
+from worker.kinds import KINDS
+from worker.settings import Account
+
+SHORT = ("kill-workers", "crash-postgres", "stop-workers", "empty-redis", "kill-clock")
+
+
+@pytest.mark.timeout(300)
+def test_every_promise_holds_when_processes_servers_lines_and_the_provider_fail_together(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    report = chaos.run(chaos.Options(20, 1, 60, SHORT, tmp_path / "chaos"), said.append)
+
+    assert report.findings == [], "\n".join([*map(str, report.findings), *said])
+    assert report.numbers["jobs accepted"] == 60
+    assert report.numbers["messages published again"] > 0
+    assert sum(count for name, count in report.numbers.items() if name.startswith("fault: create")) > 0
+    assert sum(count for name, count in report.numbers.items() if name.startswith("torment: ")) >= 3
+
+
+def test_chaos_refuses_a_torment_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(["chaos", "--faults", "kill-worker,earthquake"]) == command.Code.USAGE
+    assert "no earthquake" in capsys.readouterr().err
+
+
+def test_every_model_of_the_load_takes_words_alone() -> None:
+    known = catalog.load()
+    with running() as sandbox:
+        client = Client(Account(url=sandbox.url, key=SecretStr("sk-test")), wires.keeping(), wires.single())
+        for name, kind_name in chaos_stack.models().items():
+            kind, model = KINDS[kind_name], known.model(name)
+            wanted = kind.check(model, {"prompt": "a heron"}, chaos_stack.REGION)
+            assert isinstance(client.create(kind.request(model, chaos_stack.REGION, wanted), 10), Accepted), name
+
+
+def test_a_line_passes_bytes_on_both_ways_until_it_is_down() -> None:
+    with echo() as port:
+        line = Line(port, lambda _data, _from_server: False)
+        with lines(line):
+            with socket.create_connection(("127.0.0.1", line.port), timeout=5) as client:
+                client.sendall(b"hello")
+                assert client.recv(100) == b"hello"
+
+                line.is_down = True
+                client.sendall(b"still there?")
+                assert gone(client)
+            with socket.create_connection(("127.0.0.1", line.port), timeout=5) as client:
+                assert gone(client)
+
+
+def test_a_line_drops_the_answer_to_a_commit_and_nothing_else() -> None:
+    with echo() as port:
+        chance = Chance(1.0, seed=0)
+        line = Line(port, loses_commits(chance))
+        with lines(line), socket.create_connection(("127.0.0.1", line.port), timeout=5) as client:
+            client.sendall(b"C\x00\x00\x00\x0dSELECT 1\x00")
+            assert client.recv(100).startswith(b"C")
+
+            client.sendall(COMMITTED)
+
+            assert gone(client)
+            assert line.broken == 1
+
+
+def test_a_line_that_breaks_off_does_so_as_often_as_it_is_told() -> None:
+    never, always = Chance(0.0, seed=0), Chance(1.0, seed=0)
+
+    assert not breaks_off(never)(b"part", False)
+    assert breaks_off(always)(b"part", False)
+
+
+@contextmanager
+def echo() -> Iterator[int]:
+    """A server that sends back what it gets."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def converse(conn: socket.socket) -> None:
+        with conn:
+            while data := conn.recv(100):
+                conn.sendall(data)
+
+    def accept() -> None:
+        while True:
+            try:
+                conn, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=converse, args=(conn,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def gone(client: socket.socket) -> bool:
+    """Whether the other side has hung up."""
+    try:
+        return client.recv(100) == b""
+    except ConnectionError:
+        return True

@@ -1,0 +1,257 @@
+"""The doctor: what is well, what is wrong and what to do, and what it sets right."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from peers import answers, peer
+from pydantic import SecretStr
+from sqlalchemy import create_engine
+from stage import Stage, stage
+
+from ops import cli as command
+from ops import doctor
+from ops.doctor import Exam, Verdict
+from ops.doctor_checks import CHECKS
+from ops.sandbox.options import Options
+from ops.sandbox.testing import Sandbox, running
+from worker.settings import Account, Settings
+from worker.storage import Bucket
+from worker.storage.bucket import Upload
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+def examined(play: Stage, *names: str, fix: bool = False, **changes: object) -> dict[Verdict, list[str]]:
+    """What the named checks say, by verdict."""
+    kept = {name: getattr(play.ctx.settings, name) for name in Settings.model_fields}
+    settings = Settings.model_validate({**kept, **changes})
+    exam = Exam(settings, play.ctx.catalog, play.ctx.engine, play.ctx.bucket, fix=fix)
+    said: dict[Verdict, list[str]] = {}
+    for diagnosis in doctor.examine(exam, [check for check in CHECKS if check.name in names]):
+        said.setdefault(diagnosis.found.verdict, []).append(diagnosis.found.what)
+        if diagnosis.found.verdict in (Verdict.WARNING, Verdict.FAILURE):
+            assert diagnosis.found.advice, f"{diagnosis.found.what}: and what is to be done?"
+    return said
+
+
+def closed_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port: int = closed.getsockname()[1]
+        return port
+
+
+def test_all_is_well_where_all_is(play: Stage) -> None:
+    said = examined(play, "database", "upkeep", "stuck rows", "work", "accounts", "bucket", "provider", "webhooks")
+
+    assert said.keys() == {Verdict.WELL}
+
+
+def test_the_bucket_is_left_as_it_was_found(play: Stage) -> None:
+    before = list(play.ctx.bucket.objects())
+
+    examined(play, "bucket")
+
+    assert list(play.ctx.bucket.objects()) == before
+    assert play.ctx.bucket.uploads() == []
+
+
+def test_a_database_that_is_away_is_one_failure_and_not_six(play: Stage) -> None:
+    away = create_engine(f"postgresql+psycopg://noria@127.0.0.1:{closed_port()}/noria")
+    exam = Exam(play.ctx.settings, play.ctx.catalog, away, play.ctx.bucket)
+
+    found = list(doctor.examine(exam, [check for check in CHECKS if "database" in (check.name, check.needs)]))
+
+    assert [diagnosis.found.verdict for diagnosis in found] == [Verdict.FAILURE] + 5 * [Verdict.SKIPPED]
+    assert not doctor.is_well(found)
+
+
+def test_an_older_schema_is_told(play: Stage) -> None:
+    play.sql("update alembic_version set version_num = '0000'")
+
+    (what,) = examined(play, "database")[Verdict.FAILURE]
+
+    assert "schema is at 0000" in what
+
+
+def test_a_clock_that_does_not_tick_is_told(play: Stage) -> None:
+    play.tick()
+    assert examined(play, "clock").keys() == {Verdict.WELL}
+
+    play.sql("update duties set due_at = now() - interval '5 minutes'")
+    assert "late by 5 m" in examined(play, "clock")[Verdict.FAILURE][0]
+
+    play.sql("delete from duties")
+    assert "never ticked" in examined(play, "clock")[Verdict.FAILURE][0]
+
+
+def test_work_that_nobody_does_is_told(play: Stage) -> None:
+    play.until(play.submit())
+    play.sql("update jobs set state = 'running', finished_at = null, run_at = now() - interval '1 hour', crashes = 2")
+
+    said = examined(play, "work")
+
+    assert "1 rows that are running have been due for 01:00:00" in said[Verdict.FAILURE][0]
+    assert "killed a worker" in said[Verdict.WARNING][0]
+
+
+def test_messages_that_nobody_takes_are_told(play: Stage) -> None:
+    play.submit()
+    assert play.tick(), "it is sent out, and nobody plays it"
+    play.sql("update jobs set run_at = run_at - interval '45 s'")
+
+    assert "no worker takes them" in examined(play, "work")[Verdict.WARNING][0]
+
+
+def test_rows_that_nobody_would_pick_are_told_and_made_due_with_a_new_claim(play: Stage) -> None:
+    job = play.until(play.submit())
+    play.sql("update jobs set state = 'running', finished_at = null, run_at = null")
+    assert "nobody will pick them" in examined(play, "stuck rows")[Verdict.FAILURE][0]
+
+    assert Verdict.FIXED in examined(play, "stuck rows", fix=True)
+
+    assert examined(play, "stuck rows").keys() == {Verdict.WELL}
+    assert play.job(job).claim == job.claim + 1
+    assert play.job(job).run_at is not None
+
+
+def test_a_lease_that_runs_is_left_alone_by_the_fix(play: Stage) -> None:
+    job = play.submit()
+    taken = play.take(job)
+
+    assert Verdict.FIXED not in examined(play, "stuck rows", fix=True)
+
+    assert play.job(job).claim == taken.claim
+
+
+def test_jobs_that_wait_for_a_person_and_long_doubts_are_told(play: Stage) -> None:
+    play.until(play.submit())
+    play.until(play.submit())
+    play.sql(
+        "update jobs set state = 'uncertain', finished_at = null, run_at = now(), state_at = now() - interval '1 h'"
+    )
+    play.sql(
+        "update jobs set state = 'held', held_for = 'uncertain', held_from = 'uncertain', run_at = null"
+        " where id = (select min(id::text)::uuid from jobs)"
+    )
+
+    said = examined(play, "stuck rows")[Verdict.WARNING]
+
+    assert any("1 jobs are held for uncertain" in what for what in said)
+    assert any("1 jobs are uncertain long after" in what for what in said)
+
+
+def test_an_account_whose_creates_are_stopped_is_told_with_the_reason(play: Stage) -> None:
+    play.sql("update owners set stopped_until = now() + interval '5 minutes', stopped_why = 'Arrearage: pay the bill'")
+
+    assert "Arrearage" in examined(play, "accounts")[Verdict.FAILURE][0]
+
+
+def test_a_key_that_the_provider_refuses_is_told(play: Stage) -> None:
+    play.sandbox.set(any_key=False)
+
+    (what,) = examined(play, "provider")[Verdict.FAILURE]
+
+    assert "401" in what
+
+
+def test_a_providers_clock_that_differs_by_minutes_is_told(play: Stage) -> None:
+    late = (datetime.now(UTC) - timedelta(minutes=7)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    page = json.dumps({"total": 0, "data": [], "total_page": 0, "page_no": 1, "page_size": 100}).encode()
+    with peer(answers(200, page, date=late)) as other:
+        said = examined(play, "provider", accounts=(Account(url=other.url),))
+
+    assert "clock and ours differ by 7 m" in said[Verdict.FAILURE][0]
+
+
+def test_a_wire_that_would_reach_private_addresses_is_told(play: Stage) -> None:
+    said = examined(play, "webhooks", egress_allow=("169.254.0.0/16",))
+
+    assert "private address" in said[Verdict.FAILURE][0]
+
+
+def test_a_broker_that_answers_is_well_and_one_that_is_away_fails(play: Stage) -> None:
+    assert Verdict.FAILURE not in examined(play, "broker")
+
+    said = examined(play, "broker", "workers", broker_url=SecretStr(f"redis://127.0.0.1:{closed_port()}/0"))
+
+    assert len(said[Verdict.FAILURE]) == 1
+    assert said[Verdict.SKIPPED] == ["needs the broker"]
+
+
+def test_a_queue_that_nobody_empties_is_told(play: Stage) -> None:
+    url = play.ctx.settings.broker_url.get_secret_value()
+    with redis.Redis.from_url(url) as client:
+        client.rpush("noria:transfer", *range(1001))
+
+    assert "1001 messages wait in the queue transfer" in examined(play, "broker")[Verdict.FAILURE][0]
+
+
+def test_queues_without_a_worker_are_told(play: Stage) -> None:
+    said = examined(play, "workers")[Verdict.FAILURE]
+
+    assert any("no worker is at the queue transfer" in what for what in said)
+
+
+def test_uploads_that_never_ended_are_told_after_a_day_and_ended(play: Stage) -> None:
+    class Old(Bucket):
+        """A bucket whose uploads were all begun two days ago."""
+
+        def uploads(self) -> list[Upload]:
+            began_at = datetime.now(UTC) - timedelta(days=2)
+            return [Upload(upload.key, upload.id, began_at) for upload in super().uploads()]
+
+    play.ctx.bucket._s3.create_multipart_upload(Bucket=play.ctx.settings.s3_bucket, Key="left")
+    assert examined(play, "uploads").keys() == {Verdict.WELL}, "it was begun just now"
+
+    for fix, verdict in ((False, Verdict.WARNING), (True, Verdict.FIXED)):
+        exam = Exam(play.ctx.settings, play.ctx.catalog, play.ctx.engine, Old(play.ctx.settings), fix=fix)
+        (found,) = doctor.examine(exam, [check for check in CHECKS if check.name == "uploads"])
+        assert found.found.verdict is verdict
+    assert play.ctx.bucket.uploads() == []
+
+
+def test_the_command_prints_one_json_document_and_its_code_says_whether_all_is_well(
+    play: Stage, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**environment, "NORIA_DASHSCOPE_URL": play.sandbox.url}.items():
+        monkeypatch.setenv(name, value)
+
+    code = command.run(["doctor", "--json"])
+
+    document = json.loads(capsys.readouterr().out)
+    assert code == 1, "no worker runs here"
+    assert document["well"] is False
+    assert {found["check"] for found in document["found"]} == {check.name for check in CHECKS}
+
+
+def test_the_audit_command_says_what_broke_and_its_code_too(
+    play: Stage, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
+    job = play.until(play.submit())
+    assert command.run(["audit"]) == 0
+    assert "Every promise held" in capsys.readouterr().out
+
+    play.sql("delete from outputs")
+    assert command.run(["audit", "--json"]) == 1
+
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert finding["invariant"] == "I5"
+    assert finding["job"] == str(job.id)
