@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
 
-.PHONY: demo up test check lock install clean
+.PHONY: demo up test chaos check lock install clean
 
 install: .venv/installed
 
@@ -21,6 +21,10 @@ up: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Under ten minutes. A short form of it is among the tests.
+chaos: install
+	$(BIN)/noria chaos $(CHAOS)
 
 check: install
 	$(BIN)/ruff check .

@@ -29,11 +29,12 @@ from worker.storage import Bucket
 
 LATE_MS, LAG_MS = 1500, 1000
 CANARY = "heron-"  # begins every prompt, so that one in a log is found
-_SUBMITTERS = 4
+_SUBMITTERS = 8
 _CANCELED_EVERY = 40  # jobs
 _ACCEPTED_SECONDS = 120.0  # in which the API must have taken a submission
 _HURRY_SECONDS = 1.0
-_REST_SECONDS = 240.0  # in which all must have ended once the faults have stopped
+_SENT_SECONDS = 90.0  # in which the last creates must have been sent
+_REST_SECONDS = 150.0  # in which all must have ended once the faults have stopped
 
 # What the sandbox does wrong, and how often: a tenth of the answers to creates is lost, 5 % of everything fails.
 PROVIDER: tuple[dict[str, Any], ...] = (
@@ -123,7 +124,7 @@ def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], N
     struck: Counter[str] = Counter()
     ends_at = time.monotonic() + options.seconds
     with ThreadPoolExecutor(_SUBMITTERS) as pool:
-        pause = options.seconds / 2 * _SUBMITTERS / max(1, len(load.bodies))
+        pause = options.seconds / 3 * _SUBMITTERS / max(1, len(load.bodies))
         promises = [pool.submit(_submit, stack, load, n, pause) for n in range(len(load.bodies))]
         with _provider_failing(stack), stack.broken_lines(), chaos_torments.echoing(stack.scene) as echoes:
             for name in _torments(options, stack.scene):
@@ -132,8 +133,10 @@ def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], N
                 say(f"{ends_at - time.monotonic():4.0f} s left: {TORMENTS[name](stack.scene)}")
                 struck[name] += 1
                 time.sleep(min(stack.scene.dice.uniform(1, 5), max(0.0, ends_at - time.monotonic())))
-        for promise in promises:
-            promise.result()
+            for promise in promises:
+                promise.result()
+            say("All are submitted; the last calls are made while the provider fails.")
+            _until(stack.scene, _UNSENT, _SENT_SECONDS)
     return struck, echoes[0]
 
 
@@ -189,16 +192,22 @@ def _rest(scene: Scene) -> None:
     """Until all jobs have ended and all deliveries too, or for a while; waits are cut short, since they are tested."""
     scene.signal(chaos_torments.WORKERS, chaos_torments.KILL)
     chaos_torments.lapse(scene)  # of those that died earlier, too
-    deadline = time.monotonic() + _REST_SECONDS
+    _until(scene, _UNFINISHED, _REST_SECONDS)
+
+
+def _until(scene: Scene, count: str, seconds: float) -> None:
+    """Until the statement counts nothing, or for so long; waits are cut short, since they are tested elsewhere."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with scene.connection() as connection:
             for statement in _HURRY:
                 connection.execute(text(statement))
-            if not connection.execute(text(_UNFINISHED)).scalar_one():
+            if not connection.execute(text(count)).scalar_one():
                 return
         time.sleep(_HURRY_SECONDS)
 
 
+_UNSENT = "select count(*) from jobs where state in ('queued', 'admitted', 'submitting')"
 _HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
     select (select count(*) from jobs where finished_at is null and state <> 'held')

@@ -82,7 +82,7 @@ def audit(
 def chaos(
     seconds: Annotated[float, typer.Option(min=1, max=400, help="How long things go wrong.")] = 180.0,
     seed: Annotated[int, typer.Option(help="Of the dice.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="How many, submitted in the first half.")] = 1000,
+    jobs: Annotated[int, typer.Option(min=1, help="How many, submitted in the first third.")] = 1000,
     faults: Annotated[str, typer.Option(help="Torments, with commas; all where none is named.")] = "",
     home: Annotated[Path, typer.Option(help="Where it works; what an earlier run left there is removed.")] = Path(
         ".noria/chaos"

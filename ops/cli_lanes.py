@@ -37,7 +37,7 @@ class Resumable(StrEnum):
     ACCOUNT = "account"
 
 
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A project, a model, or an account; not for all.")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="A project, a model, or an account; not for all.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,6 +68,8 @@ def list_lanes(
     for lane in busy:
         show.row(rows, *(escape(cell) for cell in _cells(lane)))
     show.OUT.print(rows)
+    for why in dict.fromkeys(lane["waiting_on"]["detail"] for lane in busy if lane["waiting_on"]):
+        show.OUT.print(f"- {why}", markup=False)
     if len(busy) < len(found):
         show.ERR.print(f"{len(found) - len(busy)} idle lanes are not shown; --all shows them.", style="dim")
 
@@ -135,7 +137,7 @@ def _cells(lane: dict[str, Any]) -> list[str]:
         f"{lane['in_use']}/{lane['allowed']}{fewer}",
         str(lane["queued"]),
         f"{lane['pace']:.0%}",
-        f"{why['code']}{until}: {why['detail']}" if why else "",
+        f"{why['code']}{until}" if why else "",
     ]
 
 

@@ -258,3 +258,11 @@ def test_the_first_copy_of_an_output_is_given_up_soon_and_later_ones_have_longer
     ]
     assert [round(lease.total_seconds()) for lease in leases] == [round(span.total_seconds()) for span in expected]
     assert play.job(job).state == State.COPYING
+
+
+def test_deliveries_whose_claims_have_all_lapsed_do_not_wait_for_each_other(play: Stage) -> None:
+    for n in range(20):  # more than one receiver's threads may have in hand
+        play.cancel(play.submit(webhook_url="http://127.0.0.1:9/hooks", custom_id=str(n)))
+    play.sql("update deliveries set claimed = 'taken', run_at = now() - interval '1 s'")
+
+    assert {message.task for message in play.tick()} == {"noria.deliver"}

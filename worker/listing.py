@@ -66,10 +66,7 @@ def _first(ctx: Context, asked: Asked, patience: timedelta) -> tuple[Page, int]:
 
 def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelta) -> Page | Refused:
     owner = ctx.owners[asked.account]
-    booked = ctx.queries.book(owner, 1, patience)
-    if booked is None:
-        raise NotTold("the account's query budget is spent")
-    Clock(booked.now).wait_until(booked.at)
+    _wait(ctx, owner, patience)
     try:
         answer = ctx.clients[asked.account].tasks(asked.start, asked.end, number, size, asked.model, asked.status)
     except CallFailed as error:
@@ -78,6 +75,16 @@ def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelt
     if isinstance(answer, Refused) and polling.is_trouble(answer.http_status):
         ctx.queries.slow(owner)
     return answer
+
+
+def _wait(ctx: Context, owner: str, patience: timedelta) -> None:
+    """Waits for a place among the owner's queries; raises NotTold when there is none."""
+    while booked := ctx.queries.book(owner, 1, patience):
+        clock = Clock(booked.now)
+        clock.wait_until(booked.at)
+        if clock() < booked.at + polling.LATE:
+            return
+    raise NotTold("the account's query budget is spent")
 
 
 def _told(answer: Page | Refused) -> Page:

@@ -26,6 +26,9 @@ from worker.claims import NOW, Now
 from worker.models import Job, Lane, Owner, RunTime
 
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread
+# How late a query may leave. What a thread slept through adds to the queries of the next second, and at 15 a second
+# three tenths of one make fewer than five more.
+LATE = timedelta(seconds=0.3)
 
 _LOWEST = 1 / 16  # of the rate, however often the provider says no
 _REGAINED, _EACH_SECONDS = 0.1, 3  # of the rate, that the pace regains in so many seconds
@@ -36,8 +39,9 @@ _REREAD_SECONDS = 30.0
 _LEARNED_FROM, _LEARNED_AT_LEAST, _LEARNED_OVER = 300, 5, timedelta(days=7)
 _EARLY = 0.02  # the share of tasks that may have ended before their first look
 
-# Steps of the grid, seconds; each is twice the one before, so that a look of any step meets those of the shorter ones.
-_FIRST, _CLOSEST, _CLOSE, _FURTHEST = 2, 1, 4, 64
+# Steps of the grid, seconds; each is a multiple of those before, so that a look of any step meets all shorter ones.
+_STEPS = _CLOSEST, _CLOSE, *_, _FURTHEST = 1, 3, 6, 12, 24, 48
+_FIRST = 3  # seconds, to the first look at a model that is not learned
 _PARTS_OF_MEDIAN, _PARTS_OF_WAIT = 48, 8
 
 
@@ -147,7 +151,7 @@ def shape(catalog: Catalog, wanted: Mapping[str, Any]) -> str:
 
 def first_look(began: datetime, times: Times | None) -> datetime:
     """When to look first at a task: when hardly any of its like has ended; soon, when that is not learned."""
-    wait, step = (times.early, _close(times)) if times else (_FIRST, _FIRST)
+    wait, step = (times.early, _close(times)) if times else (_FIRST, _CLOSEST)
     return _on_grid(began + timedelta(seconds=wait), step)
 
 
@@ -155,7 +159,7 @@ def next_look(began: datetime, now: datetime, times: Times | None) -> datetime:
     """When to look again at a task that still runs."""
     ran = (now - began).total_seconds()
     if times is None:
-        step = _step(ran / _PARTS_OF_WAIT, _FIRST, _FURTHEST)
+        step = _step(ran / _PARTS_OF_WAIT, _CLOSE, _FURTHEST)
     elif ran < 1.5 * times.median:
         step = _close(times)
     else:
@@ -203,7 +207,7 @@ def _close(times: Times) -> int:
 
 def _step(seconds: float, least: int, most: int) -> int:
     """The longest step of the grid that is no longer than so many seconds, within bounds."""
-    return int(2 ** math.floor(math.log2(min(max(seconds, least), most))))
+    return max(step for step in _STEPS if step <= min(max(seconds, least), most))
 
 
 def _on_grid(moment: datetime, step: int) -> datetime:

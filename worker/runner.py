@@ -26,8 +26,7 @@ from worker.steps import STEPS
 Publish = Callable[[tick.Message], None]
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
-_SINGLY = 15  # looks that are booked, and whose waits are written, together
-_LATE = timedelta(seconds=1)  # after the instant that a look was booked for
+_SINGLY = 5  # looks that are booked, and whose waits are written, together
 _LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
 
 
@@ -179,7 +178,7 @@ class Runner:
         for n, job in enumerate(taken):
             at = booked.at + n * booked.apart
             clock.wait_until(at)
-            if clock() > min(until, at + _LATE):  # what was booked then is not to be added to what is booked now
+            if clock() > min(until, at + polling.LATE):
                 self._postpone(taken[n:])
                 break
             if move := self.carry_out(job, clock):

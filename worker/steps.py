@@ -128,12 +128,9 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
 def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Copies every output into the bucket, and tells them all at once when all are there and checked."""
     now, dies_at = clock(), job.links_expire_at or clock() + spans.LINKS
-    if now >= dies_at and (job.relinked or now >= dies_at + spans.RELINK):
+    if now >= dies_at + spans.RELINK:  # with room for clocks that differ, and for asking for the link again
         last = (job.error or {}).get("message", "")
         yield _expired(job, f"the links died before their outputs could be copied. {last}".strip())
-        return
-    if now >= dies_at:
-        yield _relinked(ctx, job, "the link has died", clock)
         return
     if not job.sources:
         failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
@@ -219,7 +216,7 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     if row.verdict is Verdict.RETRY:
         return Move(State.QUEUED, f"refused: {failure.code}", _create_again(job, clock), columns, said)
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
-    if row.verdict is Verdict.STOP_ACCOUNT and row.scope is not Scope.FREE_QUOTA:  # that one is its model's alone
+    if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in faults.OF_A_MODEL:
         return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
     throttled = (row.scope or Scope.RATE, until, why)
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)

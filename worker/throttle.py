@@ -39,7 +39,7 @@ from sqlalchemy import (
 
 from worker import log
 from worker.claims import moment
-from worker.dashscope.faults import Scope
+from worker.dashscope.faults import OF_A_MODEL, Scope
 from worker.errors import NotFound
 from worker.models import Job, Lane
 from worker.states import SLOTTED, State
@@ -88,7 +88,7 @@ def in_flight() -> ColumnElement[bool]:
 def slow(connection: Connection, job: Job, scope: str, until: datetime, why: str, now: datetime) -> None:
     """Does to the job's lane what a throttling answer asks for; `until` is how long it creates nothing at all."""
     lane = _lane(connection, job, now)
-    if scope == Scope.FREE_QUOTA:
+    if scope in OF_A_MODEL:
         _set(connection, lane.id, paused_at=now, paused_why=why)
         _log.error("the lane waits for a person", model=job.model, why=why)
     elif scope == Scope.RATE and _is_full(job, lane):

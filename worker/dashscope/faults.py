@@ -40,9 +40,14 @@ class Scope(StrEnum):
     CAPACITY = "capacity"  # the provider's own
     DAILY = "daily"  # clears at midnight in Shanghai
     FREE_QUOTA = "free_quota"
+    MODEL = "model"  # one that the account's key may not call
     MONEY = "money"
     KEY = "key"
     PERMISSION = "permission"
+
+
+# What stops a model's lane until a person acts, and not the account's other models.
+OF_A_MODEL = frozenset({Scope.FREE_QUOTA, Scope.MODEL})
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,17 @@ TABLE: tuple[Row, ...] = (
         "not_purchased",
         _V.STOP_ACCOUNT,
         _E.CREDENTIALS,
-        "CommodityNotPurchased AccessDenied.Unpurchased",
+        "CommodityNotPurchased",
         scope=_S.PERMISSION,
         hint="activate Model Studio for the main account, in the region of this key",
+    ),
+    Row(
+        "not_purchased",
+        _V.STOP_ACCOUNT,
+        _E.CREDENTIALS,
+        "AccessDenied.Unpurchased",
+        scope=_S.MODEL,
+        hint="activate the model, or Model Studio, for the main account in the region of this key",
     ),
     Row("too_late_to_cancel", _V.EXPECTED, _E.PROVIDER, "UnsupportedOperation"),
     Row(
@@ -231,9 +244,17 @@ TABLE: tuple[Row, ...] = (
         "model_forbidden",
         _V.STOP_ACCOUNT,
         _E.CREDENTIALS,
-        "Model.AccessDenied App.AccessDenied Workspace.AccessDenied",
-        scope=_S.PERMISSION,
+        "Model.AccessDenied",
+        scope=_S.MODEL,
         hint="the key's workspace may not call this model: authorize the model for the workspace in the console",
+    ),
+    Row(
+        "workspace_forbidden",
+        _V.STOP_ACCOUNT,
+        _E.CREDENTIALS,
+        "App.AccessDenied Workspace.AccessDenied",
+        scope=_S.PERMISSION,
+        hint="the key may not use this workspace: see DASHSCOPE_WORKSPACE, and the key's rights in the console",
     ),
     Row(
         "permission_missing",
