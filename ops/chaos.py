@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from sqlalchemy import text
 
-from api.client import ApiError, Client
-from ops import audit, chaos_stack, chaos_torments, show
+from api.client import ApiError
+from ops import audit, chaos_stack, chaos_torments, reach, show
 from ops.audit import Finding, Witnesses
 from ops.chaos_stack import Stack
 from ops.chaos_torments import TORMENTS, Scene
@@ -173,18 +172,16 @@ def _submit(stack: Stack, load: Load, n: int, pause: float) -> None:
     """Submits one job under one Idempotency-Key, as often as it takes; a few are canceled right after."""
     body = load.bodies[n]
     deadline = time.monotonic() + _ACCEPTED_SECONDS
-    with Client(stack.door.url, stack.door.key) as client:
-        while True:
-            try:
+    while body["custom_id"] not in load.accepted:
+        try:
+            with reach.api(stack.door) as client:
                 load.accepted[body["custom_id"]] = client.submit(body, idempotency_key=body["custom_id"])["id"]
-                break
-            except (ApiError, httpx.TransportError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-        if n % _CANCELED_EVERY == _CANCELED_EVERY - 1:
-            with contextlib.suppress(ApiError, httpx.TransportError):
-                client.cancel(load.accepted[body["custom_id"]])
+                if n % _CANCELED_EVERY == _CANCELED_EVERY - 1:
+                    client.cancel(load.accepted[body["custom_id"]])
+        except (ApiError, reach.NotReachable):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
     time.sleep(pause)
 
 

@@ -54,7 +54,7 @@ class Line:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        ends: tuple[asyncio.Transport, ...],
+        ends: tuple[asyncio.WriteTransport, ...],
         *,
         from_server: bool,
     ) -> None:

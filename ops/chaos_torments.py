@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
@@ -233,12 +234,12 @@ def echoing(scene: Scene) -> Iterator[list[int]]:
         thread.join(_AWAY_SECONDS)
 
 
-def _echo(scene: Scene, app: object) -> int:
+def _echo(scene: Scene, app: Any) -> int:
     with scene.connection() as connection:
         rows = connection.execute(text("select id, claim, claimed, state from jobs where claimed is not null")).all()
     for row in rows:
         task, queue = _PUBLISHED.get(row.state, ("noria.work", "provider"))
         sent = row.claim if row.claimed == "sent" else row.claim - 1  # the number that was spent
         for _ in range(3):
-            broker.publish(app, task, queue, [[[str(row.id), sent]]])  # type: ignore[arg-type]
+            broker.publish(app, task, queue, [[[str(row.id), sent]]])
     return 3 * len(rows)

@@ -157,7 +157,7 @@ def test_a_code_that_only_begins_like_a_known_one_is_not_it() -> None:
         ("Throttling.AllocationQuota", "Your daily quota is exceeded", Scope.DAILY),
         ("Arrearage", "", Scope.MONEY),
         ("InvalidApiKey", "", Scope.KEY),
-        ("Model.AccessDenied", "", Scope.PERMISSION),
+        ("Model.AccessDenied", "", Scope.MODEL),
         ("ModelServingError", "", Scope.CAPACITY),
     ],
 )
