@@ -35,11 +35,11 @@ _HURRY_SECONDS = 1.0
 _SENT_SECONDS = 90.0  # in which the last creates must have been sent
 _REST_SECONDS = 150.0  # in which all must have ended once the faults have stopped
 
-# What the sandbox does wrong, and how often: a tenth of the answers to creates is lost, 5 % of everything fails.
+# What the sandbox does wrong, and how often: over a tenth of the answers to creates is lost, 5 % of all else fails.
 PROVIDER: tuple[dict[str, Any], ...] = (
-    {"where": "create", "what": "lost_answer", "probability": 0.06},
-    {"where": "create", "what": "lost_body", "probability": 0.02},
-    {"where": "create", "what": "truncated", "probability": 0.02},
+    {"where": "create", "what": "lost_answer", "probability": 0.07},
+    {"where": "create", "what": "lost_body", "probability": 0.03},
+    {"where": "create", "what": "truncated", "probability": 0.03},
     {"where": "create", "what": "executed_late", "probability": 0.01, "after_ms": LATE_MS},
     {"where": "create", "what": "reset", "probability": 0.01},
     {"where": "create", "what": "html", "probability": 0.01},

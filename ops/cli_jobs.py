@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -226,7 +226,7 @@ def models(
         show.OUT.print(show.models(found))
 
 
-_COMMANDS = {
+_COMMANDS: dict[Callable[..., None], str] = {
     submit: "submit",
     watch_jobs: "watch",
     show_job: "show",
