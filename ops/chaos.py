@@ -204,7 +204,8 @@ def _until(scene: Scene, count: str, seconds: float) -> None:
         time.sleep(_HURRY_SECONDS)
 
 
-_UNSENT = "select count(*) from jobs where state in ('queued', 'admitted', 'submitting')"
+# What a dead worker had in hand waits for its lease, which only the end cuts short.
+_UNSENT = "select count(*) from jobs where state = 'queued' or state = 'admitted' and claimed is null"
 _HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
     select (select count(*) from jobs where finished_at is null and state <> 'held')
