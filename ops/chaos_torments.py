@@ -80,13 +80,13 @@ class Scene:
 
 
 def lapse(scene: Scene) -> int:
-    """Lets every taken claim lapse; how many. Whoever took them is dead or stopped."""
+    """Lets every claim lapse; how many. Whoever took them is dead or stopped, and so may be who had their messages."""
     with scene.connection() as connection:
         return sum(
             connection.execute(statement).rowcount
             for statement in (
-                text("update jobs set run_at = now() where claimed = 'taken' and run_at > now()"),
-                text("update deliveries set run_at = now() where claimed = 'taken' and run_at > now()"),
+                text("update jobs set run_at = now() where claimed is not null and run_at > now()"),
+                text("update deliveries set run_at = now() where claimed is not null and run_at > now()"),
             )
         )
 

@@ -302,12 +302,14 @@ def test_the_history_tells_what_was_looked_at(play: Stage) -> None:
 
 @pytest.mark.parametrize("answer", ["lost_answer", "reset"])
 def test_a_model_that_repeats_no_prompt_leaves_it_to_a_person_what_a_task_is_whose(play: Stage, answer: str) -> None:
-    picture = {"kind": "text-to-image", "model": "wan2.6-t2i", "input": {"prompt": "a fox in the reeds"}}
-    stranger = play.until(play.submit(**picture), State.COPYING, State.SUCCEEDED)
+    def picture() -> Job:
+        return play.submit("text-to-image", "wan2.6-t2i", input={"prompt": "a fox in the reeds"})
+
+    stranger = play.until(picture(), State.COPYING, State.SUCCEEDED)
     play.sql("update attempts set task_id = null where job_id = :id", id=stranger.id)
     play.sandbox.fault(where="create", what=answer, times=1)
 
-    held = play.until(play.submit(**picture), State.HELD)
+    held = play.until(picture(), State.HELD)
 
     assert held.held_for == "uncertain"
     assert len(play.attempts(held)) == 1, "a finished task that may be its own is no proof of absence"
