@@ -232,7 +232,8 @@ def spawn(program: Program, home: Path) -> Run:
         log_start = log.tell()
         process = subprocess.Popen(
             program.command,
-            env={**program.environment, MARK: str(home)},
+            # unbuffered, or what a program says of its readiness stays in its hands
+            env={**program.environment, "PYTHONUNBUFFERED": "1", MARK: str(home)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

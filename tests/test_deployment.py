@@ -316,8 +316,9 @@ def test_the_services_start_are_found_healthy_and_stop_in_time(environment: dict
         codes = {name: _stopped(process, SERVICES[name]) for name, process in running.items()}
 
     assert not healthy_elsewhere
-    # uvicorn takes its leave by the signal that it was sent
-    assert codes == {"api": -signal.SIGTERM, "worker-control": 0, "clock": 0, "flower": 0}
+    # uvicorn takes its leave by the signal that it was sent; so may the clock, which has nothing to lose
+    assert codes.pop("clock") in (0, -signal.SIGTERM)
+    assert codes == {"api": -signal.SIGTERM, "worker-control": 0, "flower": 0}
 
 
 class _Here:

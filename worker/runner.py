@@ -92,9 +92,10 @@ class Runner:
             self._look(singly[start : start + _SINGLY], clock, until)
 
     def deliver(self, numbers: Numbers) -> None:
-        """One try of each delivery, one after the other."""
+        """One try of each delivery, one after the other; then the receiver's next may go."""
         for number in numbers:
             _deliver(self.ctx, number)
+        self.hint()
 
     def sweep(self) -> None:
         """The look for tasks that no job owns, of the accounts whose hour has come."""
