@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -243,8 +243,3 @@ def _ask_to_cancel(connection: Connection, job: Job, now: datetime) -> Job:
     hurried = update(Job).where(Job.id == job.id, Job.claimed.is_(None), Job.run_at > now).values(run_at=now)
     connection.execute(hurried)
     return moves.reread(connection, job)
-
-
-def retry_later(tries: int) -> timedelta:
-    """How long to wait after the n-th failure of something that may be tried again: 2 s, 4 s, … up to 2 min."""
-    return timedelta(seconds=min(120, 2 ** min(tries + 1, 7)))

@@ -210,7 +210,6 @@ class Job(Base):
     started_at: Mapped[datetime | None]  # entered running
     finished_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime | None]  # of the phase it is in
-    expires_at: Mapped[datetime | None]  # the user's own deadline while it waits
 
     estimate: Mapped[int | None]  # micro-CNY
     cost: Mapped[int | None]  # micro-CNY, settled
