@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Self
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Date,
     DateTime,
     Double,
     ForeignKey,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     Numeric,
     SmallInteger,
@@ -40,6 +42,7 @@ class Base(DeclarativeBase):
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: DateTime(timezone=True),
+        date: Date,
         str: Text,
         bytes: LargeBinary,
         int: BigInteger,
@@ -128,6 +131,13 @@ class Lane(Base):
     probes: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # refused in a row over that ceiling
     passed: Mapped[int] = mapped_column(server_default="0")  # creates since then
     turn: Mapped[float] = mapped_column(server_default="0")  # the virtual time of the last job that was admitted
+    tpm: Mapped[int | None]  # tokens a minute, as published; null: none set
+    tpd: Mapped[int | None]  # tokens a day
+    tokens_at: Mapped[datetime] = mapped_column(**_NOW)  # when the tokens booked so far are worked off, at `tpm`
+    day: Mapped[date | None]  # the day in Shanghai that `day_tokens` counts
+    day_tokens: Mapped[int] = mapped_column(server_default="0")  # booked that day, and settled by usage
+    unserved_at: Mapped[datetime | None]  # when the provider last said that the account may not call it so
+    unserved_why: Mapped[str | None]
 
     __table_args__ = (
         UniqueConstraint("owner", "region", "model"),
@@ -174,6 +184,10 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # 1 high, 0 normal, -1 low
     rank_at: Mapped[datetime] = mapped_column(**_NOW)  # its place in its project's line: see `turns`
     sync: Mapped[bool] = mapped_column(server_default=text("false"))  # its create call answers with the result
+    fans_out: Mapped[bool] = mapped_column(server_default=text("false"))  # its children do the work
+    round: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # a parent's last one; a child's own, from 1
+    place: Mapped[int | None] = mapped_column(Integer)  # a child's, in its round, from 0
+    note: Mapped[dict[str, Any] | None]  # its kind's own: what a child is to its parent, how far a parent is
     webhook_url: Mapped[str | None]
     webhook_events: Mapped[list[str] | None]  # null: the terminal ones
 
@@ -215,6 +229,7 @@ class Job(Base):
     cost: Mapped[int | None]  # micro-CNY, settled
     billed: Mapped[str] = mapped_column(server_default="no")
     usage: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]  # what a call answered, where that is words and not a link
     error: Mapped[dict[str, Any] | None]
 
     __table_args__ = (
@@ -236,7 +251,15 @@ class Job(Base):
         ),
         Index("ix_jobs_sent", "state", postgresql_where=text("claimed = 'sent'")),
         Index("ix_jobs_learned", "lane_id", text("created_at desc"), postgresql_where=text("run_seconds is not null")),
-        Index("ix_jobs_queued", "model", "project_id", "rank_at", "id", postgresql_where=text("state = 'queued'")),
+        Index(
+            "ix_jobs_queued",
+            "model",
+            "project_id",
+            "rank_at",
+            "id",
+            postgresql_where=text("state = 'queued' and not fans_out"),
+        ),
+        Index("ix_jobs_fans_out", "run_at", postgresql_where=text("state = 'queued' and fans_out")),
         Index(
             "ix_jobs_slots",
             "lane_id",
@@ -247,7 +270,22 @@ class Job(Base):
         Index("ix_jobs_listing", "project_id", text("id desc"), postgresql_where=text("parent_id is null")),
         Index("ix_jobs_custom_id", "project_id", "custom_id", postgresql_where=text("custom_id is not null")),
         Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
-        Index("ix_jobs_parent_id", "parent_id", postgresql_where=text("parent_id is not null")),
+        # one child a place, whatever is repeated
+        Index(
+            "uq_jobs_place",
+            "parent_id",
+            "round",
+            "place",
+            unique=True,
+            postgresql_where=text("parent_id is not null"),
+        ),
+        Index(
+            "ix_jobs_at_work",
+            "parent_id",
+            postgresql_where=text("parent_id is not null and finished_at is null"),
+        ),
+        CheckConstraint("(parent_id is null) = (place is null)", name="place"),
+        CheckConstraint("parent_id is null or not fans_out", name="one_generation"),
         {
             "postgresql_with": {
                 "fillfactor": "80",
@@ -282,6 +320,7 @@ class Attempt(Base):
     code: Mapped[str | None]
     message: Mapped[str | None]
     output: Mapped[dict[str, Any] | None]  # of a call that answered at once with its result
+    tokens: Mapped[int | None]  # booked of the lane's, until its usage is known
     billed: Mapped[str] = mapped_column(server_default="unknown")
     closed_at: Mapped[datetime | None]  # when its verdict on money was given
 
@@ -439,6 +478,74 @@ class Unowned(Base):
     created_at: Mapped[datetime | None]  # by the provider's clock
     found_at: Mapped[datetime] = mapped_column(**_NOW)
     micros: Mapped[int | None]  # what it cost, or will; null: no price is known
+
+
+class File(Base):
+    """An input that a user gave us, in our bucket: a photo, a document."""
+
+    __tablename__ = "files"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    key: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]  # as the user called it
+    content_type: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+
+    __table_args__ = (Index("ix_files_listing", "project_id", text("id desc")),)
+
+
+class Schedule(Base):
+    """A job that the clock submits: when, in which zone, and what."""
+
+    __tablename__ = "schedules"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    cron: Mapped[str]
+    time_zone: Mapped[str]  # IANA
+    template: Mapped[dict[str, Any]]  # a submission, with variables in its strings
+    overlap: Mapped[str] = mapped_column(server_default="skip")  # when the last run has not ended: skip, queue, cancel
+    missed: Mapped[str] = mapped_column(server_default="run_once")  # fire times that no clock saw: run_once, skip
+    next_at: Mapped[datetime | None]  # its next fire time; null while it is paused, or never again
+    since: Mapped[datetime | None]  # until when the last run took documents: the next takes those after it
+    paused_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    updated_at: Mapped[datetime] = mapped_column(**_NOW)
+
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        CheckConstraint("overlap in ('skip', 'queue', 'cancel')", name="overlap"),
+        CheckConstraint("missed in ('run_once', 'skip')", name="missed"),
+        CheckConstraint("paused_at is null or next_at is null", name="paused"),
+        Index("ix_schedules_next_at", "next_at", postgresql_where=text("next_at is not null")),
+    )
+
+
+class Run(Base):
+    """What became of one fire time of a schedule; there is one row for each, whatever clocks do."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    schedule_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("schedules.id", ondelete="CASCADE"))
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    fire_at: Mapped[datetime]
+    trigger: Mapped[str]  # clock, late (missed, and made up for), or a person
+    outcome: Mapped[str]  # waiting (for the run before it), submitted, skipped, refused
+    why: Mapped[str] = mapped_column(server_default="")
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    at: Mapped[datetime] = mapped_column(**_NOW)
+
+    __table_args__ = (
+        UniqueConstraint("schedule_id", "fire_at"),
+        CheckConstraint("trigger in ('clock', 'late', 'person')", name="trigger"),
+        CheckConstraint("outcome in ('waiting', 'submitted', 'skipped', 'refused')", name="outcome"),
+        Index("ix_runs_waiting", "schedule_id", postgresql_where=text("outcome = 'waiting'")),
+    )
 
 
 class Duty(Base):
