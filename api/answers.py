@@ -83,6 +83,17 @@ class Output(Answer):
     url: str
 
 
+class Children(Answer):
+    """How many parts a job has so far, and how many of them have ended in which way."""
+
+    total: int
+    unfinished: int
+    succeeded: int
+    failed: int
+    canceled: int
+    expired: int
+
+
 class Job(Answer):
     """One thing that was asked for. Treat a state that you do not know as unfinished unless `is_terminal`."""
 
@@ -97,11 +108,16 @@ class Job(Answer):
     cancel_requested: bool
     waiting_on: Waiting | None
     priority: Literal["high", "normal", "low"]
-    input: dict[str, Any] = Field(description="complete: defaults filled in")
+    input: dict[str, Any] = Field(
+        description="complete: defaults filled in; in lists long parts are cut, and end in …"
+    )
     metadata: dict[str, str]
     custom_id: str | None
     batch_id: UUID | None
     parent_id: UUID | None
+    round: int | None = Field(description="a child's own, from 1; a parent's last one")
+    place: int | None = Field(description="a child's, in its round, from 0")
+    children: Children | None = Field(description="of a job that is made in parts: how they stand")
     created_at: datetime
     submitted_at: datetime | None
     started_at: datetime | None
@@ -111,8 +127,22 @@ class Job(Answer):
     usage: dict[str, Any] | None = Field(description="what was billed, in the model's units")
     provider: Provider
     outputs: list[Output]
+    result: dict[str, Any] | None = Field(description="of a text: what was answered; cut in lists as the input is")
     error: dict[str, Any] | None = Field(description="code, class, message, retryable, billed, hint, provider")
     urls: dict[str, str]
+
+
+class File(Answer):
+    """A file in the bucket, to be named by its key in a job's input."""
+
+    object: Literal["file"]
+    id: UUID
+    name: str = Field(description="as its sender calls it", examples=["cat.png"])
+    key: str = Field(description="what an input names it by")
+    content_type: str = Field(description="by its bytes", examples=["image/png"])
+    bytes: int
+    sha256: str
+    created_at: datetime
 
 
 class Event(Answer):
@@ -252,6 +282,18 @@ class JobList(_List):
     """A page of jobs, the newest first."""
 
     data: list[Job]
+
+
+class ChildList(_List):
+    """A page of a job's children, in the order of their rounds and places."""
+
+    data: list[Job]
+
+
+class FileList(_List):
+    """A page of files, the newest first."""
+
+    data: list[File]
 
 
 class EventList(_List):

@@ -20,6 +20,7 @@ import stamina
 
 _TIMEOUT = httpx.Timeout(20, connect=5)
 _STREAM_TIMEOUT = httpx.Timeout(45, connect=5)  # three of the server's heartbeats
+_UPLOAD_TIMEOUT = httpx.Timeout(120, connect=5)  # until the file is in the bucket
 _PATIENCE = 30.0  # seconds
 _RECONNECTS = 30  # in a row that bring nothing, before following is given up
 _PAUSE = 1.0  # seconds between two of them
@@ -119,6 +120,32 @@ class Client:
         """What became of the wish, as `outcome`, and the job."""
         return self._json("POST", _path(job_id, "/cancel"))
 
+    def retry(self, job_id: str) -> dict[str, Any]:
+        """The job, on its way again."""
+        return self._json("POST", _path(job_id, "/retry"))
+
+    def children(self, job_id: str, state: str | None = None) -> Iterator[dict[str, Any]]:
+        """The parts that a job is made in, in their order; those in the states that are named, with commas."""
+        yield from self._pages(_path(job_id, "/children"), {"limit": 100} | ({"state": state} if state else {}))
+
+    def upload(self, name: str, content: BinaryIO) -> dict[str, Any]:
+        """The file in the bucket, whose `key` an input may name; the same content and name are one file."""
+        for attempt in _attempts():
+            with attempt:
+                content.seek(0)
+                answer = self._http.post("/v1/files", files={"file": (name, content)}, timeout=_UPLOAD_TIMEOUT)
+                _refuse(answer)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def files(self) -> Iterator[dict[str, Any]]:
+        """Every file, the newest first."""
+        yield from self._pages("/v1/files", {"limit": 100})
+
+    def delete_file(self, file_id: str) -> None:
+        """Deletes a file that no unfinished job names."""
+        self._call("DELETE", f"/v1/files/{quote(file_id, safe='')}")
+
     def candidates(self, job_id: str) -> dict[str, Any]:
         """The tasks that an uncertain job's call may have made, and the money at stake; takes an operator's key."""
         return self._json("GET", _path(job_id, "/candidates"))
@@ -162,7 +189,7 @@ class Client:
         return answer
 
     def _call(self, method: str, path: str, **said: Any) -> httpx.Response:
-        for attempt in stamina.retry_context(on=_wait, attempts=None, timeout=_PATIENCE, wait_initial=0.2):
+        for attempt in _attempts():
             with attempt:
                 answer = self._http.request(method, path, **said)
                 _refuse(answer)
@@ -177,6 +204,10 @@ class Client:
                 source.response.read()
             _refuse(source.response)
             yield source
+
+
+def _attempts() -> Iterator[stamina.Attempt]:
+    return iter(stamina.retry_context(on=_wait, attempts=None, timeout=_PATIENCE, wait_initial=0.2))
 
 
 def _path(job_id: str, suffix: str = "") -> str:

@@ -45,6 +45,13 @@ def plain_body(form: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def upload() -> dict[str, Any]:
+    """The request body of the route that takes a file."""
+    file = {"type": "string", "format": "binary", "description": "the file, with its name"}
+    form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
 def example(kind: str) -> dict[str, Any]:
     """A body that can be sent as it is: the kind's first model, and what that needs."""
     model = next(model for model in catalog.load().models(kind) if not model.retired)

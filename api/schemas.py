@@ -160,3 +160,19 @@ class JobQuery(BaseModel):
             q=self.q,
             before=self.cursor,
         )
+
+
+class ChildQuery(BaseModel):
+    """Which of a job's children to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    cursor: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,9}$", description="the next_cursor of the page before")
+    limit: int = Field(50, ge=1, le=100, description="children on a page")
+
+    @property
+    def after(self) -> tuple[int, int]:
+        """The (round, place) that was listed last."""
+        number, _, place = (self.cursor or "0-0").partition("-")
+        return int(number), int(place)

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -60,13 +60,24 @@ def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[
     """
     content = path.read_bytes()
     try:
-        rows = list(_rows(content.decode("utf-8-sig"), shared, key or "csv"))
+        rows = keyed(_bodies(content.decode("utf-8-sig"), shared), key)
     except UnicodeDecodeError:
         raise BadCampaign(f"{path} is not in UTF-8: save it as 'CSV UTF-8'.") from None
     except csv.Error as error:
         raise BadCampaign(f"{path} is no CSV: {error}.") from None
     if not rows:
         raise BadCampaign(f"{path} has no rows: its first line names the columns, each further line is a job.")
+    return rows
+
+
+def keyed(bodies: Iterable[tuple[int, Mapping[str, Any]]], key: str | None) -> list[Row]:
+    """The bodies that begin in those lines as rows, each with an Idempotency-Key made from what it says."""
+    rows: list[Row] = []
+    seen: Counter[str] = Counter()  # rows that are equal are jobs of their own
+    for line, body in bodies:
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        seen[digest] += 1
+        rows.append(Row(line, body, f"{key or 'csv'}-{digest}-{seen[digest]}"))
     return rows
 
 
@@ -100,20 +111,16 @@ def faults_of(error: ApiError) -> list[str]:
     ] or [str(error)]
 
 
-def _rows(text: str, shared: Mapping[str, Any], name: str) -> Iterator[Row]:
+def _bodies(text: str, shared: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_TOO_MANY, strict=True)
     _check(reader.fieldnames or [])
     line = reader.line_num + 1
-    seen: Counter[str] = Counter()  # rows that are equal are jobs of their own
     for cells in reader:
         if _TOO_MANY in cells:
             raise BadCampaign(f"Line {line} has more cells than there are columns: is a comma not in quotes?")
         said = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
         if said:
-            body = _body(said, shared)
-            digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
-            seen[digest] += 1
-            yield Row(line, body, f"{name}-{digest}-{seen[digest]}")
+            yield line, _body(said, shared)
         line = reader.line_num + 1  # a cell may hold line breaks
 
 

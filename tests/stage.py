@@ -70,6 +70,7 @@ class Stage:
             "noria.work": self.runner.work,
             "noria.poll": self.runner.poll,
             "noria.deliver": self.runner.deliver,
+            "noria.fire": lambda _: self.runner.fire(),
             "noria.sweep": lambda _: self.runner.sweep(),
         }
         for message in messages:

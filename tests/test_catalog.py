@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from worker import catalog
-from worker.catalog import Catalog, CatalogError, Model, UnknownModel, Usage
+from worker.catalog import Catalog, CatalogError, Model, Surface, Thinking, UnknownModel, Usage, Variant
 
 TODAY = date(2026, 11, 21)
 BEIJING, SINGAPORE, VIRGINIA = "cn-beijing", "ap-southeast-1", "us-east-1"
@@ -205,7 +205,7 @@ def test_a_model_knows_its_sizes(name: str, size: str, is_taken: bool) -> None:
 def test_every_model_is_complete(each: Model) -> None:
     waits = each.run_seconds
 
-    assert each.path.startswith("/services/")
+    assert each.path.startswith("/services/" if each.surface is Surface.NATIVE else "/chat/")
     assert each.regions
     assert each.source
     assert 0 < waits.early <= waits.median <= waits.late <= 3 * 3600
@@ -232,6 +232,7 @@ def test_shown_prices_are_decimal_strings() -> None:
         "unit": "seconds",
         "per": 1,
         "when": {},
+        "cached": None,
         "cny": {"480P": "0.366961", "720P": "0.733923", "1080P": "1.100885"},
     }
 
@@ -240,7 +241,7 @@ def test_the_default_is_the_cheapest_tier() -> None:
     for each in catalog.load().models():
         for there in each.regions.values():
             for row in there.prices:
-                if isinstance(row.cny, dict):
+                if isinstance(row.cny, dict) and not each.token_tiers:
                     size, resolution = each.default.get("size", ""), each.default.get("resolution")
                     tier = resolution or catalog.load().tier(size)
                     assert row.cny[str(tier)] == min(row.cny.values()), each.id
@@ -249,7 +250,9 @@ def test_the_default_is_the_cheapest_tier() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("prompt_limit: 10", "promt_limit: 10", "one: prompt_limit: Field required; promt_limit: Extra inputs"),
+        ("prompt_limit: 10", "promt_limit: 10", "one: promt_limit: Extra inputs"),
+        ("prompt_limit: 10", "path: /services/y", "path is written twice"),
+        ("usage: short", "", "one: : Value error, usage: nothing is said of it"),
         ("one: {}", "one: {durationss: [5]}", "one: durationss: Extra inputs"),
         ("default: {duration: 5}", "default: {duration: 6}", "one: : Value error, default duration: 6"),
         ("default: {duration: 5}", "default: {}", "no default for duration"),

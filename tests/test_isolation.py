@@ -19,10 +19,13 @@ OF_A_JOB = {
     ("GET", "/v1/jobs/{job_id}/events"),
     ("GET", "/v1/jobs/{job_id}/attempts"),
     ("GET", "/v1/jobs/{job_id}/outputs/{n}"),
+    ("GET", "/v1/jobs/{job_id}/children"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
+    ("POST", "/v1/jobs/{job_id}/retry"),
 }
+OF_A_FILE = {("GET", "/v1/files/{file_id}"), ("DELETE", "/v1/files/{file_id}")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
-OF_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
+OF_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/files"), ("POST", "/v1/files")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("POST", "/v1/estimates"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
@@ -32,22 +35,26 @@ BODIES: dict[str, Any] = {
     "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
 }
 
+FILE = {"file": ("notes.txt", b"What spring has to say.")}
+
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output and an attempt; summer has a key; and there is an operator."""
+    """Spring has a job with an output and an attempt, and a file; summer has a key; and there is an operator."""
 
     api: Served
     job: dict[str, Any]
+    file: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
     operator: httpx.Client
 
     def ask(self, who: httpx.Client, route: tuple[str, str], **headers: str) -> httpx.Response:
-        """One call of a route, about spring's job where it is about one."""
+        """One call of a route, about spring's job or file where it is about one."""
         method, template = route
-        path = template.format(job_id=self.job["id"], n=0, name=CLIP["model"])
-        return who.request(method, path, json=BODIES.get(template), headers=headers)
+        path = template.format(job_id=self.job["id"], file_id=self.file["id"], n=0, name=CLIP["model"])
+        given = FILE if route == ("POST", "/v1/files") else None
+        return who.request(method, path, json=BODIES.get(template), files=given, headers=headers)
 
 
 @pytest.fixture
@@ -59,14 +66,15 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
             "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
             " select id, 0, project_id, 'video', 'spring/0.mp4', 'video/mp4', 6, '', '' from jobs"
         )
-        yield Tenants(api, job, spring, summer, operator)
+        file = spring.post("/v1/files", files=FILE).json()
+        yield Tenants(api, job, file, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    known = OF_A_JOB | OF_A_FILE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -89,10 +97,23 @@ def test_anothers_job_is_not_found(tenants: Tenants) -> None:
         other = tenants.ask(tenants.summer, route)
         streamed = tenants.ask(tenants.summer, route, accept="text/event-stream")
 
-        assert own.status_code in (200, 302)
+        assert own.status_code in (200, 302) or own.json()["code"] == "not_retryable"
         assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
         assert streamed.status_code == 404
         assert tenants.api.sql("select state from jobs") == [{"state": before[0]["state"]}]
+
+
+def test_anothers_file_is_not_found_not_named_and_not_removed(tenants: Tenants) -> None:
+    for route in sorted(OF_A_FILE):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found")
+    clip = {"kind": "image-to-video", "model": "wan2.5-i2v-preview", "input": {"img_url": tenants.file["key"]}}
+    named = tenants.summer.post("/v1/jobs", json=clip)
+
+    assert named.json()["errors"][0]["code"] == "no_such_file"
+    assert tenants.summer.get("/v1/files").json()["data"] == []
+    assert tenants.spring.get(f"/v1/files/{tenants.file['id']}").json() == tenants.file
 
 
 def test_lists_hold_only_ones_own(tenants: Tenants) -> None:
@@ -128,7 +149,7 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_PROJECT | OF_EVERYBODY):
+    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_PROJECT | OF_EVERYBODY):
         with tenants.api.http(None) as nobody:
             assert tenants.ask(nobody, route).status_code == 401, route
 
@@ -140,14 +161,14 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_PROJECT):
+    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_PROJECT, key=lambda route: (route[0] == "DELETE", route)):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})
 
         assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
-        assert elsewhere.status_code == 404 if route in OF_A_JOB else elsewhere.is_success
-        assert named.status_code in (200, 201, 302)
+        assert elsewhere.status_code == 404 if route in OF_A_JOB | OF_A_FILE else elsewhere.is_success
+        assert named.status_code in (200, 201, 204, 302)
 
 
 def test_an_operator_reads_the_catalog_without_naming_one(tenants: Tenants) -> None:

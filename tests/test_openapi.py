@@ -114,6 +114,9 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             answers.JobList: http.get("/v1/jobs").json(),
             answers.EventList: http.get(job["urls"]["events"]).json(),
             answers.AttemptList: http.get(job["urls"]["attempts"]).json(),
+            answers.ChildList: http.get(f"/v1/jobs/{job['id']}/children").json(),
+            answers.File: http.post("/v1/files", files={"file": ("a.txt", b"some words")}).json(),
+            answers.FileList: http.get("/v1/files").json(),
             answers.Estimate: http.post("/v1/estimates", json=CLIP).json(),
             answers.ModelList: http.get("/v1/models").json(),
             answers.LaneList: http.get("/v1/limits").json(),
@@ -142,13 +145,15 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
 ) -> None:
     headers = {"authorization": f"Bearer {api.key('spring')}"}
     job = httpx.post(api.url + "/v1/jobs", json=CLIP, headers=headers).json()
+    file = httpx.post(api.url + "/v1/files", files={"file": ("a.txt", b"some words")}, headers=headers).json()
+    known = {"job_id": job["id"], "file_id": file["id"]}
     schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
     asked: Counter[tuple[str, int]] = Counter()
 
     for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
-        its = {"job_id": job["id"]} if "{job_id}" in operation.path else None
+        its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"
             strategy = operation.as_strategy(

@@ -11,16 +11,17 @@ from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, polling
+from worker import catalog, learned, polling
 from worker.claims import NOW
 from worker.context import Clock
+from worker.learned import Times
 from worker.listing import Asked, NotTold, pages
 from worker.models import Job
-from worker.polling import Times
 from worker.states import State
 
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 MODEL = "wan2.5-t2v-preview"
+SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -62,13 +63,13 @@ def look(play: Stage) -> None:
 
 
 def test_the_first_look_is_when_hardly_any_task_has_ended() -> None:
-    assert polling.first_look(BEGAN, Times(60, 90)) == BEGAN + timedelta(seconds=60)
+    assert polling.first_look(BEGAN, Times(60, 90), has_room=False) == BEGAN + timedelta(seconds=60)
 
 
 def test_a_model_that_is_not_learned_is_looked_at_soon_and_then_ever_less() -> None:
-    looks = [polling.first_look(BEGAN, None)]
+    looks = [polling.first_look(BEGAN, None, has_room=False)]
     while looks[-1] < BEGAN + timedelta(minutes=30):
-        looks.append(polling.next_look(BEGAN, looks[-1], None))
+        looks.append(polling.next_look(BEGAN, looks[-1], None, has_room=False))
 
     apart = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(looks)]
     assert looks[0] - BEGAN == timedelta(seconds=3)
@@ -81,7 +82,7 @@ def test_looks_are_closest_around_the_median_and_then_ever_further_apart() -> No
     times = Times(140, 200)
 
     apart = {
-        ran: (polling.next_look(BEGAN, BEGAN + timedelta(seconds=ran), times) - BEGAN).total_seconds() - ran
+        ran: (polling.next_look(BEGAN, BEGAN + ran * SECOND, times, has_room=False) - BEGAN) / SECOND - ran
         for ran in (10, 150, 200, 290, 520, 3600)
     }
 
@@ -94,9 +95,42 @@ def test_looks_of_many_jobs_fall_together() -> None:
     began = [BEGAN + timedelta(seconds=n / 7) for n in range(400)]
     now = BEGAN + timedelta(seconds=230, milliseconds=500)
 
-    looks = {polling.next_look(moment, now, Times(140, 200)) for moment in began}
+    looks = {polling.next_look(moment, now, Times(140, 200), has_room=False) for moment in began}
 
     assert len(looks) == 1
+
+
+@pytest.mark.parametrize("times", [None, Times(50, 60), Times(140, 200), Times(300, 400)])
+def test_where_there_is_room_tasks_are_looked_at_each_second_around_their_ends(times: Times | None) -> None:
+    began = BEGAN + timedelta(seconds=0.4)
+    look = polling.first_look(began, times, has_room=True)
+    assert look - began == timedelta(seconds=times.early if times else 3.6)
+
+    # a tick comes once a second, at whatever fraction of one, and an instant passes until the look
+    while look < BEGAN + timedelta(seconds=times.median if times else 60):
+        looked_at = look + timedelta(seconds=0.95)
+        look = polling.next_look(began, looked_at, times, has_room=True)
+        assert timedelta(0) < look - looked_at <= timedelta(seconds=1.05)
+
+
+def test_there_is_room_for_a_look_each_second_while_half_of_the_rate_is_enough(play: Stage) -> None:
+    at_work(play, 12)
+
+    def has_room(per_second: float) -> bool:
+        with play.ctx.engine.begin() as connection:
+            return polling.roomy(connection, per_second) == {"default"}
+
+    assert has_room(4)  # a page of those that run, and one of those that wait
+    assert not has_room(3.9)
+    play.sql("update owners set page_size = 10")
+    assert has_room(8)
+    assert not has_room(7.9)
+    play.sql("update jobs set state = 'copying' where id in (select id from jobs where state = 'running' limit 5)")
+    assert has_room(14)  # seven are looked at singly
+    assert not has_room(13.9)
+    play.ctx.queries.slow("default")
+    assert not has_room(20)
+    assert has_room(28)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +143,7 @@ def test_looks_of_many_jobs_fall_together() -> None:
     ],
 )
 def test_run_times_depend_on_tier_and_length_not_on_the_prompt(wanted: dict[str, object], shape: str) -> None:
-    assert polling.shape(catalog.load(), wanted) == shape
+    assert learned.shape(catalog.load(), wanted) == shape
 
 
 def test_run_times_are_learned_by_model_and_shape(play: Stage) -> None:
@@ -122,7 +156,7 @@ def test_run_times_are_learned_by_model_and_shape(play: Stage) -> None:
         )  # fmt: skip
 
     with play.ctx.engine.begin() as connection:
-        polling.learn(connection, NOW)
+        learned.learn(connection, NOW)
 
     short, long = play.submit(), play.submit(input={**CLIP, "duration": 10})
     assert play.ctx.learned.times(short) == Times(50.8, 70)

@@ -472,11 +472,15 @@ class TestUsage:
             "images": [link_],
             "base_image_url": link_,
         }
+        spoken = {"text": "a kitten", "voice": "Cherry"}
+        asked = {"enable_thinking": False}
 
         for model in models.read("cn-beijing").values():
             for call in model.calls:
                 headers = ASYNC if call.is_async else {}
-                answer = wire.post(f"/services/{call.path}", json={"model": model.id, "input": given}, headers=headers)
+                input_ = spoken if model.makes == "speech" else given
+                body = {"model": model.id, "input": input_, "parameters": asked}
+                answer = wire.post(f"/services/{call.path}", json=body, headers=headers)
                 assert answer.status_code == 200, (model.id, answer.text)
 
         billed = [task["billed_micros"] for task in sandbox.ledger()["tasks"]]

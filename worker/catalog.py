@@ -6,18 +6,21 @@ would refuse, a name that two models claim are each an error that names the mode
 
 A name that users write (an id, an id as another region spells it, a name that people believe to be one) leads
 to one `Model`; what differs by region is its `ModelInRegion`.
+
+Some models are had in more ways than one: a text model by a call, in the provider's nightly batches, as a task. Each
+other way is a `Variant`, a model of its own (`qwen-plus@batch`), since it has limits and prices of its own; users
+never name one, and no list shows it.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
-from fractions import Fraction
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -25,10 +28,31 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from worker import prices
 from worker.errors import Fault, InvalidInput
+from worker.prices import Price, Usage
 
-MICRO = 1_000_000  # money is counted in millionths of the currency's unit
+__all__ = [
+    "Catalog",
+    "CatalogError",
+    "Model",
+    "ModelInRegion",
+    "Price",
+    "Protocol",
+    "RunSeconds",
+    "Sizes",
+    "Surface",
+    "Thinking",
+    "UnknownModel",
+    "Usage",
+    "UsageShape",
+    "Variant",
+    "load",
+    "parse",
+]
 
+_OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
+_HALF = Decimal("0.5")
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
 _FILE = Path(__file__).with_name("catalog.yaml")
 
@@ -51,7 +75,36 @@ class Protocol(StrEnum):
     PROMPT = "prompt"  # input.prompt, input.img_url
     FRAMES = "frames"  # input.first_frame_url, input.last_frame_url
     MEDIA = "media"  # input.media, a list of typed links
-    MESSAGES = "messages"  # input.messages, as in a chat
+    MESSAGES = "messages"  # input.messages, as in a chat, of one prompt
+    SPEECH = "speech"  # input.text, input.voice
+    CHAT = "chat"  # a conversation, spelled as the surface wants it
+    BATCH = "batch"  # a file of conversations
+
+
+_MEDIA = frozenset({Protocol.PROMPT, Protocol.FRAMES, Protocol.MEDIA, Protocol.MESSAGES})
+_OF_MEDIA = ("prompt_limit", "usage")
+
+
+class Surface(StrEnum):
+    """Which of the provider's interfaces a request is spelled for."""
+
+    NATIVE = "native"  # /api/v1
+    COMPATIBLE = "compatible"  # /compatible-mode/v1, as OpenAI's
+
+
+class Thinking(StrEnum):
+    """Whether a model thinks before it answers (Alibaba docs, 'Deep thinking')."""
+
+    NONE = "none"
+    HYBRID = "hybrid"  # when it is asked to
+    ALWAYS = "always"
+
+
+class Variant(StrEnum):
+    """Another way to have a text model's answers."""
+
+    BATCH = "batch"  # the Batch API: half the price, within a day or more, outside the limits of calls
+    TASKS = "tasks"  # an asynchronous task; most accounts are refused it
 
 
 class UsageShape(StrEnum):
@@ -61,16 +114,6 @@ class UsageShape(StrEnum):
     SHORT = "short"  # duration, SR, video_count
     RATIO = "ratio"  # video_duration, video_ratio, video_count
     IMAGES = "images"  # image_count
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What is billed, in the model's own units: `{"seconds": 5, "tier": "720P"}`, `{"images": 2}`.
-
-    What else the provider reported is kept beside them.
-    """
-
-    units: dict[str, Any] = field(default_factory=dict)
 
 
 class _Entry(BaseModel):
@@ -125,37 +168,21 @@ class Sizes(_Entry):
         return ", ".join(self.named) + (f", or any W*H with {self.pixels}" if self.pixels else "")
 
 
-class Price(_Entry):
-    """What `per` of a unit cost from a day on: one amount, or one a tier; `when` narrows it to some usage."""
-
-    since: date = Field(alias="from")
-    unit: str
-    per: int = Field(1, ge=1)
-    when: dict[str, Any] = {}
-    cny: Decimal | dict[str, Decimal]
-
-    def applies(self, usage: Usage, on: date) -> bool:
-        """Whether this row speaks of such usage, on that day."""
-        return self.since <= on and all(usage.units.get(key) == value for key, value in self.when.items())
-
-    def micro(self, usage: Usage) -> Fraction | None:
-        """What this usage costs in millionths, unrounded; None when the row has no amount for its tier."""
-        amount = self.cny.get(str(usage.units.get("tier"))) if isinstance(self.cny, dict) else self.cny
-        quantity = usage.units.get(self.unit)
-        if amount is None or not isinstance(quantity, int | float):
-            return None
-        return Fraction(amount) * MICRO * Fraction(str(quantity)) / self.per
-
-
 class ModelInRegion(_Entry):
     """A model as one region serves it: its id there, a main account's limits (None: none set), prices."""
 
     id: str
-    rps: float | None = None  # creates a second; limits by the minute are kept in seconds too
+    rps: float | None = None  # creates a second
+    rpm: int | None = None  # creates a minute, which are kept in seconds too: it says `rps` where that is not said
     concurrency: int | None = None  # tasks in process at once
     tpm: int | None = None  # tokens a minute
     tpd: int | None = None  # tokens a day
     prices: tuple[Price, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_second(cls, said: Any) -> Any:
+        return {"rps": said["rpm"] / 60, **said} if isinstance(said, dict) and said.get("rpm") else said
 
 
 class RunSeconds(_Entry):
@@ -170,25 +197,37 @@ class Model(_Entry):
     """One model: what it makes, how it is asked, what it takes, where, and for how much."""
 
     id: str
+    variant: Variant | None = None
     family: str
     source: str
     kinds: tuple[str, ...]
     protocol: Protocol
-    path: str  # under /api/v1
+    surface: Surface = Surface.NATIVE
+    path: str  # under the surface's root
     sync: bool = False  # the create call answers with the result itself
+    repeatable: bool = False  # a call whose answer is lost is made again: it is cheap, and cannot be looked up
     aliases: tuple[str, ...] = ()
-    prompt_limit: int  # characters; the provider cuts the rest silently
+    prompt_limit: int | None = None  # characters; the provider cuts the rest silently
     negative_prompt_limit: int = 500
+    text_limit: int | None = None  # of the text that one call speaks; more is refused
+    context: int | None = None  # tokens, in and out
+    max_output: int | None = None  # tokens
+    thinking: Thinking = Thinking.NONE
+    thinks_unstreamed: bool = False  # it may think in a call that does not stream its answer
+    token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
+    batch: bool = False  # the Batch API has it
     requires: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     sizes: Sizes | None = None
     resolutions: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
     durations: tuple[int, ...] = ()  # seconds
+    voices: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}
-    usage: UsageShape
+    usage: UsageShape | None = None  # of media
     run_seconds: RunSeconds
     regions: dict[str, ModelInRegion]
     retired: date | None = None
@@ -201,6 +240,8 @@ class Model(_Entry):
             "resolution": self.resolutions,
             "ratio": self.ratios,
             "duration": self.durations,
+            "voice": self.voices,
+            "language": self.languages,
             "n": tuple(range(1, self.n_max + 1)),
         }
         return {name: values for name, values in of_all.items() if values}
@@ -208,11 +249,14 @@ class Model(_Entry):
     @cached_property
     def fields(self) -> frozenset[str]:
         """The input fields that the model takes."""
-        return frozenset({"prompt", *self.requires, *self.takes, *self.choices})
+        prompt = ["prompt"] if self.prompt_limit else []
+        return frozenset({*prompt, *self.requires, *self.takes, *self.choices})
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every name that leads here: the id, its spellings in the regions, the aliases."""
+        """Every name that leads here: the id, its spellings in the regions, the aliases; of a variant the id alone."""
+        if self.variant:
+            return frozenset({self.id})
         return frozenset({self.id, *self.aliases, *(there.id for there in self.regions.values())})
 
     def region(self, region: str) -> ModelInRegion | None:
@@ -222,19 +266,21 @@ class Model(_Entry):
     def price(self, usage: Usage, region: str, on: date) -> int | None:
         """What the usage costs there on that day in millionths of CNY, rounded half up; None when unknown.
 
-        Of the rows for a unit the most specific one counts, then the newest. A model with several units
-        (tokens in and out) costs their sum. Exact until the last step, so that nothing is rounded twice.
+        Where tokens have tiers, those of the input choose the tier of the whole.
         """
-        here = self.region(region)
-        rows = [row for row in (here.prices if here else ()) if row.applies(usage, on)]
-        rows.sort(key=lambda row: (len(row.when), row.since))
-        amounts = [row.micro(usage) for row in {row.unit: row for row in rows}.values()]
-        known = [amount for amount in amounts if amount is not None]
-        return int(sum(known) + Fraction(1, 2)) if known and len(known) == len(amounts) else None
+        here, units = self.region(region), usage.units
+        if self.token_tiers:
+            units = {**units, "tier": self.token_tier(units.get("input_tokens"))}
+        return prices.total(here.prices if here else (), Usage(units), on)
+
+    def token_tier(self, tokens: Any) -> str | None:
+        """The tier of prices for so many input tokens; None when there is none, or when nobody knows how many."""
+        count = tokens if isinstance(tokens, int | float) else math.inf
+        return next((tier for tier, most in self.token_tiers.items() if count <= most), None)
 
     def as_json(self) -> dict[str, Any]:
         """The model as GET /v1/models shows it; amounts of money are decimal strings."""
-        shown = self.model_dump(mode="json", by_alias=True, exclude={"path", "protocol", "usage", "always"})
+        shown = self.model_dump(mode="json", by_alias=True, exclude=_OURS)
         return {
             "object": "model",
             **shown,
@@ -245,7 +291,10 @@ class Model(_Entry):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        """A default that the model itself would refuse is a slip of the file's."""
+        """A default that the model itself would refuse is a slip of the file's; so is a picture's or clip's gap."""
+        gaps = [name for name in _OF_MEDIA if self.protocol in _MEDIA and getattr(self, name) is None]
+        if gaps:
+            raise ValueError(f"{', '.join(gaps)}: nothing is said of it")
         for name, value in self.default.items():
             if name not in self.fields or (name in self.choices and value not in self.choices[name]):
                 raise ValueError(f"default {name}: {value} is not one that the model takes")
@@ -258,34 +307,67 @@ class Model(_Entry):
 class Catalog:
     """All models, in the file's order."""
 
-    def __init__(self, models: Iterable[Model], tiers: Mapping[str, Iterable[str]]) -> None:
-        self._models = tuple(models)
+    def __init__(
+        self, models: Iterable[Model], tiers: Mapping[str, Iterable[str]], defaults: Mapping[str, str] | None = None
+    ) -> None:
+        self.every = tuple(models)  # the variants among them: each has lanes of its own
         self._tiers = {size: tier for tier, sizes in tiers.items() for size in sizes}
         self._named: dict[str, Model] = {}
-        for model in self._models:
+        for model in self.every:
             self._claim(model)
+        self._defaults = {kind: self.model(name).id for kind, name in (defaults or {}).items()}
 
     def model(self, name: str) -> Model:
         """The model that goes by this name, whatever its case; raises UnknownModel, which lists near ones."""
         wanted = name.strip().lower()
         if wanted not in self._named:
-            near = difflib.get_close_matches(wanted[:80], self._named, n=3)
-            raise UnknownModel(name, dict.fromkeys(self._named[match].id for match in near))
+            raise self._unknown(name)
         return self._named[wanted]
 
+    def offered(self, name: str) -> Model:
+        """The same for a name that a user gave, who may not name a variant."""
+        model = self.model(name)
+        if model.variant:
+            raise self._unknown(name)
+        return model
+
     def models(self, kind: str | None = None) -> tuple[Model, ...]:
-        """Every model, or those that make one kind of thing."""
-        return tuple(model for model in self._models if kind is None or kind in model.kinds)
+        """Every model that users may name, or those that make one kind of thing."""
+        return tuple(model for model in self.every if not model.variant and (kind is None or kind in model.kinds))
+
+    def variant(self, name: str, variant: Variant) -> Model | None:
+        """Another way to have that model; None when the provider has none."""
+        return self._named.get(f"{self.model(name).id}@{variant}")
+
+    def default(self, work: str) -> str | None:
+        """The id of the model for a kind, or a part of its work, when nobody names one; None: it must be named."""
+        return self._defaults.get(work)
 
     def tier(self, size: str) -> str | None:
         """The tier that a video of this size is billed in ("720P"); None for a size of no tier."""
         return self._tiers.get(size)
+
+    def _unknown(self, name: str) -> UnknownModel:
+        near = difflib.get_close_matches(name.strip().lower()[:80], self._named, n=3)
+        return UnknownModel(name, dict.fromkeys(self._named[match].id.partition("@")[0] for match in near))
 
     def _claim(self, model: Model) -> None:
         for name in model.names:
             other = self._named.setdefault(name.lower(), model)
             if other is not model:
                 raise CatalogError(f"{model.id}: {name} is a name of {other.id} already")
+
+
+_BATCHES = 8  # of one model at once, which is ours: the provider sets no limit
+_BATCH = {
+    "kinds": ("text-batch",),
+    "protocol": Protocol.BATCH,
+    "surface": Surface.COMPATIBLE,
+    "path": "/batches",
+    "takes": (),
+    "default": {},
+    "run_seconds": {"early": 300, "median": 9000, "late": 86400},  # two lines were seen to take two and a half hours
+}
 
 
 class _Family(_Entry):
@@ -299,6 +381,7 @@ class _File(_Entry):
     as_of: date
     currency: str = Field(pattern="^CNY$")
     tiers: dict[str, tuple[str, ...]]
+    defaults: dict[str, str] = {}
     families: tuple[_Family, ...]
 
 
@@ -321,7 +404,10 @@ def parse(text: str) -> Catalog:
         content = _File.model_validate(_Loader(text).get_single_data())
     except (ValidationError, yaml.YAMLError) as error:
         raise CatalogError(str(error)) from None
-    return Catalog((model for family in content.families for model in _members(family)), content.tiers)
+    models = [model for family in content.families for model in _members(family)]
+    return Catalog(
+        [*models, *(other for model in models for other in _variants(model))], content.tiers, content.defaults
+    )
 
 
 @cache
@@ -337,6 +423,39 @@ def _members(family: _Family) -> Iterator[Model]:
         entry["default"] = {key: value for key, value in default.items() if value is not None}
         entry["regions"] = {place: {"id": name, **there} for place, there in entry.get("regions", {}).items()}
         yield _model(entry)
+
+
+def _variants(model: Model) -> Iterator[Model]:
+    """The other ways to have a model. Calls on the compatible surface cannot be made tasks: that is a native header."""
+    if model.batch:
+        yield _model({**_entry(model, Variant.BATCH), **_BATCH, "regions": _batched(model)})
+    if model.protocol is Protocol.CHAT and model.surface is Surface.NATIVE:
+        unthinking = [name for name in model.takes if "think" not in name and "reasoning" not in name]
+        default = {name: value for name, value in model.default.items() if name in unthinking}
+        yield _model({**_entry(model, Variant.TASKS), "takes": unthinking, "default": default, "kinds": ("text",)})
+
+
+def _entry(model: Model, variant: Variant) -> dict[str, Any]:
+    return {
+        **model.model_dump(by_alias=True),
+        "id": f"{model.id}@{variant}",
+        "variant": variant,
+        "batch": False,
+        "sync": False,
+        "repeatable": False,
+    }
+
+
+def _batched(model: Model) -> dict[str, Any]:
+    """At half the price, and outside the limits of calls (Alibaba docs, 'Rate limits' and 'Model pricing')."""
+    return {
+        place: {
+            "id": there.id,
+            "concurrency": _BATCHES,
+            "prices": [row.at(_HALF).model_dump(by_alias=True) for row in there.prices],
+        }
+        for place, there in model.regions.items()
+    }
 
 
 def _model(entry: dict[str, Any]) -> Model:

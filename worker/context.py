@@ -13,22 +13,25 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy import Engine, create_engine, func, or_, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from worker import log, moves, polling, reading
+from worker import children, log, moves, polling, reading, spans
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
-from worker.models import Attempt, Job, Project
-from worker.polling import Budget, Learned
+from worker.kinds.kind import Ended
+from worker.learned import Learned
+from worker.models import Attempt, Job, Lane, Project
+from worker.polling import Budget
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
 
 _PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that is away
+_WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute
 _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
 _SESSION = (
@@ -121,10 +124,48 @@ class Context:
         with self.engine.connect() as connection:
             return connection.execute(statement).scalar_one()
 
+    def unanswered(self, job: Job) -> int:
+        """How many of the job's create calls before this one went without an answer."""
+        lost = (Attempt.outcome == "unknown", Attempt.id != job.attempt_id)
+        with self.engine.connect() as connection:
+            return connection.execute(select(func.count()).where(Attempt.job_id == job.id, *lost)).scalar_one()
+
+    def unserved(self, model: str) -> str | None:
+        """Why the provider serves no account of ours with the model, as it said lately; None: it may be tried."""
+        refused = select(Lane.unserved_why).where(Lane.model == model)
+        tried = or_(Lane.unserved_at.is_(None), Lane.unserved_at < func.now() - spans.UNSERVED)
+        with self.engine.connect() as connection:
+            if connection.execute(refused.where(tried).limit(1)).first():
+                return None
+            return connection.execute(refused.where(~tried).limit(1)).scalar_one_or_none()
+
+    def children(self, job: Job) -> children.Counts:
+        """How the job's children stand."""
+        with self.engine.connect() as connection:
+            return children.counts(connection, job)
+
+    def ended(self, job: Job, rounds: int) -> list[Ended]:
+        """The job's children of its first rounds, all of which have ended."""
+        with self.engine.connect() as connection:
+            return children.ended(connection, job, rounds)
+
+    def first_failed(self, job: Job) -> Job | None:
+        """The first of the job's children that failed."""
+        with self.engine.connect() as connection:
+            return children.first_failed(connection, job)
+
+    def wake(self, parent_id: uuid.UUID) -> bool:
+        """Makes a parent due that waits for its children, if it has none left to wait for; whether it is."""
+        return until_it_holds(lambda: self._wake(parent_id), f"wake {parent_id}", _WAKING)
+
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
         with self.engine.connect() as connection:
             return moves.answer_on_record(connection, job)
+
+    def _wake(self, parent_id: uuid.UUID) -> bool:
+        with self.engine.begin() as connection:
+            return children.wake(connection, parent_id)
 
     def _record_once(self, job: Job, move: Move, now: datetime) -> Job:
         try:

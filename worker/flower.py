@@ -19,6 +19,7 @@ _TYPES = {
     State.QUEUED: "task-received",
     State.SUBMITTING: "task-submitted",
     State.RUNNING: "task-running",
+    State.GATHERING: "task-gathering",
     State.COPYING: "task-copying",
     State.HELD: "task-held",
     State.SUCCEEDED: "task-succeeded",

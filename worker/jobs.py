@@ -10,19 +10,28 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from pydantic import BaseModel
+from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, money, moves, reading, turns
+from worker import children, claims, inputs, money, moves, reading, turns
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
-from worker.kinds import KINDS, Kind
-from worker.models import IdempotencyKey, Job, Project
+from worker.kinds import KINDS, OFFERED, Kind
+from worker.models import Attempt, IdempotencyKey, Job, Project
 from worker.settings import Settings
 from worker.states import TERMINAL, State
 
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
+_AGAIN = frozenset({State.FAILED, State.CANCELED, State.EXPIRED})
 _MAKE = insert(Job).returning(*Job.__table__.c)  # built once: that costs as much as running it
+
+# Whether the job has, or one of its children, a call whose verdict is open.
+_OPEN = select(
+    exists()
+    .where(Attempt.job_id == Job.id, Attempt.closed_at.is_(None))
+    .where(or_(Job.id == bindparam("job"), Job.parent_id == bindparam("job")))
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
     return Prepared(
         submission=submission,
         model=model.id,
-        sync=model.sync,
+        sync=model.sync and kind.fan_out is None,
         input=checked.model_dump(mode="json", exclude_none=True),
         estimate=_dearest(model, usage, regions, on.date()),
     )
@@ -75,16 +84,18 @@ def submit(
 ) -> tuple[Job, bool]:
     """Makes the job and its reservation, or finds the first one under the same Idempotency-Key: (job, replayed).
 
-    Raises Conflict when the key was used with another body.
+    Raises Conflict when the key was used with another body, InvalidInput when a file that is named is not there.
     """
     if key is not None and (first := replayed(connection, project, prepared, key)):
         return first, True
+    inputs.check(connection, project.id, prepared.input)
     said = prepared.submission
     row = {
         "project_id": project.id,
         "kind": said.kind,
         "model": prepared.model,
         "sync": prepared.sync,
+        "fans_out": KINDS[said.kind].fan_out is not None,
         "input": prepared.input,
         "labels": said.metadata,
         "custom_id": said.custom_id,
@@ -137,6 +148,8 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
     state = State(job.state)
     if state in TERMINAL:
         return job, "already_finished"
+    if job.parent_id is not None:
+        raise Conflict("is_child", f"it is a part of job {job.parent_id}: cancel that")
     if state is State.HELD and job.held_from == State.UNCERTAIN:
         raise Conflict("held_uncertain", "a person has to say first what became of its create call: POST …/resolve")
     if state in _MINE:
@@ -148,17 +161,67 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
     return _ask_to_cancel(connection, job, now), "requested"
 
 
+def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now: datetime) -> Job:
+    """Makes a job again that failed, expired or was canceled; of a parent, only the children that did not succeed.
+
+    It is reserved and paid for again. Raises Conflict where there is nothing to make again, and while it is not known
+    what became of a call for it.
+    """
+    job = reading.one(connection, project_id, job_id)
+    if job.parent_id is not None:
+        raise Conflict("is_child", f"it is a part of job {job.parent_id}: retry that, which repeats only what failed")
+    if job.state not in _AGAIN:
+        raise Conflict("not_retryable", f"it is {job.state}: only what failed, expired or was canceled is made again")
+    if connection.execute(_OPEN, {"job": job.id}).scalar_one():
+        raise Conflict("attempt_open", "it is not known yet what became of its last create call, so it may be paid for")
+    to = State.GATHERING if job.round else State.QUEUED
+    again = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
+    row = connection.execute(again.values(**_afresh(job, to, now)).returning(*Job.__table__.c)).mappings().one_or_none()
+    if row is None:
+        raise Conflict("not_retryable", "somebody else has just changed it: look again")
+    made = Job.of(row)
+    if job.fans_out:
+        children.make_again(connection, made, now)
+    moves.tell(connection, made, State(job.state), "made again, as a person asked", now)
+    money.reserve(connection, made, now)
+    return made
+
+
 def digest(value: Any) -> bytes:
     """SHA-256 of the value's canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).digest()
 
 
+def dearest(catalog: Catalog, settings: Settings, kind: str, model: str, wanted: BaseModel, on: date) -> int | None:
+    """What such a job may cost, micro-CNY, wherever it will be made; None when that is not known."""
+    found = catalog.model(model)
+    return _dearest(found, KINDS[kind].estimate(found, wanted), _regions(settings, found), on)
+
+
+def _afresh(job: Job, to: State, now: datetime) -> dict[str, Any]:
+    """The columns of a job that is made again: nothing is left of how it ended."""
+    forgotten = ("finished_at", "error", "task_id", "task_status", "sources", "links_expire_at", "deadline_at")
+    return {
+        **dict.fromkeys((*forgotten, "unknown_since", "lane_id", "account", "region", "claimed", "cost")),
+        "state": to,
+        "state_at": now,
+        "run_at": now,
+        "retries": 0,
+        "crashes": 0,
+        "relinked": False,
+        "cancel_requested": False,
+        "billed": "no",
+        "claim": job.claim + 1,
+        "sequence": job.sequence + 1,
+    }
+
+
 def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Model]:
     """Both, or the faults of both."""
-    kind, faults = KINDS.get(submission.kind), []
+    kind, faults = OFFERED.get(submission.kind), []
     if kind is None:
-        faults.append(Fault("/kind", "unknown_kind", f"kinds are: {', '.join(sorted(KINDS))}"))
+        faults.append(Fault("/kind", "unknown_kind", f"kinds are: {', '.join(sorted(OFFERED))}"))
     try:
         model = catalog.model(submission.model)
     except InvalidInput as error:
@@ -240,6 +303,7 @@ def _cancel_at_once(connection: Connection, job: Job, now: datetime) -> Job | No
 def _ask_to_cancel(connection: Connection, job: Job, now: datetime) -> Job:
     """Leaves word for whoever works on the job, and makes it due at once where nobody does."""
     connection.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
-    hurried = update(Job).where(Job.id == job.id, Job.claimed.is_(None), Job.run_at > now).values(run_at=now)
+    waits = or_(Job.run_at > now, and_(Job.state == State.GATHERING, Job.run_at.is_(None)))
+    hurried = update(Job).where(Job.id == job.id, Job.claimed.is_(None), waits).values(run_at=now)
     connection.execute(hurried)
     return moves.reread(connection, job)

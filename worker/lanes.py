@@ -98,7 +98,11 @@ def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None =
     """Every lane with what it is allowed, what is in use and waits, and what stops it; of one project, or of all."""
     counted = [Job.project_id == project_id] if project_id else []
     in_use = select(func.count()).where(Job.lane_id == Lane.id, holds_slot(), *counted).scalar_subquery()
-    queued = select(func.count()).where(Job.state == State.QUEUED, Job.model == Lane.model, *counted).scalar_subquery()
+    queued = (
+        select(func.count())
+        .where(Job.state == State.QUEUED, ~Job.fans_out, Job.model == Lane.model, *counted)
+        .scalar_subquery()
+    )
     at = moment(now)
     statement: Select[Any] = (
         select(
@@ -136,7 +140,7 @@ def _first(*values: float | None) -> float:
 def _configured(catalog: Catalog, settings: Settings) -> Iterable[dict[str, object]]:
     seen = set()
     for account in settings.all_accounts:
-        for model in catalog.models():
+        for model in catalog.every:
             key = (account.owner, account.region, model.id)
             if model.region(account.region) and key not in seen:
                 seen.add(key)

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker import listing
+from worker import listing, polling
 from worker.context import Clock, Context
 from worker.listing import Asked
 from worker.models import Job
-
-WORTH = 8  # looks due together, from which on a list call is cheaper
 
 _SKEW = timedelta(seconds=30)  # between the provider's clock and Postgres's; what lies further apart is asked singly
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
@@ -40,7 +38,7 @@ def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
     listed = [job for job in jobs if _is_listed(job, clock)]
     for status in ("RUNNING", "PENDING"):
         unseen = [job for job in listed if job.task_id not in shown]
-        if len([job for job in unseen if status in ("RUNNING", job.task_status)]) < WORTH:
+        if len([job for job in unseen if status in ("RUNNING", job.task_status)]) < polling.WORTH:
             break
         shown |= _shown(ctx, unseen, status, clock)
     running = tuple((job, shown[job.task_id or ""]) for job in listed if job.task_id in shown)

@@ -2,13 +2,19 @@
 
 Only media that a browser shows as media are let through. HTML, SVG, XML and JSON begin with none of these
 marks, so an error page that came with a 200 is never stored as somebody's video.
+
+What users give us as inputs may be text too. That bytes are text can be seen in them, hardly which kind of text: there
+the name has a say.
 """
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 SNIFFED = 64  # bytes that tell
+READ = 4096  # bytes that tell whether all is text
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,42 @@ BRANDS: dict[bytes, MediaType | None] = {
     b"msf1": None,
 }
 
+# What the provider takes as pictures and as sound (Alibaba docs, 'Wan image-to-video API reference').
+PICTURES = frozenset({"image/jpeg", "image/png", "image/bmp", "image/webp"})
+SOUNDS = frozenset({"audio/wav", "audio/mpeg"})
+
+BMP = MediaType("image/bmp", "bmp")
+PDF = MediaType("application/pdf", "pdf")
+HTML = MediaType("text/html", "html")
+PLAIN = MediaType("text/plain", "txt")
+
+TEXTS = {
+    ".md": MediaType("text/markdown", "md"),
+    ".markdown": MediaType("text/markdown", "md"),
+    ".html": HTML,
+    ".htm": HTML,
+    ".csv": MediaType("text/csv", "csv"),
+    ".jsonl": MediaType("application/jsonl", "jsonl"),
+}
+
+_BOMS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
+
+
+def sniff_input(head: bytes, name: str) -> MediaType | None:
+    """What a user's file is, by the first `READ` bytes of it and by its name; None: nothing that is taken.
+
+    Taken are pictures and sound that the provider takes, PDF, and text of any kind.
+    """
+    if head[:2] == b"BM" and head[6:10] == bytes(4):
+        return BMP
+    if head.startswith(b"%PDF-"):
+        return PDF
+    medium = sniff(head)
+    if medium is not None:
+        return medium if medium.content_type in PICTURES | SOUNDS else None
+    return _text(head, name) if _is_text(head) else None
+
 
 def sniff(head: bytes) -> MediaType | None:
     """What the bytes are, by the first `SNIFFED` of them; None: nothing that is let through."""
@@ -71,3 +113,15 @@ def _is_mpeg_audio(head: bytes) -> bool:
         return False
     version, bit_rate, sample_rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
     return version != 1 and bit_rate not in (0, 15) and sample_rate != 3
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether there is nothing in it that no text has, in UTF-8, UTF-16 with its mark, or a Chinese encoding."""
+    return head.startswith(_BOMS) or _CONTROLS.isdisjoint(head)
+
+
+def _text(head: bytes, name: str) -> MediaType:
+    begins = head.removeprefix(codecs.BOM_UTF8).lstrip()[:SNIFFED].lower()
+    if begins.startswith((b"<!doctype html", b"<html")):
+        return HTML
+    return TEXTS.get(PurePosixPath(name).suffix.lower(), PLAIN)

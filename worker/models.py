@@ -47,8 +47,8 @@ class Base(DeclarativeBase):
         bytes: LargeBinary,
         int: BigInteger,
         uuid.UUID: Uuid,
-        dict[str, Any]: JSONB,
-        list[Any]: JSONB,
+        dict[str, Any]: JSONB(none_as_null=True),  # else None is written as the JSON word null
+        list[Any]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
         Decimal: Numeric,
         float: Double,
@@ -186,6 +186,7 @@ class Job(Base):
     sync: Mapped[bool] = mapped_column(server_default=text("false"))  # its create call answers with the result
     fans_out: Mapped[bool] = mapped_column(server_default=text("false"))  # its children do the work
     round: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # a parent's last one; a child's own, from 1
+    round_open: Mapped[bool] = mapped_column(server_default=text("false"))  # not all of the last round is made yet
     place: Mapped[int | None] = mapped_column(Integer)  # a child's, in its round, from 0
     note: Mapped[dict[str, Any] | None]  # its kind's own: what a child is to its parent, how far a parent is
     webhook_url: Mapped[str | None]
@@ -279,6 +280,7 @@ class Job(Base):
             unique=True,
             postgresql_where=text("parent_id is not null"),
         ),
+        Index("ix_jobs_gathering", "id", postgresql_where=text("state = 'gathering'")),
         Index(
             "ix_jobs_at_work",
             "parent_id",
@@ -494,7 +496,10 @@ class File(Base):
     sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
-    __table_args__ = (Index("ix_files_listing", "project_id", text("id desc")),)
+    __table_args__ = (
+        UniqueConstraint("project_id", "sha256", "name"),  # given twice, it is one file
+        Index("ix_files_listing", "project_id", text("id desc")),
+    )
 
 
 class Schedule(Base):
@@ -512,6 +517,7 @@ class Schedule(Base):
     missed: Mapped[str] = mapped_column(server_default="run_once")  # fire times that no clock saw: run_once, skip
     next_at: Mapped[datetime | None]  # its next fire time; null while it is paused, or never again
     since: Mapped[datetime | None]  # until when the last run took documents: the next takes those after it
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))  # of the last run that submitted one
     paused_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(**_NOW)
     updated_at: Mapped[datetime] = mapped_column(**_NOW)
@@ -538,10 +544,12 @@ class Run(Base):
     outcome: Mapped[str]  # waiting (for the run before it), submitted, skipped, refused
     why: Mapped[str] = mapped_column(server_default="")
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    key: Mapped[str | None]  # a person's Idempotency-Key
     at: Mapped[datetime] = mapped_column(**_NOW)
 
     __table_args__ = (
         UniqueConstraint("schedule_id", "fire_at"),
+        UniqueConstraint("schedule_id", "key"),
         CheckConstraint("trigger in ('clock', 'late', 'person')", name="trigger"),
         CheckConstraint("outcome in ('waiting', 'submitted', 'skipped', 'refused')", name="outcome"),
         Index("ix_runs_waiting", "schedule_id", postgresql_where=text("outcome = 'waiting'")),

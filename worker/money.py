@@ -32,6 +32,17 @@ def settle(connection: Connection, job: Job, now: datetime) -> None:
     release(connection, job, now)
 
 
+def settle_part(connection: Connection, child: Job, now: datetime) -> None:
+    """Books a child's call on its parent: what it cost, or the estimate where its answer was lost.
+
+    The parent's reservation is given back when the parent ends: until then what is left of it is the reservation
+    less what was settled.
+    """
+    cost = child.cost if child.cost is not None else child.estimate
+    if cost is not None:
+        connection.execute(_PART, {"parent": child.parent_id, "attempt": child.attempt_id, "cost": cost, "now": now})
+
+
 def release(connection: Connection, job: Job, now: datetime) -> None:
     """Gives back what was reserved for the job; once, whatever its attempts were."""
     if job.estimate is not None:
@@ -60,6 +71,14 @@ def _book(connection: Connection, job: Job, entry: str, micros: int, now: dateti
 
 
 _LINE = upsert(Entry).on_conflict_do_nothing(index_elements=[Entry.attempt_id, Entry.entry])
+
+_PART = text(
+    """
+    insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
+    select project_id, id, cast(:attempt as uuid), 'settle', :cost, :now, created_at from jobs where id = :parent
+    on conflict (attempt_id, entry) do nothing
+    """
+)
 
 # What the job has reserved and not given back, in one statement with the line that gives it back.
 _RELEASE = text(

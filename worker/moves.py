@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -29,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate, Update
 
-from worker import lanes, money, reading, stops, throttle, webhooks
+from worker import children, lanes, money, reading, stops, throttle, webhooks
 from worker.errors import ClaimLost
 from worker.models import Attempt, Event, Job, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
@@ -59,10 +60,16 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         return _begin(connection, job, move, now)
     if move.attempt is not None:
         _answer(connection, job, move.attempt, now)
+    if job.fans_out and move.to in TERMINAL:
+        move = replace(move, columns={**move.columns, **children.paid(connection, job)})
     moved = _update(connection, job, move, now)
     if move.outputs:
         rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
         connection.execute(_OUTPUT, rows)
+    if move.children:
+        children.make(connection, moved, move.children, now)
+    if move.cancels:
+        children.cancel(connection, moved, move.cancels, now)
     if move.to is not left or move.why:
         tell(connection, moved, left, move.why, now)
     if move.to is State.RUNNING and moved.cancel_requested:
@@ -193,7 +200,7 @@ def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
 
 
 def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
-    rests = move.to in TERMINAL or move.to is State.HELD
+    rests = move.to in TERMINAL or move.to is State.HELD or move.rests
     columns: dict[str, Any] = {"run_at": None if rests else move.run_at or now, "claimed": None, "crashes": 0}
     columns |= move.columns
     if move.to != job.state:
@@ -212,8 +219,12 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 def _account(connection: Connection, job: Job, move: Move, now: datetime) -> None:
     """Settles what a task cost as soon as that is known; releases what an ended job did not spend."""
     if job.parent_id is not None:
-        return
-    if move.columns.get("billed") == "yes":
+        if move.columns.get("billed") == "yes" or (move.attempt or {}).get("outcome") == "unknown":
+            money.settle_part(connection, job, now)
+    elif job.fans_out:
+        if move.to in TERMINAL:
+            money.release(connection, job, now)
+    elif move.columns.get("billed") == "yes":
         money.settle(connection, job, now)
     elif move.to in TERMINAL and job.billed == "no":
         money.release(connection, job, now)
@@ -232,8 +243,8 @@ def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> N
 
 def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:
     name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
-    stored = reading.outputs(connection, [job])[job.id]
-    document = reading.shown(name, job, stored, reading.request_ids(connection, [job]).get(job.id), None)
+    stored, made_of = reading.outputs(connection, [job])[job.id], reading.parts(connection, [job]).get(job.id)
+    document = reading.shown(name, job, stored, reading.request_ids(connection, [job]).get(job.id), None, made_of)
     del document["input"]
     said = {"type": event_type, "timestamp": reading.moment(now), "sequence": job.sequence, "data": document}
     return json.dumps(said, ensure_ascii=False, separators=(",", ":"))

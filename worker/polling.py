@@ -7,24 +7,24 @@ the owner's pace, which recovers by itself, from its time stamp: nothing else sl
 Looks follow what was learned of a model's run times: the first when hardly any task has ended, close together around
 the median, then ever further apart. They fall on a grid of whole seconds, so that those of many jobs come together,
 and one page of the provider's list answers for a hundred of them (`looks`); the budget spreads what is asked singly.
+While half of the budget is enough for a look at each of an owner's tasks every second, each gets that: a slot whose
+task has ended is empty until that is seen.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, true, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, text, update
 
-from worker.catalog import Catalog
-from worker.claims import NOW, Now
-from worker.models import Job, Lane, Owner, RunTime
+from worker.claims import NOW
+from worker.learned import Times
+from worker.models import Job, Lane, Owner
 
+WORTH = 8  # looks due together, from which on a list call is cheaper
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread
 # How late a query may leave. What a thread slept through adds to the queries of the next second, and at 15 a second
 # three tenths of one make fewer than five more.
@@ -33,16 +33,18 @@ LATE = timedelta(seconds=0.3)
 _LOWEST = 1 / 16  # of the rate, however often the provider says no
 _REGAINED, _EACH_SECONDS = 0.1, 3  # of the rate, that the pace regains in so many seconds
 _ONE_BLOW = timedelta(seconds=2)  # within which refusals are one: they were on their way together
+_PAGE = 100  # rows of the list, until it is known how many the provider gives
+_ROOM = 0.5  # of the rate, that looks each second may take
+_ROOM_SECONDS = 2.0  # between two counts of an owner's tasks
 _SIGHTING_SECONDS = 30.0  # between two notes that an owner's tasks can be seen
-_REREAD_SECONDS = 30.0
-
-_LEARNED_FROM, _LEARNED_AT_LEAST, _LEARNED_OVER = 300, 5, timedelta(days=7)
-_EARLY = 0.02  # the share of tasks that may have ended before their first look
 
 # Steps of the grid, seconds; each is a multiple of those before, so that a look of any step meets all shorter ones.
 _STEPS = _CLOSEST, _CLOSE, *_, _FURTHEST = 1, 3, 6, 12, 24, 48
+_NEARLY = 0.1  # seconds
 _FIRST = 3  # seconds, to the first look at a model that is not learned
-_PARTS_OF_MEDIAN, _PARTS_OF_WAIT = 48, 8
+_PARTS_OF_MEDIAN = 48
+_USUAL = 1.5  # medians: most have ended by then
+_PARTS, _PARTS_WITH_ROOM = 8, 48  # of the wait for a task that is late, or whose run time is not learned
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,6 @@ class Booked:
     now: datetime
     at: datetime
     apart: timedelta
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds within which hardly any task of a model and shape has ended, and half of them have."""
-
-    early: float
-    median: float
 
 
 def book(
@@ -83,12 +77,22 @@ class Budget:
         self._engine = engine
         self._per_second = per_second
         self._sighted: dict[str, float] = {}
+        self._roomy: frozenset[str] = frozenset()
+        self._counted_at = -math.inf
 
     def book(self, owner: str, count: int, ahead: timedelta) -> Booked | None:
         """Books as the function does, from Postgres's now."""
         with self._engine.begin() as connection:
             now: datetime = connection.execute(select(NOW)).scalar_one()
             return book(connection, owner, count, self._per_second, now, ahead)
+
+    def has_room(self, owner: str) -> bool:
+        """Whether each of the owner's tasks may be looked at every second; counted every two seconds at the most."""
+        if time.monotonic() - self._counted_at > _ROOM_SECONDS:
+            self._counted_at = time.monotonic()
+            with self._engine.connect() as connection:
+                self._roomy = roomy(connection, self._per_second)
+        return owner in self._roomy
 
     def slow(self, owner: str) -> None:
         """Halves the owner's pace: its queries were throttled, or failed."""
@@ -120,89 +124,48 @@ class Budget:
         return seen_at is not None and seen_at > since
 
 
-class Learned:
-    """What was learned of run times, read every half minute at the most."""
-
-    def __init__(self, engine: Engine, catalog: Catalog) -> None:
-        self._engine = engine
-        self._catalog = catalog
-        self._times: dict[tuple[str, str], Times] = {}
-        self._read_at = -math.inf
-
-    def times(self, job: Job) -> Times | None:
-        """The run times of tasks such as the job's; None where they are not learned."""
-        if time.monotonic() - self._read_at > _REREAD_SECONDS:
-            self._read_at = time.monotonic()
-            with self._engine.connect() as connection:
-                self._times = run_times(connection)
-        return self._times.get((job.model, self.shape(job)))
-
-    def shape(self, job: Job) -> str:
-        """What of the job's request its run time depends on."""
-        return shape(self._catalog, job.input)
-
-
-def shape(catalog: Catalog, wanted: Mapping[str, Any]) -> str:
-    """What of an input a task's run time depends on: "720P 5" for five seconds of clip, "1280*1280 2" for pictures."""
-    size = str(wanted.get("size") or "")
-    parts = (wanted.get("resolution") or catalog.tier(size) or size, wanted.get("duration"), wanted.get("n"))
-    return " ".join(str(part) for part in parts if part)
-
-
-def first_look(began: datetime, times: Times | None) -> datetime:
+def first_look(began: datetime, times: Times | None, has_room: bool) -> datetime:
     """When to look first at a task: when hardly any of its like has ended; soon, when that is not learned."""
-    wait, step = (times.early, _close(times)) if times else (_FIRST, _CLOSEST)
-    return _on_grid(began + timedelta(seconds=wait), step)
-
-
-def next_look(began: datetime, now: datetime, times: Times | None) -> datetime:
-    """When to look again at a task that still runs."""
-    ran = (now - began).total_seconds()
     if times is None:
-        step = _step(ran / _PARTS_OF_WAIT, _CLOSE, _FURTHEST)
-    elif ran < 1.5 * times.median:
-        step = _close(times)
-    else:
-        step = _step((ran - times.median) / _PARTS_OF_WAIT, _close(times), _FURTHEST)
-    soon = _on_grid(now + timedelta(seconds=step / 2), step)
-    return max(soon, first_look(began, times)) if times else soon
+        return _on_grid(began + timedelta(seconds=_FIRST), _CLOSEST)
+    early = began + timedelta(seconds=times.early)
+    # with room not even on the grid: the next tick is the grid
+    return early if has_room else _on_grid(early, _close(times, has_room))
 
 
-def learn(connection: Connection, now: Now) -> None:
-    """Sets the run times of each model and shape to the quantiles of its last tasks, where there are enough to tell."""
-    last = (
-        select(Job.shape, Job.run_seconds)
-        .where(Job.lane_id == Lane.id, Job.run_seconds.is_not(None), Job.created_at > now - _LEARNED_OVER)
-        # Not by id: then the planner may read all jobs, backwards, for each lane that has few.
-        .order_by(Job.created_at.desc())
-        .limit(_LEARNED_FROM)
-        .correlate(Lane)
-        .lateral("last")
-    )
-    early, median = (func.percentile_cont(share).within_group(last.c.run_seconds) for share in (_EARLY, 0.5))
-    learned = (
-        select(Lane.model, last.c.shape, early, median)
-        .join(last, true())
-        .where(last.c.shape.is_not(None))
-        .group_by(Lane.model, last.c.shape)
-        .having(func.count() >= _LEARNED_AT_LEAST)
-    )
-    fresh = upsert(RunTime).from_select(["model", "shape", "early", "median"], learned)
-    told = fresh.on_conflict_do_update(
-        index_elements=[RunTime.model, RunTime.shape],
-        set_={"early": fresh.excluded.early, "median": fresh.excluded.median},
-    )
-    connection.execute(told)
+def next_look(began: datetime, now: datetime, times: Times | None, has_room: bool) -> datetime:
+    """When to look again at a task that still runs; `has_room`: the budget is enough to look at all each second."""
+    late = _late((now - began).total_seconds(), times)
+    step = _step(late / (_PARTS_WITH_ROOM if has_room else _PARTS), _close(times, has_room), _FURTHEST)
+    # not the instant that is nearly here; a whole step of a second later still, looks would be two seconds apart
+    soon = _on_grid(now + timedelta(seconds=step / 2 if step > _CLOSEST else _NEARLY), step)
+    return max(soon, first_look(began, times, has_room)) if times else soon
 
 
-def run_times(connection: Connection) -> dict[tuple[str, str], Times]:
-    """What was learned, by model and shape."""
-    rows = connection.execute(select(*RunTime.__table__.c))
-    return {(row.model, row.shape): Times(row.early, row.median) for row in rows}
+def roomy(connection: Connection, per_second: float) -> frozenset[str]:
+    """The owners whose tasks may all be looked at every second."""
+    rows = connection.execute(_AT_WORK, {"now": connection.execute(select(NOW)).scalar_one()})
+    share = _ROOM * per_second
+    return frozenset(row.name for row in rows if _each_second(row.tasks, row.page_size) <= share * row.pace)
 
 
-def _close(times: Times) -> int:
-    return _step(times.median / _PARTS_OF_MEDIAN, _CLOSEST, _CLOSE)
+def _each_second(tasks: int, page_size: int | None) -> int:
+    """Queries that a look at so many tasks takes: singly, or by pages of those that run and of those that wait."""
+    return tasks if tasks < WORTH else 2 * math.ceil(tasks / (page_size or _PAGE))
+
+
+def _close(times: Times | None, has_room: bool) -> int:
+    """The step around the end that is expected."""
+    if has_room:
+        return _CLOSEST
+    return _step(times.median / _PARTS_OF_MEDIAN, _CLOSEST, _CLOSE) if times else _CLOSE
+
+
+def _late(ran: float, times: Times | None) -> float:
+    """Seconds that a task has run beyond what is usual; all of them, where that is not learned."""
+    if times is None:
+        return ran
+    return ran - times.median if ran >= _USUAL * times.median else 0.0
 
 
 def _step(seconds: float, least: int, most: int) -> int:
@@ -225,6 +188,16 @@ _BOOK = (
     .where(Owner.name == bindparam("owner"), Owner.next_query_at <= bindparam("latest", type_=DateTime(timezone=True)))
     .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH)
     .returning((Owner.next_query_at - _LENGTH).label("at"), _PACE.label("pace"))
+)
+_AT_WORK = select(
+    Owner.name,
+    Owner.page_size,
+    _PACE.label("pace"),
+    select(func.count())
+    # a literal, so that the planner can match the partial index
+    .where(Job.lane_id == Lane.id, Lane.owner == Owner.name, text("jobs.state = 'running'"))
+    .scalar_subquery()
+    .label("tasks"),
 )
 _SLOW = (
     update(Owner)

@@ -6,22 +6,25 @@ Every query carries the project, so another project's ids do not exist. The prov
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, or_, select
+from sqlalchemy import Connection, Row, bindparam, func, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
 from worker import money, waiting
+from worker.elision import elided
 from worker.errors import NotFound
-from worker.models import Attempt, Event, Job, Output
+from worker.models import Attempt, Event, File, Job, Output
 from worker.states import TERMINAL, State
 from worker.waiting import Waiting
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
+_ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
 
@@ -57,6 +60,18 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
         .limit(limit)
     )
     return [Job.of(row) for row in connection.execute(statement).mappings()]
+
+
+def children(
+    connection: Connection, parent: Job, states: Sequence[str], after: tuple[int, int], limit: int
+) -> list[Job]:
+    """At most `limit` of the job's children after a (round, place), in that order; all states where none is named."""
+    places = tuple_(Job.round, Job.place)
+    statement = select(*Job.__table__.c).where(Job.parent_id == parent.id, places > after)
+    if states:
+        statement = statement.where(Job.state.in_(states))
+    rows = connection.execute(statement.order_by(Job.round, Job.place).limit(limit)).mappings()
+    return [Job.of(row) for row in rows]
 
 
 def history(connection: Connection, job: Job, after: int = 0, limit: int | None = None) -> Sequence[Row[tuple[Event]]]:
@@ -110,17 +125,40 @@ def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, 
     return {of_attempt[row.id]: row.request_id for row in connection.execute(statement)}
 
 
+def parts(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Counter[str]]:
+    """How many children each parent has in each state; asks nothing where no job is a parent."""
+    found: dict[uuid.UUID, Counter[str]] = {job.id: Counter() for job in jobs if job.fans_out}
+    if found:
+        for row in connection.execute(_PARTS, {"parents": list(found)}):
+            found[row.parent_id][row.state] = row.jobs
+    return found
+
+
 def documents(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
     """The jobs as the API shows them, in their order."""
-    stored, requests = outputs(connection, jobs), request_ids(connection, jobs)
+    stored, requests, made_of = outputs(connection, jobs), request_ids(connection, jobs), parts(connection, jobs)
     causes = waiting.waiting_on(connection, jobs, now)
-    return [shown(project, job, stored[job.id], requests.get(job.id), causes[job.id]) for job in jobs]
+    causes |= {job.id: waiting.on_parts(made_of[job.id]) for job in jobs if job.state == State.GATHERING}
+    return [
+        shown(project, job, stored[job.id], requests.get(job.id), causes[job.id], made_of.get(job.id)) for job in jobs
+    ]
+
+
+def listed(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
+    """The same for a page of them: what is long in an input or a result is cut, and says so by ending in "…"."""
+    whole = documents(connection, project, jobs, now)
+    return [{**job, "input": elided(job["input"]), "result": elided(job["result"])} for job in whole]
 
 
 def shown(
-    project: str, job: Job, stored: Sequence[Output], request_id: str | None, cause: Waiting | None
+    project: str,
+    job: Job,
+    stored: Sequence[Output],
+    request_id: str | None,
+    cause: Waiting | None,
+    made_of: Counter[str] | None = None,
 ) -> dict[str, Any]:
-    """One job as the API and the webhooks show it."""
+    """One job as the API and the webhooks show it; `made_of` is what `parts` says of a parent."""
     path = f"/v1/jobs/{job.id}"
     return {
         "id": str(job.id),
@@ -139,6 +177,9 @@ def shown(
         "custom_id": job.custom_id,
         "batch_id": None,
         "parent_id": str(job.parent_id) if job.parent_id else None,
+        "round": job.round if job.parent_id or job.fans_out else None,
+        "place": job.place,
+        "children": _children(made_of) if made_of is not None else None,
         "created_at": moment(job.created_at),
         "submitted_at": moment(job.submitted_at),
         "started_at": moment(job.started_at),
@@ -160,8 +201,9 @@ def shown(
             "links_expire_at": moment(job.links_expire_at),
         },
         "outputs": [_output(path, output) for output in stored],
+        "result": job.result,
         "error": job.error,
-        "urls": {name: path + suffix for name, suffix in _URLS.items()},
+        "urls": {name: path + suffix for name, suffix in _URLS.items() if job.fans_out or name != "children"},
     }
 
 
@@ -179,6 +221,20 @@ def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, An
         "in_use": lane.in_use,
         "queued": lane.queued,
         "waiting_on": _waiting(waiting.of_lane(lane, now)),
+    }
+
+
+def file_shown(file: File) -> dict[str, Any]:
+    """An input that a user gave, as the API shows it."""
+    return {
+        "object": "file",
+        "id": str(file.id),
+        "name": file.name,
+        "key": file.key,
+        "content_type": file.content_type,
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+        "created_at": moment(file.created_at),
     }
 
 
@@ -231,12 +287,26 @@ _OUTPUTS = (
     .order_by(Output.job_id, Output.n)
 )
 
+_PARTS = (
+    select(Job.parent_id, Job.state, func.count().label("jobs"))
+    .where(Job.parent_id.in_(bindparam("parents", expanding=True)))
+    .group_by(Job.parent_id, Job.state)
+    .order_by(Job.parent_id, Job.state)
+)
+
 _URLS = {
     "self": "",
     "events": "/events",
     "attempts": "/attempts",
+    "children": "/children",
     "cancel": "/cancel",
+    "retry": "/retry",
 }
+
+
+def _children(made_of: Counter[str]) -> dict[str, int]:
+    ended = {str(state): made_of[state] for state in _ENDS}
+    return {"total": made_of.total(), "unfinished": made_of.total() - sum(ended.values()), **ended}
 
 
 def _waiting(cause: Waiting | None) -> dict[str, Any] | None:

@@ -15,12 +15,27 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import ColumnElement, Interval, Row, and_, case, func, literal, select, update
 
-from worker import claims, context, flower, listing, log, looks, moves, polling, spans, steps, tick, unowned, webhooks
+from worker import (
+    claims,
+    context,
+    firing,
+    flower,
+    listing,
+    log,
+    looks,
+    moves,
+    polling,
+    spans,
+    steps,
+    tick,
+    unowned,
+    webhooks,
+)
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.models import Delivery, Job, Project
-from worker.states import Move, State
+from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS
 
 Publish = Callable[[tick.Message], None]
@@ -87,7 +102,7 @@ class Runner:
             return
         clock = Clock(rows[0].now)
         until = clock() + _LOOKING
-        singly = self._listed(taken, clock) if len(taken) >= looks.WORTH else taken
+        singly = self._listed(taken, clock) if len(taken) >= polling.WORTH else taken
         for start in range(0, len(singly), _SINGLY):
             self._look(singly[start : start + _SINGLY], clock, until)
 
@@ -96,6 +111,13 @@ class Runner:
         for number in numbers:
             _deliver(self.ctx, number)
         self.hint()
+
+    def fire(self) -> None:
+        """The schedules whose time has come; what they submit waits for the next tick."""
+        for job in firing.fire_due(self.ctx.engine, self.ctx.catalog, self.ctx.settings):
+            if said := flower.event(job, self.ctx.project_name(job), []):
+                self.tell(said)
+            self.hint()
 
     def sweep(self) -> None:
         """The look for tasks that no job owns, of the accounts whose hour has come."""
@@ -148,6 +170,8 @@ class Runner:
     def _moved(self, job: Job, left: str, keys: Sequence[str]) -> None:
         """After the commit: Flower's row, and a hint where somebody can go on at once."""
         _log.info("moved", left=left, entered=job.state, task=job.task_id)
+        if job.parent_id and job.state in TERMINAL:
+            self.ctx.wake(job.parent_id)
         if job.state not in (State.SUBMITTING, State.RUNNING):
             self.hint()
         if said := flower.event(job, self.ctx.project_name(job), keys):
@@ -162,8 +186,8 @@ class Runner:
             told = looks.sort(self.ctx, taken, clock)
         except listing.NotTold as error:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
-            self._postpone(taken[looks.WORTH :])
-            return taken[: looks.WORTH]
+            self._postpone(taken[polling.WORTH :])
+            return taken[: polling.WORTH]
         waits = [(job, steps.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
         self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
         overdue = [job for job, move in waits if move.to is not State.RUNNING]

@@ -92,6 +92,15 @@ class Settings(BaseSettings):
     api_rate: int = Field(50, ge=1, description="requests a second that one API key may make")
     max_waiting: int = Field(100_000, ge=1, description="unfinished jobs that one project may have")
     max_output_bytes: int = Field(4 << 30, ge=1, description="the largest output that is copied")
+    max_input_bytes: int = Field(50 << 20, ge=1, description="the largest file that is taken as an input")
+    input_handover: str = Field(
+        "link",
+        pattern="^(link|upload)$",
+        description="how the provider gets files: link to the bucket, or upload where it cannot reach the bucket",
+    )
+    speech_limit_unit: str = Field(
+        "bytes", pattern="^(bytes|characters)$", description="what the provider's limit of one text to speak counts"
+    )
     alert_url: str | None = Field(None, description="where an alarm is sent, as JSON, when an account is stopped")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 

@@ -6,6 +6,7 @@ its process is dead, or stopped, and what it says when it wakes is refused by it
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
 CONNECT = timedelta(seconds=5)
@@ -19,6 +20,9 @@ QUERY = timedelta(seconds=20)  # one look at a task, a page of the list, a cance
 DELIVERY = timedelta(seconds=15)  # one webhook
 COPY = timedelta(minutes=3), timedelta(minutes=30)  # one output: at the first try, and at the longest
 
+GATHER = timedelta(minutes=2)  # of a parent's step, after which it makes what it has and comes back
+DOCUMENT = timedelta(seconds=60)  # one document by a user's link
+
 # A request to the bucket that is under way when a copy's deadline passes may go on for as long: two tries of each.
 BUCKET_OVERRUN = timedelta(minutes=4)
 
@@ -28,6 +32,7 @@ LEASES = {
     "submit": timedelta(seconds=90),  # CREATE, and a second's wait for the lane's rate
     "call": timedelta(seconds=400),  # CALL
     "reconcile": timedelta(seconds=180),
+    "gather": timedelta(minutes=10),  # GATHER, and the document that was being read when it passed
     "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate
     "deliver": timedelta(seconds=60),
 }
@@ -37,6 +42,8 @@ RUNNING = timedelta(hours=3, minutes=30)  # the provider ends a task at 3 h; unt
 RELINK = timedelta(hours=1)  # after a link's death, for asking for it again
 LINKS = timedelta(hours=24)  # how long a finished task's links and its record live, when nothing says otherwise
 
+UNSERVED = timedelta(days=7)  # a refusal of a way of calling is believed, and then tried once more
+MISSED = timedelta(minutes=5)  # after its fire time, when a run is no longer on time: no clock ran
 PROBE = timedelta(minutes=5)  # between two tries of a stopped account
 UNKNOWN_BELIEVED = timedelta(minutes=10)  # looks that say UNKNOWN before a task is given up
 CRASHES = 3  # workers that may die on one row before a person looks at it
@@ -48,3 +55,13 @@ def copying(tried: timedelta) -> timedelta:
     Short at first, so that what a dead worker had in hand is soon taken up by another.
     """
     return min(max(COPY[0], 2 * tried), COPY[1])
+
+
+def backoff(tried: timedelta) -> timedelta:
+    """How long to wait after trying for so long: half of it, 2 s at first, 5 minutes at the most, and spread."""
+    return spread(min(max(tried / 2, timedelta(seconds=2)), timedelta(minutes=5)))
+
+
+def spread(span: timedelta) -> timedelta:
+    """The span, a tenth more or less: so that what failed together does not come back together."""
+    return span * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret

@@ -55,12 +55,13 @@ MOVES: dict[State, frozenset[State]] = {
     S.QUEUED: frozenset({S.ADMITTED, S.GATHERING, S.HELD, S.CANCELED, S.FAILED}),
     S.HELD: frozenset({S.QUEUED, S.UNCERTAIN, S.COPYING, S.RUNNING, S.ADMITTED, S.CANCELED, S.FAILED}),
     S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
-    # never back to queued when the call may have left: only a call that provably did not, or was refused
-    S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.QUEUED, S.UNCERTAIN, S.FAILED}),
+    # never back to queued when the call may have left: only a call that provably did not, or was refused, or one that
+    # is cheap and cannot be looked up. Succeeded at once: a child whose answer is words, which its row keeps
+    S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.UNCERTAIN, S.FAILED}),
     # canceled: proved absent, and nobody wants it any more
-    S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.HELD, S.CANCELED}),
+    S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.FAILED, S.HELD, S.CANCELED}),
     # never held: a task that lives is billed, and its link would die unwatched
-    S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.QUEUED, S.FAILED, S.CANCELED, S.EXPIRED}),
+    S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.FAILED, S.CANCELED, S.EXPIRED}),
     S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.FAILED, S.CANCELED}),
     S.COPYING: frozenset({S.COPYING, S.SUCCEEDED, S.EXPIRED, S.FAILED, S.HELD}),
     S.SUCCEEDED: frozenset(),
@@ -78,7 +79,8 @@ class Move:
     at once; ignored where the state is terminal or held); `why` a few words for the job's history. In the same commit:
     `columns` what else changes on the job's row; `attempt` what changes on the open attempt's row; `outputs` rows of
     stored outputs; `throttled` the scope of an answer that slows the lane, until when the lane creates nothing, and
-    why; `stop` until when the account creates nothing, and why.
+    why; `stop` until when the account creates nothing, and why; `children` rows of children to make; `cancels` why its
+    children are to end. `rests`: nothing but its children's end makes the row due again.
     """
 
     to: State
@@ -89,6 +91,9 @@ class Move:
     outputs: tuple[dict[str, Any], ...] = ()
     throttled: tuple[str, datetime, str] | None = None
     stop: tuple[datetime, str] | None = None
+    children: tuple[dict[str, Any], ...] = ()
+    cancels: str | None = None
+    rests: bool = False
 
 
 def may(left: State, entered: State) -> bool:

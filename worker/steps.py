@@ -10,10 +10,13 @@ a count.
     uncertain   uncertain   what became of the call
     running     poll        one look at the task
     copying     copy        its outputs into the bucket
+
+A job whose children do the work goes another way: `fanout`.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -23,13 +26,13 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
-from worker import jobs, log, polling, spans, storage
+from worker import fanout, jobs, log, polling, spans, storage
 from worker.context import Clock, Context
 from worker.dashscope import faults
 from worker.dashscope.answers import Accepted, Refused, ServerTrouble, TaskSeen
 from worker.dashscope.faults import Scope, Verdict
 from worker.errors import Ambiguous, CallFailed, ErrorClass, Failure, NoriaError, NotSent
-from worker.kinds import KINDS, Source
+from worker.kinds import KINDS, Source, Usage
 from worker.models import Job
 from worker.reconcile import reconcile
 from worker.states import Move, State
@@ -37,8 +40,8 @@ from worker.states import Move, State
 Moves = Generator[Move, Job, None]
 
 _LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
-_JITTER = 0.1
 _SHANGHAI = ZoneInfo("Asia/Shanghai")
+_REPEATS = 5  # calls without an answer, of a kind that is made again
 
 _log = log.get(__name__)
 
@@ -67,8 +70,9 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
         yield Move(State.CANCELED, "canceled before anything was sent")
         return
     model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
-    request = kind.request(model, job.region or "", kind.input.model_validate(job.input))
-    job = yield Move(State.SUBMITTING, attempt=_attempt(ctx, job, request))
+    wanted = kind.input.model_validate(job.input)
+    request = kind.request(model, job.region or "", wanted)
+    job = yield Move(State.SUBMITTING, attempt=_attempt(ctx, job, request, _tokens(kind.estimate(model, wanted))))
     if job.state != State.SUBMITTING:  # the lane's rate makes it wait, or it was canceled
         return
     sent_at = job.submitted_at or clock()
@@ -83,9 +87,9 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     except NotSent as error:
         yield _again(job, clock, f"not sent: {error}", {"outcome": "not_sent", "billed": "no", "message": str(error)})
     except ServerTrouble as error:
-        yield _unknown(error, asdict(error.refused))
+        yield _unknown(ctx, job, error, asdict(error.refused), clock)
     except Ambiguous as error:
-        yield _unknown(error, {"request_id": error.request_id})
+        yield _unknown(ctx, job, error, {"request_id": error.request_id}, clock)
     else:
         yield _refused(ctx, job, answer, clock) if isinstance(answer, Refused) else _accepted(ctx, job, answer, clock)
 
@@ -102,8 +106,10 @@ def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
     if attempt is not None and attempt.outcome == "accepted" and attempt.output and not attempt.task_id:
         made = TaskSeen("SUCCEEDED", attempt.output["output"], {}, attempt.request_id, attempt.output)
         yield _succeeded(ctx, job, made, clock, {})
-        return
-    yield from reconcile(ctx, job, clock)
+    elif ctx.catalog.model(job.model).repeatable:
+        yield _repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
+    else:
+        yield from reconcile(ctx, job, clock)
 
 
 def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -127,6 +133,12 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Copies every output into the bucket, and tells them all at once when all are there and checked."""
+    if job.fans_out:
+        yield from fanout.assemble(ctx, job, clock)
+        return
+    if job.result is not None and not job.sources:
+        yield _written(ctx, job, clock)
+        return
     now, dies_at = clock(), job.links_expire_at or clock() + spans.LINKS
     if now >= dies_at + spans.RELINK:  # with room for clocks that differ, and for asking for the link again
         last = (job.error or {}).get("message", "")
@@ -155,6 +167,8 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 STEPS = {
+    State.QUEUED: Step(fanout.begin, spans.LEASES["gather"], 8),  # of parents; others are admitted by the tick
+    State.GATHERING: Step(fanout.gather, spans.LEASES["gather"], 1),
     State.ADMITTED: Step(submit, spans.LEASES["submit"], 4),
     State.SUBMITTING: Step(lapsed, spans.LEASES["submit"], 16),
     State.UNCERTAIN: Step(uncertain, spans.LEASES["reconcile"], 4),
@@ -163,7 +177,13 @@ STEPS = {
 }
 
 
-def _attempt(ctx: Context, job: Job, request: Any) -> dict[str, Any]:
+def _tokens(usage: Usage) -> int | None:
+    """What a call counts against limits by the token; None: nothing does."""
+    found = [usage.units[name] for name in ("input_tokens", "output_tokens") if name in usage.units]
+    return int(sum(found)) if found else None
+
+
+def _attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
     account = next(account for account in ctx.settings.all_accounts if account.name == job.account)
     return {
         "id": uuid.uuid4(),
@@ -173,6 +193,7 @@ def _attempt(ctx: Context, job: Job, request: Any) -> dict[str, Any]:
         "region": account.region,
         "model": request.body["model"],
         "request_hash": jobs.digest(request.body),
+        **({"tokens": tokens} if tokens is not None else {}),
     }
 
 
@@ -191,7 +212,8 @@ def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
         "polls": 0,
         "error": None,
     }
-    return Move(State.RUNNING, run_at=polling.first_look(now, ctx.learned.times(job)), columns=columns, attempt=said)
+    first = polling.first_look(now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
+    return Move(State.RUNNING, run_at=first, columns=columns, attempt=said)
 
 
 def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
@@ -237,7 +259,7 @@ def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     if row.scope is faults.Scope.DAILY:
         return _next_midnight(now) + timedelta(minutes=random.uniform(1, 5))  # noqa: S311
     pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
-    return now + max(_spread(pause), timedelta(seconds=refused.retry_after or 0))
+    return now + max(spans.spread(pause), timedelta(seconds=refused.retry_after or 0))
 
 
 def _next_midnight(now: datetime) -> datetime:
@@ -250,14 +272,23 @@ def _again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
     return Move(State.QUEUED, why, _create_again(job, clock), attempt={**said, "closed_at": clock()})
 
 
-def _unknown(error: Ambiguous, said: dict[str, Any]) -> Move:
+def _unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], clock: Clock) -> Move:
     known = {name: said.get(name) for name in ("http_status", "code", "request_id")}
-    return Move(
-        State.UNCERTAIN,
-        f"no certain answer: {error}",
-        columns={"billed": "unknown"},
-        attempt={**known, "outcome": "unknown", "message": str(error)},
-    )
+    attempt = {**known, "outcome": "unknown", "message": str(error)}
+    if ctx.catalog.model(job.model).repeatable:
+        return _repeated(ctx, job, f"no certain answer: {error}", attempt, clock)
+    return Move(State.UNCERTAIN, f"no certain answer: {error}", columns={"billed": "unknown"}, attempt=attempt)
+
+
+def _repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: Clock) -> Move:
+    """A call that cannot be looked up is made again, since it is cheap; but each may be paid for, so not for ever."""
+    closed = {**attempt, "billed": "unknown", "closed_at": clock()}
+    if ctx.unanswered(job) < _REPEATS:
+        return Move(State.QUEUED, why, _create_again(job, clock), {"billed": "unknown"}, closed)
+    message = f"{_REPEATS} calls went without an answer, and each may be billed: {why}"
+    failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
+    columns = {"error": failure.as_json(), "billed": "unknown"}
+    return Move(State.FAILED, message, columns=columns, attempt=closed)
 
 
 def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
@@ -293,7 +324,12 @@ def _succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[
         "error": None,
     }
     attempt = {**(said or {}), "billed": "yes", "closed_at": now}
-    return Move(State.COPYING, columns=columns, attempt=attempt)
+    if (tokens := _tokens(usage)) is not None:
+        attempt["tokens"] = tokens
+    if (result := kind.result(seen.output)) is not None:
+        columns |= {"result": result, "deadline_at": None, "links_expire_at": None}
+    to = State.SUCCEEDED if result is not None and job.parent_id else State.COPYING
+    return Move(to, columns=columns, attempt=attempt)
 
 
 def _failed(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
@@ -348,7 +384,7 @@ def still_runs(ctx: Context, job: Job, status: str, now: datetime) -> Move:
         message = f"the provider still says {status} long after its own limit of three hours"
         failure = Failure("task_overdue", ErrorClass.DEADLINE, message, billed="unknown")
         return Move(State.FAILED, message, columns={"error": failure.as_json()})
-    again = polling.next_look(job.started_at or now, now, ctx.learned.times(job))
+    again = polling.next_look(job.started_at or now, now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
     return Move(State.RUNNING, run_at=again, columns={"task_status": status, "unknown_since": None})
 
 
@@ -386,18 +422,20 @@ def _look_again(job: Job, clock: Clock, why: str, row: faults.Row | None = None)
 
 
 def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta) -> dict[str, Any]:
-    name = f"{job.project_id}/{job.created_at.astimezone(UTC):%Y/%m/%d}/{job.id}/{n}-{source.role}"
+    name = f"{storage.stem(job)}/{n}-{source.role}"
     stored = storage.copy(ctx.sources, ctx.bucket, source.url, name, ctx.settings, deadline.total_seconds())
-    return {
-        "n": n,
-        "role": source.role,
-        "key": stored.key,
-        "content_type": stored.content_type,
-        "bytes": stored.bytes,
-        "sha256": stored.sha256,
-        "crc64": str(stored.crc64),
-        "duration": (job.usage or {}).get("seconds"),
-    }
+    return storage.row(n, source.role, stored, (job.usage or {}).get("seconds"))
+
+
+def _written(ctx: Context, job: Job, clock: Clock) -> Move:
+    """An answer in words as an object, so that it is in the bucket like all else."""
+    body = json.dumps(job.result, ensure_ascii=False, indent=2).encode()
+    key = f"{storage.stem(job)}/0-answer.json"
+    try:
+        stored = ctx.bucket.put_stream(key, (body,), "application/json", storage.Expected(len(body)), {})
+    except NoriaError as trouble:
+        return Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
+    return Move(State.SUCCEEDED, columns={"error": None}, outputs=(storage.row(0, "answer", stored, None),))
 
 
 def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, outputs: Sequence[dict[str, Any]] = ()) -> Move:
@@ -437,18 +475,12 @@ def _trouble(trouble: NoriaError) -> dict[str, Any]:
 
 def _create_again(job: Job, clock: Clock) -> datetime:
     """2 s after the first attempt, twice as long after each further one, 5 minutes at the most."""
-    return clock() + _spread(min(timedelta(seconds=2 ** min(job.attempts, 9)), timedelta(minutes=5)))
+    return clock() + spans.spread(min(timedelta(seconds=2 ** min(job.attempts, 9)), timedelta(minutes=5)))
 
 
 def _backoff(job: Job, clock: Clock) -> datetime:
-    """Half as long again as it has been tried in this state: 2 s at first, 5 minutes at the most."""
     now = clock()
-    tried = now - job.state_at
-    return now + _spread(min(max(tried / 2, timedelta(seconds=2)), timedelta(minutes=5)))
-
-
-def _spread(span: timedelta) -> timedelta:
-    return span * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
+    return now + spans.backoff(now - job.state_at)
 
 
 def _links_expire(sources: Iterable[Source], now: datetime) -> datetime:

@@ -1,7 +1,8 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Five tasks: `tick` finds what is due, `work` carries out one step a row, `poll` looks at many tasks, `deliver` sends
-webhooks, `sweep` looks for tasks that are nobody's. Their messages hold ids and claim numbers, nothing else.
+Six tasks: `tick` finds what is due, `work` carries out one step a row, `poll` looks at many tasks, `deliver` sends
+webhooks, `fire` submits what schedules are due for, `sweep` looks for tasks that are nobody's. Their messages hold ids
+and claim numbers, nothing else.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ def poll(sent: list[list[Any]]) -> None:
 def deliver(sent: list[list[Any]]) -> None:
     """One try of each webhook."""
     _runner().deliver(_numbers(sent))
+
+
+@_task("noria.fire")
+def fire(_: list[list[Any]]) -> None:
+    """The schedules whose time has come."""
+    _runner().fire()
 
 
 @_task("noria.sweep")

@@ -2,11 +2,12 @@
 
 No timer undoes anything. A row keeps what was learned and when; each statement computes from that what is allowed now:
 
-- `pace`: a lane that was too fast goes on at half its rate; after half a minute without another such answer it gains
-  a tenth of the rate every ten seconds.
+- `pace`: a lane that was too fast goes on at half its rate; after a minute without another such answer it gains a tenth
+  of the rate every five seconds. When that is too fast again, it goes back to the pace that held.
 - `ceiling`: a lane that was refused while n of its tasks were in flight has n at once, whatever is configured. After
-  90 seconds one more is tried, and where that passes 3, 7, 15 more, five seconds apart. A lane that is refused time
-  and again, and makes so few creates that this is more than one in a hundred, tries ever less often.
+  110 seconds one more is tried, and each time that those are taken, twice as many beyond n: 3, 7, 15. So a limit that
+  is restored is in use again within two minutes. A lane that is refused time and again, and makes so few creates that
+  this is more than one in a hundred, tries ever less often.
 
 The provider says the same, `Throttling.RateQuota`, of a rate and of too many tasks at once (Alibaba docs, 'Error
 messages'). A create that left more than a second after the one before it cannot have broken a rate by the second, and
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Connection,
     Double,
     Row,
+    ScalarSelect,
     Select,
     SQLColumnExpression,
     and_,
@@ -33,6 +35,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    text,
     true,
     update,
 )
@@ -46,9 +49,9 @@ from worker.states import SLOTTED, State
 
 _SLOWER = {Scope.RATE: 0.5, Scope.BURST: 0.25, Scope.CAPACITY: 0.5}  # the share of its pace that a lane keeps
 _SLOWEST = 1 / 16
-_PACE_RESTS, _PACE_EVERY, _PACE_GAINS = 30, 10, 0.1  # seconds, seconds, share of the rate
-_CEILING_RESTS, _CEILING_EVERY = 90, 5  # seconds
-_MOST_DOUBLINGS = 12  # beyond 4,095 more there is no lane
+_PACE_RESTS, _PACE_EVERY, _PACE_GAINS = 60, 5, 0.1  # seconds, seconds, share of the rate
+_CEILING_RESTS = 110  # seconds
+_CEILING_FADES, _MOST_DOUBLINGS = 10, 12  # seconds in which it doubles untried; beyond 4,095 more there is no lane
 _PATIENT_FROM, _PATIENT_DOUBLINGS = 3, 4  # refusals in a row, from which each doubles the rest, and how often at most
 _MANY = 100  # creates between two refusals: then trying is cheap
 _SECOND = timedelta(seconds=1)
@@ -68,10 +71,10 @@ def concurrency(now: ColumnElement[datetime]) -> ColumnElement[int]:
     """The tasks that a lane may have at once now: what is configured, or what the provider was seen to take."""
     doublings = func.greatest(0, func.least(Lane.probes - _PATIENT_FROM, _PATIENT_DOUBLINGS))
     rested = _since(Lane.ceiling_at, now) - _CEILING_RESTS * func.power(2, doublings)
-    steps = func.least(func.greatest(0, func.floor(rested / _CEILING_EVERY) + 1), _MOST_DOUBLINGS)
-    learned = Lane.ceiling + cast(func.power(2, steps), BigInteger) - 1
-    # least(n, null) is n: no lower ceiling is known
-    return func.least(Lane.concurrency, learned)
+    untried = cast(func.power(2, func.least(func.floor(rested / _CEILING_FADES), _MOST_DOUBLINGS)), BigInteger)
+    taken = 2 * (_running() - Lane.ceiling) + 1
+    more = case((rested >= 0, func.greatest(untried, taken)), else_=0)
+    return case((Lane.ceiling.is_(None), Lane.concurrency), else_=func.least(Lane.concurrency, Lane.ceiling + more))
 
 
 def is_open(now: ColumnElement[datetime]) -> ColumnElement[bool]:
@@ -83,6 +86,12 @@ def in_flight() -> ColumnElement[bool]:
     """The jobs of a lane for which the provider may have a task now."""
     sent = SLOTTED - {State.ADMITTED}
     return or_(Job.state.in_(sent), and_(Job.state == State.HELD, Job.held_from == State.UNCERTAIN))
+
+
+def _running() -> ScalarSelect[int]:
+    """The lane's tasks that the provider has taken."""
+    # a literal, so that the planner can match the partial index
+    return select(func.count()).where(Job.lane_id == Lane.id, text("jobs.state = 'running'")).scalar_subquery()
 
 
 def slow(connection: Connection, job: Job, scope: str, until: datetime, why: str, now: datetime) -> None:
@@ -167,7 +176,8 @@ def _slow(connection: Connection, job: Job, lane: Row[Any], scope: str, now: dat
     factor = _SLOWER.get(Scope(scope))
     is_news = lane.paced_at is None or job.submitted_at is None or job.submitted_at > lane.paced_at
     if factor is not None and is_news:
-        _set(connection, lane.id, pace=max(_SLOWEST, lane.pace_now * factor), paced_at=now)
+        held = lane.pace if lane.pace < lane.pace_now else 0  # for as long as it rested
+        _set(connection, lane.id, pace=max(_SLOWEST, held, lane.pace_now * factor), paced_at=now)
 
 
 def _set(connection: Connection, lane_id: int, **columns: Any) -> None:

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import claims, lanes, log, moves, polling, spans, turns, unowned
+from worker import children, claims, firing, lanes, learned, log, moves, spans, turns, unowned
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.models import Delivery, Duty, IdempotencyKey, Job
@@ -40,6 +40,7 @@ from worker.steps import STEPS
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
 _RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
 _NEXT_SHARE = timedelta(seconds=2)
+_LOCKED = func.pg_try_advisory_xact_lock(LOCK).label("locked")
 _KEYS_KEPT = timedelta(days=7)
 
 _log = log.get(__name__)
@@ -101,6 +102,13 @@ _WORK = (
         "noria.work", "calls", Job, 1, 32,
         and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.sync), (Job.run_at,),
     ),
+    _Due(
+        "noria.work", "transfer", Job, STEPS[State.QUEUED].rows, 64,
+        text("jobs.state = 'queued' and jobs.fans_out"), (Job.run_at,),  # type: ignore[arg-type]
+    ),
+    _Due(
+        "noria.work", "transfer", Job, STEPS[State.GATHERING].rows, 64, _jobs_in(State.GATHERING), (Job.run_at,),
+    ),
     _Due("noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000, _jobs_in(State.RUNNING), (Job.run_at,)),
     _Due(
         "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
@@ -121,11 +129,13 @@ def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None
 
 def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     """One tick; what to publish once the transaction is committed. Nothing when another process is at it."""
-    lock = select(func.pg_try_advisory_xact_lock(LOCK).label("locked"), _anything(now), _duty_due(now), _moment(now))
+    lock = select(_LOCKED, _anything(now), _duty_due(now), firing.is_due(now).label("fires"), _moment(now))
     probe = connection.execute(lock).one()
     if not probe.locked:
         return []
     messages = _do_duties(connection, probe.now) if probe.duty_due else []
+    if probe.fires:
+        messages.append(Message("noria.fire", "tick", ()))  # the rows are the truth of it: said until it is done
     if not probe.anything:
         return messages
     turns.admit(connection, probe.now)
@@ -140,13 +150,15 @@ def give_back(connection: Connection, messages: Iterable[Message]) -> None:
 
 
 def _anything(now: Now) -> ColumnElement[bool]:
-    """Whether any row wants attention: one look at three indexes, for the many ticks in which none does.
+    """Whether any row wants attention: one look at four indexes, for the many ticks in which none does.
 
     It may miss a row that is being committed: the next tick finds that.
     """
     due = exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now)
-    queued = exists().where(text("jobs.state = 'queued'"), Job.run_at <= now)
-    return or_(due, queued, exists().where(Delivery.run_at <= now)).label("anything")
+    # two, as their indexes are
+    queued = exists().where(text("jobs.state = 'queued' and not jobs.fans_out"), Job.run_at <= now)
+    parents = exists().where(text("jobs.state = 'queued' and jobs.fans_out"), Job.run_at <= now)
+    return or_(due, queued, parents, exists().where(Delivery.run_at <= now)).label("anything")
 
 
 def _duty_due(now: Now) -> ColumnElement[bool]:
@@ -230,7 +242,8 @@ def _forget_keys(connection: Connection, now: datetime) -> None:
 
 
 _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
-    "learn": (timedelta(seconds=30), polling.learn),
+    "learn": (timedelta(seconds=30), learned.learn),
+    "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
 }

@@ -21,6 +21,7 @@ from worker.models import Job, Lane, Owner, Project
 from worker.states import HeldFor, State
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
+_MISSED = (State.FAILED, State.EXPIRED)
 _HELD = {
     HeldFor.UNCERTAIN: "nobody can prove whether the provider made a task: a person has to decide",
     HeldFor.CRASHES: "several workers died on it: a person has to look",
@@ -48,6 +49,7 @@ class _Line:
     has_others: bool
 
 
+_PARTS = Waiting("parts", "waits to be divided into its parts")
 _SLOT = Waiting("slot", "waits for one of the model's concurrent tasks")
 _TURN = Waiting("turn", "waits for its turn: projects take turns in the model's concurrent tasks")
 
@@ -55,10 +57,22 @@ _TURN = Waiting("turn", "waits for its turn: projects take turns in the model's 
 def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
     """What each job waits for; None when it is being worked on or has ended."""
     found = {job.id: _by_state(job) for job in jobs}
-    queued = [job for job in jobs if job.state == State.QUEUED]
+    queued = [job for job in jobs if job.state == State.QUEUED and not job.fans_out]
     due = [job for job in queued if job.run_at is None or job.run_at <= now]
     found |= {job.id: Waiting("backoff", "waits before it is tried again", job.run_at) for job in queued}
     return found | _in_line(connection, due, now) if due else found
+
+
+def at_first(job: Job) -> Waiting:
+    """What a job waits for that was just made, without its place in the line: to count that costs too much there."""
+    return _PARTS if job.fans_out else _SLOT
+
+
+def on_parts(made_of: Mapping[str, int]) -> Waiting:
+    """What a parent waits for, by how many of its children are in each state."""
+    total, missed = sum(made_of.values()), sum(made_of.get(state, 0) for state in _MISSED)
+    failed = f"; {missed} failed" if missed else ""
+    return Waiting("children", f"{made_of.get(State.SUCCEEDED, 0)} of {total} parts are made{failed}")
 
 
 def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
@@ -76,6 +90,8 @@ def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
 
 def _by_state(job: Job) -> Waiting | None:
     match State(job.state):
+        case State.QUEUED if job.fans_out:  # others wait in a line
+            return _PARTS
         case State.HELD:
             return Waiting("held", _HELD[HeldFor(job.held_for or "")])
         case State.ADMITTED:
@@ -171,6 +187,7 @@ _LINE = (
     )
     .where(
         Job.state == State.QUEUED,
+        ~Job.fans_out,
         Job.model.in_(bindparam("models", expanding=True)),
         Job.project_id.in_(bindparam("projects", expanding=True)),
     )
@@ -183,6 +200,7 @@ _PLACES = select(
     exists()
     .where(
         _OTHER.state == State.QUEUED,
+        ~_OTHER.fans_out,
         _OTHER.model == _LINE.c.model,
         # not `<>`: these two are looks into an index
         or_(_OTHER.project_id < _LINE.c.project_id, _OTHER.project_id > _LINE.c.project_id),

@@ -1,7 +1,8 @@
-"""Jobs: submit, look, follow, fetch, cancel. Every query carries the caller's project, so others' ids are 404."""
+"""Jobs: submit, look, follow, fetch, cancel, retry. Queries carry the caller's project, so others' ids are 404."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -17,20 +18,17 @@ from sqlalchemy import Connection
 from api import answers, describe, streams, submissions
 from api.auth import Mine, Tenant
 from api.context import Context, Here, moment
-from api.schemas import JobCreate, JobQuery
+from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
-from worker import jobs, money, reading
+from worker import inputs, jobs, money, reading, waiting
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import Prepared
 from worker.models import Job, Output
 from worker.states import TERMINAL, State
-from worker.waiting import Waiting
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
 _RACES = 5  # submissions under one key at once that may overtake this one
 _MOST = 2**31 - 1  # of numbers in addresses and headers
-# Without a place in the queue: to count that for each submission would cost more than the submission.
-_QUEUED = Waiting("slot", "waits for one of the model's concurrent tasks")
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
 
@@ -67,12 +65,14 @@ def submit(
     """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
     prepared = submissions.job(here, body, mine.now)
     if dry_run:
+        with here.engine.connect() as connection:
+            inputs.check(connection, mine.project.id, prepared.input)
         return JSONResponse(estimate(prepared))
     job, replay = _submitted(here, mine, prepared, idempotency_key)
     if replay is not None:
         return JSONResponse(replay, headers={"idempotency-replayed": "true"})
     here.tell(job, mine.project)
-    made = reading.shown(mine.project.name, job, [], None, _QUEUED)
+    made = reading.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
     return JSONResponse(made, 201, headers={"location": made["urls"]["self"]})
 
 
@@ -82,7 +82,7 @@ def search(here: Here, mine: Mine, wanted: Annotated[JobQuery, Query()]) -> Resp
     with here.engine.connect() as connection:
         found = reading.page(connection, mine.project.id, wanted.filter(_model_id(here, wanted)), wanted.limit + 1)
         page = found[: wanted.limit]
-        data = reading.documents(connection, mine.project.name, page, mine.now)
+        data = reading.listed(connection, mine.project.name, page, mine.now)
     return answers.listed(data, str(page[-1].id) if len(found) > len(page) else None)
 
 
@@ -130,6 +130,17 @@ def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
     return answers.listed([reading.attempt_shown(attempt) for attempt in made])
 
 
+@router.get("/{job_id}/children", response_model=answers.ChildList)
+def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery, Query()]) -> Response:
+    """The parts that a job is made in, each a job itself, in the order of their rounds and places."""
+    with here.engine.connect() as connection:
+        parent = reading.one(connection, mine.project.id, job_id)
+        found = reading.children(connection, parent, wanted.state, wanted.after, wanted.limit + 1)
+        page = found[: wanted.limit]
+        data = reading.listed(connection, mine.project.name, page, mine.now)
+    return answers.listed(data, f"{page[-1].round}-{page[-1].place}" if len(found) > len(page) else None)
+
+
 @router.get(
     "/{job_id}/outputs/{n}",
     status_code=302,
@@ -159,6 +170,16 @@ def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
         here.tell(job, mine.project)
     here.sender.hint()
     return JSONResponse({"object": "cancellation", "outcome": outcome, "job": document})
+
+
+@router.post("/{job_id}/retry", response_model=answers.Job, responses=describe.refusals(409))
+def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
+    """Make a job again that failed, expired or was canceled; of one made in parts, only those that did not succeed."""
+    with here.engine.begin() as connection:
+        job = jobs.retry(connection, mine.project.id, job_id, moment(connection))
+        document = _document(connection, mine, job)
+    here.tell(job, mine.project)
+    return JSONResponse(document)
 
 
 def estimate(prepared: Prepared) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def models(
 def model(here: Here, who: Anyone, name: Annotated[Text, Path(description="a model's id or alias")]) -> Response:
     """One model."""
     try:
-        return JSONResponse(here.catalog.model(name).as_json())
+        return JSONResponse(here.catalog.offered(name).as_json())
     except InvalidInput as error:
         raise NotFound(error.faults[0].message) from None
 

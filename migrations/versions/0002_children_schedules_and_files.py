@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_files_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
         sa.UniqueConstraint("key", name=op.f("uq_files_key")),
+        sa.UniqueConstraint("project_id", "sha256", "name", name=op.f("uq_files_project_id_sha256_name")),
     )
     op.create_index("ix_files_listing", "files", ["project_id", sa.literal_column("id desc")], unique=False)
     op.create_table(
@@ -40,12 +41,14 @@ def upgrade() -> None:
         sa.Column("missed", sa.Text(), server_default="run_once", nullable=False),
         sa.Column("next_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("job_id", sa.Uuid(), nullable=True),
         sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("missed in ('run_once', 'skip')", name=op.f("ck_schedules_missed")),
         sa.CheckConstraint("overlap in ('skip', 'queue', 'cancel')", name=op.f("ck_schedules_overlap")),
         sa.CheckConstraint("paused_at is null or next_at is null", name=op.f("ck_schedules_paused")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_schedules_job_id")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_schedules_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_schedules")),
         sa.UniqueConstraint("project_id", "name", name=op.f("uq_schedules_project_id_name")),
@@ -63,6 +66,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("why", sa.Text(), server_default="", nullable=False),
         sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("key", sa.Text(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("outcome in ('waiting', 'submitted', 'skipped', 'refused')", name=op.f("ck_runs_outcome")),
         sa.CheckConstraint("trigger in ('clock', 'late', 'person')", name=op.f("ck_runs_trigger")),
@@ -73,6 +77,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
         sa.UniqueConstraint("schedule_id", "fire_at", name=op.f("uq_runs_schedule_id_fire_at")),
+        sa.UniqueConstraint("schedule_id", "key", name=op.f("uq_runs_schedule_id_key")),
     )
     op.create_index(
         "ix_runs_waiting", "runs", ["schedule_id"], unique=False, postgresql_where=sa.text("outcome = 'waiting'")
@@ -80,6 +85,7 @@ def upgrade() -> None:
     op.add_column("attempts", sa.Column("tokens", sa.BigInteger(), nullable=True))
     op.add_column("jobs", sa.Column("fans_out", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("jobs", sa.Column("round", sa.SmallInteger(), server_default="0", nullable=False))
+    op.add_column("jobs", sa.Column("round_open", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("jobs", sa.Column("place", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("note", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
     op.add_column("jobs", sa.Column("result", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
@@ -91,6 +97,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("parent_id is not null and finished_at is null"),
     )
+    op.create_index("ix_jobs_gathering", "jobs", ["id"], postgresql_where=sa.text("state = 'gathering'"))
     op.create_index(
         "ix_jobs_fans_out", "jobs", ["run_at"], unique=False, postgresql_where=sa.text("state = 'queued' and fans_out")
     )
@@ -141,6 +148,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("state = 'queued'"),
     )
     op.drop_index("uq_jobs_place", table_name="jobs", postgresql_where=sa.text("parent_id is not null"))
+    op.drop_index("ix_jobs_gathering", table_name="jobs", postgresql_where=sa.text("state = 'gathering'"))
     op.drop_index("ix_jobs_fans_out", table_name="jobs", postgresql_where=sa.text("state = 'queued' and fans_out"))
     op.drop_index(
         "ix_jobs_at_work", table_name="jobs", postgresql_where=sa.text("parent_id is not null and finished_at is null")
@@ -150,6 +158,7 @@ def downgrade() -> None:
     )
     op.drop_column("jobs", "result")
     op.drop_column("jobs", "note")
+    op.drop_column("jobs", "round_open")
     op.drop_column("jobs", "place")
     op.drop_column("jobs", "round")
     op.drop_column("jobs", "fans_out")

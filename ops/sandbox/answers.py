@@ -7,7 +7,7 @@ tasks"; recorded answers where these differ.
 from collections.abc import Callable
 from typing import Any
 
-from ops.sandbox import clock
+from ops.sandbox import clock, generation
 from ops.sandbox.models import Model
 from ops.sandbox.orders import Order
 from ops.sandbox.tasks import NEVER, Status, Task
@@ -41,7 +41,7 @@ def told(task: Task, model: Model, status: Status, links: list[str], now: float,
         output["task_metrics"] = _metrics(task, status)
     if status is Status.SUCCEEDED:
         output |= _outputs(task, model, links)
-        answer["usage"] = USAGES[model.usage if task.order.call != "text2image" else "count"](task)
+        answer["usage"] = _usage(task, model)
     return answer
 
 
@@ -92,6 +92,8 @@ def _metrics(task: Task, status: Status) -> dict[str, int]:
 
 
 def _outputs(task: Task, model: Model, links: list[str]) -> dict[str, Any]:
+    if task.answer is not None:
+        return generation.output(task.answer, task.order.form)
     if task.order.call == "messages":
         return {"choices": _choices(links)}
     prompts = _prompts(task.order, model)
@@ -99,6 +101,12 @@ def _outputs(task: Task, model: Model, links: list[str]) -> dict[str, Any]:
         return prompts | {"video_url": links[0]}
     failed: list[dict[str, str]] = [MODERATED] * task.failed_pictures
     return {"results": [prompts | {"url": link} for link in links] + failed}
+
+
+def _usage(task: Task, model: Model) -> dict[str, Any]:
+    if task.answer is not None:
+        return generation.usage(task.answer)
+    return USAGES[model.usage if task.order.call != "text2image" else "count"](task)
 
 
 def _prompts(order: Order, model: Model) -> dict[str, str]:

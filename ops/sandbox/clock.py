@@ -41,3 +41,8 @@ def http_date(instant: float) -> str:
 def iso(instant: float) -> str:
     """Return an instant as OSS writes it: `2026-11-21T02:53:25.000Z`."""
     return datetime.fromtimestamp(instant, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def from_iso(text: str) -> float:
+    """Return the instant of a time as OSS writes it, or raise ValueError."""
+    return datetime.fromisoformat(text).timestamp()

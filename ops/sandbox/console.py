@@ -39,7 +39,7 @@ def router(provider: Provider) -> APIRouter:
 
     @routes.get("/totals")
     async def totals() -> dict[str, Any]:
-        return provider.ledger.totals(provider.tasks, provider.now())
+        return provider.totals()
 
     @routes.get("/faults")
     async def faults() -> list[Rule]:
@@ -72,7 +72,7 @@ def router(provider: Provider) -> APIRouter:
 
 def _page(provider: Provider) -> str:
     now = provider.now()
-    totals = provider.ledger.totals(provider.tasks, now)
+    totals = provider.totals()
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(totals["by_status"].items()))
     latest = list(provider.tasks.by_id.values())[-LATEST:][::-1]
     rows = "".join(_row(provider, task, now) for task in latest)

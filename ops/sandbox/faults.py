@@ -15,13 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Where(StrEnum):
-    """An interface of the provider's; `any` is all of them but links."""
+    """An interface of the provider's; `any` is all of them but links and a batch's lines."""
 
     CREATE = "create"
     GET = "get"
     LIST = "list"
     CANCEL = "cancel"
     LINK = "link"
+    FILE = "file"  # a file of the compatible interface: its upload, its document, the list, its deletion
+    CONTENT = "content"  # of such a file
+    BATCH_CREATE = "batch_create"
+    BATCH_GET = "batch_get"
+    BATCH_LIST = "batch_list"
+    BATCH_CANCEL = "batch_cancel"
+    LINE = "line"  # one call of a batch
+    POLICY = "policy"  # of a temporary upload
+    UPLOAD = "upload"  # the upload itself, to the object store
     ANY = "any"
 
 
@@ -40,6 +49,9 @@ class What(StrEnum):
     HTML = "html"  # a gateway's page, `status` (502)
     ERROR = "error"  # `status`, `code` and `message` in the native envelope
     ERROR_IN_200 = "error_in_200"  # a top-level code under HTTP 200
+    # A streamed answer: of others these change nothing
+    STREAM_ERROR = "stream_error"  # half of its frames, then one with `code` and `message`
+    STREAM_ENDS = "stream_ends"  # half of its frames, then an end in good order
     # The task
     EXECUTED_LATE = "executed_late"  # cut, and the task is made `after_ms` later
     TASK_FAILS = "task_fails"  # with `code` and `message`
@@ -67,9 +79,11 @@ class Fault:
     is_done: bool | None
 
 
-EVERYWHERE = frozenset(Where)
-NATIVE = EVERYWHERE - {Where.LINK}
-CREATE, GET, LIST, LINK = (frozenset({where}) for where in (Where.CREATE, Where.GET, Where.LIST, Where.LINK))
+EVERYWHERE = frozenset(Where) - {Where.LINE}
+NATIVE = EVERYWHERE - {Where.LINK, Where.UPLOAD}
+CREATE, GET, LINK = (frozenset({where}) for where in (Where.CREATE, Where.GET, Where.LINK))
+CREATES = CREATE | {Where.BATCH_CREATE}
+LISTS = frozenset({Where.LIST, Where.BATCH_LIST})
 
 FAULTS = {
     What.RESET: Fault(EVERYWHERE, is_done=False),
@@ -80,16 +94,18 @@ FAULTS = {
     What.SLOW_DRIP: Fault(EVERYWHERE, is_done=True),
     What.TRUNCATED: Fault(EVERYWHERE, is_done=True),
     What.HTML: Fault(EVERYWHERE, is_done=None),
-    What.ERROR: Fault(EVERYWHERE, is_done=None),
+    What.ERROR: Fault(EVERYWHERE | {Where.LINE}, is_done=None),
     What.ERROR_IN_200: Fault(NATIVE, is_done=None),
-    What.EXECUTED_LATE: Fault(CREATE, is_done=True),
-    What.TASK_FAILS: Fault(CREATE, is_done=True),
+    What.STREAM_ERROR: Fault(CREATE, is_done=True),
+    What.STREAM_ENDS: Fault(CREATE, is_done=True),
+    What.EXECUTED_LATE: Fault(CREATES, is_done=True),
+    What.TASK_FAILS: Fault(CREATES, is_done=True),
     What.TASK_PARTIAL: Fault(CREATE, is_done=True),
-    What.TASK_RUNS: Fault(CREATE, is_done=True),
+    What.TASK_RUNS: Fault(CREATES, is_done=True),
     What.UNKNOWN: Fault(GET, is_done=True),
     What.SUSPENDED: Fault(GET, is_done=True),
-    What.LAG: Fault(LIST, is_done=True),
-    What.MISSES: Fault(LIST, is_done=True),
+    What.LAG: Fault(LISTS, is_done=True),
+    What.MISSES: Fault(LISTS, is_done=True),
     What.EXPIRED: Fault(LINK, is_done=True),
     What.PURGED: Fault(LINK, is_done=True),
     What.CORRUPT: Fault(LINK, is_done=True),
@@ -197,9 +213,13 @@ class Faults:
         fitting = (rule for rule in self.rules if rule.where in (where, _any(where)) and rule.fits(model, prompt))
         return self._first(fitting)
 
-    def pick_for_list(self) -> Rule | None:
+    def pick_for_list(self, where: Where = Where.LIST) -> Rule | None:
         """Return the rule that a list call meets; its model and prompt narrow the rows, not the call."""
-        return self._first(rule for rule in self.rules if rule.where in (Where.LIST, Where.ANY))
+        return self._first(rule for rule in self.rules if rule.where in (where, Where.ANY))
+
+    def pick_for_line(self, model: str, words: str) -> Rule | None:
+        """Return the rule that a batch's line meets."""
+        return self.pick(Where.LINE, model, words)
 
     def _first(self, fitting: Iterable[Rule]) -> Rule | None:
         struck = next((rule for rule in fitting if self._random.random() < rule.probability), None)
@@ -217,4 +237,4 @@ class Faults:
 
 
 def _any(where: Where) -> Where:
-    return Where.LINK if where is Where.LINK else Where.ANY
+    return where if where in (Where.LINK, Where.LINE) else Where.ANY

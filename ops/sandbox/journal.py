@@ -1,4 +1,4 @@
-"""The sandbox's memory on disk: one line of JSON for each task made and each task cancelled.
+"""The sandbox's memory on disk: one line of JSON for each task, file, batch or upload made, and each undone.
 
 A provider does not forget when we restart. Replaying the lines through the same planner gives each task its old
 times; a torn last line, from a kill in mid-write, is left out.
@@ -12,6 +12,7 @@ from typing import Any
 
 from ops.sandbox.orders import Order
 from ops.sandbox.tasks import NEVER, Task, Tasks
+from ops.sandbox.text import Answer
 
 
 class Journal:
@@ -31,13 +32,21 @@ class Journal:
         """Note that a task was cancelled."""
         self._write({"canceled": task.id, "at": task.canceled_at, "concurrency": concurrency})
 
+    def note(self, kind: str, row: dict[str, Any]) -> None:
+        """Note something else: a file, a batch, an upload."""
+        self._write({"note": kind, "row": row})
+
+    def notes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what else was noted, kind and row, as it happened."""
+        return ((line["note"], line["row"]) for line in self._lines() if "note" in line)
+
     def replay(self) -> Tasks:
         """Return the tasks as the journal knows them."""
         tasks = Tasks()
         for line in self._lines():
             if "made" in line:
                 tasks.add(_task(line["made"]), line["concurrency"])
-            else:
+            elif "canceled" in line:
                 tasks.cancel(tasks.by_id[line["canceled"]], line["concurrency"], line["at"])
         return tasks
 
@@ -73,4 +82,5 @@ def _mend(path: Path) -> None:
 def _task(row: dict[str, Any]) -> Task:
     failure = tuple(row["failure"]) if row["failure"] else None
     planned = {"started_at": NEVER, "ended_at": NEVER}
-    return Task(**(row | planned | {"order": Order(**row["order"]), "failure": failure}))
+    answer = Answer(**row["answer"]) if row.get("answer") else None
+    return Task(**(row | planned | {"order": Order(**row["order"]), "failure": failure, "answer": answer}))

@@ -26,14 +26,29 @@ class Create:
     fault: str | None = None  # the fault it met
 
 
+@dataclass(slots=True)
+class BatchCreate:
+    """One create of a batch that was carried out."""
+
+    received_at: float
+    owner: str
+    request_id: str
+    fault: str | None  # the fault it met
+    ds_name: str | None = None
+    batch_id: str | None = None  # null: it made nothing
+    refusal: str | None = None  # the code it was refused with
+
+
 class Ledger:
     """Everything that came in since the sandbox started; the tasks themselves are kept elsewhere."""
 
     def __init__(self) -> None:
         self.creates: list[Create] = []
+        self.batch_creates: list[BatchCreate] = []
         self.downloads: Counter[str] = Counter()  # answered link GETs by task id
         self.throttled: Counter[str] = Counter()  # 429 answers by interface
-        self.peaks = Peaks()
+        self.peaks = Peaks(1.0)
+        self.minutes = Peaks(60.0)  # of speech and text: requests, refused ones included, and tokens
         self._in_flight: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def note_in_flight(self, owner: str, model: str, count: int) -> None:
@@ -46,8 +61,14 @@ class Ledger:
         return {
             "totals": self.totals(tasks, now),
             "creates": [asdict(create) for create in self.creates],
+            "batch_creates": [asdict(create) for create in self.batch_creates],
             "tasks": made,
-            "peaks": {"in_flight": self._in_flight, "per_second": self.peaks.table()},
+            "peaks": {
+                "in_flight": self._in_flight,
+                "per_second": self.peaks.table(),
+                "per_minute": self.minutes.table(),
+            },
+            "paid": _paid(made),
             "calls": self.peaks.totals(),
             "throttled": self.throttled,
             "faults": faults,
@@ -83,4 +104,14 @@ class Ledger:
             "ended_at": task.ended_at if status in (Status.SUCCEEDED, Status.FAILED) else task.canceled_at,
             "billed_micros": task.billed_micros(now),
             "downloads": self.downloads[task.id],
+            "usage": task.usage,
         }
+
+
+def _paid(made: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Return model → how many of its tasks were billed, for how many units of each kind, and for how much."""
+    paid: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for entry in made:
+        if entry["status"] is Status.SUCCEEDED:
+            paid[entry["model"]].update(entry["usage"] | {"tasks": 1, "billed_micros": entry["billed_micros"]})
+    return paid

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from fastcrc import crc64
 
-from ops.sandbox import clock, media
+from ops.sandbox import clock, media, sound
+from ops.sandbox.orders import Order
 from ops.sandbox.tasks import Task
 
 ACCESS_KEY_ID = "LTAIsandbox0000000000000"
@@ -23,7 +24,7 @@ BUCKET = "dashscope-result-sandbox"
 UPLOAD_SECONDS = 2.0  # a link's life is counted from the upload, just before the task's end
 CHUNK = 262_144
 MULTIPART_BYTES = 16_777_216  # larger objects have no MD5, as those uploaded in parts
-KEY = re.compile(r"\d+d/[0-9a-f]{2}/\d{8}/[0-9a-f]{8}/(?P<number>\d+)-(?P<task>[0-9a-f-]{36})\.(mp4|png)")
+KEY = re.compile(r"\d+d/[0-9a-f]{2}/\d{8}/[0-9a-f]{8}/(?P<number>\d+)-(?P<task>[0-9a-f-]{36})\.(mp4|png|wav)")
 
 
 class Denial(Exception):
@@ -64,9 +65,14 @@ class Body:
 def url(base: str, task: Task, number: int, link_seconds: float, keeps_days: int) -> str:
     """Return the signed link of output `number` of an ended task, on the host that the client spoke to."""
     key = _key(task, number, keeps_days)
-    expires = int(task.ended_at - UPLOAD_SECONDS + link_seconds * keeps_days)
+    expires = expires_at(task, link_seconds * keeps_days)
     signature = quote(_sign("GET", key, expires), safe="")
     return f"{base}/oss/{key}?Expires={expires}&OSSAccessKeyId={ACCESS_KEY_ID}&Signature={signature}"
+
+
+def expires_at(task: Task, link_seconds: float) -> int:
+    """Return the epoch second until which an ended task's link is good."""
+    return int(task.ended_at - UPLOAD_SECONDS + link_seconds)
 
 
 def verify(verb: str, key: str, query: Mapping[str, str], now: float) -> None:
@@ -102,7 +108,9 @@ def locate(key: str) -> tuple[str, int]:
 
 def body(task: Task, number: int, size: int, true_size: bool) -> Body:
     """Return the bytes of one output, padded to at least `size`."""
-    head, zeros = media.pad(media.render(task.order, task.id, number, true_size), size)
+    order = task.order
+    made = sound.wav(order.prompt, order.voice) if order.voice else media.render(order, task.id, number, true_size)
+    head, zeros = media.pad(made, size)
     checksum = crc64.xz(head)
     for start in range(0, zeros, CHUNK):
         checksum = crc64.xz(bytes(min(CHUNK, zeros - start)), checksum)
@@ -110,10 +118,10 @@ def body(task: Task, number: int, size: int, true_size: bool) -> Body:
     return Body(head, zeros, checksum, _md5(head + bytes(zeros)) if is_simple else None)
 
 
-def headers(whole: Body, is_video: bool, modified_at: float) -> dict[str, str]:
+def headers(whole: Body, order: Order, modified_at: float) -> dict[str, str]:
     """Return the store's headers for an object, its length apart."""
     common = {
-        "Content-Type": media.CONTENT_TYPES["video" if is_video else "image"],
+        "Content-Type": media.CONTENT_TYPES[media.ending(order)],
         "Accept-Ranges": "bytes",
         "Last-Modified": clock.http_date(modified_at),
         "x-oss-hash-crc64ecma": str(whole.crc64),
@@ -145,8 +153,8 @@ def span(range_header: str | None, size: int) -> tuple[int, int] | None:
 
 def _key(task: Task, number: int, keeps_days: int) -> str:
     digest = hashlib.sha256(task.id.encode()).hexdigest()
-    ending = "mp4" if task.order.seconds else "png"
-    return f"{keeps_days}d/{digest[:2]}/{clock.day(task.ended_at)}/{digest[2:10]}/{number}-{task.id}.{ending}"
+    folder = f"{keeps_days}d/{digest[:2]}/{clock.day(task.ended_at)}/{digest[2:10]}"
+    return f"{folder}/{number}-{task.id}.{media.ending(task.order)}"
 
 
 def _md5(content: bytes) -> bytes:

@@ -24,7 +24,14 @@ CELLS = 5  # the pattern's, each way
 ENCODER = {"preset": "ultrafast", "tune": "zerolatency", "crf": "30"}
 WHITE = (255, 255, 255)
 
-CONTENT_TYPES = {"video": "video/mp4", "image": "image/png"}
+CONTENT_TYPES = {"mp4": "video/mp4", "png": "image/png", "wav": "audio/wav"}
+
+
+def ending(order: Order) -> str:
+    """Return how the names of an order's files end."""
+    if order.voice:
+        return "wav"
+    return "mp4" if order.seconds else "png"
 
 
 @lru_cache(maxsize=64)

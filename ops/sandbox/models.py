@@ -6,6 +6,7 @@ region: what Beijing calls `wanx2.1-…`, other regions call `wan2.1-…`, and e
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,30 @@ class Call:
     is_async: bool
 
 
+class Thinking(StrEnum):
+    """Whether a text model thinks before it answers."""
+
+    NONE = "none"
+    HYBRID = "hybrid"  # as the call says
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What tokens cost in calls of up to so many input tokens; micro-CNY per million."""
+
+    up_to: int
+    input: int
+    output: int
+    thinking: int  # of all output, in a call that thinks
+
+
 @dataclass(frozen=True)
 class Model:
     """One model as one region offers it."""
 
     id: str
-    makes: str  # video or image
+    makes: str  # video, image, speech or text
     calls: tuple[Call, ...]
     needs: tuple[str, ...]  # keys of `input` that must be there
     shape: str  # size | resolution | ratio | free: how a request says how large
@@ -48,12 +67,25 @@ class Model:
     tells_prompt: bool  # orig_prompt is in the result
     tells_rewrite: bool  # actual_prompt is, when prompt_extend was true
     usage: str
-    limit: tuple[int, float]  # creates, in so many seconds
+    limit: tuple[int, float] | None  # creates, in so many seconds
     concurrency: int | None
     prices: dict[str, int]  # tier → micro-CNY a second, or "each" → micro-CNY a picture
     silent_prices: dict[str, int]
     keeps_days: int  # for which a link of the synchronous path lives
     run_seconds: float  # median
+    rpm: int | None  # requests a minute
+    tpm: int | None  # tokens a minute
+    context: int  # tokens, of input and output together
+    max_output: int  # tokens
+    thinking: Thinking
+    thinks: bool  # unless the call says otherwise
+    thinks_unstreamed: bool  # may think in a call that is not streamed
+    is_incremental: bool  # streams differences unless told otherwise
+    is_message: bool  # answers with a message unless told otherwise
+    token_prices: tuple[Tier, ...]  # by input tokens, ascending
+    batch: bool  # offered by the Batch API
+    voices: tuple[str, ...]
+    takes_instructions: bool
 
     def call(self, path: str) -> Call | None:
         """Return the way to create that `path` is for this model, None where it is none."""
@@ -77,8 +109,8 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         id=model_id if is_home else row.get("abroad_id", model_id),
         makes=row["makes"],
         calls=tuple(Call(name, **table["paths"][name]) for name in row["calls"]),
-        needs=tuple(row["needs"]),
-        shape=row["shape"],
+        needs=tuple(row.get("needs", ())),
+        shape=row.get("shape", ""),
         sizes=_sizes(row, table["tiers"]),
         tiers=tuple(row.get("tiers", ())),
         default_size=row.get("default_size", ""),
@@ -89,16 +121,29 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         seconds=_seconds(row.get("seconds", [])),
         pictures=row.get("pictures", 1),
         default_pictures=row.get("default_pictures", 1),
-        prompt_limit=row["prompt_limit"],
+        prompt_limit=row.get("prompt_limit", 0),
         tells_prompt=row.get("tells_prompt", True),
         tells_rewrite=row.get("tells_rewrite", False),
-        usage=row["usage"],
-        limit=tuple(row["limit"]),
-        concurrency=row["concurrency"],
-        prices=_micros(row["price"] if is_home else row.get("abroad", {})),
+        usage=row.get("usage", ""),
+        limit=tuple(row["limit"]) if "limit" in row else None,
+        concurrency=row.get("concurrency"),
+        prices=_micros(row.get("price" if is_home else "abroad", {})),
         silent_prices=_micros(row.get("silent" if is_home else "silent_abroad", {})),
         keeps_days=row.get("keeps_days", 1),
         run_seconds=row["run_seconds"],
+        rpm=row.get("rpm" if is_home else "rpm_abroad", row.get("rpm")),
+        tpm=row.get("tpm" if is_home else "tpm_abroad", row.get("tpm")),
+        context=row.get("context", 0),
+        max_output=row.get("max_output", 0),
+        thinking=Thinking(row.get("thinking", "none")),
+        thinks=row.get("thinks", False),
+        thinks_unstreamed=row.get("thinks_unstreamed", False),
+        is_incremental=row.get("is_incremental", False),
+        is_message=row.get("is_message", False),
+        token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
+        batch=row.get("batch", False),
+        voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
+        takes_instructions=row.get("takes_instructions", False),
     )
 
 
@@ -112,7 +157,7 @@ def _flat(model_id: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _sizes(row: dict[str, Any], tiers: dict[str, list[str]]) -> dict[str, str]:
-    if row["makes"] == "image":
+    if row["makes"] != "video":
         return dict.fromkeys(row.get("sizes", ()), "each")
     return {size: tier for tier in row["tiers"] for size in tiers[tier]}
 
@@ -121,6 +166,16 @@ def _seconds(allowed: list[int] | dict[str, int]) -> tuple[int, ...]:
     if isinstance(allowed, dict):
         return tuple(range(allowed["from"], allowed["to"] + 1))
     return tuple(allowed)
+
+
+def _tiers(rows: list[dict[str, float]]) -> tuple[Tier, ...]:
+    return tuple(
+        Tier(
+            up_to=int(row["up_to"]),
+            **_micros({"input": row["input"], "output": row["output"], "thinking": row.get("thinking", row["output"])}),
+        )
+        for row in rows
+    )
 
 
 def _micros(prices: dict[str, float]) -> dict[str, int]:

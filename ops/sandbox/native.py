@@ -4,16 +4,18 @@ Each request goes the same way: let in or refused, met by a fault or not, answer
 """
 
 import asyncio
-from collections.abc import Awaitable
+import hashlib
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ops.sandbox import answers, listing, spoil
+from ops.sandbox import answers, generation, links, listing, orders, speech, spoil, wire
 from ops.sandbox.faults import Rule, What, Where
+from ops.sandbox.models import Model
 from ops.sandbox.orders import Refusal
-from ops.sandbox.provider import Proposal, Provider
+from ops.sandbox.provider import Arrival, Proposal, Provider
 from ops.sandbox.tasks import Status, Task
 from ops.sandbox.wire import Reply
 
@@ -53,6 +55,7 @@ class Exchange:
         self._provider = provider
         self._request = request
         self._where = where
+        self._streams = where is Where.CREATE and _wants_stream(request)
         self._reply = Reply(request, is_query=where is not Where.CREATE, allow_gzip=provider.options.gzip)
 
     async def answer(self, answered: Awaitable[Response]) -> Response:
@@ -72,10 +75,28 @@ class Exchange:
             task = self._provider.make(proposal, rule)
             if proposal.call.is_async:
                 return self._reply.json(answers.made(task, self._reply.request_id))
-            await asyncio.sleep(task.run_seconds)
-            return self._reply.json(answers.finished(task, self._links(task), self._reply.request_id))
+            if task.failure is not None and rule is not None:
+                raise Refusal(*rule.error)
+            return await self._answered(task, proposal.model)
 
         return await spoil.carry_out(rule, make, self._refuse)
+
+    async def _answered(self, task: Task, model: Model) -> Response:
+        """Answer a synchronous call, at the end of its run or in frames all through it."""
+        request_id = self._reply.request_id
+        if model.makes == "image":
+            whole = answers.finished(task, self._links(task), request_id)
+        elif task.answer is not None:
+            whole = generation.finished(task.answer, task.order.form, request_id)
+        else:
+            expires = links.expires_at(task, self._provider.options.link_seconds)
+            whole = speech.finished(task, self._links(task)[0], expires, request_id)
+        if self._streams and model.makes != "image":
+            answer = task.answer
+            told = generation.frames(answer, task.order, request_id) if answer else speech.frames(task, whole)
+            return self._reply.stream(_paced(list(told), task.run_seconds))
+        await asyncio.sleep(task.run_seconds)
+        return self._reply.json(whole)
 
     async def get(self, task_id: str) -> Response:
         """Answer a task query."""
@@ -110,15 +131,20 @@ class Exchange:
         return await spoil.carry_out(rule, stop, self._refuse)
 
     def _propose(self, path: str, body: bytes) -> Proposal:
-        headers = self._request.headers
-        return self._provider.consider(
+        arrival = Arrival(
             self._owner(),
             path,
-            body,
-            is_async=headers.get("x-dashscope-async", "").lower() == "enable",
-            resolves_oss=headers.get("x-dashscope-ossresourceresolve", "").lower() == "enable",
-            request_id=self._reply.request_id,
+            orders.read(body),
+            hashlib.sha256(body).hexdigest(),
+            self._reply.request_id,
+            is_async=self._enables("x-dashscope-async"),
+            resolves_oss=self._enables("x-dashscope-ossresourceresolve"),
+            streams=self._streams,
         )
+        return self._provider.consider(arrival)
+
+    def _enables(self, header: str) -> bool:
+        return self._request.headers.get(header, "").lower() == "enable"
 
     def _let_in(self) -> str:
         owner = self._owner()
@@ -129,6 +155,9 @@ class Exchange:
         return self._provider.authenticate(self._request.headers.get("authorization", ""))
 
     def _refuse(self, refusal: Refusal) -> Response:
+        # Keys are checked before a stream begins; what the model's side refuses is told on it.
+        if self._streams and refusal.status not in (200, 401):
+            return self._reply.refused_stream(refusal)
         return self._reply.refusal(refusal, self._provider.options.retry_after_seconds)
 
     def _pick(self, task: Task | None) -> Rule | None:
@@ -163,3 +192,14 @@ class Exchange:
 
     def _links(self, task: Task) -> list[str]:
         return self._provider.links(task, f"http://{self._request.headers['host']}")
+
+
+async def _paced(frames: list[dict[str, Any]], seconds: float) -> AsyncIterator[bytes]:
+    for number, frame in enumerate(frames, 1):
+        await asyncio.sleep(seconds / len(frames))
+        yield wire.event(number, frame)
+
+
+def _wants_stream(request: Request) -> bool:
+    headers = request.headers
+    return headers.get("x-dashscope-sse", "").lower() == "enable" or "text/event-stream" in headers.get("accept", "")

@@ -25,6 +25,20 @@ class QueryLimit(StrEnum):
     PER_INTERFACE = "per-interface"
 
 
+class SpeechUnit(StrEnum):
+    """What the 600 of a speech call's text are."""
+
+    CHARACTERS = "characters"
+    BYTES = "bytes"  # of UTF-8
+
+
+class FailedLines(StrEnum):
+    """Where a batch tells of a line whose call was refused."""
+
+    ERROR_FILE = "error-file"  # as documented
+    OUTPUT_FILE = "output-file"  # as one report has it: and counted as completed
+
+
 class Limits(BaseModel):
     """A model's limits where they differ from the table."""
 
@@ -32,6 +46,8 @@ class Limits(BaseModel):
 
     concurrency: int | None = Field(default=None, ge=1)
     rps: float | None = Field(default=None, gt=0)
+    rpm: int | None = Field(default=None, ge=1)
+    tpm: int | None = Field(default=None, ge=1)
 
 
 class Options(BaseModel):
@@ -45,6 +61,7 @@ class Options(BaseModel):
 
     time_scale: float = Field(default=1.0, ge=0)  # shortens run times and queueing, nothing else
     run_seconds: float | None = Field(default=None, ge=0)  # one run time for all, not scaled
+    call_seconds: float | None = Field(default=None, ge=0)  # one time for speech and text, not scaled
     queue_seconds: float | None = Field(default=None, ge=0)  # one wait before running for all, not scaled
     clock_offset_seconds: float = 0.0  # moves the sandbox's clock, for expiry and retention
     seed: int = 0  # of run times, queueing and faults; ids are always random
@@ -56,6 +73,15 @@ class Options(BaseModel):
     retry_after_seconds: int | None = None  # set: sent with every 429
     max_page_size: int = Field(default=100, ge=1)  # larger pages are cut to this
     late_checks: bool = False  # a bad parameter makes a FAILED task instead of a 400
+    speech_unit: SpeechUnit = SpeechUnit.CHARACTERS
+    async_text: bool = False  # whether text may be asked for as a task
+
+    batch_validating_seconds: float | None = Field(default=None, ge=0)  # these three not scaled
+    batch_run_seconds: float | None = Field(default=None, ge=0)
+    batch_finalizing_seconds: float | None = Field(default=None, ge=0)
+    batch_lines: int = Field(default=50_000, ge=1)  # of an input file, at most
+    batch_bytes: int = Field(default=500_000_000, ge=1)
+    failed_lines: FailedLines = FailedLines.ERROR_FILE
 
     retention_seconds: float = DAY  # of a task, from its end; then it is UNKNOWN
     link_seconds: float = DAY  # of a link, from the upload; a link of seven days is scaled with it

@@ -7,7 +7,7 @@ keys of `input` and `parameters` are ignored, and prompts over the limit are cut
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ops.sandbox.models import Call, Model
@@ -24,14 +24,17 @@ class Order:
     model: str
     call: str
     prompt: str  # as cut
-    size: str  # W*H
-    tier: str  # 480P, 720P, 1080P; "each" for images
-    ratio: str
-    seconds: int  # 0 for images
-    input_seconds: int
-    pictures: int
-    has_audio: bool
-    extends_prompt: bool
+    size: str = ""  # W*H
+    tier: str = "each"  # 480P, 720P, 1080P; "each" for images
+    ratio: str = ""
+    seconds: int = 0  # of video
+    input_seconds: int = 0
+    pictures: int = 1  # files: clips, pictures or recordings
+    has_audio: bool = True
+    extends_prompt: bool = True
+    voice: str = ""  # speech has one
+    form: str = ""  # of a text answer: text or message
+    is_incremental: bool = False  # a stream of text tells differences
 
 
 class Refusal(Exception):
@@ -59,7 +62,7 @@ def read(body: bytes) -> dict[str, Any]:
     return document
 
 
-def route(model: Model | None, path: str, is_async: bool) -> tuple[Model, Call]:
+def route(model: Model | None, path: str, is_async: bool, async_text: bool) -> tuple[Model, Call]:
     """Return the model and the way it is called, or raise the Refusal for a wrong model, path or header."""
     if model is None:
         raise invalid("Model not exist.")
@@ -68,6 +71,8 @@ def route(model: Model | None, path: str, is_async: bool) -> tuple[Model, Call]:
         raise invalid("url error, please check url!")
     if call.is_async and not is_async:
         raise Refusal(403, "AccessDenied", "current user api does not support synchronous calls.")
+    if is_async and model.makes == "text" and async_text:
+        return model, replace(call, is_async=True)
     if is_async and not call.is_async:
         raise Refusal(403, "AccessDenied", "current user api does not support asynchronous calls.")
     return model, call
@@ -101,13 +106,26 @@ def invalid(message: str) -> Refusal:
 
 
 def prompt_of(document: dict[str, Any]) -> str:
-    """Return the prompt of a body in either protocol, uncut; empty where it has none."""
+    """Return the prompt of a body in any protocol, uncut; empty where it has none."""
     given = document["input"]
-    prompt = given.get("prompt")
+    prompt = given.get("prompt") or given.get("text")
     if not isinstance(prompt, str):
-        prompt = " ".join(part["text"] for part in _parts(given) if isinstance(part.get("text"), str))
+        prompt = " ".join(text for message in _messages(given) for text in _texts(message))
     # JSON can carry halves of surrogate pairs; no answer and no file could.
     return prompt.encode("utf-8", "replace").decode()
+
+
+def _messages(given: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = given.get("messages")
+    return [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [content]
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    return [part["text"] for part in parts if isinstance(part.get("text"), str)]
 
 
 def _prompt(given: dict[str, Any], model: Model, call: Call) -> str:
@@ -120,10 +138,8 @@ def _prompt(given: dict[str, Any], model: Model, call: Call) -> str:
 
 
 def _parts(given: dict[str, Any]) -> list[dict[str, Any]]:
-    messages = given.get("messages")
-    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        return []
-    content = messages[-1].get("content")
+    messages = _messages(given)
+    content = messages[-1].get("content") if messages else None
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
@@ -131,14 +147,15 @@ def _inputs(given: dict[str, Any], model: Model, resolves_oss: bool) -> None:
     for key in model.needs:
         if key != "prompt" and not given.get(key):
             raise invalid(f"Missing required parameter: input.{key}")
-    for link in _links(given):
+    for link in links(given):
         if not link.startswith(("http://", "https://", "data:", "oss://")):
             raise Refusal(400, "InvalidURL", "The provided URL does not appear to be valid.")
         if link.startswith("oss://") and not resolves_oss:
             raise invalid("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
 
 
-def _links(given: dict[str, Any]) -> list[str]:
+def links(given: dict[str, Any]) -> list[str]:
+    """Return the links that an input names."""
     media = [item.get("url") for item in _media(given)]
     named = [given.get(key) for key in ("img_url", "first_frame_url", "last_frame_url", "audio_url", "base_image_url")]
     pictures = [part.get("image") for part in _parts(given)]

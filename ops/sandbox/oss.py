@@ -76,7 +76,7 @@ class Fetch:
         return self._part(task, whole)
 
     def _part(self, task: Task, whole: Body) -> Response:
-        headers = links.headers(whole, is_video=task.order.seconds > 0, modified_at=task.ended_at)
+        headers = links.headers(whole, task.order, task.ended_at)
         part = links.span(self._request.headers.get("range"), whole.size)
         start, stop = part or (0, whole.size)
         headers |= wire.store_headers() | {"Content-Length": str(stop - start)}

@@ -7,24 +7,40 @@ and after, so that what was made never depends on what was answered.
 import hashlib
 import random
 import uuid
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.sandbox import clock, limits, links, models, orders
-from ops.sandbox.faults import Faults, Rule, What
+from ops.sandbox import bills, clock, generation, limits, links, models, orders, runs, speech, text, uploads
+from ops.sandbox.backlog import Backlog
+from ops.sandbox.faults import Faults, Rule
 from ops.sandbox.journal import Journal
 from ops.sandbox.ledger import Create, Ledger
+from ops.sandbox.limits import Quota
 from ops.sandbox.models import Call, Model
 from ops.sandbox.options import Limits, Options, OverConcurrency, QueryLimit
 from ops.sandbox.orders import Order, Refusal
 from ops.sandbox.tasks import Status, Task, Tasks
+from ops.sandbox.text import Answer
+from ops.sandbox.uploads import Uploads
 
-LONGEST_RUN_SECONDS = 10_800.0  # a task gives a result within 3 h or fails (Alibaba docs, "Error messages")
-QUEUE_SECONDS = (0.03, 10.5)  # from submission to start, as seen in samples of the documentation
-RUN_SPREAD = (0.7, 1.3)  # about a model's median
-TIMEOUT = ("InternalError.Timeout", "An internal timeout error has occured during execution.")
 THROTTLED = (429, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later.")
+SPENT = (429, "Throttling.AllocationQuota", "Allocated quota exceeded, please increase your quota limit.")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A create call as it came, in the native form whatever interface it came by."""
+
+    owner: str
+    path: str  # under /api/v1/services/
+    document: dict[str, Any]
+    body_sha256: str
+    request_id: str
+    is_async: bool = False
+    resolves_oss: bool = False
+    streams: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Proposal:
     order: Order
     entry: Create
     failure: tuple[str, str] | None  # why the task will fail: a bad parameter that is found late
+    answer: Answer | None  # of a text call
 
 
 @dataclass
@@ -52,6 +69,7 @@ class Provider:
         self.journal = Journal(self.state)
         self.tasks = self.journal.replay()
         self._open_books()
+        self._recall()
 
     def now(self) -> float:
         """Return the sandbox's instant."""
@@ -62,6 +80,7 @@ class Provider:
         self.options = self.options.changed(changes)
         self.models = models.read(self.options.region)
         self._rates = limits.Rates()
+        self._quotas: defaultdict[tuple[str, str, str], Quota] = defaultdict(Quota)
 
     def reset(self) -> None:
         """Forget every task, rule and count, and set the switches back to those of the start."""
@@ -89,36 +108,29 @@ class Provider:
         key = (owner, "queries" if is_shared else interface)
         self._throttle(self._rates.spend(key, *_rate(self.options.queries_per_second)), interface)
 
-    def consider(
-        self, owner: str, path: str, body: bytes, *, is_async: bool, resolves_oss: bool, request_id: str
-    ) -> Proposal:
+    def consider(self, arrival: Arrival) -> Proposal:
         """Return what a create proposes, noted in the ledger, or raise the Refusal it earns."""
-        document = orders.read(body)
+        document, owner = arrival.document, arrival.owner
         model_id, prompt = document["model"], orders.prompt_of(document)
-        digest = hashlib.sha256(body).hexdigest()
-        entry = Create(self.now(), owner, model_id, prompt, digest, request_id)
+        entry = Create(self.now(), owner, model_id, prompt, arrival.body_sha256, arrival.request_id)
         self.ledger.creates.append(entry)
         self.ledger.peaks.add(owner, "create", f"create {model_id}")
         try:
-            model, call = orders.route(self.models.get(model_id), path, is_async)
-            self._throttle(self._rates.spend((owner, model.id), *self._limit(model)), "create")
-            order, failure = self._check(document, model, call, resolves_oss)
-            self._make_room(owner, model, call)
+            return self._considered(arrival, entry)
         except Refusal as refusal:
             entry.refusal = refusal.code
             raise
-        return Proposal(model, call, order, entry, failure)
 
     def make(self, proposal: Proposal, rule: Rule | None) -> Task:
         """Make the task that was proposed, as `rule` would have it, and enter it in the books."""
-        now = self.now()
-        task = self._task(proposal, now)
+        now, model = self.now(), proposal.model
+        task = _task(proposal, now)
+        runs.plan(task, model, self.options, self._random)
         if rule is not None:
-            _bend(task, rule)
-        if task.run_seconds > LONGEST_RUN_SECONDS:
-            task.run_seconds, task.failure = LONGEST_RUN_SECONDS, TIMEOUT
-        task.price_micros = _price(proposal.model, task)
-        concurrency = self.concurrency(proposal.model)
+            runs.bend(task, rule)
+        runs.end(task)
+        task.usage, task.price_micros = bills.usage(model, task), bills.price(model, task)
+        concurrency = self.concurrency(model)
         self.tasks.add(task, concurrency)
         self.journal.made(task, concurrency)
         proposal.entry.task_id = task.id
@@ -151,28 +163,82 @@ class Provider:
         own = self._own_limits(model)
         return own.concurrency or model.concurrency
 
+    def advance(self) -> None:
+        """Let the batches come to where the clock has them."""
+        self.backlog.advance(self.models, self.faults, self.options.seed, self.now())
+
     def statement(self) -> dict[str, Any]:
         """Return the ledger as JSON."""
-        return self.ledger.statement(self.tasks, self.faults.struck, self.now())
+        totals, now = self.totals(), self.now()
+        kept = {"batches": self.backlog.statement(self.models, now), "uploads": self.uploads.statement()}
+        return self.ledger.statement(self.tasks, self.faults.struck, now) | {"totals": totals} | kept
+
+    def totals(self) -> dict[str, Any]:
+        """Return the ledger's counts and the bill, batches included."""
+        self.advance()
+        made = self.backlog.statement(self.models, self.now())
+        totals = self.ledger.totals(self.tasks, self.now())
+        paid = {name: sum(batch[name] for batch in made) for name in ("paid_lines", "billed_micros")}
+        return totals | {
+            "batches": len(made),
+            "paid_lines": paid["paid_lines"],
+            "billed_micros": totals["billed_micros"] + paid["billed_micros"],
+        }
 
     def _open_books(self) -> None:
         self.ledger = Ledger()
         self.faults = Faults(self.options.seed)
         self._random = random.Random(self.options.seed)
+        self._cache = text.Cache()
+        self.backlog, self.uploads = Backlog(self.options.seed), Uploads()
         self.configure({})
+
+    def _recall(self) -> None:
+        for kind, row in self.journal.notes():
+            if kind == "upload":
+                self.uploads.recall(row)
+            else:
+                self.backlog.recall(kind, row, self.models, self.options.batch_lines)
 
     def _own_limits(self, model: Model) -> Limits:
         given = self.options.limits
         return given.get(model.id) or given.get("*") or Limits()
 
-    def _limit(self, model: Model) -> tuple[int, float]:
+    def _limit(self, model: Model) -> tuple[int, float] | None:
         rps = self._own_limits(model).rps
         return _rate(rps) if rps else model.limit
 
-    def _throttle(self, is_allowed: bool, interface: str) -> None:
+    def _throttle(self, is_allowed: bool, interface: str, refusal: tuple[int, str, str] = THROTTLED) -> None:
         if not is_allowed:
             self.ledger.throttled[interface] += 1
-            raise Refusal(*THROTTLED)
+            raise Refusal(*refusal)
+
+    def _considered(self, arrival: Arrival, entry: Create) -> Proposal:
+        owner, document = arrival.owner, arrival.document
+        found = self.models.get(document["model"])
+        model, call = orders.route(found, arrival.path, arrival.is_async, self.options.async_text)
+        limit = self._limit(model)
+        self._throttle(limit is None or self._rates.spend((owner, model.id), *limit), "create")
+        order, failure = self._check(arrival, model, call)
+        for link in orders.links(document["input"]):
+            if link.startswith(uploads.SCHEME):
+                self.uploads.require(link, owner, model.id, self.now())
+        answer = self._answer(arrival, model) if model.makes == "text" else None
+        if model.makes in ("speech", "text"):
+            self._spend(owner, model, bills.tokens_of(model, order, answer))
+        self._make_room(owner, model, call)
+        return Proposal(model, call, order, entry, failure, answer)
+
+    def _spend(self, owner: str, model: Model, tokens: int) -> None:
+        """Count a call against the limits a minute; its tokens as if they were known when it comes."""
+        own = self._own_limits(model)
+        requests, spent = self._quotas[owner, model.id, "requests"], self._quotas[owner, model.id, "tokens"]
+        self.ledger.minutes.add(owner, f"requests {model.id}")
+        self._throttle(requests.has_room(own.rpm or model.rpm), "create")
+        self._throttle(spent.has_room(own.tpm or model.tpm), "create", SPENT)
+        requests.add(1)
+        spent.add(tokens)
+        self.ledger.minutes.add(owner, f"tokens {model.id}", weight=tokens)
 
     def _make_room(self, owner: str, model: Model, call: Call) -> None:
         limit = self.concurrency(model)
@@ -180,65 +246,45 @@ class Provider:
             return
         self._throttle(self.tasks.in_flight(owner, model.id, self.now()) < limit, "create")
 
-    def _check(
-        self, document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
-    ) -> tuple[Order, tuple[str, str] | None]:
+    def _check(self, arrival: Arrival, model: Model, call: Call) -> tuple[Order, tuple[str, str] | None]:
+        if model.makes == "speech":
+            return speech.check(arrival.document, model, self.options.speech_unit), None
+        if model.makes == "text":
+            return generation.check(arrival.document, model, call, arrival.streams), None
         try:
-            return orders.check(document, model, call, resolves_oss), None
+            return orders.check(arrival.document, model, call, arrival.resolves_oss), None
         except Refusal as refusal:
             if not self.options.late_checks or not call.is_async or refusal.code != "InvalidParameter":
                 raise
             failure = (refusal.code, refusal.message)
-            return orders.check(document | {"parameters": {}}, model, call, resolves_oss), failure
+            unasked = arrival.document | {"parameters": {}}
+            return orders.check(unasked, model, call, arrival.resolves_oss), failure
 
-    def _task(self, proposal: Proposal, now: float) -> Task:
-        entry, is_async = proposal.entry, proposal.call.is_async
-        return Task(
-            id=str(uuid.uuid4()),
-            owner=entry.owner,
-            order=proposal.order,
-            request_id=entry.request_id,
-            body_sha256=entry.body_sha256,
-            received_at=now,
-            submitted_at=now,
-            queue_seconds=self._queue_seconds(),
-            run_seconds=self._run_seconds(proposal.model, proposal.order),
-            failure=proposal.failure,
-            failed_pictures=0,
-            price_micros=0,
-            is_async=is_async,
-        )
-
-    def _queue_seconds(self) -> float:
-        drawn = self._random.uniform(*QUEUE_SECONDS) * self.options.time_scale
-        fixed = self.options.queue_seconds
-        return drawn if fixed is None else fixed
-
-    def _run_seconds(self, model: Model, order: Order) -> float:
-        length = order.seconds / 5 if order.seconds else 1.0
-        drawn = model.run_seconds * length * self._random.uniform(*RUN_SPREAD) * self.options.time_scale
-        fixed = self.options.run_seconds
-        return drawn if fixed is None else fixed
+    def _answer(self, arrival: Arrival, model: Model) -> Answer:
+        messages = generation.messages(arrival.document)
+        asked = generation.asked(arrival.document, arrival.streams)
+        cached_tokens = self._cache.hit(arrival.owner, model, messages)
+        return text.answer(model, messages, asked, self.options.seed, cached_tokens)
 
 
-def _bend(task: Task, rule: Rule) -> None:
-    if rule.what is What.TASK_FAILS:
-        _, code, message = rule.error
-        task.failure = (code, message)
-    elif rule.what is What.TASK_PARTIAL and task.order.pictures > 1:
-        task.failed_pictures = 1
-    elif rule.what is What.TASK_RUNS:
-        task.run_seconds = rule.after_ms / 1000
-    elif rule.what is What.EXECUTED_LATE:
-        task.submitted_at += rule.after_ms / 1000
-
-
-def _price(model: Model, task: Task) -> int:
-    order = task.order
-    if model.makes == "image":
-        return model.prices["each"] * (order.pictures - task.failed_pictures)
-    prices = model.prices if order.has_audio or not model.silent_prices else model.silent_prices
-    return prices.get(order.tier, 0) * (order.seconds + order.input_seconds)
+def _task(proposal: Proposal, now: float) -> Task:
+    entry = proposal.entry
+    return Task(
+        id=str(uuid.uuid4()),
+        owner=entry.owner,
+        order=proposal.order,
+        request_id=entry.request_id,
+        body_sha256=entry.body_sha256,
+        received_at=now,
+        submitted_at=now,
+        queue_seconds=0.0,
+        run_seconds=0.0,
+        failure=proposal.failure,
+        failed_pictures=0,
+        price_micros=0,
+        is_async=proposal.call.is_async,
+        answer=proposal.answer,
+    )
 
 
 def _rate(per_second: float) -> tuple[int, float]:

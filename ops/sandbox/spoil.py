@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from ops.sandbox import wire
 from ops.sandbox.faults import Rule, What
 from ops.sandbox.orders import Refusal
 
+FRAME_END = b"\n\n"
 SIGN_IN = "<html><body>Sign in to continue</body></html>"
 
 Perform = Callable[[], Awaitable[Response]]
@@ -24,6 +25,9 @@ async def carry_out(rule: Rule | None, perform: Perform, refuse: Refuse) -> Resp
     if instead is not None:
         return instead
     assert answer is not None, "a fault that puts nothing in the answer's place carries its call out"
+    if rule.what in (What.STREAM_ERROR, What.STREAM_ENDS) and isinstance(answer, StreamingResponse):
+        last = refuse(Refusal(*rule.error)) if rule.what is What.STREAM_ERROR else None
+        return await _half_streamed(answer, last)
     return await _spoiled(rule, answer)
 
 
@@ -53,6 +57,16 @@ def _instead(rule: Rule, refuse: Refuse) -> Response | None:
             return HTMLResponse(SIGN_IN)
         case _:
             return None
+
+
+async def _half_streamed(answer: StreamingResponse, last: Response | None) -> Response:
+    """Return the first half of a stream's frames; then `last`, framed if it is a bare error."""
+    frames = (await wire.content_of(answer)).split(FRAME_END)[:-1]
+    half = [frame + FRAME_END for frame in frames[: len(frames) // 2]]
+    error = b"" if last is None else await wire.content_of(last)
+    if error and not error.endswith(FRAME_END):
+        error = b"data: " + error + FRAME_END
+    return wire.streamed(iter([*half, error]), answer.status_code, dict(answer.headers))
 
 
 async def _spoiled(rule: Rule, answer: Response) -> Response:

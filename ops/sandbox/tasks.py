@@ -8,10 +8,11 @@ slots of the lane's concurrency fall free. Adding or cancelling a task plans the
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ops.sandbox.orders import Order
+from ops.sandbox.text import Answer
 
 NEVER = float("inf")
 
@@ -45,6 +46,8 @@ class Task:
     failed_pictures: int
     price_micros: int  # billed if it succeeds, in micro-CNY
     is_async: bool  # a synchronous call's record is neither found nor listed
+    answer: Answer | None = None  # of a text call
+    usage: dict[str, int] = field(default_factory=dict)  # what it is paid for, by unit
     started_at: float = NEVER
     ended_at: float = NEVER
     canceled_at: float | None = None

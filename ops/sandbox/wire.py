@@ -24,6 +24,7 @@ from ops.sandbox.orders import Refusal
 
 GZIP_FROM = 256  # bytes
 RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+EVENT_STREAM = "text/event-stream;charset=UTF-8"
 GATEWAY_PAGE = "<html><head><title>{0}</title></head><body><center><h1>{0}</h1></center><hr>istio-envoy</body></html>"
 
 
@@ -39,7 +40,7 @@ class Reply:
     def json(self, payload: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
         """Return a payload with the native headers; its request id must stand in it already."""
         content = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
-        sent = self._headers() | (headers or {})
+        sent = self.headers() | (headers or {})
         if self._gzips and len(content) >= GZIP_FROM:
             content = gzip.compress(content, 1, mtime=0)
             sent |= {"content-encoding": "gzip", "vary": "Accept-Encoding"}
@@ -51,7 +52,19 @@ class Reply:
         throttled = refusal.status == 429 and retry_after_seconds is not None
         return self.json(payload, refusal.status, {"retry-after": str(retry_after_seconds)} if throttled else None)
 
-    def _headers(self) -> dict[str, str]:
+    def stream(self, frames: AsyncIterator[bytes]) -> Response:
+        """Return server-sent events, under the headers of a stream; it is never packed."""
+        sent = self.headers() | {"content-type": EVENT_STREAM, "x-dashscope-finished": "false"}
+        return StreamingResponse(frames, 200, sent)
+
+    def refused_stream(self, refusal: Refusal) -> Response:
+        """Return the one event that an error on a stream is, under HTTP 200, as recorded."""
+        payload = {"code": refusal.code, "message": refusal.message, "request_id": self.request_id}
+        sent = self.headers() | {"content-type": EVENT_STREAM}
+        return Response(event(1, payload, refusal.status, "error"), 200, sent)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the native interface, timed up to now."""
         answered_at = time.time()
         own = {
             "content-type": "application/json;charset=UTF-8" if self._is_query else "application/json",
@@ -67,6 +80,12 @@ class Reply:
             "x-dashscope-finished": "true",
         }
         return own if self._is_query else own | inference
+
+
+def event(number: int, payload: dict[str, Any], status: int = 200, name: str = "result") -> bytes:
+    """Return one server-sent event in the native framing: the status is a comment."""
+    data = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    return f"id:{number}\nevent:{name}\n:HTTP_STATUS/{status}\ndata:{data}\n\n".encode()
 
 
 def gateway_page(status: int) -> Response:
@@ -108,6 +127,8 @@ class CutShort(Response):
 
     def __init__(self, whole: Response, content: bytes, share: float) -> None:
         super().__init__(content, whole.status_code, dict(whole.headers))
+        if "content-length" not in whole.headers:
+            del self.headers["content-length"]  # a stream promises no length: its last chunk is what is missing
         self._sent = content[: int(len(content) * share)]
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:

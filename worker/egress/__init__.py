@@ -137,6 +137,20 @@ def source(wire: Wire, url: str, bounds: Bounds, settings: Settings) -> Iterator
     raise NotAllowed(f"more than {HOPS} redirects")
 
 
+def fetch(wire: Wire, url: str, bounds: Bounds) -> Answer:
+    """The answer at the end of a user's link, each redirect checked by the wire like the first hop.
+
+    Raises like `call`; NotAllowed also for too many redirects.
+    """
+    with wires.until(bounds.deadline):
+        for _ in range(1 + HOPS):
+            answer = call(wire, "GET", url, bounds, {"Accept": "*/*"})
+            if answer.status not in REDIRECTS:
+                return answer
+            url = urljoin(url, answer.headers.get("location", ""))
+    raise NotAllowed(f"more than {HOPS} redirects")
+
+
 @cache
 def user_agent() -> str:
     """`noria/<version>`."""

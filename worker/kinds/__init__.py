@@ -8,9 +8,14 @@ a finished task says).
 from __future__ import annotations
 
 from worker.catalog import Usage
-from worker.kinds import image_to_video, text_to_image, text_to_video
+from worker.kinds import image_to_video, speech, speech_segment, text, text_to_image, text_to_video
 from worker.kinds.kind import Kind, Request, Source
 
-__all__ = ["KINDS", "Kind", "Request", "Source", "Usage"]
+__all__ = ["KINDS", "OFFERED", "Kind", "Request", "Source", "Usage"]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (text_to_video.KIND, image_to_video.KIND, text_to_image.KIND)}
+_ALL = (text_to_video.KIND, image_to_video.KIND, text_to_image.KIND, speech.KIND, speech_segment.KIND, text.KIND)
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
+
+# What users may ask for; the others are made only as children.
+OFFERED: dict[str, Kind] = {name: kind for name, kind in KINDS.items() if not kind.internal}

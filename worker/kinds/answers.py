@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,6 +21,12 @@ from worker.kinds.kind import Source
 _LINKS = ("video_url", "url", "image")
 _NUMBER_LIMIT = 2**63
 _WORD_LIMIT = 200  # characters; longer texts are no measure of use
+_TOKENS = {
+    "input_tokens": ("input_tokens", "prompt_tokens"),
+    "output_tokens": ("output_tokens", "completion_tokens"),
+    "cached_tokens": ("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
+    "reasoning_tokens": ("output_tokens_details.reasoning_tokens", "completion_tokens_details.reasoning_tokens"),
+}
 _TIER = re.compile(r"(\d{3,4})P?", re.IGNORECASE)
 
 
@@ -40,7 +46,7 @@ def failures(output: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 def video_usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
     """Seconds and tier: `duration` else `video_duration`, `SR` else the size, else what was asked for."""
     asked = video_asked(wanted)
-    said = _mapping(answer.get("usage"))
+    said = mapping(answer.get("usage"))
     seconds = number(said.get("duration")) or number(said.get("video_duration"))
     sizes = (said.get(name) for name in ("SR", "size", "video_ratio"))
     tier = next(filter(None, map(_tier, sizes)), None)
@@ -57,8 +63,8 @@ def video_asked(wanted: BaseModel) -> dict[str, Any]:
 
 def image_usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
     """Pictures: `image_count`, else as many as there are links, else as many as were asked for."""
-    said = _mapping(answer.get("usage"))
-    links = len(sources(_mapping(answer.get("output")), "image", "png"))
+    said = mapping(answer.get("usage"))
+    links = len(sources(mapping(answer.get("output")), "image", "png"))
     return _settled(said, image_asked(wanted), {"images": number(said.get("image_count")) or links or None})
 
 
@@ -70,7 +76,7 @@ def image_asked(wanted: BaseModel) -> dict[str, Any]:
 
 def video_echoed(answer: Mapping[str, Any]) -> dict[str, Any]:
     """What the provider repeats of a clip's request, as far as it does."""
-    said = _mapping(answer.get("usage"))
+    said = mapping(answer.get("usage"))
     sizes = [said.get(name) for name in ("SR", "size", "video_ratio")]
     size = next((size for size in sizes if isinstance(size, str) and catalog.load().tier(size)), None)
     return _known(
@@ -86,8 +92,18 @@ def video_echoed(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def image_echoed(answer: Mapping[str, Any]) -> dict[str, Any]:
     """What the provider repeats of a picture's request, as far as it does."""
-    metrics = _mapping(_mapping(answer.get("output")).get("task_metrics"))
+    metrics = mapping(mapping(answer.get("output")).get("task_metrics"))
     return _known({"orig_prompt": _prompt(answer), "n": number(metrics.get("TOTAL"))})
+
+
+def tokens(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens by what they were for, in the native interface's words or OpenAI's; only those that were told."""
+    return _known({name: _first(said, paths) for name, paths in _TOKENS.items()})
+
+
+def choice(output: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first answer of a conversation; empty when there is none."""
+    return next(map(mapping, _list(output.get("choices"))), {})
 
 
 def number(value: Any) -> int | float | None:
@@ -114,6 +130,16 @@ def _is_plain(value: Any) -> bool:
     return is_number or (isinstance(value, str) and len(value) <= _WORD_LIMIT and fields.is_storable(value))
 
 
+def _first(said: Mapping[str, Any], paths: Iterable[str]) -> int | float | None:
+    """The first number above zero at one of the paths, each a name or a name within a named object."""
+    return next(filter(None, (number(_at(said, path)) for path in paths)), None)
+
+
+def _at(said: Mapping[str, Any], path: str) -> Any:
+    outer, _, inner = path.partition(".")
+    return mapping(said.get(outer)).get(inner) if inner else said.get(outer)
+
+
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -124,20 +150,21 @@ def _tier(value: Any) -> str | None:
 
 
 def _prompt(answer: Mapping[str, Any]) -> str | None:
-    prompts = (part.get("orig_prompt") for part in _parts(_mapping(answer.get("output"))))
+    prompts = (part.get("orig_prompt") for part in _parts(mapping(answer.get("output"))))
     return next((prompt for prompt in prompts if isinstance(prompt, str)), None)
 
 
 def _parts(output: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The output itself, its results (a list, or for some models one object), and the contents of its messages."""
     yield output
-    yield _mapping(output.get("results"))
-    yield from map(_mapping, _list(output.get("results")))
+    yield mapping(output.get("results"))
+    yield from map(mapping, _list(output.get("results")))
     for choice in _list(output.get("choices")):
-        yield from map(_mapping, _list(_mapping(_mapping(choice).get("message")).get("content")))
+        yield from map(mapping, _list(mapping(mapping(choice).get("message")).get("content")))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is an object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 

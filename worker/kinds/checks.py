@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -19,20 +19,18 @@ from worker.catalog import Model, Sizes
 from worker.errors import Fault, InvalidInput
 from worker.kinds.fields import Link, Text, Tier, no
 
-_SEED_LIMIT = 2**31 - 1
+SEED_LIMIT = 2**31 - 1
 _CODES = {"missing": "required", "extra_forbidden": "unknown_field", "string_unicode": "bad_text"}
+_Form = TypeVar("_Form", bound=BaseModel)
 
 
-class MediaInput(BaseModel):
-    """What the inputs of all media kinds share; the model's defaults fill what the user leaves out."""
+class Input(BaseModel):
+    """What users send for a kind, field by field held against the catalog.
+
+    A field that the catalog names for no model of the kind is the kind's own affair.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    prompt: Text | None = Field(None, description="what to make, in any language")
-    negative_prompt: Text | None = Field(None, description="what should not be in it", examples=["blurred"])
-    prompt_extend: bool | None = Field(None, description="let the provider rewrite the prompt: slower, often better")
-    watermark: bool | None = Field(None, description="mark it in the corner as made by AI")
-    seed: int | None = Field(None, ge=0, le=_SEED_LIMIT, description="equal seeds give similar results")
 
     @field_validator("*")
     @classmethod
@@ -40,6 +38,16 @@ class MediaInput(BaseModel):
         if info.context and info.field_name:
             _hold(info.context["kind"], info.context["model"], info.field_name, value, info.data)
         return value
+
+
+class MediaInput(Input):
+    """What the inputs of all media kinds share; the model's defaults fill what the user leaves out."""
+
+    prompt: Text | None = Field(None, description="what to make, in any language")
+    negative_prompt: Text | None = Field(None, description="what should not be in it", examples=["blurred"])
+    prompt_extend: bool | None = Field(None, description="let the provider rewrite the prompt: slower, often better")
+    watermark: bool | None = Field(None, description="mark it in the corner as made by AI")
+    seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar results")
 
 
 class VideoInput(MediaInput):
@@ -51,7 +59,7 @@ class VideoInput(MediaInput):
     shot_type: Literal["single", "multi"] | None = Field(None, description="one shot or several; needs prompt_extend")
 
 
-def check(kind: str, form: type[MediaInput], model: Model, raw: Any, region: str | None) -> MediaInput:
+def check(kind: str, form: type[_Form], model: Model, raw: Any, region: str | None) -> _Form:
     """The input, complete: what the user said, and the model's defaults for the rest.
 
     `region` is the one that the job is bound to, None where any will do. Raises InvalidInput with every fault.
@@ -87,8 +95,10 @@ def _hold(kind: str, model: Model, name: str, value: Any, given: Mapping[str, An
         return
     if name not in model.fields:
         takers = ", ".join(other.id for other in catalog.load().models(kind) if name in other.fields)
+        if not takers:
+            return
         taken = ", ".join(sorted(model.fields))
-        raise no("not_taken", f"{model.id} takes {taken}; models that take {name}: {takers or 'none'}")
+        raise no("not_taken", f"{model.id} takes {taken}; models that take {name}: {takers}")
     if name in model.choices and value not in model.choices[name]:
         raise no("not_allowed", f"{value} is not one that {model.id} takes: {_listed(model.choices[name])}")
     if name in _RULES:
@@ -111,8 +121,8 @@ def _negative_prompt_fits(model: Model, value: str, _given: Mapping[str, Any]) -
     _length_fits(model.id, model.negative_prompt_limit, value)
 
 
-def _length_fits(model: str, limit: int, value: str) -> None:
-    if len(value) > limit:
+def _length_fits(model: str, limit: int | None, value: str) -> None:
+    if limit is not None and len(value) > limit:
         cut = f"{model} reads {limit}: the provider would cut the rest silently and bill all the same"
         raise no("too_long", f"has {len(value)} characters, {cut}")
 
@@ -143,13 +153,14 @@ def _storable_key(key: Any) -> str:
     return str(key).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def _fault(form: type[MediaInput], slip: ErrorDetails) -> Fault:
-    name = str(slip["loc"][0]) if slip["loc"] else ""
+def _fault(form: type[BaseModel], slip: ErrorDetails) -> Fault:
+    name = str(slip["loc"][-1]) if slip["loc"] else ""
     path = "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in slip["loc"])
     message = slip["msg"]
     if slip["type"] == "missing":
-        message = f"is required: {form.model_fields[name].description}"
+        field = form.model_fields.get(name)
+        message = f"is required: {field.description}" if field else "is required"
     if slip["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name[:40], form.model_fields, n=1)
+        near = difflib.get_close_matches(name[:40], form.model_fields, n=1) if len(slip["loc"]) == 1 else []
         message = "is no field of this kind" + (f"; did you mean {near[0]}?" if near else "")
     return Fault("/input" + path, _CODES.get(slip["type"], slip["type"]), message)

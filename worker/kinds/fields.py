@@ -1,4 +1,7 @@
-"""The types of the inputs' fields: text that can be stored, links that can be followed, sizes as people write them."""
+"""The types of the inputs' fields: text that can be stored, links that can be followed, sizes as people write them.
+
+Where a link is taken, the key of an object in our bucket is too; `worker/inputs.py` knows whether there is such a one.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 LINK_LIMIT = 4096  # characters; signed links are long
+KEY_LIMIT = 1024  # characters; S3 takes no longer keys
 INLINE_LIMIT = 28_000_000  # characters of base64 that a 20 MB picture makes, the provider's cap
 
+_NO_LINK = "must be a link (https://…, http://… or oss://…, without a user or password in it) or the key of a file"
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_KEY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[\w.-]+)+", re.ASCII)
 _INLINE = re.compile(r"data:image/(png|jpeg|jpg|bmp|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -26,6 +32,11 @@ def is_storable(text: str) -> bool:
     return _UNSTORABLE.search(text) is None
 
 
+def is_key(value: str) -> bool:
+    """Whether it is spelled as the key of an object of a project's: "<the project's id>/…"."""
+    return len(value) <= KEY_LIMIT and _KEY.fullmatch(value) is not None
+
+
 def _storable(text: str) -> str:
     if not is_storable(text):
         raise no("bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored")
@@ -33,10 +44,12 @@ def _storable(text: str) -> str:
 
 
 def _link(value: str) -> str:
+    if is_key(value):
+        return value
     if len(value) > LINK_LIMIT:
         raise no("too_long", f"is a link of {len(value)} characters; at most {LINK_LIMIT} are taken")
     if not _is_link(value):
-        raise no("bad_link", "must be a link: https://…, http://… or oss://…, without a user or password in it")
+        raise no("bad_link", _NO_LINK)
     return value
 
 
@@ -46,7 +59,7 @@ def _picture(value: str) -> str:
     if len(value) > INLINE_LIMIT:
         raise no("too_long", "is a picture of over 20 MB; the provider takes none")
     if not _INLINE.fullmatch(value):
-        raise no("bad_link", "must be data:image/png;base64,… (or jpeg, bmp, webp), or a link")
+        raise no("bad_link", "must be data:image/png;base64,… (or jpeg, bmp, webp), a link, or a file's key")
     return value
 
 

@@ -27,7 +27,7 @@ class ImageToVideo(VideoInput):
     prompt: Text | None = Field(None, description="what happens", examples=["the cat looks up and yawns"])
     img_url: Picture = Field(
         validation_alias=AliasChoices("img_url", "image_url", "first_frame_url"),
-        description="the picture that the clip begins with: a link (https or oss) or data:image/…",
+        description="the picture that the clip begins with: a link, a file's key, or data:image/…",
         examples=["https://example.com/cat.png"],
     )
     template: Text | None = Field(None, description="an effect's name; the prompt is then ignored", examples=["flying"])

@@ -6,28 +6,21 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from worker.catalog import Model, Usage
-from worker.errors import Failure
+from worker.catalog import Model, Surface, Usage
+from worker.errors import Failure, NoriaError
 from worker.settings import Settings
-
-
-class Surface(StrEnum):
-    """Which of the provider's interfaces a request is spelled for."""
-
-    NATIVE = "native"  # /api/v1
-    COMPATIBLE = "compatible"  # /compatible-mode/v1, as OpenAI's
 
 
 @dataclass(frozen=True)
 class Request:
     """A create call: the path under its surface, extra headers, and the body.
 
-    `streams`: the answer comes as server-sent events, which the client puts together into one answer.
+    `streams`: the answer comes as server-sent events, which the client puts together into one answer. `reasoning`:
+    what a model thought aloud is wanted too; else the client drops it, so that it is kept nowhere.
     """
 
     path: str
@@ -35,6 +28,7 @@ class Request:
     body: dict[str, Any]
     surface: Surface = Surface.NATIVE
     streams: bool = False
+    reasoning: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +133,12 @@ class Piece:
     duration: float | None = None  # seconds
 
 
+class Unfit(NoriaError):
+    """The parts do not go together, and will not later: the job fails, and its message says why."""
+
+    code = "parts_unfit"
+
+
 @dataclass(frozen=True)
 class Found:
     """An object that a listing found."""
@@ -185,7 +185,8 @@ class FanOut:
     """How a kind divides its work among children.
 
     `expand`    (parent, store) → the next children, or nothing more
-    `assemble`  (parent, store) → the outputs, each streamed into the bucket before the next is asked for
+    `assemble`  (parent, store) → the outputs, each streamed into the bucket before the next is asked for; Unfit ends
+                the job, another NoriaError is tried again
     `usage`     (parent) → the units to show for the whole
     `all_or_none`  a failed child fails the parent: its waiting siblings are canceled; else the kind reports it
     """

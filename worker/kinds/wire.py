@@ -40,6 +40,13 @@ _PLACES: dict[Protocol, dict[str, str]] = {
     },
     # 'Wan text-to-image V2 API reference', wan2.6; 'Qwen-Image text-to-image API reference'
     Protocol.MESSAGES: {"prompt": "messages.text"},
+    # 'Qwen-TTS API reference'
+    Protocol.SPEECH: {
+        "text": "input.text",
+        "voice": "input.voice",
+        "language": "input.language_type",
+        "instructions": "input.instructions",
+    },
 }
 
 

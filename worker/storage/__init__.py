@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from datetime import UTC
+from typing import Any
 
 from worker import egress, media
 from worker.egress import Bounds, NotAllowed, Streamed, TooLarge, Wire
 from worker.errors import CallFailed, NoriaError
+from worker.models import Job
 from worker.settings import Settings
 from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTrouble, Stored, Upload
 
@@ -27,6 +30,8 @@ __all__ = [
     "Stored",
     "Upload",
     "copy",
+    "row",
+    "stem",
 ]
 
 SOURCE_IDLE = 30.0  # seconds without a byte
@@ -50,6 +55,25 @@ class SourceTrouble(NoriaError):
     """The bytes did not come, or not those that were announced: try again while the link lives."""
 
     code = "source_trouble"
+
+
+def stem(job: Job) -> str:
+    """What the keys of a job's objects begin with: project, day of its making, job."""
+    return f"{job.project_id}/{job.created_at.astimezone(UTC):%Y/%m/%d}/{job.id}"
+
+
+def row(n: int, role: str, stored: Stored, seconds: float | None) -> dict[str, Any]:
+    """The row of an output."""
+    return {
+        "n": n,
+        "role": role,
+        "key": stored.key,
+        "content_type": stored.content_type,
+        "bytes": stored.bytes,
+        "sha256": stored.sha256,
+        "crc64": stored.crc64,
+        "duration": seconds,
+    }
 
 
 def copy(wire: Wire, bucket: Bucket, url: str, stem: str, settings: Settings, deadline: float) -> Stored:

@@ -24,7 +24,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from fastcrc import crc64
 
-from worker.errors import NoriaError
+from worker.egress import TooLarge
+from worker.errors import NoriaError, NotFound
 from worker.settings import Settings
 
 PART = 8 << 20  # bytes; S3 takes 10,000 parts of an object, so 80 GB
@@ -135,8 +136,17 @@ class Bucket:
             with body:
                 yield from body.iter_chunks(size)
 
+    def read(self, key: str, limit: int) -> bytes:
+        """An object's bytes; raises NotFound where there is none, TooLarge where it has more than `limit` of them."""
+        head = self.head(key)
+        if head is None:
+            raise NotFound(f"no object {key}")
+        if head.bytes > limit:
+            raise TooLarge(f"{key} has {head.bytes} bytes; at most {limit} are read")
+        return b"".join(self.chunks(key))
+
     def presign(self, key: str, expires: timedelta, filename: str | None) -> str:
-        """A link for a user, good for `expires` (a week at most); with a file name, one that downloads."""
+        """A link for whoever is outside, good for `expires` (a week at most); with a file name, one that downloads."""
         asked = {"Bucket": self._name, "Key": key}
         if filename is not None:
             asked["ResponseContentDisposition"] = _disposition(filename)
@@ -154,6 +164,13 @@ class Bucket:
         with _trouble("list"):
             for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._name):
                 yield from ((found["Key"], found["Size"]) for found in page.get("Contents", []))
+
+    def listing(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
+        """The objects under a prefix, by key: each one's key, its length in bytes, and when it was last written."""
+        with _trouble("list"):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=prefix)
+            for page in pages:
+                yield from ((found["Key"], found["Size"], found["LastModified"]) for found in page.get("Contents", []))
 
     def uploads(self) -> list[Upload]:
         """Every multipart upload that was begun and not ended."""

@@ -1,0 +1,84 @@
+"""What is billed: how much was made, and what it costs in micro-CNY.
+
+Source: Alibaba docs, "Model pricing". Amounts are multiplied first and divided once, and rounded half up.
+"""
+
+from math import ceil
+
+from ops.sandbox import sound, tokens
+from ops.sandbox.models import Model, Tier
+from ops.sandbox.orders import Order
+from ops.sandbox.tasks import Task
+from ops.sandbox.text import Answer
+
+MILLION = 1_000_000
+CACHED_PERCENT = 20  # of the input's price, for tokens of it that were seen before
+AUDIO_TOKENS = 50  # a second
+
+
+def usage(model: Model, task: Task) -> dict[str, int]:
+    """Return what a task is paid for, by unit."""
+    order = task.order
+    if task.answer is not None:
+        return _tokens(task.answer)
+    if model.usage == "characters":
+        return {"characters": len(order.prompt)}
+    if model.makes == "speech":
+        return speech_tokens(order.prompt)
+    if model.makes == "image":
+        return {"pictures": order.pictures - task.failed_pictures}
+    return {"seconds": order.seconds + order.input_seconds}
+
+
+def tokens_of(model: Model, order: Order, answer: Answer | None) -> int:
+    """Return the tokens that a call counts for against a limit a minute."""
+    if answer is not None:
+        return answer.input_tokens + answer.output_tokens
+    return sum(speech_tokens(order.prompt).values()) if model.usage != "characters" else 0
+
+
+def price(model: Model, task: Task) -> int:
+    """Return what a task costs if it succeeds."""
+    units = usage(model, task)
+    if task.answer is not None:
+        return price_of(model, task.answer)
+    if model.usage == "characters":
+        return units["characters"] * model.prices["character"]
+    if model.makes == "speech":
+        tier = model.token_prices[0]
+        return _rounded(units["input_tokens"] * tier.input + units["output_tokens"] * tier.output)
+    if model.makes == "image":
+        return model.prices["each"] * units["pictures"]
+    prices = model.prices if task.order.has_audio or not model.silent_prices else model.silent_prices
+    return prices.get(task.order.tier, 0) * units["seconds"]
+
+
+def price_of(model: Model, answer: Answer) -> int:
+    """Return what an answer costs; a batch pays half of it."""
+    tier = _tier(model, answer.input_tokens)
+    fresh = answer.input_tokens - answer.cached_tokens
+    input_micros = fresh * tier.input + answer.cached_tokens * tier.input * CACHED_PERCENT // 100
+    return _rounded(input_micros + answer.output_tokens * (tier.thinking if answer.reasoning else tier.output))
+
+
+def speech_tokens(text: str) -> dict[str, int]:
+    """Return the tokens of a spoken text, for models that bill by them."""
+    return {"input_tokens": tokens.count(text), "output_tokens": ceil(sound.seconds(text) * AUDIO_TOKENS)}
+
+
+def _tokens(answer: Answer) -> dict[str, int]:
+    return {
+        "input_tokens": answer.input_tokens,
+        "output_tokens": answer.output_tokens,
+        "reasoning_tokens": answer.reasoning_tokens,
+        "cached_tokens": answer.cached_tokens,
+    }
+
+
+def _tier(model: Model, input_tokens: int) -> Tier:
+    """Return the tier of a call; beyond the last, the last."""
+    return next((tier for tier in model.token_prices if input_tokens <= tier.up_to), model.token_prices[-1])
+
+
+def _rounded(millionths: int) -> int:
+    return (millionths + MILLION // 2) // MILLION

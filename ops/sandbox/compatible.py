@@ -1,0 +1,81 @@
+"""Chat completions over the compatible interface: the native text call in other words.
+
+A call goes the native one's way, through the same limits, books and faults; only its words differ.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ops.sandbox import chat, spoil
+from ops.sandbox.chat import Ask
+from ops.sandbox.exchange import PREFIX, Exchange
+from ops.sandbox.faults import Rule, Where
+from ops.sandbox.orders import Refusal
+from ops.sandbox.provider import Arrival, Proposal, Provider
+from ops.sandbox.tasks import Task
+
+NATIVE_PATH = "aigc/text-generation/generation"
+NATIVE = {"result_format": "message", "incremental_output": True}  # what this interface does whatever is asked
+
+
+def router(provider: Provider) -> APIRouter:
+    """Return the chat route of one sandbox."""
+    routes = APIRouter(prefix=PREFIX)
+
+    @routes.post("/chat/completions")
+    async def complete(request: Request) -> Response:
+        exchange = Exchange(provider, request, Where.CREATE)
+        try:
+            return await _complete(exchange, await request.body())
+        except Refusal as refusal:
+            return exchange.refuse(refusal)
+
+    return routes
+
+
+async def _complete(exchange: Exchange, body: bytes) -> Response:
+    owner, ask = exchange.owner, chat.read(chat.parsed(body))
+    proposal = _propose(exchange, owner, ask, body)
+    rule = exchange.provider.faults.pick(Where.CREATE, ask.model, ask.words)
+    proposal.entry.fault = rule.what if rule else None
+
+    async def make() -> Response:
+        return await _made(exchange, ask, proposal, rule)
+
+    return await spoil.carry_out(rule, make, exchange.refuse)
+
+
+def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes) -> Proposal:
+    document = {"model": ask.model, "input": {"messages": ask.messages}, "parameters": ask.parameters | NATIVE}
+    digest, request_id = hashlib.sha256(body).hexdigest(), exchange.reply.request_id
+    arrival = Arrival(owner, NATIVE_PATH, document, digest, request_id, streams=ask.is_streamed)
+    try:
+        return exchange.provider.consider(arrival)
+    except Refusal:
+        chat.find(exchange.provider.models, ask)  # an unknown model is refused in words of this interface's own
+        raise
+
+
+async def _made(exchange: Exchange, ask: Ask, proposal: Proposal, rule: Rule | None) -> Response:
+    task = exchange.provider.make(proposal, rule)
+    if task.failure is not None and rule is not None:
+        raise Refusal(*rule.error)
+    assert task.answer is not None, "a text call has its answer when it is made"
+    if ask.is_streamed:
+        return exchange.reply.stream(_frames(ask, task))
+    await asyncio.sleep(task.run_seconds)
+    return exchange.reply.json(chat.completion(task.answer, ask.model, task.request_id, task.received_at))
+
+
+async def _frames(ask: Ask, task: Task) -> AsyncIterator[bytes]:
+    assert task.answer is not None, "a text call has its answer when it is made"
+    chunks = list(chat.chunks(task.answer, ask, task.request_id, task.received_at))
+    for chunk in chunks:
+        await asyncio.sleep(task.run_seconds / len(chunks))
+        yield b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"

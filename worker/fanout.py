@@ -1,0 +1,246 @@
+"""The steps of a parent: a job whose children do the work.
+
+    queued      begin      it skips its lane, since it calls nobody itself
+    gathering   gather     the next round of children, when those of the last have ended; or their common end
+    copying     assemble   its outputs from theirs, streamed into the bucket
+
+A round is made in portions, each on record with the kind's own note of how far it is, so a parent that is killed
+between two of them goes on where it was. Between rounds nothing makes the parent due but its children's end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from worker import egress, jobs, spans, storage
+from worker.children import Counts
+from worker.context import Clock, Context
+from worker.errors import ErrorClass, Failure, NoriaError, NotFound
+from worker.kinds import KINDS
+from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
+from worker.models import Job
+from worker.states import Move, State
+
+Moves = Generator[Move, Job, None]
+
+
+def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """On to its children; or its end, where nobody wants it any more."""
+    if job.cancel_requested:
+        yield Move(State.CANCELED, "canceled before anything was sent")
+        return
+    yield Move(State.GATHERING)
+
+
+def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """The next children; a rest while there are some at work; the way on, or the end, when there are no more."""
+    fan_out, counts = _fan_out(job), ctx.children(job)
+    doomed = _doomed(ctx, job, fan_out, counts)
+    if counts.unfinished and (doomed or not job.round_open):
+        yield Move(State.GATHERING, doomed or "", cancels=doomed, rests=True)
+        ctx.wake(job.id)  # they may have ended in the meantime
+        return
+    if job.cancel_requested:
+        yield Move(State.CANCELED, "canceled, and its parts have ended")
+    elif doomed:
+        yield _failed(ctx.first_failed(job))
+    else:
+        yield from _expand(ctx, job, fan_out, counts, clock)
+
+
+def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Its outputs in the bucket, all of them told at once."""
+    fan_out, parent = _fan_out(job), _parent(ctx, job, job.round, 0)
+    shelf = _Shelf(ctx, job, parent, spans.copying(clock() - job.state_at))
+    outputs: list[dict[str, Any]] = []
+    try:
+        for n, piece in enumerate(fan_out.assemble(parent, shelf)):
+            outputs.append(shelf.keep(n, piece))
+    except Unfit as error:
+        failure = Failure(error.code, ErrorClass.PROVIDER, str(error), billed="yes")
+        yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
+    except NoriaError as trouble:
+        failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="yes")
+        yield Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": failure.as_json()})
+    else:
+        columns = {"error": None, "usage": fan_out.usage(parent)}
+        yield Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
+
+
+def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Clock) -> Moves:
+    """Asks the kind for what comes next, and puts it on record."""
+    number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
+    parent = _parent(ctx, job, number - 1, made)
+    shelf = _Shelf(ctx, job, parent, spans.GATHER)
+    try:
+        said = fan_out.expand(parent, shelf)
+    except NoriaError as trouble:  # the bucket is down, say: nothing is lost by waiting
+        failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True)
+        yield Move(State.GATHERING, run_at=_backoff(job, clock), columns={"error": failure.as_json()})
+        return
+    columns: dict[str, Any] = {"error": None} if said.note is None else {"error": None, "note": said.note}
+    total = made + len(said.children)
+    if said.failure is not None and not counts.unfinished:
+        columns |= {"error": said.failure.as_json(), "usage": fan_out.usage(parent)}
+        yield Move(State.FAILED, said.failure.message, columns=columns)
+    elif said.failure is not None:
+        yield Move(State.GATHERING, said.failure.message, cancels=said.failure.message, columns={"round_open": False})
+    elif said.more:
+        columns |= {"round": number, "round_open": True}
+        yield Move(State.GATHERING, said.why, clock(), columns, children=_rows(ctx, number, made, said, clock))
+    elif total:
+        columns |= {"round": number, "round_open": False}
+        why = said.why or f"round {number}: {total} parts"
+        children = _rows(ctx, number, made, said, clock)
+        yield Move(State.GATHERING, why, columns=columns, children=children, rests=True)
+        ctx.wake(job.id)
+    else:
+        yield Move(State.COPYING, said.why, columns=columns | {"round_open": False})
+
+
+def _doomed(ctx: Context, job: Job, fan_out: FanOut, counts: Counts) -> str | None:
+    """Why the children that have not begun need not begin; None where they are wanted."""
+    if job.cancel_requested:
+        return "its job was canceled"
+    if fan_out.all_or_none and counts.failed:
+        return "another part failed, and all of them are needed"
+    return None
+
+
+def _failed(part: Job | None) -> Move:
+    assert part is not None, "a part was counted as failed"
+    error = part.error or {}
+    message = (
+        f"part {(part.place or 0) + 1} of round {part.round} {part.state}: {error.get('message', 'no reason given')}"
+    )
+    told = {
+        **error,
+        "message": message,
+        "code": error.get("code", "part_failed"),
+        "class": error.get("class", "provider"),
+    }
+    return Move(State.FAILED, message, columns={"error": told})
+
+
+def _fan_out(job: Job) -> FanOut:
+    fan_out = KINDS[job.kind].fan_out
+    assert fan_out is not None, "only kinds that fan out have parents"
+    return fan_out
+
+
+def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
+    return Parent(
+        id=job.id,
+        model=job.model,
+        input=KINDS[job.kind].input.model_validate(job.input),
+        note=job.note or {},
+        round=rounds,
+        made=made,
+        ended=ctx.ended(job, rounds),
+        created_at=job.created_at,
+        deadline_at=job.deadline_at,
+        prefixes=(f"{job.project_id}/", f"inbox/{ctx.project_name(job)}/"),
+        settings=ctx.settings,
+    )
+
+
+def _rows(ctx: Context, number: int, made: int, said: Expansion, clock: Clock) -> tuple[dict[str, Any], ...]:
+    on = clock().date()
+    return tuple(_row(ctx, number, made + n, child, on) for n, child in enumerate(said.children))
+
+
+def _row(ctx: Context, number: int, place: int, child: Child, on: date) -> dict[str, Any]:
+    model, kind = ctx.catalog.model(child.model), KINDS[child.kind]
+    wanted = kind.input.model_validate(child.input)
+    return {
+        "round": number,
+        "place": place,
+        "kind": child.kind,
+        "model": model.id,
+        "sync": model.sync,
+        "input": child.input,
+        "note": child.note,
+        "estimate": jobs.dearest(ctx.catalog, ctx.settings, child.kind, model.id, wanted, on),
+    }
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """What a kind may read and write for one job: its project's objects, guarded links, its own material."""
+
+    ctx: Context
+    job: Job
+    parent: Parent
+    patience: timedelta
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "began", time.monotonic())
+
+    def read(self, key: str, limit: int) -> bytes:
+        """An object's bytes, if it is the project's."""
+        self._mine(key)
+        head = self.ctx.bucket.head(key)
+        if head is None:
+            raise NotFound(f"no object {key}")
+        if head.bytes > limit:
+            raise egress.TooLarge(f"{key} has {head.bytes} bytes; at most {limit} are read")
+        return b"".join(self.ctx.bucket.chunks(key))
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """An object's bytes, a piece at a time."""
+        return self.ctx.bucket.chunks(key)
+
+    def listing(self, prefix: str) -> Iterator[Found]:
+        """The objects under a prefix of the project's."""
+        self._mine(prefix)
+        return (Found(*found) for found in self.ctx.bucket.listing(prefix))
+
+    def fetch(self, url: str, limit: int) -> tuple[bytes, str]:
+        """What a user's link gives, each hop of it guarded."""
+        bounds = egress.Bounds(spans.DOCUMENT.total_seconds(), limit)
+        answer = egress.fetch(self.ctx.webhooks, url, bounds)
+        return answer.body, answer.headers.get("content-type", "")
+
+    def put(self, name: str, chunks: Iterable[bytes], content_type: str) -> Stored:
+        """Working material, under the job's own name."""
+        made = self.ctx.bucket.put_stream(
+            f"{storage.stem(self.job)}/work/{name}", chunks, content_type, storage.Expected(), {}
+        )
+        return Stored("work", made.key, made.bytes, None)
+
+    def unserved(self, model: str) -> str | None:
+        """Why the provider does not serve the account with the model, by its own word of the last days."""
+        return self.ctx.unserved(model)
+
+    def is_late(self) -> bool:
+        """Whether the step has had its time."""
+        return time.monotonic() - self.began > self.patience.total_seconds()
+
+    def keep(self, n: int, piece: Piece) -> dict[str, Any]:
+        """An output, stored and checked: its row."""
+        key = f"{storage.stem(self.job)}/{n}-{piece.role}.{piece.extension}"
+        made = self.ctx.bucket.put_stream(key, self._in_time(piece.chunks), piece.content_type, storage.Expected(), {})
+        return storage.row(n, piece.role, made, piece.duration)
+
+    def _in_time(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks, until the step's lease would lapse: another worker may begin anew then."""
+        for chunk in chunks:
+            if self.is_late():
+                raise storage.SourceTrouble(
+                    f"not put together within {self.patience}; more time is given to the next try"
+                )
+            yield chunk
+
+    def _mine(self, key: str) -> None:
+        if not key.startswith(self.parent.prefixes) or "/../" in key:
+            raise NotFound(f"no object {key}")
+
+
+def _backoff(job: Job, clock: Clock) -> datetime:
+    now = clock()
+    return now + spans.backoff(now - job.state_at)

@@ -1,0 +1,158 @@
+"""Files that users give us as inputs: objects in the bucket, and rows that know them.
+
+A file's object is there, and compared, before its row is: a row is proof of its object, and an object without a row
+harms nobody. The same bytes under the same name are one file however often they come, so an upload may be repeated,
+and whatever names the file by its key is the same when it is said again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from worker import inputs, media
+from worker.errors import Conflict, Fault, InvalidInput, NotFound
+from worker.media import MediaType
+from worker.models import File
+from worker.storage import Bucket, Expected
+
+NAME_LIMIT = 255  # characters
+_CHUNK = 1 << 20
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file that has come and is looked through, not kept yet."""
+
+    name: str
+    type: MediaType
+    bytes: int
+    sha256: str
+    body: BinaryIO
+
+
+def draft(name: str, body: BinaryIO) -> Draft:
+    """The file as it may be kept; raises InvalidInput where it is empty, or nothing that is taken."""
+    name = tidied(name)
+    body.seek(0)
+    kind = media.sniff_input(body.read(media.READ), name)
+    size, digest = _measured(body)
+    if not size:
+        raise InvalidInput([Fault("/file", "empty", "has no bytes")])
+    if kind is None:
+        raise InvalidInput([Fault("/file", "type_not_taken", _TAKEN)])
+    return Draft(name, kind, size, digest, body)
+
+
+def keep(engine: Engine, bucket: Bucket, project_id: uuid.UUID, given: Draft, now: datetime) -> tuple[File, bool]:
+    """The file in the bucket, with its row, and whether it is new; no connection is held while it is stored."""
+    with engine.connect() as connection:
+        known = _known(connection, project_id, given)
+        key = known.key if known else _new_key(connection, project_id, given, now)
+    if known and bucket.head(key) is not None:
+        return known, False
+    bucket.put_stream(key, _chunks(given.body), given.type.content_type, Expected(given.bytes), {})
+    with engine.begin() as connection:
+        kept = _record(connection, project_id, given, key)
+    if kept.key != key:  # the same file came twice at once, and the other was first
+        bucket.delete(key)
+    return kept, kept.key == key and known is None
+
+
+def one(connection: Connection, project_id: uuid.UUID, file_id: uuid.UUID) -> File:
+    """The project's file; raises NotFound."""
+    statement = select(*File.__table__.c).where(File.project_id == project_id, File.id == file_id)
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no file {file_id}")
+    return File.of(row)
+
+
+def page(connection: Connection, project_id: uuid.UUID, before: uuid.UUID | None, limit: int) -> list[File]:
+    """At most `limit` files, the newest first; `before` is the last id of the page before."""
+    statement = select(*File.__table__.c).where(File.project_id == project_id).order_by(File.id.desc()).limit(limit)
+    if before is not None:
+        statement = statement.where(File.id < before)
+    return [File.of(row) for row in connection.execute(statement).mappings()]
+
+
+def remove(connection: Connection, bucket: Bucket, project_id: uuid.UUID, file_id: uuid.UUID) -> None:
+    """Deletes the file, object and row; raises NotFound, and Conflict while a job that has not ended names it.
+
+    To be committed by the caller. If that fails the row is left without its object, and can be removed again.
+    """
+    locked = select(File.id).where(File.project_id == project_id, File.id == file_id).with_for_update()
+    connection.execute(locked)  # submissions that name it now are waited for, or wait
+    found = one(connection, project_id, file_id)
+    if user := inputs.user_of(connection, project_id, found.key):
+        raise Conflict("file_in_use", f"job {user} names it and has not ended")
+    connection.execute(delete(File).where(File.id == found.id))
+    bucket.delete(found.key)
+
+
+def tidied(name: str) -> str:
+    """The last part of a name, as it may be stored and shown: nothing in it that moves a cursor or ends a path."""
+    last = _UNPRINTABLE.sub("", name.replace("\\", "/").rpartition("/")[2]).strip()
+    return last[:NAME_LIMIT] or "file"
+
+
+_TAKEN = "is neither a picture (JPEG, PNG, BMP, WEBP), nor sound (WAV, MP3), nor PDF, nor text: nothing that is taken"
+
+
+def _measured(body: BinaryIO) -> tuple[int, str]:
+    """The length in bytes, and the SHA-256 in hex."""
+    size, digest = 0, hashlib.sha256()
+    for chunk in _chunks(body):
+        size += len(chunk)
+        digest.update(chunk)
+    return size, digest.hexdigest()
+
+
+def _chunks(body: BinaryIO) -> Iterator[bytes]:
+    body.seek(0)
+    while chunk := body.read(_CHUNK):
+        yield chunk
+
+
+def _known(connection: Connection, project_id: uuid.UUID, given: Draft) -> File | None:
+    statement = select(*File.__table__.c).where(
+        File.project_id == project_id, File.sha256 == given.sha256, File.name == given.name
+    )
+    row = connection.execute(statement).mappings().one_or_none()
+    return File.of(row) if row else None
+
+
+def _new_key(connection: Connection, project_id: uuid.UUID, given: Draft, now: datetime) -> str:
+    name = connection.execute(select(func.uuidv7())).scalar_one()
+    return f"{project_id}/files/{now.astimezone(UTC):%Y/%m/%d}/{name}.{given.type.extension}"
+
+
+def _record(connection: Connection, project_id: uuid.UUID, given: Draft, key: str) -> File:
+    """The file's row; the one of the upload that was first, where there were two."""
+    row = {
+        "id": uuid.UUID(key.rpartition("/")[2].partition(".")[0]),
+        "project_id": project_id,
+        "key": key,
+        "name": given.name,
+        "content_type": given.type.content_type,
+        "bytes": given.bytes,
+        "sha256": given.sha256,
+    }
+    first = (
+        upsert(File)
+        .values(row)
+        .on_conflict_do_update(
+            index_elements=["project_id", "sha256", "name"],
+            set_={"name": given.name},  # or nothing would be returned
+        )
+    )
+    return File.of(connection.execute(first.returning(*File.__table__.c)).mappings().one())

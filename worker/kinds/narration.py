@@ -1,0 +1,157 @@
+"""A narration out of its segments: one call for each, then one WAV, subtitles by their true lengths, a manifest.
+
+    expand     the script's segments as children, some hundreds at a time; when all are spoken, how long each is
+    assemble   the sound as a stream: the segments' samples, and exact silence between them
+
+The script is cut again each time, which gives the same segments, since the parent's note keeps by what limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from worker import catalog
+from worker.errors import ErrorClass, Failure
+from worker.kinds import cutting, manifest, mp3, script, sound, speech_segment, subtitles
+from worker.kinds.kind import Child, Ended, Expansion, FanOut, Parent, Piece, Store, Unfit
+from worker.kinds.manifest import Take
+from worker.kinds.script import Segment
+from worker.kinds.sound import BadSound, Format, Sound
+from worker.kinds.speech_input import Speech
+
+_PORTION = 250  # children in one commit
+_MEASURES: dict[str, cutting.Measure] = {"bytes": cutting.in_bytes, "characters": len}
+
+
+def expand(parent: Parent, store: Store) -> Expansion:
+    """The next segments to speak; when all are spoken, what they hold, or why they do not go together."""
+    note = parent.note or _limits(parent)
+    segments = _segments(parent, note)
+    if parent.ended:
+        return _measured(parent, store, note)
+    portion = segments[parent.made : parent.made + _PORTION]
+    more = parent.made + len(portion) < len(segments)
+    return Expansion(tuple(_child(parent.model, segment) for segment in portion), note, more)
+
+
+def assemble(parent: Parent, store: Store) -> Iterator[Piece]:
+    """The sound in each format asked for, subtitles, and a manifest of what is where."""
+    wanted, takes = _wanted(parent), _takes(parent, parent.note)
+    form, length = takes[0].sound.format, takes[-1].end
+    if "wav" in wanted.formats:
+        yield Piece("audio", "wav", "audio/wav", _wav(takes, length, store), form.seconds(length))
+    if "mp3" in wanted.formats:
+        yield Piece("audio", "mp3", "audio/mpeg", mp3.encoded(_pcm(takes, store), form), form.seconds(length))
+    lines = [subtitles.Line(t.segment.text, form.seconds(t.start), form.seconds(t.end)) for t in takes]
+    for kind in wanted.subtitles:
+        yield Piece("subtitles", kind, subtitles.CONTENT_TYPES[kind], [subtitles.written(lines, kind).encode()])
+    yield Piece("manifest", "json", "application/json", [manifest.written(parent.model, takes).encode()])
+
+
+def usage(parent: Parent) -> dict[str, Any]:
+    """Characters as the provider counted them, segments, and seconds once they are known."""
+    spoken = [child.usage or {} for child in parent.ended]
+    shown = {"characters": sum(said.get("characters", 0) for said in spoken), "segments": len(spoken)}
+    return {**shown, "seconds": parent.note["seconds"]} if "seconds" in parent.note else shown
+
+
+FAN_OUT = FanOut(expand=expand, assemble=assemble, usage=usage, all_or_none=True)
+
+
+def _wanted(parent: Parent) -> Speech:
+    assert isinstance(parent.input, Speech)
+    return parent.input
+
+
+def _limits(parent: Parent) -> dict[str, Any]:
+    limit = catalog.load().model(parent.model).text_limit
+    assert limit is not None, "the catalog knows how much a model of speech takes"
+    return {"limit": limit, "unit": parent.settings.speech_limit_unit}
+
+
+def _segments(parent: Parent, note: dict[str, Any]) -> list[Segment]:
+    wanted = _wanted(parent)
+    return script.segments(wanted.voiced, wanted.pause, note["limit"], _MEASURES[note["unit"]])
+
+
+def _child(model: str, segment: Segment) -> Child:
+    said = {"text": segment.text, "voice": segment.voice, "language": segment.language}
+    if segment.instructions is not None:
+        said["instructions"] = segment.instructions
+    note = {"paragraph": segment.paragraph, "characters": len(segment.text), "voice": segment.voice}
+    return Child(speech_segment.NAME, model, said, note)
+
+
+def _measured(parent: Parent, store: Store, note: dict[str, Any]) -> Expansion:
+    """The parent's note with what each segment holds; as far as time allows, with `more`."""
+    sounds = list(note.get("sounds", ()))
+    for number, child in enumerate(parent.ended[len(sounds) :], len(sounds) + 1):
+        if store.is_late():
+            return Expansion(note={**note, "sounds": sounds}, more=True)
+        try:
+            sounds.append(_heard(child, store, sounds))
+        except BadSound as error:
+            return Expansion(failure=_unfit(f"segment {number} cannot be joined: {error}"))
+    try:
+        last = _takes(parent, {**note, "sounds": sounds})[-1]
+    except Unfit as error:
+        return Expansion(failure=_unfit(str(error)))
+    seconds = round(last.sound.format.seconds(last.end), 3)
+    return Expansion(note={**note, "sounds": sounds, "seconds": seconds}, failure=_too_long(last))
+
+
+def _heard(child: Ended, store: Store, before: Sequence[Sequence[int]]) -> list[int]:
+    """Rate, channels, offset and length of a segment's sound, in the format of the first."""
+    if not child.outputs:
+        raise BadSound("there is none")
+    stored = child.outputs[0]
+    heard = sound.measure(store.chunks(stored.key), stored.bytes)
+    form = heard.format
+    if before and [form.rate, form.channels] != list(before[0][:2]):
+        raise BadSound(f"it has {form.channels} channels at {form.rate} Hz, the first {before[0][1]} at {before[0][0]}")
+    if not heard.frames:
+        raise BadSound("it is empty")
+    return [form.rate, form.channels, heard.offset, heard.frames]
+
+
+def _takes(parent: Parent, note: dict[str, Any]) -> list[Take]:
+    """The segments with their sound and places; raises Unfit if these are not the ones that were spoken."""
+    segments = _segments(parent, note)
+    if [len(segment.text) for segment in segments] != [child.note.get("characters") for child in parent.ended]:
+        raise Unfit("the text would be cut otherwise now than when it was spoken: submit it again")
+    takes: list[Take] = []
+    start = 0
+    for segment, child, heard in zip(segments, parent.ended, note["sounds"], strict=True):
+        rate, channels, offset, frames = heard
+        form = Format(rate, channels)
+        take = Take(segment, child, Sound(form, offset, frames), start, form.frames(segment.pause))
+        takes.append(take)
+        start = take.end + take.silence
+    return takes
+
+
+def _wav(takes: Sequence[Take], length: int, store: Store) -> Iterator[bytes]:
+    yield sound.header(takes[0].sound.format, length)
+    yield from _pcm(takes, store)
+
+
+def _pcm(takes: Sequence[Take], store: Store) -> Iterator[bytes]:
+    for number, take in enumerate(takes, 1):
+        try:
+            yield from sound.samples(store.chunks(take.child.outputs[0].key), take.sound)
+        except BadSound as error:
+            raise Unfit(f"segment {number} is not what it was: {error}") from None
+        yield from sound.silence(take.sound.format, take.silence)
+
+
+def _unfit(message: str) -> Failure:
+    return Failure("parts_unfit", ErrorClass.PROVIDER, message, billed="yes")
+
+
+def _too_long(last: Take) -> Failure | None:
+    if last.end * last.sound.format.frame <= sound.LONGEST:
+        return None
+    message = f"{last.sound.format.seconds(last.end):,.0f} s are more than one WAV holds, which is 4 GiB"
+    hint = "cut the text in two; the segments that were spoken are in the bucket, as this job's children"
+    return Failure("too_long", ErrorClass.VALIDATION, message, billed="yes", hint=hint)
