@@ -108,9 +108,7 @@ class Job(Answer):
     cancel_requested: bool
     waiting_on: Waiting | None
     priority: Literal["high", "normal", "low"]
-    input: dict[str, Any] = Field(
-        description="complete: defaults filled in; in lists long parts are cut, and end in …"
-    )
+    input: dict[str, Any] = Field(description="complete: defaults filled in; in lists long parts are cut, and end in …")
     metadata: dict[str, str]
     custom_id: str | None
     batch_id: UUID | None
@@ -272,6 +270,42 @@ class Resolution(Answer):
     job: Job
 
 
+class Schedule(Answer):
+    """A job for the clock to submit."""
+
+    id: UUID
+    object: Literal["schedule"]
+    name: str
+    cron: str
+    time_zone: str
+    explained: str = Field(description="the cron expression, in English", examples=["At 02:30 every day"])
+    template: dict[str, Any] = Field(description="what it submits, with its variables as they were written")
+    overlap: Literal["skip", "queue", "cancel"]
+    missed: Literal["run_once", "skip"]
+    next: list[datetime] = Field(description="the next five fire times; none while it is paused")
+    paused_at: datetime | None
+    since: datetime | None = Field(description="until when its last submitted run took documents")
+    job_id: UUID | None = Field(description="of its last run that submitted one")
+    created_at: datetime
+    updated_at: datetime
+    urls: dict[str, str]
+
+
+class Run(Answer):
+    """What became of one fire time, or of a person's wish."""
+
+    id: UUID
+    object: Literal["run"]
+    schedule_id: UUID
+    fire_at: datetime
+    trigger: Literal["clock", "late", "person"] = Field(description="late: no clock ran at its time")
+    outcome: Literal["waiting", "submitted", "skipped", "refused"]
+    why: str
+    job_id: UUID | None
+    job_state: str | None = Field(json_schema_extra=_STATES)
+    at: datetime = Field(description="when it was seen to")
+
+
 class _List(Answer):
     object: Literal["list"]
     has_more: bool
@@ -312,6 +346,18 @@ class ModelList(_List):
     """The models."""
 
     data: list[Model]
+
+
+class ScheduleList(_List):
+    """A page of schedules, the newest first."""
+
+    data: list[Schedule]
+
+
+class RunList(_List):
+    """A page of a schedule's runs, the latest fire time first; the cursor is the last one's."""
+
+    data: list[Run]
 
 
 class LaneList(_List):

@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 
 from api import context, describe, problems
 from api.middleware import Frame
-from api.routes import files, health, jobs, limits, models, resolve
+from api.routes import files, health, jobs, limits, models, resolve, schedules
 from worker import log, settings
 from worker.settings import Settings
 
@@ -35,7 +35,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: describe.describe(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, resolve, files, models, limits, health):
+    for routes in (jobs, resolve, files, schedules, models, limits, health):
         app.include_router(routes.router)
     return app
 

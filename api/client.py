@@ -146,6 +146,43 @@ class Client:
         """Deletes a file that no unfinished job names."""
         self._call("DELETE", f"/v1/files/{quote(file_id, safe='')}")
 
+    def schedules(self, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """Every schedule, the newest first; with a name the one that has it."""
+        yield from self._pages("/v1/schedules", {"limit": 100} | ({"name": name} if name else {}))
+
+    def schedule(self, schedule_id: str) -> dict[str, Any]:
+        """One schedule."""
+        return self._json("GET", _schedule(schedule_id))
+
+    def make_schedule(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The schedule, made, or found where it was made before in the same words."""
+        return self._json("POST", "/v1/schedules", json=body)
+
+    def change_schedule(self, schedule_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The schedule as it is then; what the body does not say stays."""
+        return self._json("PATCH", _schedule(schedule_id), json=body)
+
+    def pause_schedule(self, schedule_id: str) -> dict[str, Any]:
+        """The schedule, which fires no more."""
+        return self._json("POST", _schedule(schedule_id, "/pause"))
+
+    def resume_schedule(self, schedule_id: str) -> dict[str, Any]:
+        """The schedule, which fires again."""
+        return self._json("POST", _schedule(schedule_id, "/resume"))
+
+    def run_schedule(self, schedule_id: str, idempotency_key: str | None = None) -> dict[str, Any]:
+        """A run of this instant, or the one that was made before under that key."""
+        key = idempotency_key or str(uuid.uuid4())
+        return self._json("POST", _schedule(schedule_id, "/run"), headers={"idempotency-key": key})
+
+    def runs(self, schedule_id: str) -> Iterator[dict[str, Any]]:
+        """What became of each fire time, the latest first."""
+        yield from self._pages(_schedule(schedule_id, "/runs"), {"limit": 100})
+
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Deletes a schedule with its history; its jobs stay."""
+        self._call("DELETE", _schedule(schedule_id))
+
     def candidates(self, job_id: str) -> dict[str, Any]:
         """The tasks that an uncertain job's call may have made, and the money at stake; takes an operator's key."""
         return self._json("GET", _path(job_id, "/candidates"))
@@ -212,6 +249,10 @@ def _attempts() -> Iterator[stamina.Attempt]:
 
 def _path(job_id: str, suffix: str = "") -> str:
     return f"/v1/jobs/{quote(str(job_id), safe='')}{suffix}"
+
+
+def _schedule(schedule_id: str, suffix: str = "") -> str:
+    return f"/v1/schedules/{quote(str(schedule_id), safe='')}{suffix}"
 
 
 def _refuse(answer: httpx.Response) -> None:

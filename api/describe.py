@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from api import answers, schemas
 from api.problems import MEDIA_TYPE
 from worker import catalog
-from worker.kinds import KINDS
+from worker.kinds import OFFERED
 
 TITLE = "Noria"
 ABOUT = """\
@@ -34,7 +34,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def body(form: type[schemas.EstimateCreate]) -> dict[str, Any]:
     """The request body of a route that reads it itself, with an example for each kind."""
-    examples = {kind: {"summary": kind, "value": example(kind)} for kind in KINDS}
+    examples = {kind: {"summary": kind, "value": example(kind)} for kind in OFFERED}
     content = {"application/json": {"schema": {"$ref": _REF + form.__name__}, "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -53,11 +53,11 @@ def upload() -> dict[str, Any]:
 
 
 def example(kind: str) -> dict[str, Any]:
-    """A body that can be sent as it is: the kind's first model, and what that needs."""
+    """A body that can be sent as it is: the kind's first model, and what that needs; or its first field, if nothing."""
     model = next(model for model in catalog.load().models(kind) if not model.retired)
-    fields = KINDS[kind].input.model_fields.items()
-    needed = {name: field for name, field in fields if field.is_required() or name in model.requires}
-    wanted = {name: field.examples[0] for name, field in needed.items() if field.examples}
+    fields = {name: field for name, field in OFFERED[kind].input.model_fields.items() if field.examples}
+    needed = [name for name, field in fields.items() if field.is_required() or name in model.requires]
+    wanted = {name: (fields[name].examples or [None])[0] for name in needed or list(fields)[:1]}
     return {"kind": kind, "model": model.id, "input": wanted}
 
 
@@ -66,8 +66,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=TITLE, version=app.version, description=ABOUT, routes=app.routes)
         components = made.setdefault("components", {}).setdefault("schemas", {})
-        inputs = [kind.input for kind in KINDS.values()]
+        inputs = [kind.input for kind in OFFERED.values()]
         bodies: list[type[BaseModel]] = [schemas.EstimateCreate, schemas.JobCreate, schemas.ResolveCreate]
+        bodies += [schemas.ScheduleCreate, schemas.ScheduleUpdate]
         forms: list[type[BaseModel]] = [*bodies, answers.Problem, *inputs]
         for form in forms:
             components |= _schemas(form)

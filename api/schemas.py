@@ -22,13 +22,21 @@ from pydantic_core import PydanticCustomError
 
 from worker import reading
 from worker.egress import wires
-from worker.kinds import KINDS
+from worker.kinds import OFFERED
 from worker.kinds.fields import Text, no
 from worker.states import State
+from worker.templates import VARIABLES
 from worker.webhooks import JOB_EVENTS
 
 METADATA_PREFIX = "metadata."
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
+
+
+_TEMPLATE = (
+    "a job as POST /v1/jobs takes it; in its texts stand, told from the fire time in the schedule's zone: "
+    + "; ".join(f"{{{{{name}}}}} {meaning}" for name, meaning in VARIABLES.items())
+    + ". {{{{ stands for two braces."
+)
 
 
 def _known_event(name: str) -> str:
@@ -63,9 +71,10 @@ class EstimateCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: str = Field(description="what to make", json_schema_extra={"enum": [*sorted(KINDS)]})
-    model: str = Field(
-        description="the provider's id of a model, or an alias; GET /v1/models lists them",
+    kind: str = Field(description="what to make", json_schema_extra={"enum": [*sorted(OFFERED)]})
+    model: str | None = Field(
+        None,
+        description="the provider's id of a model, or an alias, as GET /v1/models lists them; some kinds have a default",
         examples=["wan2.5-t2v-preview"],
     )
     input: dict[str, Any] = Field(
@@ -117,6 +126,42 @@ class ResolveCreate(BaseModel):
         if self.action == "adopt" and self.task_id is None:
             raise no("required", "adopt needs the task_id")
         return self
+
+
+class ScheduleCreate(BaseModel):
+    """A job for the clock to submit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="yours, and no other's", examples=["nightly"])
+    cron: str = Field(
+        max_length=200,
+        description="minute, hour, day, month, weekday; where clocks change, Debian's rules hold",
+        examples=["30 2 * * *"],
+    )
+    time_zone: str | None = Field(
+        None, max_length=64, description="of the tz database; the project's own unless said", examples=["Asia/Shanghai"]
+    )
+    template: dict[str, Any] = Field(description=_TEMPLATE, examples=[{"kind": "text-to-video"}])
+    overlap: Literal["skip", "queue", "cancel"] = Field(
+        "skip", description="what a fire time does while the job of the run before has not ended"
+    )
+    missed: Literal["run_once", "skip"] = Field(
+        "run_once", description="what becomes of fire times at which no clock ran: the latest is made up for, or none"
+    )
+
+
+class ScheduleUpdate(BaseModel):
+    """What is to be different; what is not said stays. A template is replaced whole."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("", min_length=1, max_length=100, description="yours, and no other's")
+    cron: str = Field("", max_length=200, description="minute, hour, day, month, weekday")
+    time_zone: str = Field("", max_length=64, description="of the tz database")
+    template: dict[str, Any] = Field({}, description=_TEMPLATE)
+    overlap: Literal["skip", "queue", "cancel"] = Field("skip", description="as in ScheduleCreate")
+    missed: Literal["run_once", "skip"] = Field("run_once", description="as in ScheduleCreate")
 
 
 class JobQuery(BaseModel):

@@ -20,7 +20,7 @@ from api.schemas import EstimateCreate, JobCreate, ResolveCreate
 from worker import jobs
 from worker.errors import Fault, InvalidInput
 from worker.jobs import Prepared, Submission
-from worker.kinds import KINDS
+from worker.kinds import OFFERED
 from worker.settings import Settings
 
 BODY_LIMIT = 1 << 20  # bytes
@@ -64,29 +64,35 @@ def estimate(here: Context, body: Any, on: datetime) -> Prepared:
 def decision(here: Context, body: Any) -> ResolveCreate:
     """What a body decides of a job; raises InvalidInput with every fault."""
     clean, found = faults.scrubbed(body)
-    said, of_form = _read(ResolveCreate, clean, here.settings)
+    said, of_form = read(ResolveCreate, clean, here.settings)
     if said is None or found:
         raise InvalidInput(found + of_form)
     return said
 
 
-def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime) -> Prepared:
-    clean, found = faults.scrubbed(body)
-    said, of_form = _read(form, clean, here.settings)
-    prepared, of_catalog = _priced(here, said, clean, on)
-    found += of_form + [fault for fault in of_catalog if not _is_said(fault, of_form)]
-    if found or prepared is None:
-        raise InvalidInput(found)
-    return prepared
-
-
-def _read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[Fault]]:
+def read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[Fault]]:
+    """A body as that form, or its faults."""
     if not isinstance(body, dict):
         return None, [Fault("", "not_an_object", "the body is to be an object")]
     try:
         return form.model_validate(body, strict=True, context=settings), []
     except ValidationError as error:
         return None, [faults.fault(slip) for slip in error.errors(include_url=False)]
+
+
+def is_said(fault: Fault, already: list[Fault]) -> bool:
+    """Whether one of those faults is about the same field, or about what holds it."""
+    return any(fault.pointer == other.pointer or fault.pointer.startswith(other.pointer + "/") for other in already)
+
+
+def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime) -> Prepared:
+    clean, found = faults.scrubbed(body)
+    said, of_form = read(form, clean, here.settings)
+    prepared, of_catalog = _priced(here, said, clean, on)
+    found += of_form + [fault for fault in of_catalog if not is_said(fault, of_form)]
+    if found or prepared is None:
+        raise InvalidInput(found)
+    return prepared
 
 
 def _priced(here: Context, said: EstimateCreate | None, body: Any, on: datetime) -> tuple[Prepared | None, list[Fault]]:
@@ -110,16 +116,12 @@ def _legible(body: Any) -> Submission:
     )
 
 
-def _is_said(fault: Fault, already: list[Fault]) -> bool:
-    return any(fault.pointer == other.pointer or fault.pointer.startswith(other.pointer + "/") for other in already)
-
-
 def _of_input(submission: Submission) -> list[Fault]:
     """What is wrong with the input whatever the model: it could not be held against the one that was named."""
-    if submission.kind not in KINDS:
+    if submission.kind not in OFFERED:
         return []
     try:
-        KINDS[submission.kind].input.model_validate(submission.input)
+        OFFERED[submission.kind].input.model_validate(submission.input)
     except ValidationError as error:
         return [faults.fault(slip, "/input") for slip in error.errors(include_url=False)]
     return []

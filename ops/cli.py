@@ -19,7 +19,21 @@ import typer
 from pydantic import ValidationError
 
 from api.client import ApiError
-from ops import campaign, cli_doctor, cli_jobs, cli_lanes, cli_projects, cli_resolve, local, reach, servers, show
+from ops import (
+    campaign,
+    cli_doctor,
+    cli_files,
+    cli_jobs,
+    cli_lanes,
+    cli_projects,
+    cli_resolve,
+    cli_schedules,
+    cli_submit,
+    local,
+    reach,
+    servers,
+    show,
+)
 from ops.cli_options import Home, Json
 from ops.reach import Door
 from ops.supervise import LocalError
@@ -33,7 +47,7 @@ _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
     402: "The project's budget is spent.",
     404: "`noria list` shows the project's jobs.",
-    409: "The key was used for something else: choose another --idempotency-key.",
+    "idempotency_key_reused": "The key was used for something else: choose another --idempotency-key.",
     429: "The server is asked too often, or too many jobs wait: try again later.",
 }
 
@@ -97,7 +111,7 @@ def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tu
         case LocalError():
             return error.exit_code, str(error)
         case ApiError():
-            words = [*campaign.faults_of(error), *filter(None, [_ADVICE.get(error.status)])]
+            words = [*campaign.faults_of(error), *filter(None, [_ADVICE.get(error.code, _ADVICE.get(error.status))])]
             return (Code.AWAY if error.status >= _SERVER_FAILED else Code.REFUSED), "\n".join(words)
         case InvalidInput():
             return Code.REFUSED, "\n".join(f"{fault.pointer.strip('/')} {fault.message}." for fault in error.faults)
@@ -165,11 +179,14 @@ def sandbox(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "ops.sandbox", *context.args])  # noqa: S606, no shell is meant
 
 
+cli_submit.add_to(app)
 cli_jobs.add_to(app)
+cli_files.add_to(app)
 cli_projects.add_to(app)
 cli_lanes.add_to(app)
 cli_doctor.add_to(app)
 cli_resolve.add_to(app)
+cli_schedules.add_to(app)
 
 
 def check_can_run(real: bool) -> None:

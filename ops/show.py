@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ops.following import Job, at, timed
+from ops.following import Job, at
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
@@ -82,6 +82,22 @@ def jobs(found: Sequence[Job]) -> RenderableType:
     return rows
 
 
+def children(found: Sequence[Job]) -> RenderableType:
+    """A job's parts, one a line, in their order."""
+    rows = table("part", "id", "makes", "state", "CNY", right=["part", "CNY"], wide=["makes"])
+    for job in found:
+        row(rows, f"{job['round']}.{job['place'] + 1}", job["id"], job["kind"], state(job), cost(job))
+    return rows
+
+
+def files(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A list of files, one a line, with the id that the other commands take."""
+    rows = table("id", "name", "type", "size", right=["size"], wide=["name", "type"])
+    for file in found:
+        row(rows, file["id"], escape(file["name"]), file["content_type"], size(file["bytes"]))
+    return rows
+
+
 def progress(found: Sequence[Job], now: datetime, height: int) -> RenderableType:
     """Jobs on their way; those at work first where the terminal is too low for all."""
     rows = table("job", "model", "state", "for", "waits for", right=["for"], wide=["job", "model", "waits for"])
@@ -105,16 +121,6 @@ def counts(found: Sequence[Job]) -> str:
     states = [str(job["state"]) for job in found]
     each = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states))
     return f"{len(found)} {'job' if len(found) == 1 else 'jobs'}: {each}"
-
-
-def job(found: Job, events: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """All there is to say of one job."""
-    parts = [_facts(found), _history(events)]
-    if attempts:
-        parts.append(_attempts(attempts))
-    if found["error"]:
-        parts.append(_error(found["error"]))
-    return Group(*parts)
 
 
 def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -206,65 +212,6 @@ def size(count: int) -> str:
 def now() -> datetime:
     """This machine's time; for people only."""
     return datetime.now(UTC)
-
-
-def _facts(found: Job) -> RenderableType:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for word, value in {
-        "id": found["id"],
-        "custom id": found["custom_id"],
-        "makes": f"{found['kind']} · {found['model']}",
-        "input": ", ".join(f"{field}={_said(value)}" for field, value in found["input"].items()),
-        "metadata": ", ".join(f"{field}={value}" for field, value in found["metadata"].items()),
-        "state": found["state"],
-        "waits for": waits_for(found) if found["waiting_on"] else None,
-        "cost": f"{cost(found)} CNY (billed: {found['cost']['billed']})",
-        "provider": _provider(found["provider"]),
-    }.items():
-        if value:
-            facts.add_row(word, escape(str(value)))
-    for output in found["outputs"]:
-        facts.add_row(f"output {output['n']}", escape(f"{_output(output)}\n{output['key']}"))
-    return facts
-
-
-def _output(output: Mapping[str, Any]) -> str:
-    length = "" if output["duration"] is None else f", {output['duration']:g} s"
-    return f"{output['content_type']}, {size(output['bytes'])}{length}"
-
-
-def _said(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _provider(provider: Mapping[str, Any]) -> str:
-    said = {"task": provider["task_id"], "request": provider["request_id"], "in": provider["region"]}
-    return ", ".join(f"{word} {value}" for word, value in said.items() if value)
-
-
-def _history(events: Sequence[Mapping[str, Any]]) -> RenderableType:
-    rows = table("at (UTC)", "state", "for", "why", right=["for"], wide=["why"])
-    for event, stayed in timed(events):
-        lasted = "" if stayed is None else seconds(stayed)
-        row(rows, at(event["at"]).strftime("%m-%d %H:%M:%S"), event["to"], lasted, escape(event["why"]))
-    return Group("", rows)
-
-
-def _attempts(attempts: Sequence[Mapping[str, Any]]) -> RenderableType:
-    rows = table("create call", "outcome", "billed", "request id", "said", wide=["said"])
-    for attempt in attempts:
-        said = " ".join(filter(None, [attempt["code"], attempt["message"]]))
-        row(rows, str(attempt["number"]), attempt["outcome"], attempt["billed"], attempt["request_id"], escape(said))
-    return Group("", rows)
-
-
-def _error(error: Mapping[str, Any]) -> RenderableType:
-    lines = [f"[red]{escape(str(error['class']))} {escape(str(error['code']))}[/]: {escape(str(error['message']))}"]
-    if error.get("hint"):
-        lines.append(f"What to do: {escape(str(error['hint']))}")
-    return Group("", *lines)
 
 
 def _prices(model: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from api.submissions import BODY_LIMIT
 from worker import jobs, keys, moves
 from worker.context import engine as make_engine
 from worker.errors import Conflict, InvalidInput, NotFound
-from worker.kinds import KINDS
+from worker.kinds import OFFERED
 from worker.models import Project
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
@@ -107,7 +107,7 @@ class TestSubmitting:
         assert shown == made | {"waiting_on": made["waiting_on"] | {"position": 1}}
 
     def test_the_documented_example_of_each_kind_can_be_sent_as_it_is(self, http: httpx.Client) -> None:
-        assert {kind: post(http, example(kind)).status_code for kind in KINDS} == dict.fromkeys(KINDS, 201)
+        assert {kind: post(http, example(kind)).status_code for kind in OFFERED} == dict.fromkeys(OFFERED, 201)
 
     def test_every_wrong_field_is_named_in_one_answer(self, http: httpx.Client) -> None:
         body = CLIP | {
@@ -554,6 +554,110 @@ class TestCanceling:
             assert answer.status_code == 200
             assert answer.json()["outcome"] == outcome
             assert answer.json()["job"] == http.get(job["urls"]["self"]).json()
+
+
+class TestParts:
+    @pytest.fixture
+    def parent(self, http: httpx.Client, api: Served) -> dict[str, Any]:
+        """A job with five parts in two rounds: two succeeded, one failed, two are on their way."""
+        job = submitted(http)
+        api.sql("update jobs set fans_out = true, state = 'gathering', round = 2, run_at = null")
+        api.sql(
+            "insert into jobs (project_id, parent_id, round, place, kind, model, input, state, finished_at, run_at,"
+            " error)"
+            " select project_id, id, part.round, part.place, kind, model, input, part.state,"
+            " case when part.state <> 'queued' then now() end, case when part.state = 'queued' then now() end,"
+            " case when part.state = 'failed' then jsonb_build_object('message', 'no') end"
+            " from jobs, (values (2, 0, 'queued'), (1, 0, 'succeeded'), (1, 2, 'succeeded'), (1, 1, 'failed'),"
+            " (2, 1, 'queued')) as part (round, place, state)"
+        )
+        shown: dict[str, Any] = http.get(job["urls"]["self"]).json()
+        return shown
+
+    def test_a_job_says_how_its_parts_stand(self, http: httpx.Client, parent: dict[str, Any]) -> None:
+        found = {"total": 5, "unfinished": 2, "succeeded": 2, "failed": 1, "canceled": 0, "expired": 0}
+
+        assert (parent["children"], parent["round"], parent["place"]) == (found, 2, None)
+        assert parent["waiting_on"]["code"] == "children"
+        assert parent["waiting_on"]["detail"] == "2 of 5 parts are made; 1 failed"
+        assert submitted(http)["children"] is None
+
+    def test_a_job_that_is_not_divided_yet_says_so(self, http: httpx.Client, api: Served) -> None:
+        job = submitted(http)
+        api.sql("update jobs set fans_out = true")
+
+        shown = http.get(job["urls"]["self"]).json()
+
+        assert shown["waiting_on"]["code"] == "parts"
+        assert shown["children"]["total"] == 0
+
+    def test_parts_are_listed_in_their_order_and_only_there(self, http: httpx.Client, parent: dict[str, Any]) -> None:
+        def places(answer: httpx.Response) -> list[tuple[int, int]]:
+            return [(part["round"], part["place"]) for part in answer.json()["data"]]
+
+        url = parent["urls"]["children"]
+        first = http.get(url, params={"limit": 3})
+        rest = http.get(url, params={"limit": 3, "cursor": first.json()["next_cursor"]})
+        failed = http.get(url, params={"state": "failed,expired"})
+
+        assert places(first) + places(rest) == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+        assert (first.json()["has_more"], rest.json()["has_more"]) == (True, False)
+        assert places(failed) == [(1, 1)]
+        assert {part["parent_id"] for part in rest.json()["data"]} == {parent["id"]}
+        assert ids(http.get("/v1/jobs")) == [parent["id"]]
+        assert http.get(f"/v1/jobs/{rest.json()['data'][0]['id']}/children").json()["data"] == []
+
+    def test_a_wrong_place_or_filter_is_named(self, http: httpx.Client, parent: dict[str, Any]) -> None:
+        assert faults(http.get(parent["urls"]["children"], params={"cursor": "x", "state": "done", "statee": "x"})) == {
+            "/query/cursor": "not_allowed",
+            "/query/state/0": "not_allowed",
+            "/query/statee": "unknown_field",
+        }
+
+    def test_a_page_cuts_what_is_long_and_one_job_shows_all(self, http: httpx.Client, api: Served) -> None:
+        job = submitted(http)
+        api.sql(
+            "update jobs set input = jsonb_build_object('prompt', repeat('x', 100000)),"
+            " result = jsonb_build_object('content', repeat('y', 100000))"
+        )
+
+        listed = http.get("/v1/jobs").json()["data"][0]
+        shown = http.get(job["urls"]["self"]).json()
+
+        assert (listed["input"]["prompt"][-2:], len(listed["input"]["prompt"])) == ("x…", 1001)
+        assert (listed["result"]["content"][-2:], len(listed["result"]["content"])) == ("y…", 1001)
+        assert len(shown["input"]["prompt"]) == len(shown["result"]["content"]) == 100_000
+
+
+class TestRetrying:
+    def test_a_job_that_failed_is_made_again(self, http: httpx.Client, api: Served) -> None:
+        job = submitted(http)
+        moved(api, job["id"], State.FAILED)
+
+        answer = http.post(job["urls"]["retry"])
+
+        assert (answer.status_code, answer.json()["state"], answer.json()["error"]) == (200, "queued", None)
+        assert [event["to"] for event in http.get(job["urls"]["events"]).json()["data"]] == [
+            "queued",
+            "failed",
+            "queued",
+        ]
+
+    def test_what_cannot_be_made_again_is_a_conflict_that_says_why(self, http: httpx.Client, api: Served) -> None:
+        queued, open_call = submitted(http), submitted(http)
+        moved(api, open_call["id"], State.FAILED)
+        api.sql(
+            "insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash)"
+            " select id, project_id, 1, 'o', 'a', 'cn-beijing', model, '' from jobs where id = :id",
+            id=open_call["id"],
+        )
+
+        refused = [http.post(job["urls"]["retry"]) for job in (queued, open_call)]
+
+        assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [
+            (409, "not_retryable"),
+            (409, "attempt_open"),
+        ]
 
 
 class TestKeys:

@@ -170,6 +170,111 @@ def test_the_day_and_the_most_specific_row_decide(on: date, units: dict[str, Any
     assert catalog.parse(SMALL).model("one").price(Usage(units), "here", on) == micro
 
 
+MILLION = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "region", "units", "micro"),
+    [
+        ("qwen-plus", BEIJING, {"input_tokens": 128_000, "output_tokens": 1000}, 102_400 + 2_000),
+        ("qwen-plus", BEIJING, {"input_tokens": 128_001, "output_tokens": 1000}, 307_202 + 20_000),
+        ("qwen-plus", BEIJING, {"input_tokens": 1000, "output_tokens": 1000, "thinking": True}, 800 + 8_000),
+        ("qwen-plus", BEIJING, {"input_tokens": 1000, "cached_tokens": 500, "output_tokens": 0}, 400 + 80),
+        ("qwen-plus", BEIJING, {"input_tokens": 10, "cached_tokens": 500, "output_tokens": 0}, 2),
+        ("qwen-plus", SINGAPORE, {"input_tokens": 1000, "output_tokens": 1000}, 2_936 + 8_807),
+        ("qwen-plus", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1}, None),
+        ("qwen-plus", BEIJING, {"input_tokens": 1000}, None),
+        ("qwen-plus", BEIJING, {"output_tokens": 1000}, None),
+        ("qwen-flash", BEIJING, {"input_tokens": MILLION, "output_tokens": 1000}, 1_200_000 + 12_000),
+        ("qwen3-max", BEIJING, {"input_tokens": 32_001, "output_tokens": 1000}, 128_004 + 16_000),
+        ("qwen-max", SINGAPORE, {"input_tokens": MILLION, "output_tokens": 0}, 11_743_000),
+        ("qwen-plus@batch", BEIJING, {"input_tokens": 1000, "output_tokens": 1000}, 400 + 1_000),
+        ("qwen-plus@batch", BEIJING, {"input_tokens": 1000, "cached_tokens": 500, "output_tokens": 0}, 400),
+        ("qwen-plus@tasks", BEIJING, {"input_tokens": 1000, "output_tokens": 1000}, 800 + 2_000),
+        ("qwen3-tts-flash", BEIJING, {"characters": 100_000}, 8_000_000),
+        ("qwen-tts", BEIJING, {"input_tokens": 1000, "output_tokens": 5000}, 1_600 + 50_000),
+    ],
+)
+def test_tokens_cost_by_the_tier_of_the_input(name: str, region: str, units: Any, micro: int | None) -> None:
+    assert price(name, region, **units) == micro
+
+
+@pytest.mark.parametrize(
+    ("name", "region", "rps", "tpm"),
+    [
+        ("qwen3-tts-flash", BEIJING, 3, None),
+        ("qwen-tts", BEIJING, 1 / 6, 100_000),
+        ("qwen-plus", BEIJING, 500, 5_000_000),
+        ("qwen-plus", SINGAPORE, 10, 1_000_000),
+        ("qwen-plus@batch", BEIJING, None, None),
+    ],
+)
+def test_limits_by_the_minute_are_kept_in_seconds(name: str, region: str, rps: float | None, tpm: int | None) -> None:
+    there = model(name).region(region)
+
+    assert there is not None
+    assert (there.rps, there.tpm) == (rps, tpm)
+
+
+def test_the_other_ways_to_a_model_are_models_that_no_user_sees() -> None:
+    offered, catalogue = {m.id for m in catalog.load().models()}, catalog.load()
+    batch, tasks = catalogue.variant("qwen-plus", Variant.BATCH), catalogue.variant("qwen-plus", Variant.TASKS)
+
+    assert batch is not None
+    assert tasks is not None
+    assert {"qwen-plus@batch", "qwen-plus@tasks"} <= {m.id for m in catalogue.every} - offered
+    assert not any("@" in name for name in offered)
+    assert (batch.kinds, batch.regions[BEIJING].id, batch.regions[BEIJING].concurrency) == (
+        ("text-batch",),
+        "qwen-plus",
+        8,
+    )
+    assert (tasks.kinds, tasks.sync, tasks.repeatable) == (("text",), False, False)
+    assert "enable_thinking" not in tasks.fields
+    assert catalogue.model("qwen-plus@batch") is batch
+    with pytest.raises(UnknownModel, match=r"near it: .*qwen-plus") as raised:
+        catalogue.offered("qwen-plus@batch")
+    assert "@" not in raised.value.faults[0].message.partition("near it")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [("qwen3-32b", Variant.BATCH), ("qwen3.5-plus", Variant.TASKS), ("wan2.6-t2v", Variant.BATCH)]
+)
+def test_not_every_model_has_every_variant(name: str, variant: Variant) -> None:
+    assert catalog.load().variant(name, variant) is None
+
+
+@pytest.mark.parametrize(
+    ("work", "name"),
+    [("speech", "qwen3-tts-flash"), ("text", "qwen-plus"), ("summary", "qwen-flash"), ("text-to-video", None)],
+)
+def test_work_has_a_model_where_nobody_names_one(work: str, name: str | None) -> None:
+    assert catalog.load().default(work) == name
+
+
+def test_a_default_that_is_no_model_is_a_slip_of_the_files() -> None:
+    with pytest.raises(CatalogError, match="no model three"):
+        catalog.parse(SMALL + "defaults: {text-to-video: three}\n")
+
+
+@pytest.mark.parametrize("each", catalog.load().models("text"), ids=lambda m: m.id)
+def test_every_text_model_says_what_it_reads_writes_and_thinks(each: Model) -> None:
+    assert each.context
+    assert each.max_output
+    assert each.default["max_tokens"] <= each.max_output < each.context
+    assert each.repeatable
+    assert ("enable_thinking" in each.fields) is (each.thinking is Thinking.HYBRID)
+    assert each.default.get("enable_thinking", False) is False
+    assert list(each.token_tiers.values()) == sorted(each.token_tiers.values())
+
+
+@pytest.mark.parametrize("each", catalog.load().models("speech"), ids=lambda m: m.id)
+def test_every_voice_can_be_asked_for(each: Model) -> None:
+    assert (each.text_limit, each.repeatable, each.default["language"]) == (600, True, "Auto")
+    assert each.default["voice"] in each.voices
+    assert each.choices.keys() == {"voice", "language"}
+
+
 def test_a_size_has_the_tier_it_is_billed_in() -> None:
     assert catalog.load().tier("1088*832") == "720P"
     assert catalog.load().tier("1632*1248") == "1080P"

@@ -24,6 +24,8 @@ CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
 first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
 第二,text-to-image,wan2.2-t2i-flash,"一只猫，在月光下",1024*1024,,B2
 """
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
+ANIMATE = ("submit", "image-to-video", "--model", "wan2.5-i2v-preview", "--prompt", "it purrs")
 SUBMIT = ("submit", "text-to-video", "--model", "wan2.5-t2v-plus", "--prompt", "a kitten runs")
 
 
@@ -315,6 +317,134 @@ def test_a_job_is_shown_with_what_it_waits_for_and_how_long_each_step_took(noria
     assert "waits for one of the model's concurrent tasks" in said.out
     assert "~1.50 CNY" in said.out
     assert "queued" in said.out.splitlines()[-1]
+
+
+def test_a_picture_of_this_machine_is_uploaded_and_named_by_its_key(noria: Shell, api: Served) -> None:
+    (noria.cwd / "cat.png").write_bytes(PNG)
+
+    job = noria(*ANIMATE, "--image", "cat.png", "--json").json
+
+    file = noria("files", "--json").json[0]
+    assert job["input"]["img_url"] == file["key"]
+    assert (file["name"], file["content_type"]) == ("cat.png", "image/png")
+    assert noria(*ANIMATE, "--image", "https://example.com/cat.png", "--json").json["input"]["img_url"][:5] == "https"
+    assert noria(*ANIMATE, "--image", "dog.png").err == (
+        "Nothing was submitted. What is wrong:\nline 1: img_url: there is no file dog.png\n"
+    )
+
+
+def test_files_that_a_csv_names_are_uploaded_once_and_a_second_run_submits_nothing_twice(
+    noria: Shell, api: Served
+) -> None:
+    campaign_of = noria.cwd / "spring"
+    (campaign_of / "photos").mkdir(parents=True)
+    (campaign_of / "photos" / "cat.png").write_bytes(PNG)
+    row = "image-to-video,wan2.5-i2v-preview,photos/cat.png"
+    (campaign_of / "clips.csv").write_text(f"kind,model,img_url,prompt\n{row},it purrs\n{row},it jumps\n")
+
+    first = noria("submit", "--csv", "spring/clips.csv", "--json").json
+    again = noria("submit", "--csv", "spring/clips.csv", "--json").json
+    (campaign_of / "photos" / "cat.png").write_bytes(PNG + b"another cat")
+    changed = noria("submit", "--csv", "spring/clips.csv", "--json").json
+
+    assert len({job["input"]["img_url"] for job in first}) == 1
+    assert [job["id"] for job in again] == [job["id"] for job in first]
+    assert {job["id"] for job in changed}.isdisjoint(job["id"] for job in first)
+    assert len(noria("files", "--json").json) == 2
+
+
+def test_every_file_that_a_csv_names_and_is_not_there_is_reported_before_anything_is_uploaded(
+    noria: Shell, api: Served
+) -> None:
+    (noria.cwd / "cat.png").write_bytes(PNG)
+    row = "image-to-video,wan2.5-i2v-preview"
+    (noria.cwd / "clips.csv").write_text(f"kind,model,img_url,audio_url\n{row},cat.png,\n{row},dog.png,bark.wav\n")
+
+    said = noria("submit", "--csv", "clips.csv")
+
+    assert said.code == 5
+    assert "line 3: img_url: there is no file dog.png" in said.err
+    assert "line 3: audio_url: there is no file bark.wav" in said.err
+    assert noria("files", "--json").json == []
+
+
+def test_what_is_spoken_and_what_is_summarised_comes_from_files(noria: Shell, api: Served) -> None:
+    day = noria.cwd / "day"
+    (day / "north").mkdir(parents=True)
+    (day / ".git").mkdir()
+    for name, content in {
+        "a.txt": b"The wheel turned all day.",
+        "north/b.md": "# 一天\n水车转了一天。".encode(),
+        ".git/c.txt": b"Not meant.",
+        "d.exe": b"\0\0\0\0",
+    }.items():
+        (day / name).write_bytes(content)
+    (noria.cwd / "script.txt").write_text("\ufeff水车转了一天。", encoding="utf-8")
+    (noria.cwd / "empty").mkdir()
+
+    spoken = noria("submit", "speech", "--text-file", "script.txt", "--model", "qwen3-tts-flash", "--json").json
+    summed = noria("submit", "summary", "--documents", "day", "--model", "qwen-flash", "--json").json
+    refused = noria("submit", "summary", "--documents", "day/d.exe", "--model", "qwen-flash")
+    nothing = noria("submit", "summary", "--documents", "empty", "--model", "qwen-flash")
+
+    assert spoken["input"]["text"] == "水车转了一天。"
+    assert [document["id"] for document in summed["input"]["documents"]] == ["a.txt", "north/b.md"]
+    assert {document["key"] for document in summed["input"]["documents"]} == {
+        file["key"] for file in noria("files", "--json").json
+    }
+    assert (refused.code, nothing.code) == (5, 5)
+    assert "day/d.exe: file: is neither a picture" in refused.err
+    assert "There is no document in empty" in nothing.err
+
+
+def test_files_are_uploaded_listed_and_deleted(noria: Shell, api: Served) -> None:
+    (noria.cwd / "cat.png").write_bytes(PNG)
+    (noria.cwd / "notes.txt").write_text("Some words.")
+
+    keys = noria("files", "upload", "cat.png", "notes.txt").out.split()
+    listed = noria("files").out
+    ids = [key.rpartition("/")[2].partition(".")[0] for key in keys]
+    deleted = noria("files", "delete", *ids)
+
+    assert all(len(line) <= 80 for line in listed.splitlines())
+    assert all(word in listed for word in (*ids, "cat.png", "image/png", "32 B"))
+    assert deleted.code == 0
+    assert noria("files").err == "No files.\n"
+    assert noria("files", "delete", *ids).code == 5
+
+
+def test_a_job_that_is_made_in_parts_is_shown_with_them(noria: Shell, api: Served) -> None:
+    job_id = noria(*SUBMIT).out.strip()
+    api.sql("update jobs set fans_out = true, state = 'gathering', round = 1, run_at = null")
+    api.sql(
+        "insert into jobs (project_id, parent_id, round, place, kind, model, input, state, finished_at, run_at, error)"
+        " select project_id, id, 1, place, kind, model, input, case when place < 3 then 'succeeded' else 'failed' end,"
+        " now(), null, case when place = 3 then jsonb_build_object('message', 'nothing came') end"
+        " from jobs, generate_series(0, 3) as place"
+    )
+
+    shown, parts = noria("show", job_id), noria("children", job_id)
+    failed = noria("children", job_id, "--state", "failed", "--json").json
+
+    assert "4: 3 succeeded, 1 failed" in shown.out
+    assert "3 of 4 parts are made; 1 failed" in shown.out
+    assert f"1.4 {failed[0]['id']} nothing came" in " ".join(shown.out.split())
+    assert [line.split()[0] for line in parts.out.splitlines()[2:]] == ["1.1", "1.2", "1.3", "1.4"]
+    assert all(len(line) <= 80 for said in (shown, parts) for line in said.out.splitlines())
+    assert failed[0]["id"] in noria("show", failed[0]["id"]).out
+    assert noria("children", failed[0]["id"]).err == "No such parts.\n"
+
+
+def test_a_job_is_made_again(noria: Shell, api: Served) -> None:
+    job_id = noria(*SUBMIT).out.strip()
+    early = noria("retry", job_id)
+    noria("cancel", job_id)
+
+    again = noria("retry", job_id)
+
+    assert early.code == 5
+    assert "it is queued: only what failed" in early.err
+    assert again.out.startswith(f"{job_id}  queued, ")
 
 
 def test_a_kept_key_goes_nowhere_but_where_it_belongs(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def with_creates(play: Stage, *first: Any) -> Stage:
     """The stage, with the first answers of create calls replaced."""
     (account,) = play.ctx.settings.all_accounts
     real: Client = play.ctx.clients[account.name]
-    client = Client(account, real._queries, Wire(real._creates, *first))
+    client = Client(account, real._session._queries, Wire(real._session._creates, *first))
     return replace(play, ctx=replace(play.ctx, clients={account.name: client}))
 
 
@@ -71,7 +71,7 @@ def with_queries(play: Stage, answer: Mapping[str, Any]) -> Stage:
     """The stage, with every answer to a query replaced."""
     (account,) = play.ctx.settings.all_accounts
     real: Client = play.ctx.clients[account.name]
-    client = Client(account, Wire(real._queries, *[answer] * 50), real._creates)
+    client = Client(account, Wire(real._session._queries, *[answer] * 50), real._session._creates)
     return replace(play, ctx=replace(play.ctx, clients={account.name: client}))
 
 

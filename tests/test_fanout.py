@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-
 from stage import Stage, stage
 
 from ops.sandbox.options import Options
@@ -19,9 +18,9 @@ from worker.errors import Conflict
 from worker.kinds import KINDS, OFFERED
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
 from worker.models import Job
-from worker.states import State
 
 MODEL = "wan2.2-t2i-flash"
+ENDED = "update jobs set state = 'succeeded', finished_at = now(), run_at = null"
 PICTURE = {"size": "1024*1024", "n": 1, "prompt_extend": False, "watermark": False}
 
 
@@ -101,6 +100,11 @@ def _make(play: Stage, rounds: list[list[str]], kind: str = "album", portion: in
     return play.submit(kind, MODEL, input={"rounds": rounds, "portion": portion})
 
 
+def _refuse(play: Stage, word: str) -> None:
+    """The provider finds fault with every prompt that has the word."""
+    play.sandbox.fault(where="create", what="task_fails", prompt_contains=word, code="DataInspectionFailed")
+
+
 def _children(play: Stage, job: Job) -> list[Any]:
     return list(play.sql("select * from jobs where parent_id = :id order by round, place", id=job.id))
 
@@ -155,7 +159,7 @@ def test_two_children_that_end_in_one_instant_are_seen_by_the_tick(play: Stage) 
     job = _make(play, [["one", "two"]])
     play.drive(lambda: _children(play, job), lambda found: len(found) == 2)
     play.sql(  # both ended, and nobody said so
-        "update jobs set state = 'succeeded', finished_at = now(), run_at = null where parent_id = :id", id=job.id
+        ENDED + " where parent_id = :id", id=job.id
     )
     assert play.job(job).run_at is None
 
@@ -169,7 +173,7 @@ def test_the_last_childs_end_wakes_its_parent_and_no_other_does(play: Stage) -> 
     first, second = play.drive(lambda: _children(play, job), lambda found: len(found) == 2)
 
     def end(child: Any) -> bool:
-        play.sql("update jobs set state = 'succeeded', finished_at = now(), run_at = null where id = :id", id=child["id"])
+        play.sql(ENDED + " where id = :id", id=child["id"])
         return play.ctx.wake(job.id)
 
     assert (end(first), end(second)) == (False, True)
@@ -178,7 +182,7 @@ def test_the_last_childs_end_wakes_its_parent_and_no_other_does(play: Stage) -> 
 def test_one_that_needs_all_of_its_parts_stops_at_the_first_failure(play: Stage) -> None:
     play.sandbox.set(limits={MODEL: {"concurrency": 1}})
     play.sql("update lanes set concurrency = 1 where model = :model", model=MODEL)
-    play.sandbox.fault(where="create", what="task_fails", prompt_contains="bad", code="DataInspectionFailed", message="no")
+    _refuse(play, "bad")
     job = _make(play, [["bad", "two", "three", "four"]])
 
     done = play.until(job)
@@ -186,12 +190,13 @@ def test_one_that_needs_all_of_its_parts_stops_at_the_first_failure(play: Stage)
     assert done.state == "failed"
     assert done.error is not None
     assert done.error["code"] == "content_refused" or "part 1 of round 1" in done.error["message"]
-    assert [child["state"] for child in _children(play, job)][0] == "failed"
-    assert "canceled" in [child["state"] for child in _children(play, job)]
+    first, *others = [child["state"] for child in _children(play, job)]
+    assert first == "failed"
+    assert "canceled" in others
 
 
 def test_a_retry_repeats_only_what_did_not_succeed(play: Stage) -> None:
-    play.sandbox.fault(where="create", what="task_fails", prompt_contains="bad", code="DataInspectionFailed", message="no")
+    _refuse(play, "bad")
     job = _make(play, [["one", "bad", "three"]])
     failed = play.until(job)
     assert failed.state == "failed"
@@ -209,7 +214,7 @@ def test_a_retry_repeats_only_what_did_not_succeed(play: Stage) -> None:
 
 
 def test_one_that_does_not_need_all_of_its_parts_tells_which_failed(play: Stage) -> None:
-    play.sandbox.fault(where="create", what="task_fails", prompt_contains="bad", code="DataInspectionFailed", message="no")
+    _refuse(play, "bad")
     job = _make(play, [["one", "bad", "three"]], kind="scrapbook")
 
     done = play.until(job)
@@ -295,8 +300,9 @@ def test_a_parent_of_many_children_costs_a_tick_nothing(play: Stage) -> None:
     assert play.tick() == []
     with play.ctx.engine.begin() as connection:
         plan = connection.exec_driver_sql(
-            "explain (analyze, buffers, format json) update jobs set run_at = now() where id = %s and state = 'gathering'"
-            " and not exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null)",
+            "explain (analyze, buffers, format json) update jobs set run_at = now()"
+            " where id = %s and state = 'gathering' and not exists"
+            " (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null)",
             (job.id,),
         ).scalar_one()
         connection.rollback()
@@ -304,7 +310,7 @@ def test_a_parent_of_many_children_costs_a_tick_nothing(play: Stage) -> None:
 
 
 def test_the_reservation_of_a_parent_is_given_back_when_it_fails(play: Stage) -> None:
-    play.sandbox.fault(where="create", what="task_fails", code="DataInspectionFailed", message="no")
+    _refuse(play, "")
     job = _make(play, [["one", "two"]])
 
     assert play.until(job).state == "failed"

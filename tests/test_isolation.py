@@ -24,15 +24,28 @@ OF_A_JOB = {
     ("POST", "/v1/jobs/{job_id}/retry"),
 }
 OF_A_FILE = {("GET", "/v1/files/{file_id}"), ("DELETE", "/v1/files/{file_id}")}
+OF_A_SCHEDULE = {
+    ("GET", "/v1/schedules/{schedule_id}"),
+    ("PATCH", "/v1/schedules/{schedule_id}"),
+    ("DELETE", "/v1/schedules/{schedule_id}"),
+    ("POST", "/v1/schedules/{schedule_id}/pause"),
+    ("POST", "/v1/schedules/{schedule_id}/resume"),
+    ("POST", "/v1/schedules/{schedule_id}/run"),
+    ("GET", "/v1/schedules/{schedule_id}/runs"),
+}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
-OF_A_PROJECT = {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/v1/files"), ("POST", "/v1/files")}
+OF_A_PROJECT = {(method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("POST", "/v1/estimates"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
+
+NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
     "/v1/estimates": CLIP,
     "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
+    "/v1/schedules": NIGHTLY,
+    "/v1/schedules/{schedule_id}": {"overlap": "queue"},
 }
 
 FILE = {"file": ("notes.txt", b"What spring has to say.")}
@@ -40,11 +53,12 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output and an attempt, and a file; summer has a key; and there is an operator."""
+    """Spring has a job with an output and an attempt, a file and a schedule; summer a key; and there is an operator."""
 
     api: Served
     job: dict[str, Any]
     file: dict[str, Any]
+    schedule: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
     operator: httpx.Client
@@ -52,9 +66,12 @@ class Tenants:
     def ask(self, who: httpx.Client, route: tuple[str, str], **headers: str) -> httpx.Response:
         """One call of a route, about spring's job or file where it is about one."""
         method, template = route
-        path = template.format(job_id=self.job["id"], file_id=self.file["id"], n=0, name=CLIP["model"])
+        its = {"job_id": self.job["id"], "file_id": self.file["id"], "schedule_id": self.schedule["id"]}
+        path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
-        return who.request(method, path, json=BODIES.get(template), files=given, headers=headers)
+        return who.request(
+            method, path, json=BODIES.get(template) if method != "GET" else None, files=given, headers=headers
+        )
 
 
 @pytest.fixture
@@ -67,14 +84,15 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
             " select id, 0, project_id, 'video', 'spring/0.mp4', 'video/mp4', 6, '', '' from jobs"
         )
         file = spring.post("/v1/files", files=FILE).json()
-        yield Tenants(api, job, file, spring, summer, operator)
+        schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
+        yield Tenants(api, job, file, schedule, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_FILE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    known = OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -116,6 +134,23 @@ def test_anothers_file_is_not_found_not_named_and_not_removed(tenants: Tenants) 
     assert tenants.spring.get(f"/v1/files/{tenants.file['id']}").json() == tenants.file
 
 
+def test_anothers_schedule_is_not_found_not_run_and_not_changed(tenants: Tenants) -> None:
+    for route in sorted(OF_A_SCHEDULE):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.summer.get("/v1/schedules").json()["data"] == []
+    assert tenants.spring.get("/v1/schedules").json()["data"] == [tenants.schedule]
+    assert tenants.spring.get(tenants.schedule["urls"]["runs"]).json()["data"] == []
+
+
+def test_two_projects_may_have_schedules_of_one_name(tenants: Tenants) -> None:
+    made = tenants.summer.post("/v1/schedules", json=NIGHTLY)
+
+    assert made.status_code == 201
+    assert made.json()["id"] != tenants.schedule["id"]
+
+
 def test_lists_hold_only_ones_own(tenants: Tenants) -> None:
     for query in ("", "custom_id=row-17", "metadata.sku=A17", "q=kitten", "state=queued"):
         assert len(tenants.spring.get(f"/v1/jobs?{query}").json()["data"]) == 1
@@ -149,7 +184,7 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_PROJECT | OF_EVERYBODY):
+    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY):
         with tenants.api.http(None) as nobody:
             assert tenants.ask(nobody, route).status_code == 401, route
 
@@ -161,14 +196,21 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_PROJECT, key=lambda route: (route[0] == "DELETE", route)):
+    for route in sorted(
+        OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT, key=_gently
+    ):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})
 
         assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
-        assert elsewhere.status_code == 404 if route in OF_A_JOB | OF_A_FILE else elsewhere.is_success
+        assert elsewhere.status_code == 404 if route in OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE else elsewhere.is_success
         assert named.status_code in (200, 201, 204, 302)
+
+
+def _gently(route: tuple[str, str]) -> tuple[int, str]:
+    """What removes and what changes comes last."""
+    return ("GET", "POST", "PATCH", "DELETE").index(route[0]), route[1]
 
 
 def test_an_operator_reads_the_catalog_without_naming_one(tenants: Tenants) -> None:

@@ -19,7 +19,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from api import limits
 from ops import servers as embedded
-from worker import catalog, claims, lanes, learned, reading, settings, tick, turns
+from worker import catalog, claims, learned, reading, settings, tick, turns
+from worker.limits import sync
 from worker.models import Base, Delivery
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def seeded(servers: embedded.Servers, template: str) -> Iterator[Engine]:
     with _database(servers) as engine:
         with engine.begin() as connection:
             command.upgrade(_config(connection), "head")
-            lanes.sync(connection, catalog.load(), known)
+            sync(connection, catalog.load(), known)
             for statement in SEED.split(";\n"):
                 connection.exec_driver_sql(statement)
         yield engine

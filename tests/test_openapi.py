@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, Served, served
 
 from api import answers, describe
-from worker.kinds import KINDS
+from worker.kinds import OFFERED
 
 CHECKS = [
     not_a_server_error,
@@ -36,6 +37,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 EXAMPLES = 12  # of each operation
+NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ANY = list(HealthCheck)
 PROJECT = {"Noria-Project": "spring"}
 
@@ -92,9 +94,9 @@ def test_the_input_is_documented_for_each_kind_with_an_example(described: dict[s
     body = described["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
     forms = described["components"]["schemas"]["JobCreate"]["properties"]["input"]["anyOf"]
 
-    assert [form["$ref"].rpartition("/")[2] for form in forms] == [kind.input.__name__ for kind in KINDS.values()]
+    assert [form["$ref"].rpartition("/")[2] for form in forms] == [kind.input.__name__ for kind in OFFERED.values()]
     assert {name: found["value"] for name, found in body["examples"].items()} == {
-        kind: describe.example(kind) for kind in KINDS
+        kind: describe.example(kind) for kind in OFFERED
     }
 
 
@@ -117,6 +119,10 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             answers.ChildList: http.get(f"/v1/jobs/{job['id']}/children").json(),
             answers.File: http.post("/v1/files", files={"file": ("a.txt", b"some words")}).json(),
             answers.FileList: http.get("/v1/files").json(),
+            answers.Schedule: (schedule := http.post("/v1/schedules", json=NIGHTLY).json()),
+            answers.Run: http.post(f"/v1/schedules/{schedule['id']}/run").json(),
+            answers.ScheduleList: http.get("/v1/schedules").json(),
+            answers.RunList: http.get(schedule["urls"]["runs"]).json(),
             answers.Estimate: http.post("/v1/estimates", json=CLIP).json(),
             answers.ModelList: http.get("/v1/models").json(),
             answers.LaneList: http.get("/v1/limits").json(),
@@ -146,13 +152,14 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
     headers = {"authorization": f"Bearer {api.key('spring')}"}
     job = httpx.post(api.url + "/v1/jobs", json=CLIP, headers=headers).json()
     file = httpx.post(api.url + "/v1/files", files={"file": ("a.txt", b"some words")}, headers=headers).json()
-    known = {"job_id": job["id"], "file_id": file["id"]}
+    ours = {"job_id": job["id"], "file_id": file["id"]}
     schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
     asked: Counter[tuple[str, int]] = Counter()
 
     for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
+        known = ours | {"schedule_id": _schedule(api, headers)}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"
@@ -172,7 +179,14 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
     """Generated bodies, which seldom name a model; and one that does."""
-    return [NOT_SET, CLIP] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
+    whole = NIGHTLY if operation.path == "/v1/schedules" else {} if "schedule" in operation.path else CLIP
+    return [NOT_SET, whole] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
+
+
+def _schedule(api: Served, headers: dict[str, str]) -> str:
+    """A new one for each operation, since one of them deletes it."""
+    body = NIGHTLY | {"name": str(uuid.uuid4())}
+    return str(httpx.post(api.url + "/v1/schedules", json=body, headers=headers).json()["id"])
 
 
 def _ask(api: Served, strategy: SearchStrategy[Case], headers: dict[str, str], asked: Counter[tuple[str, int]]) -> None:

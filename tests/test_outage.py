@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -80,6 +81,31 @@ def test_what_could_not_be_stored_in_a_day_is_expired_and_says_what_it_cost(play
     assert shown["cost"]["actual"] == "1.50"
 
 
+def test_a_link_that_dies_soon_is_not_kept_waiting_by_any_number_of_others(play: Stage) -> None:
+    (dying, unknown, *_) = made_while_away(play)
+    play.sql("update jobs set run_at = now() + interval '1 day', claimed = null, links_expire_at = null")
+    play.sql(
+        "insert into jobs (project_id, kind, model, input, state, links_expire_at)"
+        " select project_id, kind, model, input, 'copying', now() + interval '3 hours'"
+        " from jobs, generate_series(1, 100) where id = :id",
+        id=dying.id,
+    )
+    assert len(copies(play)) == 48
+
+    play.sql("update jobs set run_at = now() where id = :id", id=unknown.id)
+    assert copies(play) == []
+    play.sql(
+        "update jobs set run_at = now(), links_expire_at = now() + interval '119 minutes' where id = :id", id=dying.id
+    )
+
+    assert copies(play) == [dying.id]
+
+
+def copies(play: Stage) -> list[uuid.UUID]:
+    """The jobs whose copies a tick sends."""
+    return [claim.id for message in play.tick() for claim in message.claims if message.queue == "transfer"]
+
+
 def test_the_output_that_expires_first_is_copied_first(play: Stage) -> None:
     submitted = made_while_away(play)
     for n, job in enumerate(submitted):
@@ -90,6 +116,4 @@ def test_the_output_that_expires_first_is_copied_first(play: Stage) -> None:
             id=job.id,
         )
 
-    copies = [claim.id for message in play.tick() for claim in message.claims if message.queue == "transfer"]
-
-    assert copies == [job.id for job in reversed(submitted)]
+    assert copies(play) == [job.id for job in reversed(submitted)]

@@ -140,6 +140,9 @@ class TestSummaries:
         assert choice["finish_reason"] == "length"
         assert answer["usage"]["output_tokens"] == 4
 
+    def test_a_stop_word_ends_it(self, wire: httpx.Client) -> None:
+        assert said(wire, stop=["river"]) == "A wheel lifts water. The "
+
     def test_bullets_and_headlines_look_so(self, wire: httpx.Client) -> None:
         fenced = f"```\n{STORY}\n```"
 
@@ -181,6 +184,15 @@ class TestSummaries:
             assert "The river is fast." in json.loads(called["function"]["arguments"])["headline"]
             assert told["finish_reason"] == reason
 
+    @pytest.mark.parametrize(
+        "schema",
+        [{"type": "any"}, {"properties": {"a": True, "b": {"$ref": "#/x"}}}, {"type": ["object", "null"], "items": 7}],
+    )
+    def test_a_strange_schema_is_still_answered_in_json(self, wire: httpx.Client, schema: dict[str, Any]) -> None:
+        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+        json.loads(said(wire, response_format=asked))
+
     def test_an_open_tag_on_every_line_takes_no_time(self) -> None:
         hostile = "".join(f"<p{number}>\n" for number in range(20_000))
 
@@ -204,6 +216,8 @@ class TestRefusals:
             ({"enable_thinking": True}, "must be set to false for non-streaming calls"),
             ({"result_format": "xml"}, "result_format"),
             ({"tools": [{"type": "function"}]}, "tools"),
+            ({"tool_choice": {"function": "publish"}}, "tool_choice"),
+            ({"stop": [7]}, "stop"),
         ],
     )
     def test_a_bad_parameter_is_named(self, wire: httpx.Client, parameters: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from worker import catalog, keys, lanes, settings, turns, waiting
+from worker import catalog, keys, limits, settings, turns, waiting
 from worker.models import Job
 
 MODEL = "wan2.5-t2v-preview"
@@ -91,7 +91,7 @@ class House:
 def house(engine: Engine) -> Iterator[House]:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:
-        lanes.sync(connection, catalog.load(), known)
+        limits.sync(connection, catalog.load(), known)
         yield House(connection)
 
 

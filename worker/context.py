@@ -22,6 +22,7 @@ from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
+from worker.inputs import Handover
 from worker.kinds.kind import Ended
 from worker.learned import Learned
 from worker.models import Attempt, Job, Lane, Project
@@ -71,6 +72,7 @@ class Context:
     webhooks: Wire
     learned: Learned
     queries: Budget
+    handover: Handover
 
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
     strange: set[str] = field(default_factory=set)  # statuses of tasks that were wondered at already
@@ -190,17 +192,18 @@ class Context:
 def make(settings: Settings) -> Context:
     """The context of this process; opens no connection yet."""
     queries, creates = wires.keeping(), wires.single()
-    database, catalog = engine(settings, threads=32), load_catalog()
+    database, catalog, bucket = engine(settings, threads=32), load_catalog(), Bucket(settings)
     return Context(
         settings=settings,
         catalog=catalog,
         engine=database,
-        bucket=Bucket(settings),
+        bucket=bucket,
         clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
         sources=wires.sources(settings),
         webhooks=wires.webhooks(settings),
         learned=Learned(database, catalog),
         queries=Budget(database, settings.poll_qps),
+        handover=Handover(settings, bucket),
     )
 
 

@@ -23,6 +23,7 @@ class _Cut:
         self._left = left
 
     def of(self, value: Any) -> Any:
+        self._left -= 1  # an empty value costs too, or a list of them would have no end
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, list):
@@ -34,7 +35,7 @@ class _Cut:
 
     def _text(self, text: str) -> str:
         room = max(0, min(TEXT, self._left))
-        self._left -= max(1, min(len(text), room))
+        self._left -= min(len(text), room)
         return text if len(text) <= room else text[:room] + "…"
 
     def _list(self, items: list[Any]) -> list[Any]:
@@ -50,5 +51,6 @@ class _Cut:
         for n, (name, item) in enumerate(items.items()):
             if self._left <= 0:
                 return {**kept, "…": f"{len(items) - n} more …"}
-            kept[self._text(name)] = self.of(item)
+            name = self._text(name)
+            kept[name] = self.of(item)
         return kept

@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import media
 from worker.dashscope.client import Client
-from worker.errors import Fault, InvalidInput
+from worker.errors import Fault, InvalidInput, NotFound
 from worker.kinds import Request
 from worker.kinds.fields import is_key
 from worker.models import File, Job, Output
@@ -109,8 +109,11 @@ class Handover:
         with self._lock:
             put = self._puts.get(place)
         if put is None or now - put.at > UPLOAD_KEPT.total_seconds():
-            body = self.bucket.read(key, self.settings.max_input_bytes)
-            put = _Put(client.upload(model, PurePosixPath(key).name, body, _content_type(body, key)), now)
+            head = self.bucket.head(key)
+            if head is None:
+                raise NotFound(f"the input {key} is in the bucket no more")
+            name, chunks = PurePosixPath(key).name, self.bucket.chunks(key)
+            put = _Put(client.upload(model, name, chunks, head.content_type, head.bytes), now)
             self._keep(place, put)
         return put.url
 
@@ -163,11 +166,6 @@ def _with(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_with(part, places) for part in value]
     return places.get(value, value) if isinstance(value, str) else value
-
-
-def _content_type(body: bytes, key: str) -> str:
-    kind = media.sniff_input(body[: media.READ], key)
-    return kind.content_type if kind else "application/octet-stream"
 
 
 # FOR KEY SHARE, so that a file cannot be removed between being found here and being named by a job on record.

@@ -36,10 +36,10 @@ _OPEN = select(
 
 @dataclass(frozen=True)
 class Submission:
-    """What a user asks for, as it came: `input` is checked by `prepare`."""
+    """What a user asks for, as it came: `input` is checked by `prepare`; `model` None leaves it to the catalog."""
 
     kind: str
-    model: str
+    model: str | None
     input: dict[str, Any]
     metadata: dict[str, str] = field(default_factory=dict)
     custom_id: str | None = None
@@ -165,7 +165,7 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     """Makes a job again that failed, expired or was canceled; of a parent, only the children that did not succeed.
 
     It is reserved and paid for again. Raises Conflict where there is nothing to make again, and while it is not known
-    what became of a call for it.
+    what became of a call for it; InvalidInput where a file that it names is gone.
     """
     job = reading.one(connection, project_id, job_id)
     if job.parent_id is not None:
@@ -174,6 +174,8 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
         raise Conflict("not_retryable", f"it is {job.state}: only what failed, expired or was canceled is made again")
     if connection.execute(_OPEN, {"job": job.id}).scalar_one():
         raise Conflict("attempt_open", "it is not known yet what became of its last create call, so it may be paid for")
+    if not job.fans_out:  # a document that is gone is for its kind to report
+        inputs.check(connection, project_id, job.input)
     to = State.GATHERING if job.round else State.QUEUED
     again = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
     row = connection.execute(again.values(**_afresh(job, to, now)).returning(*Job.__table__.c)).mappings().one_or_none()
@@ -223,12 +225,20 @@ def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Mod
     if kind is None:
         faults.append(Fault("/kind", "unknown_kind", f"kinds are: {', '.join(sorted(OFFERED))}"))
     try:
-        model = catalog.model(submission.model)
+        model = catalog.offered(submission.model or _default(catalog, submission.kind))
     except InvalidInput as error:
         raise InvalidInput(faults + error.faults) from None
     if kind is None:
         raise InvalidInput(faults)
     return kind, model
+
+
+def _default(catalog: Catalog, kind: str) -> str:
+    """The model of a kind where the user names none; raises InvalidInput where there is none."""
+    model = catalog.default(kind)
+    if model is None:
+        raise InvalidInput([Fault("/model", "required", "is required: GET /v1/models lists them")])
+    return model
 
 
 def _regions(settings: Settings, model: Model) -> list[str]:

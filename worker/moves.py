@@ -17,12 +17,14 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     DateTime,
+    Row,
     Text,
     Uuid,
     bindparam,
     cast,
     column,
     insert,
+    literal_column,
     select,
     update,
     values,
@@ -30,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate, Update
 
-from worker import children, lanes, money, reading, stops, throttle, webhooks
+from worker import children, lanes, money, reading, stops, throttle, tokens, webhooks
 from worker.errors import ClaimLost
 from worker.models import Attempt, Event, Job, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
@@ -136,7 +138,7 @@ def reread(connection: Connection, job: Job) -> Job:
 def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Admitted to submitting: an attempt on record, an instant of the lane's rate booked; or a wait, or canceled."""
     assert move.attempt is not None, "a create call is an attempt"
-    booking = lanes.reserve(connection, job, now)
+    booking = lanes.reserve(connection, job, move.attempt.get("tokens"), now)
     if booking.at is None:
         return _wait(connection, job, booking.again_at, now)
     columns = {
@@ -150,9 +152,11 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     begun = _moving(tuple(columns), counts=True).where(~Job.cancel_requested)
     row = connection.execute(begun, _bound(job, columns)).mappings().one_or_none()
     if row is None:
+        if booking.tokens and job.lane_id:
+            tokens.settle(connection, job.lane_id, -booking.tokens, now, now)
         return _not_begun(connection, job, move, now)
     moved = Job.of(row)
-    sent = {"job_id": job.id, "project_id": job.project_id, "sent_at": booking.at}
+    sent = {"job_id": job.id, "project_id": job.project_id, "sent_at": booking.at, "tokens": booking.tokens}
     connection.execute(_ATTEMPT, move.attempt | sent)
     tell(connection, moved, State.ADMITTED, move.why, now)
     return moved
@@ -184,7 +188,15 @@ def _answer(connection: Connection, job: Job, said: dict[str, Any], now: datetim
     answering = _answering(tuple(columns))
     if said.get("outcome") in _NO_ANSWER:  # what others found out meanwhile is worth more
         answering = answering.where(Attempt.outcome == "sent")
-    connection.execute(answering, {**bound, "the_id": job.attempt_id})
+    answered = connection.execute(answering, {**bound, "the_id": job.attempt_id})
+    if "tokens" in columns and (attempt := answered.one_or_none()):
+        _settle_tokens(connection, job, attempt, columns["tokens"], now)
+
+
+def _settle_tokens(connection: Connection, job: Job, attempt: Row[Any], used: int, now: datetime) -> None:
+    """Where the lane's tokens are limited; told a second time, an answer makes no difference."""
+    if attempt.booked is not None and attempt.booked != used and job.lane_id:
+        tokens.settle(connection, job.lane_id, used - attempt.booked, attempt.sent_at, now)
 
 
 def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
@@ -286,7 +298,10 @@ def _moving(columns: tuple[str, ...], counts: bool) -> ReturningUpdate[Any]:
 def _answering(columns: tuple[str, ...]) -> Update:
     table = Attempt.__table__
     changed = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    return update(Attempt).where(Attempt.id == bindparam("the_id")).values(changed)
+    answering = update(Attempt).where(Attempt.id == bindparam("the_id")).values(changed)
+    if "tokens" not in columns:
+        return answering
+    return answering.returning(literal_column("old.tokens", BigInteger).label("booked"), Attempt.sent_at)
 
 
 def _bound(job: Job, columns: dict[str, Any]) -> dict[str, Any]:

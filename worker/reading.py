@@ -220,8 +220,17 @@ def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, An
         "pace": round(lane.pace_now, 3),
         "in_use": lane.in_use,
         "queued": lane.queued,
+        "tokens": _tokens(lane),
         "waiting_on": _waiting(waiting.of_lane(lane, now)),
     }
+
+
+def _tokens(lane: Row[Any]) -> dict[str, Any] | None:
+    """What calls may take, are booked ahead and took today; None where the provider does not limit that."""
+    if lane.tpm is None and lane.tpd is None:
+        return None
+    ahead = None if lane.tokens_ahead is None else int(lane.tokens_ahead)
+    return {"per_minute": lane.tpm, "ahead": ahead, "per_day": lane.tpd, "today": lane.tokens_today}
 
 
 def file_shown(file: File) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from worker import (
     looks,
     moves,
     polling,
+    seen,
     spans,
-    steps,
     tick,
     unowned,
     webhooks,
@@ -34,6 +34,7 @@ from worker import (
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
+from worker.kinds import text_batch
 from worker.models import Delivery, Job, Project
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS
@@ -57,6 +58,7 @@ LEASE: ColumnElement[timedelta] = case(
         (_COPYING + _span(spans.BUCKET_OVERRUN)) * func.greatest(1, func.jsonb_array_length(Job.sources)),
     ),
     (and_(Job.state == State.ADMITTED, Job.sync), _span(spans.LEASES["call"])),
+    (and_(Job.state == State.ADMITTED, Job.kind == text_batch.NAME), _span(spans.LEASES["batch"])),
     *((Job.state == state, _span(step.lease)) for state, step in STEPS.items()),
     else_=_span(spans.LEASES["submit"]),
 )
@@ -188,7 +190,7 @@ class Runner:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
             self._postpone(taken[polling.WORTH :])
             return taken[: polling.WORTH]
-        waits = [(job, steps.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
+        waits = [(job, seen.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
         self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
         overdue = [job for job, move in waits if move.to is not State.RUNNING]
         return [*told.singly, *overdue]

@@ -150,7 +150,7 @@ def _job(desk: Desk, schedule: Schedule, occasion: Occasion) -> Job:
     filled, found = templates.fill(schedule.template, occasion.values())
     if found:
         raise InvalidInput(found)
-    prepared = jobs.prepare(desk.catalog, desk.settings, Submission(**filled), desk.now)
+    prepared = jobs.prepare(desk.catalog, desk.settings, Submission(**({"model": None} | filled)), desk.now)
     _check_room(desk, schedule)
     row = desk.connection.execute(select(*Project.__table__.c).where(Project.id == schedule.project_id))
     return jobs.submit(desk.connection, Project.of(row.mappings().one()), prepared, None, desk.now)[0]

@@ -7,7 +7,7 @@ its process is dead, or stopped, and what it says when it wakes is refused by it
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 CONNECT = timedelta(seconds=5)
 
@@ -15,6 +15,7 @@ SEND = timedelta(seconds=3)  # from the instant that a create is booked for unti
 
 # deadlines of calls, wall clock, from the first byte sent to the last byte read
 CREATE = timedelta(seconds=40)
+UPLOAD = timedelta(minutes=10)  # a batch's file, 500 MB at the most
 CALL = timedelta(seconds=310)  # a synchronous generation; the provider's own budget is 298 s
 QUERY = timedelta(seconds=20)  # one look at a task, a page of the list, a cancel
 DELIVERY = timedelta(seconds=15)  # one webhook
@@ -31,6 +32,7 @@ SENT = timedelta(seconds=60)  # a claim on its way to a worker: a message that i
 LEASES = {
     "submit": timedelta(seconds=90),  # CREATE, and a second's wait for the lane's rate
     "call": timedelta(seconds=400),  # CALL
+    "batch": timedelta(minutes=12),  # UPLOAD, and CREATE
     "reconcile": timedelta(seconds=180),
     "gather": timedelta(minutes=10),  # GATHER, and the document that was being read when it passed
     "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate
@@ -60,6 +62,11 @@ def copying(tried: timedelta) -> timedelta:
 def backoff(tried: timedelta) -> timedelta:
     """How long to wait after trying for so long: half of it, 2 s at first, 5 minutes at the most, and spread."""
     return spread(min(max(tried / 2, timedelta(seconds=2)), timedelta(minutes=5)))
+
+
+def create_again(attempts: int, now: datetime) -> datetime:
+    """When a call may be made again: 2 s after the first, twice as long after each further one, 5 minutes at most."""
+    return now + spread(min(timedelta(seconds=2 ** min(attempts, 9)), timedelta(minutes=5)))
 
 
 def spread(span: timedelta) -> timedelta:

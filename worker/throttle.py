@@ -11,7 +11,8 @@ No timer undoes anything. A row keeps what was learned and when; each statement 
 
 The provider says the same, `Throttling.RateQuota`, of a rate and of too many tasks at once (Alibaba docs, 'Error
 messages'). A create that left more than a second after the one before it cannot have broken a rate by the second, and
-one over a known ceiling has most likely met that.
+one that is refused over as many tasks as another before it has most likely met a ceiling. Otherwise it may be either:
+the lane is slowed, and has a ceiling for ten seconds only. If that was right, the next try tells.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from worker.states import SLOTTED, State
 _SLOWER = {Scope.RATE: 0.5, Scope.BURST: 0.25, Scope.CAPACITY: 0.5}  # the share of its pace that a lane keeps
 _SLOWEST = 1 / 16
 _PACE_RESTS, _PACE_EVERY, _PACE_GAINS = 60, 5, 0.1  # seconds, seconds, share of the rate
-_CEILING_RESTS = 110  # seconds
+_CEILING_RESTS, _SUSPECTED_RESTS = 110, 10  # seconds
+_SUSPECTED = -1  # `probes` of a ceiling that only one refusal speaks for, which may have been for its rate
 _CEILING_FADES, _MOST_DOUBLINGS = 10, 12  # seconds in which it doubles untried; beyond 4,095 more there is no lane
 _PATIENT_FROM, _PATIENT_DOUBLINGS = 3, 4  # refusals in a row, from which each doubles the rest, and how often at most
 _MANY = 100  # creates between two refusals: then trying is cheap
@@ -70,7 +72,8 @@ def pace(now: ColumnElement[datetime]) -> ColumnElement[float]:
 def concurrency(now: ColumnElement[datetime]) -> ColumnElement[int]:
     """The tasks that a lane may have at once now: what is configured, or what the provider was seen to take."""
     doublings = func.greatest(0, func.least(Lane.probes - _PATIENT_FROM, _PATIENT_DOUBLINGS))
-    rested = _since(Lane.ceiling_at, now) - _CEILING_RESTS * func.power(2, doublings)
+    rest = case((Lane.probes == _SUSPECTED, _SUSPECTED_RESTS), else_=_CEILING_RESTS * func.power(2, doublings))
+    rested = _since(Lane.ceiling_at, now) - rest
     untried = cast(func.power(2, func.least(func.floor(rested / _CEILING_FADES), _MOST_DOUBLINGS)), BigInteger)
     taken = 2 * (_running() - Lane.ceiling) + 1
     more = case((rested >= 0, func.greatest(untried, taken)), else_=0)
@@ -105,6 +108,8 @@ def slow(connection: Connection, job: Job, scope: str, until: datetime, why: str
     else:
         park(connection, lane.id, until, why)
         _slow(connection, job, lane, scope, now)
+        if scope == Scope.RATE and lane.others and not job.sync:
+            _set(connection, lane.id, ceiling=lane.others, ceiling_at=now, probes=_SUSPECTED, passed=0)
 
 
 def park(connection: Connection, lane_id: int, until: datetime, why: str) -> None:
@@ -156,17 +161,17 @@ def _lane(connection: Connection, job: Job, now: datetime) -> Row[Any]:
 
 
 def _is_full(job: Job, lane: Row[Any]) -> bool:
-    """Whether a refusal is about tasks at once: over the ceiling, or too long after the create before for a rate."""
+    """Whether a refusal is about tasks at once: by the ceiling again, or long after the create before it."""
     if job.sync or not lane.others or job.submitted_at is None or lane.last_at is None:
         return False
     apart = max(_SECOND, 2 * timedelta(microseconds=lane.interval_us))
-    is_over = lane.ceiling is not None and lane.others >= lane.ceiling
-    return bool(is_over or job.submitted_at - lane.last_at >= apart)
+    is_again = lane.ceiling is not None and lane.ceiling <= lane.others <= lane.ceiling + 1
+    return bool(is_again or job.submitted_at - lane.last_at >= apart)
 
 
 def _lower(connection: Connection, lane: Row[Any], now: datetime) -> None:
     """As many at once as are in flight; a try that was refused, and was not one of many creates, rests the next."""
-    again = lane.others == lane.ceiling and lane.passed < _MANY
+    again = lane.others == lane.ceiling and lane.passed < _MANY and lane.probes != _SUSPECTED
     probes = min(lane.probes + 1, _PATIENT_FROM + _PATIENT_DOUBLINGS) if again else 0
     _set(connection, lane.id, ceiling=lane.others, ceiling_at=now, probes=probes, passed=0)
 

@@ -30,9 +30,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import children, claims, firing, lanes, learned, log, moves, spans, turns, unowned
+from worker import children, claims, firing, learned, limits, log, moves, spans, turns, unowned
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
+from worker.kinds import text_batch
 from worker.models import Delivery, Duty, IdempotencyKey, Job
 from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS
@@ -42,6 +43,7 @@ _RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
 _NEXT_SHARE = timedelta(seconds=2)
 _LOCKED = func.pg_try_advisory_xact_lock(LOCK).label("locked")
 _KEYS_KEPT = timedelta(days=7)
+_SOON = timedelta(hours=2)  # left to a link
 
 _log = log.get(__name__)
 
@@ -79,6 +81,10 @@ def _jobs_in(*states: State) -> ColumnElement[bool]:
     return text(f"jobs.state in ({', '.join(repr(str(state)) for state in states)})")  # type: ignore[return-value]
 
 
+_NOW = bindparam("now", type_=DateTime(timezone=True))
+# false of a link of which we do not know when it dies, and where there is none: what is assembled is in our bucket
+_dies_soon = func.coalesce(Job.links_expire_at < _NOW + _SOON, False)
+_IS_BATCH = Job.kind == text_batch.NAME
 _OTHER = aliased(Delivery)
 _busy = (
     select(func.count())
@@ -86,7 +92,7 @@ _busy = (
         _OTHER.url == Delivery.url,
         _OTHER.claimed.is_not(None),
         # What has lapsed occupies no thread. Counted, the lapsed would keep each other from being due, for ever.
-        _OTHER.run_at > bindparam("now", type_=DateTime(timezone=True)),
+        _OTHER.run_at > _NOW,
         _OTHER.id != Delivery.id,
     )
     .correlate(Delivery)
@@ -94,9 +100,18 @@ _busy = (
 )
 
 _WORK = (
+    # a quarter of the copies on their way is kept for links that die soon, however many others there are
+    _Due(
+        "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
+        and_(_jobs_in(State.COPYING), _dies_soon), (Job.links_expire_at,),
+    ),
+    _Due(
+        "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 48,
+        and_(_jobs_in(State.COPYING), ~_dies_soon), (Job.links_expire_at,),
+    ),
     _Due(
         "noria.work", "provider", Job, STEPS[State.ADMITTED].rows, 64,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), ~Job.sync), (Job.run_at,),
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), ~Job.sync, ~_IS_BATCH), (Job.run_at,),
     ),
     _Due(
         "noria.work", "calls", Job, 1, 32,
@@ -109,10 +124,14 @@ _WORK = (
     _Due(
         "noria.work", "transfer", Job, STEPS[State.GATHERING].rows, 64, _jobs_in(State.GATHERING), (Job.run_at,),
     ),
-    _Due("noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000, _jobs_in(State.RUNNING), (Job.run_at,)),
+    # a batch's file may take minutes to upload, and its looks are no task queries
     _Due(
-        "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
-        _jobs_in(State.COPYING), (Job.links_expire_at,),
+        "noria.work", "transfer", Job, 1, 16,
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN, State.RUNNING), _IS_BATCH), (Job.run_at,),
+    ),
+    _Due(
+        "noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000,
+        and_(_jobs_in(State.RUNNING), ~_IS_BATCH), (Job.run_at,),
     ),
     _Due("noria.deliver", "webhook", Delivery, 8, 256, _busy < 1, (Delivery.run_at,),
         share=_RECEIVER_THREADS * 8),
@@ -121,7 +140,7 @@ _WORK = (
 
 def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None:
     """What the first tick of a process needs: lanes, owners and duties as the catalog and the settings say."""
-    lanes.sync(connection, ctx.catalog, ctx.settings)
+    limits.sync(connection, ctx.catalog, ctx.settings)
     connection.execute(
         upsert(Duty).values([{"name": name, "due_at": now} for name in _DUTIES]).on_conflict_do_nothing()
     )

@@ -1,11 +1,11 @@
 """A lane's slots: the share of the time that they are busy, and what a limit costs that is halved and restored.
 
-    python -m ops.bench.slots --home /tmp/bench --slots 5 --run-seconds 60 --minutes 8
-    python -m ops.bench.slots --home /tmp/bench --slots 5 --run-seconds 60 --minutes 8 --spread
-    python -m ops.bench.slots --home /tmp/bench --slots 20 --run-seconds 10 --minutes 9 --halve concurrency
+    python -m ops.bench.slots --slots 5 --run-seconds 60 --minutes 8
+    python -m ops.bench.slots --slots 5 --run-seconds 60 --minutes 8 --spread
+    python -m ops.bench.slots --slots 20 --run-seconds 10 --minutes 12 --halve concurrency
 
-All that `noria up` runs is run in `home`: API, workers, clock and servers, with a sandbox that refuses every create
-over its limits. More jobs are submitted than can be done in the time. A third into the run the limit is halved, and a
+All that `noria up` runs is run in a folder of its own: API, workers, clock and servers, with a sandbox that refuses
+every create over its limits. More jobs are submitted than can be done in the time. A third into the run the limit is halved, and a
 third later restored, where that is asked for. The sandbox's books say the rest.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,6 @@ class Books:
 def main() -> None:
     """Measure, and print what was found as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path, required=True, help="a folder of its own, as for `noria up`")
     parser.add_argument("--slots", type=int, default=5)
     parser.add_argument("--run-seconds", type=float, default=60)
     parser.add_argument("--rps", type=float, default=5)
@@ -82,12 +82,12 @@ def main() -> None:
     parser.add_argument("--halve", choices=["concurrency", "rate"])
     said = parser.parse_args()
     run = Run(said.slots, said.run_seconds, said.rps, said.minutes * 60, said.spread, said.halve)
-    print(json.dumps(measure(said.home, run), indent=2))
+    print(json.dumps(measure(run), indent=2))
 
 
-def measure(home: Path, run: Run) -> dict[str, Any]:
+def measure(run: Run) -> dict[str, Any]:
     """How busy the slots were; and, where a limit was halved, what that cost in creates and in time."""
-    with _stack(home, run) as (door, sandbox):
+    with _folder() as folder, _stack(folder / "home", run) as (door, sandbox):
         with reach.api(door) as api:
             began = time.time()
             for n in range(run.jobs):
@@ -173,6 +173,13 @@ def _limits(run: Run, share: float) -> dict[str, Any]:
     halves = {"concurrency": run.halve == "concurrency", "rate": run.halve == "rate"}
     slots = round(run.slots * (share if halves["concurrency"] else 1))
     return {"*": {"concurrency": slots, "rps": run.rps * (share if halves["rate"] else 1)}}
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)  # PostgreSQL may have to run as another user, and passes through
+        yield Path(folder)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from ops.sandbox import tokens
 from ops.sandbox.models import Model, Thinking
-from ops.sandbox.orders import Refusal, invalid
+from ops.sandbox.refusals import Refusal, invalid
 
 ROLES = ("system", "assistant", "user", "tool", "function")
 NOT_STREAMED = "parameter.enable_thinking must be set to false for non-streaming calls"
@@ -36,6 +36,7 @@ def check(model: Model, messages: Any, asked: dict[str, Any]) -> None:
     """Raise the Refusal that a call earns; return where the provider would answer it."""
     _messages(messages)
     _ranges(model, asked)
+    _stops(asked.get("stop") or [])
     _thinking(model, asked)
     _form(model, messages, asked)
     _tools(asked)
@@ -101,6 +102,13 @@ def _ranges(model: Model, asked: dict[str, Any]) -> None:
             raise _algo(f"Range of {name} should be [1, {model.max_output}]")
 
 
+def _stops(given: Any) -> None:
+    if isinstance(given, str):
+        return
+    if not isinstance(given, list) or not all(isinstance(stop, str) and stop for stop in given):
+        raise invalid("stop must be a string or a list of strings")
+
+
 def _thinking(model: Model, asked: dict[str, Any]) -> None:
     given = asked.get("enable_thinking")
     if given and model.thinking is Thinking.NONE:
@@ -131,7 +139,7 @@ def _tools(asked: dict[str, Any]) -> None:
     if not isinstance(tools, list) or not all(_is_tool(tool) for tool in tools):
         raise invalid("tools must be a list of functions with names")
     choice = asked.get("tool_choice")
-    if choice is not None and choice not in ("auto", "none") and not isinstance(choice, dict):
+    if choice is not None and choice not in ("auto", "none") and not _is_tool(choice):
         raise _algo("tool_choice is one of the strings that should be ['none', 'auto'] or a function")
 
 

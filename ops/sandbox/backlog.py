@@ -16,7 +16,7 @@ from ops.sandbox.files import File, Files
 from ops.sandbox.lines import Flaw
 from ops.sandbox.models import Model
 from ops.sandbox.options import FailedLines, Options
-from ops.sandbox.orders import Refusal, invalid
+from ops.sandbox.refusals import Refusal, invalid
 
 HOUR = 3600.0
 WINDOWS = (24 * HOUR, 336 * HOUR)
@@ -83,7 +83,7 @@ class Backlog:
         return batch
 
     def listed(self, owner: str, query: dict[str, str], rule: Rule | None, now: float) -> list[Batch]:
-        """Return an owner's batches of the last 30 days that a query asks for, newest first, less what a fault hides."""
+        """Return an owner's batches that a query asks for, newest first, less what a fault hides."""
         start = files.instant(query, "create_after", now - batches.KEPT_SECONDS)
         end = files.instant(query, "create_before", now)
         if query.get("input_file_ids", "").count(",") >= FILES_ASKED:

@@ -5,7 +5,6 @@ run, and can be had only when it has settled. Source: Alibaba docs, "OpenAI-comp
 what is null when.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -99,10 +98,6 @@ class Batch:
         share = 1.0 if ran >= self.run_seconds else ran / self.run_seconds
         return int(len(self.lines) * share)
 
-    def succeeded(self) -> list[Outcome]:
-        """Return the lines that were answered so far: what is paid for."""
-        return [outcome for outcome in self.outcomes if outcome.answer is not None]
-
     def row(self) -> dict[str, Any]:
         """Return what the journal keeps; the lines are in the input file, what became of them follows."""
         names = (each.name for each in fields(self))
@@ -119,7 +114,7 @@ def document(batch: Batch, now: float) -> dict[str, Any]:
     """Return what a client is told about a batch; its outcomes up to `now` must stand in it."""
     status = batch.status(now)
     has_run = not batch.flaws and status != "validating" and batch.stopped_at >= batch.started_at
-    output, errors = files(batch) if now >= batch.settled_at else (None, None)
+    has_output, has_errors = _has_files(batch) if now >= batch.settled_at else (False, False)
     times = {
         "in_progress_at": batch.started_at if has_run else None,
         "finalizing_at": batch.stopped_at if status in ("finalizing", "completed", "expired") else None,
@@ -134,8 +129,8 @@ def document(batch: Batch, now: float) -> dict[str, Any]:
         "input_file_id": batch.input_file_id,
         "completion_window": batch.completion_window,
         "status": status,
-        "output_file_id": output and output.id,
-        "error_file_id": errors and errors.id,
+        "output_file_id": batch.output_file_id if has_output else None,
+        "error_file_id": batch.error_file_id if has_errors else None,
         "created_at": int(batch.created_at),
         "expires_at": None,  # as recorded, whatever the window
         "request_counts": _counts(batch, status) if has_run else {"total": 0, "completed": 0, "failed": 0},
@@ -145,8 +140,8 @@ def document(batch: Batch, now: float) -> dict[str, Any]:
 
 def files(batch: Batch) -> tuple[File | None, File | None]:
     """Return the output file and the error file of a settled batch; None where no line belongs into it."""
-    output = [outcome.row for outcome in batch.outcomes if outcome.answer or batch.hides_failures]
-    errors = [outcome.row for outcome in batch.outcomes if not (outcome.answer or batch.hides_failures)]
+    output = [outcome.row for outcome in batch.outcomes if _is_output(batch, outcome)]
+    errors = [outcome.row for outcome in batch.outcomes if not _is_output(batch, outcome)]
     if batch.end in UNRUN:
         unrun = batch.lines[len(batch.outcomes) :]
         errors += [lines.skipped(line, batch.id, *UNRUN[batch.end]) for line in unrun]
@@ -174,6 +169,17 @@ def entry(batch: Batch, price_micros: int, now: float) -> dict[str, Any]:
     }
 
 
+def _is_output(batch: Batch, outcome: Outcome) -> bool:
+    return batch.hides_failures or outcome.answer is not None
+
+
+def _has_files(batch: Batch) -> tuple[bool, bool]:
+    """Return whether a settled batch has an output file, and an error file, without writing them."""
+    outputs = sum(_is_output(batch, outcome) for outcome in batch.outcomes)
+    errors = (len(batch.lines) if batch.end in UNRUN else len(batch.outcomes)) - outputs
+    return outputs > 0, errors > 0
+
+
 def _file(batch: Batch, its_id: str, rows: list[dict[str, Any]]) -> File | None:
     if not rows:
         return None
@@ -187,11 +193,6 @@ def _errors(batch: Batch) -> dict[str, Any]:
 
 def _counts(batch: Batch, status: str) -> dict[str, int]:
     total, ran = len(batch.lines), len(batch.outcomes)
-    completed = ran if batch.hides_failures else len(batch.succeeded())
+    completed = sum(_is_output(batch, outcome) for outcome in batch.outcomes)
     # As recorded: what a cancelled batch did not run has failed.
     return {"total": total, "completed": completed, "failed": (total if status in UNRUN else ran) - completed}
-
-
-def by_status(batches: list[Batch], now: float) -> Counter[str]:
-    """Return how many batches have each status."""
-    return Counter(batch.status(now) for batch in batches)

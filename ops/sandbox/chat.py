@@ -11,7 +11,7 @@ from typing import Any
 from ops.sandbox import asking
 from ops.sandbox.asking import Messages
 from ops.sandbox.models import Model
-from ops.sandbox.orders import Refusal, invalid
+from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.text import Answer
 
 APART = ("model", "messages", "stream_options")  # all other keys of a body are parameters
@@ -39,9 +39,12 @@ class Ask:
 def parsed(body: bytes) -> Any:
     """Return a body as JSON, or raise the Refusal of one that is not."""
     try:
-        return json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
         raise Refusal(400, "BadRequest.IllegalInput", "The request body is not valid JSON.") from None
+    # JSON can carry halves of surrogate pairs; no answer and no file could.
+    is_plain = b"\\u" not in body
+    return document if is_plain else json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def read(body: Any) -> Ask:

@@ -15,8 +15,9 @@ from ops.sandbox import chat, spoil
 from ops.sandbox.chat import Ask
 from ops.sandbox.exchange import PREFIX, Exchange
 from ops.sandbox.faults import Rule, Where
-from ops.sandbox.orders import Refusal
-from ops.sandbox.provider import Arrival, Proposal, Provider
+from ops.sandbox.proposals import Arrival, Proposal
+from ops.sandbox.provider import Provider
+from ops.sandbox.refusals import Refusal
 from ops.sandbox.tasks import Task
 
 NATIVE_PATH = "aigc/text-generation/generation"

@@ -10,8 +10,8 @@ from ops.sandbox.batches import Batch
 from ops.sandbox.exchange import Exchange, Route
 from ops.sandbox.faults import Rule, Where
 from ops.sandbox.ledger import BatchCreate
-from ops.sandbox.orders import Refusal
 from ops.sandbox.provider import Provider
+from ops.sandbox.refusals import Refusal
 
 MOST_LISTED = 100
 

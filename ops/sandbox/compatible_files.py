@@ -7,8 +7,8 @@ from starlette.datastructures import UploadFile
 from ops.sandbox import exchange, files
 from ops.sandbox.exchange import Exchange, Route
 from ops.sandbox.faults import Rule, Where
-from ops.sandbox.orders import invalid
 from ops.sandbox.provider import Provider
+from ops.sandbox.refusals import invalid
 
 MOST_LISTED = 2000
 

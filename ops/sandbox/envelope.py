@@ -6,7 +6,7 @@ Source: Alibaba docs, "Error messages".
 
 from dataclasses import dataclass
 
-from ops.sandbox.orders import Refusal
+from ops.sandbox.refusals import Refusal
 
 
 @dataclass(frozen=True)

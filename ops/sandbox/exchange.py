@@ -9,8 +9,8 @@ from fastapi.responses import Response
 
 from ops.sandbox import envelope, spoil
 from ops.sandbox.faults import Rule, Where
-from ops.sandbox.orders import Refusal
 from ops.sandbox.provider import Provider
+from ops.sandbox.refusals import Refusal
 from ops.sandbox.wire import Reply
 
 PREFIX = "/compatible-mode/v1"

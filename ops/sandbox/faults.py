@@ -13,6 +13,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ops.sandbox.catalogue import CATALOGUE
+
 
 class Where(StrEnum):
     """An interface of the provider's; `any` is all of them but links and a batch's lines."""
@@ -112,49 +114,6 @@ FAULTS = {
     What.REDIRECT: Fault(LINK, is_done=False),
     What.WRONG_TYPE: Fault(LINK, is_done=False),
     What.OVERSIZED: Fault(LINK, is_done=True),
-}
-
-# Alibaba docs, "Error messages": what a code comes with when a rule names nothing else.
-CATALOGUE = {
-    "InvalidParameter": (400, "The request parameters are not valid."),
-    "Model.NotExist": (400, "Model not exist."),
-    "InvalidParameter.DataInspection": (
-        400,
-        "Unable to download the media resource during the data inspection process.",
-    ),
-    "BadRequest.InputDownloadFailed": (400, "Failed to download the input file."),
-    "InvalidURL": (400, "The input link cannot be used."),
-    "DataInspectionFailed": (400, "Input data may contain inappropriate content."),
-    "IPInfringementSuspect": (400, "Input data is suspected of being involved in IP infringement."),
-    "Arrearage": (400, "Access denied, please make sure your account is in good standing."),
-    "InvalidApiKey": (401, "Invalid API-key provided."),
-    "NOT AUTHORIZED": (401, "Access denied, the workspace is not authorized."),
-    "AccessDenied": (403, "Access denied."),
-    "AccessDenied.Unpurchased": (
-        403,
-        "Access to model denied. Please make sure you are eligible for using the model.",
-    ),
-    "Model.AccessDenied": (403, "Model access denied."),
-    "AllocationQuota.FreeTierOnly": (403, "The free tier of the model has been exhausted."),
-    "ModelNotFound": (404, "The model does not exist or you do not have access to it."),
-    "WorkSpaceNotFound": (404, "WorkSpace can not be found."),
-    "Throttling": (429, "Requests throttling triggered."),
-    "Throttling.RateQuota": (429, "Requests rate limit exceeded, please try again later."),
-    "Throttling.BurstRate": (429, "Request rate increased too quickly. Please slow down."),
-    "Throttling.AllocationQuota": (429, "Allocated quota exceeded, please increase your quota limit."),
-    "PrepaidBillOverdue": (429, "The prepaid bill is overdue."),
-    "PostpaidBillOverdue": (429, "The postpaid bill is overdue."),
-    "CommodityNotPurchased": (429, "Commodity has not purchased yet."),
-    "InternalError": (500, "An internal error has occured, please try again later."),
-    "InternalError.Algo": (500, "An internal error has occured during algorithm execution."),
-    "InternalError.Timeout": (500, "An internal timeout error has occured during execution."),
-    "SystemError": (500, "An system error has occured, please try again later."),
-    "RequestTimeOut": (500, "Request timed out, please try again later."),
-    "ModelServingError": (
-        503,
-        "Too many requests. Your requests are being throttled due to system capacity limits.",
-    ),
-    "ModelUnavailable": (503, "Model is unavailable, please try again later."),
 }
 
 

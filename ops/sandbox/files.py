@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from ops.sandbox import clock
-from ops.sandbox.orders import Refusal, invalid
+from ops.sandbox.refusals import Refusal, invalid
 
 PREFIXES = {"batch": "file-batch", "batch_output": "file-batch_output", "file-extract": "file-fe"}  # by purpose
 UPLOADED = ("batch", "file-extract")  # purposes that a client may give

@@ -15,6 +15,7 @@ from ops.sandbox.extracts import Document
 MOST_TRIES = 50  # braces looked at for an object
 DEFAULT = {"type": "object", "properties": {"summary": {"type": "string"}}}
 TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "string"}
+Fill = Callable[[dict[str, Any], "Matter", str], Any]
 IDS = ("id", "document_id", "doc_id")
 
 
@@ -39,22 +40,31 @@ def wanted(instructions: str, response_format: dict[str, Any]) -> dict[str, Any]
     return DEFAULT if example is None else _schema(example)
 
 
-def filled(schema: dict[str, Any], matter: Matter, name: str = "") -> Any:
-    """Return a value that the schema allows, made of what the documents say; `name` is the value's key."""
+def filled(schema: Any, matter: Matter, name: str = "") -> Any:
+    """Return a value that the schema allows, made of what the documents say; `name` is the value's key.
+
+    Of JSON Schema it knows the types, properties, items, enumerations and sizes; what else there is it takes for text.
+    """
+    if not isinstance(schema, dict):
+        return _string({}, matter, name)
     if "const" in schema:
         return schema["const"]
-    if schema.get("enum"):
-        return schema["enum"][0]
+    for choices in ("enum", "anyOf", "oneOf"):
+        if schema.get(choices):
+            first = schema[choices][0]
+            return first if choices == "enum" else filled(first, matter, name)
     kind = schema.get("type", "object" if "properties" in schema else "string")
-    return FILLED[kind if isinstance(kind, str) else kind[0]](schema, matter, name)
+    fill: Fill = FILLED.get(kind if isinstance(kind, str) else kind[0], _string)
+    return fill(schema, matter, name)
 
 
 def _object(schema: dict[str, Any], matter: Matter, _name: str) -> dict[str, Any]:
-    return {key: filled(inner, matter, key) for key, inner in schema.get("properties", {}).items()}
+    return {key: filled(inner, matter, key) for key, inner in (schema.get("properties") or {}).items()}
 
 
 def _array(schema: dict[str, Any], matter: Matter, name: str) -> list[Any]:
-    items = schema.get("items") or {"type": "string"}
+    given = schema.get("items")
+    items = given if isinstance(given, dict) else {"type": "string"}
     parts = [Matter([document]) for document in matter.documents]
     if items.get("type", "string") == "string" and name not in ("ids", "documents"):
         parts = [Matter([Document("", sentence)]) for sentence in matter.sentences]
@@ -72,7 +82,7 @@ def _number(schema: dict[str, Any], matter: Matter, _name: str) -> int:
     return int(max(schema.get("minimum", 0), min(len(matter.sentences), schema.get("maximum", len(matter.sentences)))))
 
 
-FILLED: dict[str, Callable[[dict[str, Any], Matter, str], Any]] = {
+FILLED: dict[str, Fill] = {
     "object": _object,
     "array": _array,
     "string": _string,

@@ -9,7 +9,8 @@ from typing import Any
 
 from ops.sandbox import asking, orders, text, tokens
 from ops.sandbox.models import Call, Model
-from ops.sandbox.orders import Order, invalid
+from ops.sandbox.orders import Order
+from ops.sandbox.refusals import invalid
 from ops.sandbox.text import Answer
 
 PIECES = 40  # of an answer that is streamed, at most

@@ -10,6 +10,8 @@ from typing import Any
 from ops.sandbox.limits import Peaks
 from ops.sandbox.tasks import Status, Task, Tasks
 
+PROMPT_CHARACTERS = 200  # of a text task's prompt; its create has all of it
+
 
 @dataclass(slots=True)
 class Create:
@@ -91,7 +93,7 @@ class Ledger:
             "task_id": task.id,
             "owner": task.owner,
             "model": task.order.model,
-            "prompt": task.order.prompt,
+            "prompt": task.order.prompt[: None if task.answer is None else PROMPT_CHARACTERS],
             "size": task.order.size,
             "seconds": task.order.seconds,
             "pictures": task.order.pictures,

@@ -7,13 +7,13 @@ Source: Alibaba docs, "OpenAI-compatible Batch"; recorded answers where these di
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ops.sandbox import chat, envelope, text
 from ops.sandbox.faults import Rule
 from ops.sandbox.models import Model
-from ops.sandbox.orders import Refusal
+from ops.sandbox.refusals import Refusal
 from ops.sandbox.text import Answer
 
 CHAT, TEST = "/v1/chat/completions", "/v1/chat/ds-test"
@@ -60,10 +60,9 @@ class Outcome:
 def check(content: bytes, endpoint: str, models: Mapping[str, Model], most: int) -> tuple[list[Line], list[Flaw]]:
     """Return the lines of an input file, or the flaws that forbid to run it."""
     rows = content.splitlines()
-    flaws = list(_of_file(rows, most)) or list(_of_lines(rows, endpoint, models))
-    if flaws:
-        return [], flaws[:FLAWS_TOLD]
-    return [Line(row["custom_id"], row["body"]) for row in map(json.loads, rows)], []
+    before = _Before(endpoint, models)
+    flaws = list(_of_file(rows, most)) or list(_of_lines(rows, before))
+    return ([], flaws[:FLAWS_TOLD]) if flaws else (list(before.lines.values()), [])
 
 
 def run(line: Line, batch_id: str, models: Mapping[str, Model], pick: Pick, seed: int, now: float) -> Outcome:
@@ -71,10 +70,7 @@ def run(line: Line, batch_id: str, models: Mapping[str, Model], pick: Pick, seed
     request_id = _request_id(line, batch_id)
     try:
         ask = chat.read(line.body)
-        rule = pick(ask.model, ask.words)
-        if rule is not None:
-            raise Refusal(*rule.error)
-        answer = TESTED if ask.model == TEST_MODEL else _answer(ask, models, seed)
+        answer = _answer(ask, models, pick(ask.model, ask.words), seed)
     except Refusal as refusal:
         return _outcome(line, request_id, refusal.status, {"error": envelope.error(refusal)}, None)
     return _outcome(line, request_id, 200, chat.completion(answer, ask.model, request_id, now), answer)
@@ -90,7 +86,11 @@ def dumped(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
-def _answer(ask: chat.Ask, models: Mapping[str, Model], seed: int) -> Answer:
+def _answer(ask: chat.Ask, models: Mapping[str, Model], rule: Rule | None, seed: int) -> Answer:
+    if rule is not None:
+        raise Refusal(*rule.error)
+    if ask.model == TEST_MODEL:
+        return TESTED
     model = chat.find(models, ask)
     # Nothing is streamed in a batch, and yet its calls may think; its input is never found in a cache.
     text.check(model, ask.messages, ask.parameters | {"stream": True})
@@ -115,7 +115,7 @@ class _Before:
 
     endpoint: str
     models: Mapping[str, Model]
-    ids: set[str]
+    lines: dict[str, Line] = field(default_factory=dict)  # by custom_id
     model: str | None = None
 
 
@@ -126,8 +126,7 @@ def _of_file(rows: list[bytes], most: int) -> Iterator[Flaw]:
         yield Flaw("too_many_tasks", f"The input file has more than {most} lines.")
 
 
-def _of_lines(rows: list[bytes], endpoint: str, models: Mapping[str, Model]) -> Iterator[Flaw]:
-    before = _Before(endpoint, models, set())
+def _of_lines(rows: list[bytes], before: _Before) -> Iterator[Flaw]:
     for number, row in enumerate(rows, 1):
         flaw = _of_line(row, before)
         if flaw is not None:
@@ -142,15 +141,16 @@ def _of_line(row: bytes, before: _Before) -> Flaw | None:
         return Flaw("invalid_json_line", "This line is not parseable as valid JSON.")
     flaw = next(filter(None, (check(document, before) for check in CHECKS)), None)
     if flaw is None:
-        before.ids.add(document["custom_id"])
-        before.model = before.model or document["body"]["model"]
+        line = Line(document["custom_id"], document["body"])
+        before.lines[line.custom_id] = line
+        before.model = before.model or line.body["model"]
     return flaw
 
 
 def _parsed(row: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(row) if len(row) <= LINE_BYTES else None
-    except (ValueError, RecursionError):
+        document = chat.parsed(row) if len(row) <= LINE_BYTES else None
+    except Refusal:
         return None
     return document if isinstance(document, dict) else None
 
@@ -189,7 +189,7 @@ def _model(document: dict[str, Any], before: _Before) -> Flaw | None:
 
 
 def _custom_id(document: dict[str, Any], before: _Before) -> Flaw | None:
-    if document["custom_id"] not in before.ids:
+    if document["custom_id"] not in before.lines:
         return None
     message = f"The custom_id '{document['custom_id']}' of this line is that of another: it must be unique in a file."
     return Flaw("duplicate_custom_id", message, "custom_id")

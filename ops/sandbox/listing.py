@@ -2,7 +2,7 @@
 
 from ops.sandbox import clock
 from ops.sandbox.faults import Rule, What
-from ops.sandbox.orders import Refusal, invalid
+from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task, Tasks
 
 

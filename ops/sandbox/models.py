@@ -83,6 +83,7 @@ class Model:
     is_incremental: bool  # streams differences unless told otherwise
     is_message: bool  # answers with a message unless told otherwise
     token_prices: tuple[Tier, ...]  # by input tokens, ascending
+    caches: bool  # bills what it has seen before at a discount
     batch: bool  # offered by the Batch API
     voices: tuple[str, ...]
     takes_instructions: bool
@@ -141,6 +142,7 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         is_incremental=row.get("is_incremental", False),
         is_message=row.get("is_message", False),
         token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
+        caches=row.get("caches", False),
         batch=row.get("batch", False),
         voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
         takes_instructions=row.get("takes_instructions", False),

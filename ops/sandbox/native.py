@@ -5,17 +5,18 @@ Each request goes the same way: let in or refused, met by a fault or not, answer
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ops.sandbox import answers, generation, links, listing, orders, speech, spoil, wire
+from ops.sandbox import answers, calls, listing, orders, spoil
 from ops.sandbox.faults import Rule, What, Where
 from ops.sandbox.models import Model
-from ops.sandbox.orders import Refusal
-from ops.sandbox.provider import Arrival, Proposal, Provider
+from ops.sandbox.proposals import Arrival, Proposal
+from ops.sandbox.provider import Provider
+from ops.sandbox.refusals import Refusal
 from ops.sandbox.tasks import Status, Task
 from ops.sandbox.wire import Reply
 
@@ -66,7 +67,7 @@ class Exchange:
             return self._refuse(refusal)
 
     async def create(self, path: str, body: bytes) -> Response:
-        """Answer a create: with a task, or with pictures at once."""
+        """Answer a create: with a task, or at once with what was made."""
         proposal = self._propose(path, body)
         rule = self._provider.faults.pick(Where.CREATE, proposal.model.id, proposal.entry.prompt)
         proposal.entry.fault = rule.what if rule else None
@@ -83,18 +84,10 @@ class Exchange:
 
     async def _answered(self, task: Task, model: Model) -> Response:
         """Answer a synchronous call, at the end of its run or in frames all through it."""
-        request_id = self._reply.request_id
-        if model.makes == "image":
-            whole = answers.finished(task, self._links(task), request_id)
-        elif task.answer is not None:
-            whole = generation.finished(task.answer, task.order.form, request_id)
-        else:
-            expires = links.expires_at(task, self._provider.options.link_seconds)
-            whole = speech.finished(task, self._links(task)[0], expires, request_id)
+        link_seconds = self._provider.options.link_seconds
+        whole = calls.whole(task, model, self._links(task), link_seconds, self._reply.request_id)
         if self._streams and model.makes != "image":
-            answer = task.answer
-            told = generation.frames(answer, task.order, request_id) if answer else speech.frames(task, whole)
-            return self._reply.stream(_paced(list(told), task.run_seconds))
+            return self._reply.stream(calls.frames(task, whole))
         await asyncio.sleep(task.run_seconds)
         return self._reply.json(whole)
 
@@ -148,7 +141,7 @@ class Exchange:
 
     def _let_in(self) -> str:
         owner = self._owner()
-        self._provider.spend_query(owner, self._where)
+        self._provider.gate.query(owner, self._where)
         return owner
 
     def _owner(self) -> str:
@@ -192,12 +185,6 @@ class Exchange:
 
     def _links(self, task: Task) -> list[str]:
         return self._provider.links(task, f"http://{self._request.headers['host']}")
-
-
-async def _paced(frames: list[dict[str, Any]], seconds: float) -> AsyncIterator[bytes]:
-    for number, frame in enumerate(frames, 1):
-        await asyncio.sleep(seconds / len(frames))
-        yield wire.event(number, frame)
 
 
 def _wants_stream(request: Request) -> bool:

@@ -5,15 +5,14 @@ keys of `input` and `parameters` are ignored, and prompts over the limit are cut
 """
 
 import json
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ops.sandbox import shapes
 from ops.sandbox.models import Call, Model
+from ops.sandbox.refusals import Refusal, invalid
 
 SEED_LIMIT = 2**31 - 1
-NAMED_SIZES = {"1K": "1024*1024", "2K": "2048*2048", "4K": "4096*4096"}  # of the models that allow such sides
 VIDEO_REFERENCES = ("video", "reference_video", "first_clip")
 
 
@@ -35,16 +34,6 @@ class Order:
     voice: str = ""  # speech has one
     form: str = ""  # of a text answer: text or message
     is_incremental: bool = False  # a stream of text tells differences
-
-
-class Refusal(Exception):
-    """An answer in the native error envelope: an HTTP status, a code, a message for a person."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(f"{status} {code}: {message}")
-        self.status = status
-        self.code = code
-        self.message = message
 
 
 def read(body: bytes) -> dict[str, Any]:
@@ -84,7 +73,7 @@ def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
     prompt = _prompt(given, model, call)
     _inputs(given, model, resolves_oss)
     _seed(asked)
-    size, tier, ratio = SHAPES[model.shape](asked, model)
+    size, tier, ratio = shapes.read(asked, model)
     return Order(
         model=model.id,
         call=call.name,
@@ -98,11 +87,6 @@ def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
         has_audio=asked.get("audio") is not False,
         extends_prompt=asked.get("prompt_extend") is not False,
     )
-
-
-def invalid(message: str) -> Refusal:
-    """Return the Refusal of a bad parameter."""
-    return Refusal(400, "InvalidParameter", message)
 
 
 def prompt_of(document: dict[str, Any]) -> str:
@@ -200,66 +184,3 @@ def _input_seconds(given: dict[str, Any]) -> int:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _by_size(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
-    size = str(asked.get("size") or model.default_size)
-    if size not in model.sizes:
-        raise invalid(f"size must be in {list(model.sizes)}.")
-    return size, model.sizes[size], _ratio_of(size)
-
-
-def _by_resolution(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
-    tier = _tier(asked, model)
-    size = next(size for size, its_tier in model.sizes.items() if its_tier == tier)
-    return size, tier, "16:9"
-
-
-def _by_ratio(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
-    tier = model.renders or _tier(asked, model)
-    ratio = asked.get("ratio") or "16:9"
-    if ratio not in model.ratios:
-        raise invalid(f"ratio must be in {list(model.ratios)}.")
-    return _size_of(ratio, int(tier.removesuffix("P"))), tier, ratio
-
-
-def _by_sides(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
-    size = str(asked.get("size") or model.default_size)
-    size = NAMED_SIZES.get(size, size)
-    match = re.fullmatch(r"(\d{2,5})\*(\d{2,5})", size)
-    shortest, longest = model.sides
-    if match is None or not all(shortest <= int(side) <= longest for side in match.groups()):
-        raise invalid(f"size must be W*H with sides in [{shortest}, {longest}].")
-    return size, "each", _ratio_of(size)
-
-
-def _tier(asked: dict[str, Any], model: Model) -> str:
-    tier = asked.get("resolution") or model.default_tier
-    if tier not in model.tiers:
-        raise invalid(f"resolution must be in {list(model.tiers)}.")
-    return str(tier)
-
-
-def _ratio_of(size: str) -> str:
-    width, height = (int(side) for side in size.split("*"))
-    known = ("16:9", "9:16", "1:1", "4:3", "3:4")
-    return min(known, key=lambda ratio: abs(_quotient(ratio, ":") - width / height))
-
-
-def _size_of(ratio: str, short_side: int) -> str:
-    quotient = _quotient(ratio, ":")
-    long_side = round(short_side * max(quotient, 1 / quotient) / 2) * 2
-    return f"{long_side}*{short_side}" if quotient >= 1 else f"{short_side}*{long_side}"
-
-
-def _quotient(text: str, sign: str) -> float:
-    left, right = text.split(sign)
-    return int(left) / int(right)
-
-
-SHAPES: dict[str, Callable[[dict[str, Any], Model], tuple[str, str, str]]] = {
-    "size": _by_size,
-    "resolution": _by_resolution,
-    "ratio": _by_ratio,
-    "free": _by_sides,
-}

@@ -7,8 +7,8 @@ from fastapi.responses import Response
 from ops.sandbox import links, spoil, wire
 from ops.sandbox.faults import Rule, What, Where
 from ops.sandbox.links import Body, Denial
-from ops.sandbox.orders import Refusal
 from ops.sandbox.provider import Provider
+from ops.sandbox.refusals import Refusal
 from ops.sandbox.tasks import Status, Task
 
 WHOLE_FROM = 1_048_576  # bytes; larger answers are streamed

@@ -10,7 +10,8 @@ from typing import Any
 from ops.sandbox import sound, tokens
 from ops.sandbox.models import Model
 from ops.sandbox.options import SpeechUnit
-from ops.sandbox.orders import Order, invalid
+from ops.sandbox.orders import Order
+from ops.sandbox.refusals import invalid
 from ops.sandbox.tasks import Task
 
 LONGEST = 600

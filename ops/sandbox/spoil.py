@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 
 from ops.sandbox import wire
 from ops.sandbox.faults import Rule, What
-from ops.sandbox.orders import Refusal
+from ops.sandbox.refusals import Refusal
 
 FRAME_END = b"\n\n"
 SIGN_IN = "<html><body>Sign in to continue</body></html>"

@@ -47,7 +47,7 @@ class Cache:
     def hit(self, owner: str, model: Model, messages: Messages) -> int:
         """Return how many of the input's tokens were seen before, and remember them."""
         system = asking.words(messages[0]) if messages[0]["role"] == "system" else ""
-        size = tokens.count(system)
+        size = tokens.count(system) if model.caches else 0
         if size < CACHED_FROM:
             return 0
         key = (owner, model.id, hashlib.sha256(system.encode("utf-8", "replace")).digest())
@@ -62,7 +62,7 @@ def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, c
     """Return the answer to a call that `check` lets pass; `cached_tokens` is what a Cache says of it."""
     instructions, documents = _matter(messages)
     called = _called(messages, asked, documents, seed)
-    said = "" if called else _said(instructions, documents, asked)
+    said = "" if called else _stopped(_said(instructions, documents, asked), asked.get("stop") or [])
     content = tokens.cut(said, asking.most_tokens(model, asked))
     reasoning = _reasoning(documents, asked) if asking.thinks(model, asked) else ""
     spoken = content + "".join(call["function"]["arguments"] for call in called)
@@ -92,6 +92,13 @@ def _said(instructions: str, documents: list[Document], asked: dict[str, Any]) -
         return json.dumps(forms.filled(schema, Matter(documents)), ensure_ascii=False)
     parts = [_prose(document, instructions.lower()) for document in documents]
     return "\n\n".join(part for part in parts if part)
+
+
+def _stopped(text: str, stops: str | list[str]) -> str:
+    """Return a text up to the first of the words that shall end it."""
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop, 1)[0]
+    return text
 
 
 def _prose(document: Document, instructions: str) -> str:

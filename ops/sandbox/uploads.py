@@ -13,13 +13,12 @@ from typing import Any
 
 from ops.sandbox import clock
 from ops.sandbox.links import ACCESS_KEY, ACCESS_KEY_ID, Denial
-from ops.sandbox.orders import Refusal
+from ops.sandbox.refusals import Refusal
 
 BUCKET = "dashscope-file-mgr"
 POLICY_SECONDS = 300
 KEPT_SECONDS = 48 * 3600.0
 MOST_BYTES = 1_073_741_824
-POLICIES_PER_SECOND = 100  # of an account and model
 INVALID = "Invalid according to Policy: "
 SCHEME = "oss://"
 
@@ -33,6 +32,10 @@ class Upload:
     model: str  # the only one that may be given it
     bytes: int
     uploaded_at: float
+
+    def row(self) -> dict[str, Any]:
+        """Return the upload as the ledger and the journal have it."""
+        return asdict(self)
 
 
 class Uploads:
@@ -101,12 +104,12 @@ class Uploads:
             raise Refusal(400, "InvalidParameter.DataInspection", message)
 
     def recall(self, row: dict[str, Any]) -> None:
-        """Keep an upload of before, as `statement` has it."""
+        """Keep an upload of before."""
         self.by_key[row["key"]] = Upload(**row)
 
     def statement(self) -> list[dict[str, Any]]:
-        """Return what was uploaded, for the ledger and the journal."""
-        return [asdict(upload) for upload in self.by_key.values()]
+        """Return what was uploaded, for the ledger."""
+        return [upload.row() for upload in self.by_key.values()]
 
 
 def _policy(directory: str, expires: float) -> str:

@@ -20,7 +20,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ops.sandbox.links import Denial
-from ops.sandbox.orders import Refusal
+from ops.sandbox.refusals import Refusal
 
 GZIP_FROM = 256  # bytes
 RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time

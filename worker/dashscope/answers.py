@@ -5,12 +5,12 @@ Nothing here decides what to do: what the codes mean is `faults`' business.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from worker.dashscope.bodies import field, listed, number, read, word
 from worker.egress import Answer
 from worker.errors import Ambiguous
 
@@ -92,99 +92,88 @@ def created(answer: Answer) -> Accepted | Refused:
     official SDK looks for too. Raises ServerTrouble for other statuses in that envelope, Ambiguous for what
     proves nothing.
     """
-    body = _object(answer)
-    no = refused(answer, body)
-    output, succeeded = _dict(body, "output"), _is_success(answer)
-    task_id = _word(output, "task_id") or None
-    if succeeded and (task_id or (output and not no.code)):
-        status = _word(output, "task_status")
-        return Accepted(task_id, status, no.request_id, output, _dict(body, "usage"), body)
+    body = _native(read(answer.body))
+    no, output = refused(answer, body), field(body, "output")
+    task_id = word(output, "task_id") or None
+    if _is_success(answer) and (task_id or (output and not no.code)):
+        status = word(output, "task_status")
+        return Accepted(task_id, status, no.request_id, output, field(body, "usage"), body)
+    return denied(no)
+
+
+def denied(no: Refused) -> Refused:
+    """A create call's answer that is no acceptance, if it is a definite refusal; raises what it is instead."""
     if not no.code:
-        raise Ambiguous(f"HTTP {answer.status} without the provider's envelope", no.request_id)
-    if succeeded or (400 <= answer.status < 500 and answer.status not in UNSETTLED):
-        return no
-    raise ServerTrouble(f"HTTP {answer.status} {no.code}", no)
+        raise Ambiguous(f"HTTP {no.http_status} without the provider's envelope", no.request_id)
+    if not is_definite(no):
+        raise ServerTrouble(f"HTTP {no.http_status} {no.code}", no)
+    return no
+
+
+def is_definite(no: Refused) -> bool:
+    """Whether nothing was made: by a 4xx, or by a code in a 200."""
+    return no.http_status < 300 or (400 <= no.http_status < 500 and no.http_status not in UNSETTLED)
 
 
 def task(answer: Answer) -> TaskSeen | Refused:
     """What a task query's answer says; raises Ambiguous for a success that cannot be read."""
-    body = _object(answer)
-    no, output = refused(answer, body), _dict(body, "output")
+    body = read(answer.body)
+    no, output = refused(answer, body), field(body, "output")
     if not _is_success(answer) or (no.code and not output):
         return no
     if not output:
         raise Ambiguous("the answer to a task query is not readable", no.request_id)
-    return TaskSeen(_word(output, "task_status"), output, _dict(body, "usage"), no.request_id, body)
+    return TaskSeen(word(output, "task_status"), output, field(body, "usage"), no.request_id, body)
 
 
 def page(answer: Answer) -> Page | Refused:
     """What a task list's answer says; raises Ambiguous for a success that cannot be read."""
-    body = _object(answer)
+    body = read(answer.body)
     no, rows = refused(answer, body), body.get("data")
     if not _is_success(answer) or (no.code and rows is None):
         return no
     if not isinstance(rows, list):
         raise Ambiguous("the answer to a task list is not readable", no.request_id)
-    listed = tuple(_listed(row) for row in rows if isinstance(row, dict) and row.get("task_id"))
-    return Page(listed, _number(body, "total"), _number(body, "total_page"))
+    listed = tuple(_row(row) for row in rows if isinstance(row, dict) and row.get("task_id"))
+    return Page(listed, number(body, "total"), number(body, "total_page"))
 
 
 def canceled(answer: Answer) -> Refused | None:
     """The refusal in a cancel's answer; None: the task is canceled."""
-    no = refused(answer, _object(answer))
+    no = refused(answer, read(answer.body))
     return None if _is_success(answer) and not no.code else no
 
 
 def refused(answer: Answer, body: Mapping[str, Any]) -> Refused:
     """The answer as a refusal, by the native envelope or OpenAI's, which some native paths use too."""
-    error = _dict(body, "error") or body
+    error = field(body, "error") or body
     return Refused(
         http_status=answer.status,
-        code=_word(error, "code") or _word(error, "type"),
-        message=_word(error, "message"),
-        request_id=_word(body, "request_id") or answer.request_id,
+        code=word(error, "code") or word(error, "type"),
+        message=word(error, "message"),
+        request_id=word(body, "request_id") or answer.request_id,
         retry_after=_seconds(answer.headers.get("retry-after", "")),
     )
 
 
+def without_reasoning(said: Accepted) -> Accepted:
+    """The same answer without what the model thought."""
+    messages = [field(choice, "message") for choice in listed(said.output, "choices")]
+    for message in messages:
+        message.pop("reasoning_content", None)
+    return said
+
+
+def _native(body: dict[str, Any]) -> dict[str, Any]:
+    """A chat completion as the native interface would give it; other bodies as they are."""
+    if "output" in body or not listed(body, "choices"):
+        return body
+    request_id = word(body, "request_id") or word(body, "id").removeprefix("chatcmpl-")
+    return {"output": {"choices": body["choices"]}, "usage": field(body, "usage"), "request_id": request_id}
+
+
 def _is_success(answer: Answer) -> bool:
     return 200 <= answer.status < 300
-
-
-def _object(answer: Answer) -> dict[str, Any]:
-    """The body, if it is a JSON object, else an empty one."""
-    try:
-        body = _storable(json.loads(answer.body))
-    except (ValueError, RecursionError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _storable(value: Any) -> Any:
-    """The same without what Postgres refuses in text: NUL, and halves of characters that a cut left behind."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_storable(part) for part in value]
-    if isinstance(value, dict):
-        return {_storable(name): _storable(part) for name, part in value.items()}
-    return value
-
-
-def _dict(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = body.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _word(body: Mapping[str, Any], name: str) -> str:
-    """A field as text; empty when it is missing, null or no scalar."""
-    value = body.get(name)
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-
-
-def _number(body: Mapping[str, Any], name: str) -> int:
-    word = _word(body, name)
-    return int(word) if word.isdecimal() else 0
 
 
 def _seconds(value: str) -> float | None:
@@ -193,18 +182,18 @@ def _seconds(value: str) -> float | None:
 
 def _moment(row: Mapping[str, Any], name: str) -> datetime | None:
     """A time of the task list, which counts milliseconds since 1970 where a task's own times are text."""
-    milliseconds = _number(row, name)
+    milliseconds = number(row, name)
     return EPOCH + timedelta(milliseconds=milliseconds) if 0 < milliseconds < 1e14 else None
 
 
-def _listed(row: Mapping[str, Any]) -> Listed:
+def _row(row: Mapping[str, Any]) -> Listed:
     return Listed(
-        task_id=_word(row, "task_id"),
-        request_id=_word(row, "request_id") or None,
-        model=_word(row, "model_name"),
-        status=_word(row, "status"),
+        task_id=word(row, "task_id"),
+        request_id=word(row, "request_id") or None,
+        model=word(row, "model_name"),
+        status=word(row, "status"),
         created_at=_moment(row, "gmt_create"),
         started_at=_moment(row, "start_time"),
         ended_at=_moment(row, "end_time"),
-        api_key_id=_word(row, "api_key_id") or None,
+        api_key_id=word(row, "api_key_id") or None,
     )

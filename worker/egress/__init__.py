@@ -25,6 +25,7 @@ from worker.errors import Ambiguous, NotSent
 from worker.settings import Settings
 
 Wire = httpx.BaseTransport
+Content = bytes | Iterable[bytes]  # of a request; where it comes bit by bit, a header has to say its length
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HOPS = 3  # redirects that a source may take
@@ -86,7 +87,7 @@ def call(
     url: str,
     bounds: Bounds,
     headers: Mapping[str, str],
-    content: bytes = b"",
+    content: Content = b"",
 ) -> Answer:
     """The whole answer, whatever its status.
 
@@ -94,7 +95,12 @@ def call(
     id when its headers had come (TooLarge among it).
     """
     with stream(wire, method, url, bounds, headers, content) as answer:
-        body = b"".join(answer.chunks)
+        return whole(answer)
+
+
+def whole(answer: Streamed) -> Answer:
+    """The rest of an answer that was opened as a stream; raises like its chunks."""
+    body = b"".join(answer.chunks)
     return Answer(answer.status, answer.headers, body, answer.headers.get("x-request-id"))
 
 
@@ -105,7 +111,7 @@ def stream(
     url: str,
     bounds: Bounds,
     headers: Mapping[str, str],
-    content: bytes = b"",
+    content: Content = b"",
 ) -> Iterator[Streamed]:
     """An answer chunk by chunk, its bytes as sent; raises like `call`, from the `with` and from the chunks.
 
@@ -171,7 +177,7 @@ def _raised(url: str, settings: Settings) -> str:
     return url
 
 
-def _request(method: str, url: str, bounds: Bounds, headers: Mapping[str, str], content: bytes) -> httpx.Request:
+def _request(method: str, url: str, bounds: Bounds, headers: Mapping[str, str], content: Content) -> httpx.Request:
     # Compressed bodies are not asked for: a small one can unpack to gigabytes.
     plain = httpx.Headers({"User-Agent": user_agent(), "Accept-Encoding": "identity"})
     waits = {"connect": bounds.connect, "pool": bounds.connect, "read": bounds.idle, "write": bounds.idle}

@@ -8,12 +8,30 @@ a finished task says).
 from __future__ import annotations
 
 from worker.catalog import Usage
-from worker.kinds import image_to_video, speech, speech_segment, text, text_to_image, text_to_video
+from worker.kinds import (
+    image_to_video,
+    speech,
+    speech_segment,
+    summary,
+    text,
+    text_batch,
+    text_to_image,
+    text_to_video,
+)
 from worker.kinds.kind import Kind, Request, Source
 
 __all__ = ["KINDS", "OFFERED", "Kind", "Request", "Source", "Usage"]
 
-_ALL = (text_to_video.KIND, image_to_video.KIND, text_to_image.KIND, speech.KIND, speech_segment.KIND, text.KIND)
+_ALL = (
+    text_to_video.KIND,
+    image_to_video.KIND,
+    text_to_image.KIND,
+    speech.KIND,
+    speech_segment.KIND,
+    summary.KIND,
+    text.KIND,
+    text_batch.KIND,
+)
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from worker import catalog
 from worker.catalog import Model, Sizes
 from worker.errors import Fault, InvalidInput
-from worker.kinds.fields import Link, Text, Tier, no
+from worker.kinds.fields import Sound, Text, Tier, no
 
 SEED_LIMIT = 2**31 - 1
 _CODES = {"missing": "required", "extra_forbidden": "unknown_field", "string_unicode": "bad_text"}
@@ -53,7 +53,7 @@ class MediaInput(Input):
 class VideoInput(MediaInput):
     """What the inputs of the video kinds share."""
 
-    audio_url: Link | None = Field(None, description="its sound: wav or mp3, 3 to 30 s, at most 15 MB")
+    audio_url: Sound | None = Field(None, description="its sound, a link or a file's key: wav or mp3, 3 to 30 s, 15 MB")
     resolution: Tier | None = Field(None, description="the tier, which is what is paid for", examples=["720P"])
     duration: int | None = Field(None, description="seconds, each of them paid for", examples=[5])
     shot_type: Literal["single", "multi"] | None = Field(None, description="one shot or several; needs prompt_extend")

@@ -21,6 +21,7 @@ _WRAPPED = 50  # bytes; an editor wraps no shorter lines
 _END = "\u2028"  # a line separator: for the splitter the end of a sentence, and no more than that
 _TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof|St|No|Sr|Jr|vs|Fig|[A-Z])\.(?=\s)")
 _CLAUSE = re.compile(r"""(?:[,;:،؛—–](?=\s)|[，；：、])["'”’»」』）)\]]*\s*(?=[\w"'“‘«「『（(\[])""")
+_BLANK = re.compile(r"\s+")
 
 
 def in_bytes(text: str) -> int:
@@ -49,7 +50,8 @@ def cut(text: str, limit: int, measure: Measure) -> Iterator[str]:
     assert len(view) == len(text), "places in the view are places in the text"
     while at < len(text):
         window = view[at : at + limit + _AHEAD]
-        size = len(_piece(splitter.chunks(window)[0], len(window)))
+        found = splitter.chunks(window)[0]
+        size = _size(found, window[len(found) :])
         yield text[at : at + size]
         at += size
 
@@ -60,12 +62,14 @@ def _view(text: str) -> str:
     return _TITLE.sub(r"\1_", joined + last)
 
 
-def _piece(found: str, window: int) -> str:
-    """What the splitter found, up to its last clause if it ends within a sentence that is above the limit."""
-    if len(found) == window or found.endswith(_END) or not _is_open(found):
-        return found
-    clauses = [clause.end() for clause in _CLAUSE.finditer(found) if clause.end() >= len(found) / 2]
-    return found[: clauses[-1]] if clauses else found
+def _size(found: str, rest: str) -> int:
+    """How much of what the splitter found is taken: of a sentence above the limit, up to its last clause."""
+    if not rest or found.endswith(_END) or not _is_open(found):
+        return len(found)
+    # A stop by itself would not be spoken, so a word goes with its stop.
+    marks = (_CLAUSE, _BLANK) if unicodedata.category(rest[0])[0] == "P" else (_CLAUSE,)
+    places = (place.end() for mark in marks for place in reversed([*mark.finditer(found)]))
+    return next((place for place in places if place >= len(found) / 2), len(found))
 
 
 def _is_open(found: str) -> bool:

@@ -1,6 +1,7 @@
 """The types of the inputs' fields: text that can be stored, links that can be followed, sizes as people write them.
 
-Where a link is taken, the key of an object in our bucket is too; `worker/inputs.py` knows whether there is such a one.
+Where the provider takes a link to a picture or to sound, we take the key of an object in our bucket too;
+`worker/inputs.py` knows whether there is such a one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ LINK_LIMIT = 4096  # characters; signed links are long
 KEY_LIMIT = 1024  # characters; S3 takes no longer keys
 INLINE_LIMIT = 28_000_000  # characters of base64 that a 20 MB picture makes, the provider's cap
 
-_NO_LINK = "must be a link (https://…, http://… or oss://…, without a user or password in it) or the key of a file"
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _KEY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[\w.-]+)+", re.ASCII)
 _INLINE = re.compile(r"data:image/(png|jpeg|jpg|bmp|webp);base64,[A-Za-z0-9+/]+={0,2}")
@@ -44,18 +44,20 @@ def _storable(text: str) -> str:
 
 
 def _link(value: str) -> str:
-    if is_key(value):
-        return value
     if len(value) > LINK_LIMIT:
         raise no("too_long", f"is a link of {len(value)} characters; at most {LINK_LIMIT} are taken")
     if not _is_link(value):
-        raise no("bad_link", _NO_LINK)
+        raise no("bad_link", "must be a link: https://…, http://… or oss://…, without a user or password in it")
     return value
+
+
+def _sound(value: str) -> str:
+    return value if is_key(value) else _link(value)
 
 
 def _picture(value: str) -> str:
     if not value.startswith("data:"):
-        return _link(value)
+        return _sound(value)
     if len(value) > INLINE_LIMIT:
         raise no("too_long", "is a picture of over 20 MB; the provider takes none")
     if not _INLINE.fullmatch(value):
@@ -84,6 +86,7 @@ def _upper(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_storable)]
 Link = Annotated[str, AfterValidator(_link)]
+Sound = Annotated[str, AfterValidator(_sound)]
 Picture = Annotated[str, AfterValidator(_picture)]
 Size = Annotated[Text, BeforeValidator(_star)]
 Tier = Annotated[Text, BeforeValidator(_upper)]

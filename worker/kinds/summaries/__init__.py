@@ -1,12 +1,15 @@
 """How documents are summarized: read, cut, mapped, reduced, asked again, put together.
 
+form        what users send
 documents   bytes → text, whatever they are; `extract` in a process of its own where they may be hostile
 intake      which documents there are, and one of them, read
-chunks      text → parts that one call can read; summaries → groups that one call can reduce
+chunks      text → parts that one call can read; answers → groups that one call can join
 prompts     what a call says
-form        what users send
-progress    what each document has so far, from the children that ended
+modes       which way the calls go, and why
 lines       the files of a provider batch
-rounds      what to make next
-results     the outputs
+trees       what each document has so far, from the children that ended
+endings     whether that is a summary
+portion     what one step makes; `growth` adds to it what one tree needs next
+rounds      what the job makes next
+results     its outputs
 """

@@ -77,13 +77,18 @@ def text_of(data: bytes, content_type: str = "") -> str:
 
 def clean(text: str) -> str:
     """The text without what Postgres refuses, and without long runs of empty lines; raises Unreadable."""
-    text = _UNSTORABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
+    text = storable(text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
     text = _BLANK.sub("\n\n", text).strip()
     if not text.strip("\ufffd\n "):
         raise Unreadable("empty", "has no text in it")
     if len(text) > TEXT_LIMIT:
         raise Unreadable("too_long", f"has {len(text):,} characters; at most {TEXT_LIMIT:,} are read of one document")
     return text
+
+
+def storable(text: str) -> str:
+    """The text with a mark in place of what Postgres refuses, and of other control characters."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def _is_html(data: bytes, content_type: str) -> bool:

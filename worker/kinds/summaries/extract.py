@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
-from bs4 import BeautifulSoup, CData, NavigableString, Tag
+from bs4 import BeautifulSoup
+from bs4.element import CData, NavigableString, Tag
 from pypdf import PdfReader
 from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError, PyPdfError
 

@@ -1,0 +1,216 @@
+"""Objects of ours in a job's input: checked when they are named, handed over when the call is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from serving import Served, served
+from stage import Stage, stage
+
+from ops.sandbox.options import Limits, Options
+from ops.sandbox.testing import Sandbox, running
+from worker import inputs, jobs, media
+from worker.errors import InvalidInput, NotFound
+from worker.inputs import Handover
+from worker.kinds import KINDS, Request
+from worker.models import Job
+from worker.states import State
+from worker.storage import Expected
+
+MODEL = "wan2.5-i2v-preview"
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
+WAV = b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 28
+
+
+@pytest.fixture
+def api(environment: dict[str, str]) -> Iterator[Served]:
+    with served(environment) as made:
+        yield made
+
+
+@pytest.fixture
+def http(api: Served) -> Iterator[httpx.Client]:
+    with api.http(api.key("spring")) as client:
+        yield client
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.1, queue_seconds=0, limits={"*": Limits(rps=100)})) as made:
+        yield made
+
+
+@pytest.fixture(params=["link", "upload"])
+def play(request: pytest.FixtureRequest, environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox, input_handover=request.param) as made:
+        yield made
+
+
+def given(http: httpx.Client, name: str, content: bytes) -> str:
+    key: str = http.post("/v1/files", files={"file": (name, content)}).json()["key"]
+    return key
+
+
+def submitted(http: httpx.Client, path: str = "/v1/jobs", **wanted: Any) -> httpx.Response:
+    return http.post(path, json={"kind": "image-to-video", "model": MODEL, "input": wanted})
+
+
+def faults(answer: httpx.Response) -> dict[str, str]:
+    """Pointer → code."""
+    return {fault["pointer"]: fault["code"] for fault in answer.json()["errors"]}
+
+
+def stored(play: Stage, content: bytes = PNG) -> str:
+    """The key of a file of the stage's project."""
+    key = f"{play.project.id}/files/2026/01/02/0199.png"
+    play.ctx.bucket.put_stream(key, [content], "image/png", Expected(), {})
+    play.sql(
+        "insert into files (project_id, key, name, content_type, bytes, sha256)"
+        " values (:project, :key, 'cat.png', 'image/png', :bytes, '')",
+        project=play.project.id,
+        key=key,
+        bytes=len(content),
+    )
+    return key
+
+
+def request_of(play: Stage, job: Job) -> Request:
+    kind = KINDS[job.kind]
+    return kind.request(play.ctx.catalog.model(job.model), "cn-beijing", kind.input.model_validate(job.input))
+
+
+def test_a_job_keeps_the_key_of_the_file_that_it_names(http: httpx.Client) -> None:
+    picture, sound = given(http, "cat.png", PNG), given(http, "purr.wav", WAV)
+
+    job = submitted(http, img_url=picture, audio_url=sound)
+
+    assert job.status_code == 201
+    assert (job.json()["input"]["img_url"], job.json()["input"]["audio_url"]) == (picture, sound)
+
+
+def test_a_key_that_names_nothing_or_the_wrong_thing_is_named_before_anything_is_made(
+    http: httpx.Client, api: Served
+) -> None:
+    picture, sound, large = (given(http, *file) for file in (("a.png", PNG), ("a.wav", WAV), ("b.png", PNG)))
+    api.sql("update files set bytes = :bytes where key = :key", bytes=20 * 1024 * 1024 + 1, key=large)
+
+    for path in ("/v1/jobs", "/v1/jobs?dry_run=true"):
+        assert faults(submitted(http, path, img_url=picture + "x")) == {"/input/img_url": "no_such_file"}
+        assert faults(submitted(http, path, img_url=sound, audio_url=picture)) == {
+            "/input/img_url": "file_unfit",
+            "/input/audio_url": "file_unfit",
+        }
+        assert faults(submitted(http, path, img_url=large)) == {"/input/img_url": "file_unfit"}
+        assert faults(submitted(http, path, img_url="cat.png")) == {"/input/img_url": "bad_link"}
+    assert api.sql("select id from jobs") == []
+
+
+def test_an_output_of_an_earlier_job_is_an_input_too(http: httpx.Client, api: Served) -> None:
+    job = submitted(http, img_url="https://example.com/cat.png").json()
+    project = api.sql("select id from projects")[0]["id"]
+    key = f"{project}/2026/01/02/{job['id']}/0-image.png"
+    api.sql(
+        "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
+        " select id, 0, project_id, 'image', :key, 'image/png', 6, '', '' from jobs",
+        key=key,
+    )
+
+    assert submitted(http, img_url=key).status_code == 201
+
+
+def test_documents_that_are_said_to_be_files_have_to_be_there(http: httpx.Client, api: Served) -> None:
+    key = given(http, "a.txt", b"some words")
+    project = api.sql("select id from projects")[0]["id"]
+    other = f"{project}/files/2026/01/02/none.txt"
+    found = [{"key": key}, {"key": other}, {"text": "words"}, {"key": f"{project}/mine/put-there-by-myself.txt"}]
+
+    with api.engine.connect() as connection:
+        inputs.check(connection, project, {"documents": found[:1]})
+        with pytest.raises(InvalidInput) as refused:
+            inputs.check(connection, project, {"documents": found})
+
+    assert [fault.pointer for fault in refused.value.faults] == ["/input/documents/1/key"]
+
+
+def test_a_file_that_was_named_by_a_replayed_submission_may_be_gone(http: httpx.Client, api: Served) -> None:
+    said = {"kind": "image-to-video", "model": MODEL, "input": {"img_url": given(http, "cat.png", PNG)}}
+    first = http.post("/v1/jobs", json=said, headers={"idempotency-key": "k1"})
+    api.sql("delete from files")
+
+    again = http.post("/v1/jobs", json=said, headers={"idempotency-key": "k1"})
+
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+
+
+def test_the_provider_is_given_something_that_it_can_follow_and_the_record_keeps_the_key(play: Stage) -> None:
+    key = stored(play)
+    job = play.submit("image-to-video", MODEL, input={"img_url": key, "prompt": "it purrs"})
+
+    made = play.until(job)
+
+    assert made.state == State.SUCCEEDED, made.error
+    assert made.input["img_url"] == key
+    assert play.attempts(job)[0].request_hash == jobs.digest(request_of(play, job).body)
+
+
+def test_a_link_into_the_bucket_is_followed_without_a_key_of_ours(
+    environment: dict[str, str], sandbox: Sandbox
+) -> None:
+    with stage(environment, sandbox) as play:
+        key = stored(play)
+        job = play.submit("image-to-video", MODEL, input={"img_url": key, "prompt": key})
+        request = play.ctx.handover.request(play.ctx.client(job), job, request_of(play, job))
+
+        link = request.body["input"]["img_url"]
+        assert httpx.get(link).content == PNG
+        assert "X-Amz-Expires=21600" in link
+        assert request.headers == request_of(play, job).headers
+
+
+def test_an_upload_is_used_again_for_the_same_model_and_account_and_no_other(
+    environment: dict[str, str], sandbox: Sandbox
+) -> None:
+    with stage(environment, sandbox, input_handover="upload") as play:
+        job = play.submit("image-to-video", MODEL, input={"img_url": stored(play), "prompt": "it purrs"})
+        request = request_of(play, job)
+        other = replace(request, body={**request.body, "model": "wan2.6-i2v"})
+        handover = Handover(play.ctx.settings, play.ctx.bucket)
+
+        first, again, elsewhere = (
+            handover.request(play.ctx.client(job), job, each) for each in (request, request, other)
+        )
+
+    assert first.headers["X-DashScope-OssResourceResolve"] == "enable"
+    assert first.body["input"]["img_url"].startswith("oss://")
+    assert first.body == again.body
+    assert elsewhere.body["input"]["img_url"] != first.body["input"]["img_url"]
+
+
+def test_what_names_no_object_of_ours_is_handed_over_as_it_is(play: Stage) -> None:
+    job = play.submit("image-to-video", MODEL, input={"img_url": "https://example.com/cat.png"})
+    request = request_of(play, job)
+
+    assert play.ctx.handover.request(play.ctx.client(job), job, request) is request
+
+
+def test_an_object_that_is_gone_is_told_from_one_that_does_not_come_now(
+    environment: dict[str, str], sandbox: Sandbox
+) -> None:
+    with stage(environment, sandbox, input_handover="upload") as play:
+        key = stored(play)
+        job = play.submit("image-to-video", MODEL, input={"img_url": key})
+        play.ctx.bucket.delete(key)
+
+        with pytest.raises(NotFound):
+            play.ctx.handover.request(play.ctx.client(job), job, request_of(play, job))
+
+
+def test_every_rule_is_about_types_that_are_sniffed() -> None:
+    kinds = {media.sniff_input(head, "x") for head in (PNG, WAV, b"\xff\xd8\xff", b"ID3", b"RIFF\0\0\0\0WEBP")}
+    kinds |= {media.BMP}
+
+    assert {kind.content_type for kind in kinds if kind} == media.PICTURES | media.SOUNDS

@@ -1,0 +1,336 @@
+"""Narrations: what may be asked, how a segment is asked for, and whole stories on real servers."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import wave
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import pytest
+from stage import Stage, stage
+
+from ops.sandbox.options import Limits, Options
+from ops.sandbox.testing import Sandbox, running
+from worker import catalog, jobs
+from worker.errors import Fault, InvalidInput
+from worker.kinds import cutting, mp3, speech, speech_input, speech_segment
+from worker.kinds.kind import Source
+from worker.models import Job
+
+MODEL, INSTRUCTED, OLD = (
+    catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts")
+)
+LINK = "http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.wav?Expires=1"
+BILINGUAL = (
+    "很久以前，河边有一架水车。它日夜不停地转动，把河水一桶一桶地提上来，倒进水渠里。价格是 ¥1,299.00，真的！"
+    "Once upon a time, Dr. Smith came to see the wheel. “It never stops,” he said. The bill was $1,299.00. "
+)
+TEXT = "\n\n".join([BILINGUAL * (1000 // len(BILINGUAL) + 1)] * 3)
+
+
+def checked(**raw: Any) -> dict[str, Any]:
+    return speech.KIND.check(MODEL, raw, None).model_dump(mode="json", exclude_none=True)
+
+
+def faults(model: Any = MODEL, **raw: Any) -> dict[str, Fault]:
+    with pytest.raises(InvalidInput) as raised:
+        speech.KIND.check(model, raw, None)
+    return {fault.pointer: fault for fault in raised.value.faults}
+
+
+# The input
+
+
+def test_a_text_is_enough() -> None:
+    assert checked(text="Hello.") == {
+        "text": "Hello.",
+        "voice": "Cherry",
+        "language": "Auto",
+        "pause": 0.25,
+        "paragraph_pause": 0.7,
+        "formats": ["wav"],
+        "subtitles": ["srt", "vtt"],
+    }
+
+
+def test_voices_and_languages_may_be_written_in_any_case() -> None:
+    script = [{"text": "Who is there?", "voice": "ELDRIC SAGE"}, {"text": "你好", "language": "chinese"}]
+
+    taken = checked(paragraphs=script, voice="cherry")
+
+    assert taken["voice"] == "Cherry"
+    assert [part.get("voice") or part.get("language") for part in taken["paragraphs"]] == ["Eldric Sage", "Chinese"]
+
+
+def test_formats_may_be_written_as_a_table_of_text_has_them() -> None:
+    taken = checked(text="Hello.", formats="WAV, mp3 wav", subtitles="srt", pause="0.5")
+
+    assert (taken["formats"], taken["subtitles"], taken["pause"]) == (["wav", "mp3"], ["srt"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("raw", "pointer", "code"),
+    [
+        ({}, "/input/text", "required"),
+        ({"text": "Hello.", "paragraphs": [{"text": "Hello."}]}, "/input/text", "contradiction"),
+        ({"text": " …\n***"}, "/input/text", "blank"),
+        ({"text": "\0"}, "/input/text", "bad_text"),
+        ({"text": "\ud800"}, "/input/text", "bad_text"),
+        ({"text": "x" * 200_001}, "/input/text", "too_long"),
+        ({"text": "x\n\n" * 5001}, "/input/text", "too_many"),
+        ({"paragraphs": []}, "/input/paragraphs", "blank"),
+        ({"paragraphs": [{"text": "x" * 100_001}] * 2}, "/input/paragraphs", "too_long"),
+        ({"paragraphs": [{"text": "x"}] * 5001}, "/input/paragraphs", "too_many"),
+        ({"paragraphs": [{"text": "x"}, {"voice": "Cherry"}]}, "/input/paragraphs/1/text", "required"),
+        ({"paragraphs": [{"text": "x", "vioce": "Cherry"}]}, "/input/paragraphs/0/vioce", "unknown_field"),
+        ({"paragraphs": [{"text": "x", "voice": "Chery"}]}, "/input/paragraphs/0/voice", "not_allowed"),
+        ({"text": "x", "language": "Klingon"}, "/input/language", "not_allowed"),
+        ({"text": "x", "instructions": "slowly"}, "/input/instructions", "not_taken"),
+        ({"text": "x", "pause": 11}, "/input/pause", "less_than_equal"),
+        ({"text": "x", "pause": float("nan")}, "/input/pause", "finite_number"),
+        ({"text": "x", "formats": ["ogg"]}, "/input/formats/0", "literal_error"),
+        ({"text": "x", "formats": []}, "/input/formats", "too_short"),
+        ({"text": "x", "texts": "y"}, "/input/texts", "unknown_field"),
+        (
+            {"paragraphs": [{"text": "x", "pause_after": 10}] * 2161},
+            "/input/paragraph_pause",
+            "too_long",
+        ),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_before_it_is_paid_for(raw: dict[str, Any], pointer: str, code: str) -> None:
+    assert faults(**raw)[pointer].code == code
+
+
+def test_a_misspelled_voice_is_told_the_nearest_and_a_strange_one_all() -> None:
+    assert "did you mean Cherry?" in faults(text="x", voice="Chery")["/input/voice"].message
+    assert "Serena" in faults(OLD, text="x", voice="zzz")["/input/voice"].message
+    assert faults(OLD, text="x", voice="Momo")["/input/voice"].code == "not_allowed"
+
+
+def test_an_mp3_is_refused_where_it_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mp3.importlib.util, "find_spec", lambda _: None)  # as on a machine without PyAV
+
+    assert "`media`" in faults(text="x", formats=["mp3"])["/input/formats"].message
+    assert checked(text="x")["formats"] == ["wav"]
+
+
+def test_an_input_that_is_read_back_stays_as_it_was_taken() -> None:
+    taken = speech.KIND.check(INSTRUCTED, {"paragraphs": [{"text": "x", "instructions": "slowly"}]}, None)
+
+    assert speech_input.Speech.model_validate(taken.model_dump(mode="json", exclude_none=True)) == taken
+
+
+def test_words_hold_no_text_and_the_estimate_counts_every_character() -> None:
+    script = [{"text": "字" * 1000}, {"text": "word", "voice": "Ethan"}]
+    dialogue = speech.KIND.check(MODEL, {"paragraphs": script}, None)
+    plain = speech.KIND.check(MODEL, {"text": "x" * 12_300}, None)
+
+    assert speech.words(dialogue) == "1,004 characters, 2 voices"
+    assert speech.words(plain) == "12,300 characters, Cherry"
+    assert speech.estimate(MODEL, dialogue).units["characters"] == 1004
+
+
+def test_models_that_bill_tokens_have_an_estimate_too() -> None:
+    wanted = speech.KIND.check(OLD, {"text": "字" * 100}, None)
+
+    assert OLD.price(speech.estimate(OLD, wanted), "cn-beijing", date(2026, 11, 21)) == 160 + 13_000
+
+
+# A segment
+
+
+def test_a_segment_is_asked_for_as_documented() -> None:
+    wanted = speech_segment.SpeechSegment(text="你好", voice="Cherry", language="Auto", instructions="slowly")
+
+    sent = speech_segment.request(INSTRUCTED, "cn-beijing", wanted)
+
+    assert sent.path == "/services/aigc/multimodal-generation/generation"
+    assert sent.headers == {}
+    assert sent.body == {
+        "model": "qwen3-tts-instruct-flash",
+        "input": {"text": "你好", "voice": "Cherry", "language_type": "Auto", "instructions": "slowly"},
+        "parameters": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("output", "links"),
+    [
+        ({"audio": {"data": "", "url": LINK, "expires_at": 1}, "finish_reason": "stop"}, [LINK]),
+        ({"audio": {"data": "", "url": ""}}, []),
+        ({"audio": {"url": "file:///etc/passwd"}}, []),
+        ({"audio": {"url": 7}}, []),
+        ({"audio": None}, []),
+        ({}, []),
+    ],
+)
+def test_the_recording_is_where_the_answer_says(output: dict[str, Any], links: list[str]) -> None:
+    assert speech_segment.outputs(output) == tuple(Source(link, "audio", "wav") for link in links)
+
+
+@pytest.mark.parametrize(
+    ("answer", "units"),
+    [
+        ({"usage": {"characters": 4}}, {"characters": 4}),
+        ({"usage": {"characters": "4", "input_tokens": 0}}, {"characters": 4}),
+        (
+            {"usage": {"input_tokens": 2, "output_tokens": 50}},
+            {"characters": 2, "input_tokens": 2, "output_tokens": 50},
+        ),
+        ({"usage": [1]}, {"characters": 2}),
+        ({}, {"characters": 2}),
+    ],
+)
+def test_use_is_what_the_provider_counted(answer: dict[str, Any], units: dict[str, Any]) -> None:
+    wanted = speech_segment.SpeechSegment(text="你好", voice="Cherry", language="Auto")
+
+    assert speech_segment.usage(wanted, answer).units == units
+
+
+# Stories
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    fast = {MODEL.id: Limits(rpm=60_000)}
+    with running(Options(call_seconds=0.02, limits=fast, speech_unit="bytes")) as made:
+        yield made
+
+
+@pytest.fixture
+def play(sandbox: Sandbox, environment: dict[str, str]) -> Iterator[Stage]:
+    with stage(environment, sandbox, limits={MODEL.id: {"rpm": 60_000}}) as made:
+        yield made
+
+
+def submit(play: Stage, **said: Any) -> Job:
+    return play.submit("speech", MODEL.id, input=said)
+
+
+def children(play: Stage, job: Job) -> list[Any]:
+    return list(play.sql("select * from jobs where parent_id = :id order by round, place", id=job.id))
+
+
+def outputs(play: Stage, job: Job) -> dict[str, bytes]:
+    """The job's objects by extension."""
+    found = play.document(job)["outputs"]
+    return {output["key"].rpartition(".")[2]: b"".join(play.ctx.bucket.chunks(output["key"])) for output in found}
+
+
+def frames(content: bytes) -> int:
+    with wave.open(io.BytesIO(content)) as reader:
+        assert (reader.getframerate(), reader.getnchannels(), reader.getsampwidth()) == (24_000, 1, 2)
+        assert len(content) == 44 + 2 * reader.getnframes()
+        return reader.getnframes()
+
+
+def recorded(play: Stage, job: Job) -> list[bytes]:
+    """What the provider made of each segment."""
+    found = play.sql(
+        "select key from outputs join jobs on jobs.id = job_id where parent_id = :id order by round, place", id=job.id
+    )
+    return [b"".join(play.ctx.bucket.chunks(row["key"])) for row in found]
+
+
+def test_a_bilingual_script_becomes_one_narration_of_the_right_length(play: Stage) -> None:
+    job = play.until(submit(play, text=TEXT))
+
+    made, notes = outputs(play, job), [part["note"] for part in children(play, job)]
+    assert (job.state, list(made)) == ("succeeded", ["wav", "srt", "vtt", "json"])
+    breaks = [one["paragraph"] < two["paragraph"] for one, two in itertools.pairwise(notes)]
+    silence = sum(round((0.7 if is_paragraph else 0.25) * 24_000) for is_paragraph in breaks)
+    assert frames(made["wav"]) == sum(map(frames, recorded(play, job))) + silence
+    assert job.usage == {
+        "characters": sum(note["characters"] for note in notes),
+        "segments": len(notes),
+        "seconds": round(frames(made["wav"]) / 24_000, 3),
+    }
+
+
+def test_every_character_is_sent_once_and_in_order(play: Stage) -> None:
+    text = BILINGUAL * 6
+    job = play.until(submit(play, text=text, formats=["mp3"], subtitles=[]))
+
+    sent = [part["input"]["text"] for part in children(play, job)]
+    assert sorted(sent) == sorted(create["prompt"] for create in play.sandbox.ledger()["creates"])
+    assert "".join("".join(sent).split()) == "".join(text.split())
+    made = outputs(play, job)
+    assert list(made) == ["mp3", "json"]
+    told = json.loads(made["json"])["segments"]
+    assert [segment["text"] for segment in told] == sent
+
+
+def test_calls_are_paced_by_the_minute_and_what_they_cost_is_what_the_narration_cost(
+    sandbox: Sandbox, environment: dict[str, str]
+) -> None:
+    sandbox.set(limits={})
+    with stage(environment, sandbox) as play:  # at the catalog's rate, 180 a minute
+        job = play.until(submit(play, paragraphs=[{"text": f"Line {n}."} for n in range(6)]))
+
+    ledger = sandbox.ledger()
+    at = sorted(create["received_at"] for create in ledger["creates"])
+    assert (job.state, len(at), ledger["totals"]["refused"]) == ("succeeded", 6, 0)
+    assert at[-1] - at[0] >= 5 / 3 - 0.2  # spread over the minute, so that no window of the provider's is overrun
+    assert (job.cost, job.billed) == (ledger["totals"]["billed_micros"], "yes")
+
+
+def test_a_segment_that_fails_fails_the_narration_and_a_retry_repeats_it_alone(play: Stage) -> None:
+    refused = {"where": "create", "what": "error", "code": "DataInspectionFailed", "status": 400, "times": 1}
+    play.sandbox.fault(**refused, prompt_contains="Two")
+    job = submit(play, paragraphs=[{"text": "One."}, {"text": "Two."}, {"text": "Three."}])
+    failed = play.until(job)
+    assert (failed.state, outputs(play, failed)) == ("failed", {})
+
+    with play.ctx.engine.begin() as connection:
+        jobs.retry(connection, play.project.id, job.id, play.now())
+    done = play.until(job)
+
+    assert done.state == "succeeded"
+    assert sorted(task["prompt"] for task in play.sandbox.ledger()["tasks"]) == ["One.", "Three.", "Two."]
+
+
+def test_a_narration_that_dies_between_portions_is_made_once(play: Stage) -> None:
+    play.sql("update lanes set concurrency = 0 where model = :model", model=MODEL.id)
+    script = [{"text": f"Line {n}."} for n in range(300)]
+    job = submit(play, paragraphs=script)
+    play.drive(lambda: play.job(job), lambda found: found.state == "gathering")
+    for is_recorded in (False, True):
+        taken, step, clock = play.begin(job)
+        move = next(step)
+        if is_recorded:
+            play.ctx.record(taken, move, clock)
+        step.close()  # type: ignore[attr-defined]
+        play.lapse(job)
+
+    found = play.drive(lambda: children(play, job), lambda made: len(made) >= 300)
+
+    assert [child["input"]["text"] for child in found] == [part["text"] for part in script]
+
+
+def test_a_narration_that_dies_while_it_is_joined_is_joined_again(play: Stage) -> None:
+    job = submit(play, paragraphs=[{"text": "One."}, {"text": "Two."}])
+    play.until(job, "copying")
+    _, step, _ = play.begin(job)
+    next(step)  # everything is in the bucket, and nothing on record
+    step.close()  # type: ignore[attr-defined]
+    play.lapse(job)
+
+    done = play.until(job)
+
+    assert done.state == "succeeded"
+    assert list(outputs(play, done)) == ["wav", "srt", "vtt", "json"]
+    assert len(play.sandbox.ledger()["tasks"]) == 2
+
+
+def test_a_limit_in_bytes_is_never_overstepped(play: Stage) -> None:
+    done = play.until(submit(play, text="我们今天去公园，" * 60))
+
+    assert done.state == "succeeded"
+    sent = play.sandbox.ledger()["creates"]
+    assert max(cutting.in_bytes(create["prompt"]) for create in sent) <= 600
+    assert [create["refusal"] for create in sent] == [None] * len(sent)

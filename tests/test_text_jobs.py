@@ -1,0 +1,67 @@
+"""Conversations as jobs: asked, answered into the row and the bucket, and paid for by what was used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from stage import Stage, stage
+
+from ops.sandbox.options import Options
+from ops.sandbox.testing import Sandbox, running
+from worker.states import State
+
+ASKED = {"prompt": "Name three colours.\n\nThey should be warm.", "max_tokens": 200}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(call_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    sandbox.reset()
+    sandbox.set(call_seconds=0)
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+@pytest.mark.parametrize("model", ["qwen-plus", "qwen3.5-plus", "qwen3-32b"])
+def test_a_question_is_answered_and_paid_for_by_its_tokens(play: Stage, sandbox: Sandbox, model: str) -> None:
+    job = play.until(play.submit("text", model, input=ASKED))
+
+    assert job.state == State.SUCCEEDED
+    assert job.result is not None
+    assert job.result["content"]
+    assert job.result["finish_reason"] == "stop"
+    [call] = sandbox.ledger()["calls"]
+    assert job.usage is not None
+    assert (job.usage["input_tokens"], job.usage["output_tokens"]) == (call["input_tokens"], call["output_tokens"])
+    assert job.cost == call["micros"]
+    assert job.cost <= (job.estimate or 0)
+
+
+def test_what_a_model_thought_is_kept_nowhere_unless_it_was_asked_for(play: Stage) -> None:
+    silent = play.until(play.submit("text", "qwen-plus", input={**ASKED, "enable_thinking": True}))
+    aloud = play.until(
+        play.submit("text", "qwen-plus", input={**ASKED, "enable_thinking": True, "include_reasoning": True})
+    )
+
+    assert (silent.state, aloud.state) == (State.SUCCEEDED, State.SUCCEEDED)
+    assert "reasoning" in (aloud.result or {})
+    assert "reasoning" not in (silent.result or {})
+    kept = [attempt.output for job in (silent, aloud) for attempt in play.attempts(job)]
+    assert "reasoning_content" not in json.dumps(kept[0])
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(play: Stage, sandbox: Sandbox) -> None:
+    sandbox.fault(where="create", what="lost_answer", times=1)
+
+    job = play.until(play.submit("text", "qwen-plus", input=ASKED))
+
+    assert job.state == State.SUCCEEDED
+    assert [attempt.billed for attempt in play.attempts(job)] == ["unknown", "yes"]
+    assert len(sandbox.ledger()["calls"]) == 2

@@ -1,0 +1,208 @@
+"""The steps of a provider batch: a child that is one file of many calls.
+
+It goes through the states of any task, with other calls: the file is uploaded before anything is on record, since that
+costs nothing and may be done again; the batch is created once, under its attempt's id as its name, so that one whose
+answer was lost is found by that name. What it cost is read from its results as they pass into the bucket.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from worker import spans, storage
+from worker.catalog import Model, Usage
+from worker.context import Clock, Context
+from worker.dashscope import bodies
+from worker.dashscope.answers import Accepted, Refused
+from worker.dashscope.batches import Batch
+from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
+from worker.kinds import Request, answers
+from worker.models import Job
+from worker.states import HeldFor, Move, State
+
+_LOOKS = timedelta(seconds=10), timedelta(minutes=5)  # between two looks: a tenth of its age, within these
+_RESULTS_KEPT = timedelta(days=7)  # for which the results are asked for; the provider lists batches for 30 days
+_CREATES = 3  # that were lost and proved absent, before a person looks
+_AT_WORK = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+
+
+def ready(ctx: Context, job: Job, request: Request, attempt_id: uuid.UUID) -> Request:
+    """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
+    key = request.body["key"]
+    head = ctx.bucket.head(key)
+    if head is None:
+        raise NotFound(f"the file of the batch is gone: {key}")
+    deadline = spans.UPLOAD.total_seconds()
+    file_id = ctx.client(job).batches.upload(ctx.bucket.chunks(key), f"{job.id}.jsonl", deadline, head.bytes)
+    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt_id)})
+
+
+def create(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
+    """The create call, once; its ends are those of any create."""
+    asked = request.body
+    said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
+    if isinstance(said, Refused):
+        return said
+    return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
+
+
+def accepted(job: Job, move: Move, now: datetime) -> Move:
+    """The move of any accepted task, with a batch's own times: its window and a day."""
+    window = job.input["window"]
+    span = timedelta(**{"days" if window.endswith("d") else "hours": int(window[:-1])})
+    return replace(move, run_at=now + _LOOKS[0], columns={**move.columns, "deadline_at": now + span + spans.LINKS})
+
+
+def found(ctx: Context, job: Job, clock: Clock) -> Move:
+    """What became of a create whose answer was lost: the batch of its name, or proof that there is none."""
+    attempt, now = ctx.answer_of(job), clock()
+    assert attempt is not None, "no job is uncertain without an attempt"
+    if attempt.outcome == "accepted" and attempt.task_id:
+        return _running(job, attempt.task_id, "the answer was on the attempt's row", {}, now)
+    if attempt.outcome in ("not_sent", "refused"):
+        return Move(State.QUEUED, f"the attempt's row says {attempt.outcome}: nothing was made", now)
+    settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
+    try:
+        batch = ctx.client(job).batches.find(str(attempt.id), attempt.sent_at)
+    except CallFailed:
+        return Move(State.UNCERTAIN, run_at=_again(job, now))
+    if isinstance(batch, Batch):
+        said = {"outcome": "accepted", "task_id": batch.id}
+        return _running(job, batch.id, "found by its name among the account's batches", said, now)
+    if isinstance(batch, Refused) or now < settled_at:
+        return Move(State.UNCERTAIN, run_at=max(_again(job, now), min(settled_at, now + timedelta(minutes=1))))
+    absent: dict[str, Any] = {"outcome": "absent", "billed": "no", "closed_at": now}
+    if job.attempts >= _CREATES:
+        return Move(State.HELD, "created again and again, and never there", columns={"held_for": HeldFor.UNCERTAIN})
+    if job.cancel_requested:
+        return Move(State.CANCELED, "no batch was made, and nobody wants it any more", attempt=absent)
+    return Move(State.QUEUED, "no batch has its name: none was made", now, {"billed": "no"}, absent)
+
+
+def looked(ctx: Context, job: Job, clock: Clock) -> Move:
+    """One look at the batch; asked to stop first, where nobody wants it: what is done by then is billed."""
+    batches, now = ctx.client(job).batches, clock()
+    try:
+        batch = batches.cancel(job.task_id or "") if job.cancel_requested else batches.get(job.task_id or "")
+        if isinstance(batch, Refused) and job.cancel_requested:  # it has ended
+            batch = batches.get(job.task_id or "")
+    except CallFailed as error:
+        return _unseen(job, f"no answer: {error}", now)
+    if isinstance(batch, Refused):
+        return _unseen(job, f"HTTP {batch.http_status} {batch.code}", now)
+    if batch.status in _AT_WORK:
+        return Move(State.RUNNING, run_at=_again(job, now), columns={"task_status": batch.status})
+    if batch.output_file_id or batch.error_file_id:
+        return _ended(batch, now)
+    return _failed(batch, now)
+
+
+def copy(ctx: Context, job: Job, clock: Clock) -> Move:
+    """Its results in the bucket, and what they cost."""
+    model, outputs = ctx.catalog.model(job.model), []
+    spent = _Spent(model, job.region or "", clock())
+    deadline = spans.copying(clock() - job.state_at).total_seconds()
+    try:
+        for n, source in enumerate(job.sources or ()):
+            with ctx.client(job).batches.content(source["url"], deadline) as chunks:
+                key = f"{storage.stem(job)}/{n}-{source['role']}.jsonl"
+                stored = ctx.bucket.put_stream(key, spent.read(chunks), "application/jsonl", storage.Expected(), {})
+            outputs.append(storage.row(n, source["role"], stored, None))
+    except NoriaError as trouble:
+        return _not_copied(job, trouble, clock())
+    columns = {"error": None, "usage": spent.units, "cost": spent.cost, "billed": "yes"}
+    return Move(
+        State.SUCCEEDED, columns=columns, attempt={"billed": "yes", "closed_at": clock()}, outputs=tuple(outputs)
+    )
+
+
+@dataclass
+class _Spent:
+    """What the lines of a results file cost, counted as they pass; each has its own tier of prices."""
+
+    model: Model
+    region: str
+    at: datetime
+    units: dict[str, Any] = field(default_factory=dict)
+    cost: int | None = 0
+
+    def read(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks, unchanged."""
+        rest = b""
+        for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._count(line)
+            yield chunk
+        self._count(rest)
+
+    def _count(self, line: bytes) -> None:
+        body = bodies.field(bodies.field(bodies.read(line), "response"), "body")
+        if not bodies.field(body, "usage"):
+            return
+        used = answers.tokens(bodies.field(body, "usage"))
+        micros = self.model.price(Usage(used), self.region, self.at.date())
+        self.cost = None if micros is None or self.cost is None else self.cost + micros
+        for name, count in used.items():
+            self.units[name] = self.units.get(name, 0) + count
+
+
+def _running(job: Job, batch_id: str, why: str, said: dict[str, Any], now: datetime) -> Move:
+    columns = {"task_id": batch_id, "started_at": now, "billed": "unknown", "polls": 0, "error": None}
+    return accepted(job, Move(State.RUNNING, why, columns=columns, attempt=said or None), now)
+
+
+def _ended(batch: Batch, now: datetime) -> Move:
+    """Whatever lines have an answer are paid for, however the batch ended."""
+    files = (("results", batch.output_file_id), ("errors", batch.error_file_id))
+    sources = [{"url": file_id, "role": role, "extension": "jsonl"} for role, file_id in files if file_id]
+    columns = {
+        "task_status": batch.status,
+        "sources": sources,
+        "links_expire_at": now + _RESULTS_KEPT,
+        "deadline_at": now + _RESULTS_KEPT,
+        "error": None,
+    }
+    why = f"the batch is {batch.status}: {batch.completed} of {batch.total} calls done, {batch.failed} failed"
+    return Move(State.COPYING, why, columns=columns)
+
+
+def _failed(batch: Batch, now: datetime) -> Move:
+    """No line was done: the file was not taken, or the window closed before anything was."""
+    first = batch.errors[0] if batch.errors else {}
+    reason = bodies.word(first, "message") or "no call was done"
+    failure = Failure(
+        f"batch_{batch.status}",
+        ErrorClass.PROVIDER,
+        f"the provider's batch is {batch.status}: {reason}",
+        retryable=True,
+        provider={"code": bodies.word(first, "code"), "message": reason, "request_id": batch.request_id},
+    )
+    columns = {"task_status": batch.status, "billed": "no", "error": failure.as_json()}
+    attempt = {"billed": "no", "closed_at": now}
+    return Move(State.FAILED, failure.message, columns=columns, attempt=attempt)
+
+
+def _unseen(job: Job, why: str, now: datetime) -> Move:
+    if job.deadline_at is None or now < job.deadline_at:
+        return Move(State.RUNNING, run_at=_again(job, now))
+    message = f"the provider has told nothing of the batch for a day after its window: {why}"
+    failure = Failure("batch_unseen", ErrorClass.PROVIDER, message, billed="unknown")
+    return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
+
+
+def _not_copied(job: Job, trouble: NoriaError, now: datetime) -> Move:
+    failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="unknown")
+    columns = {"error": failure.as_json()}
+    if job.links_expire_at and now > job.links_expire_at:
+        return Move(State.EXPIRED, f"the results could not be copied for a week: {trouble}", columns=columns)
+    return Move(State.COPYING, run_at=now + spans.backoff(now - job.state_at), columns=columns)
+
+
+def _again(job: Job, now: datetime) -> datetime:
+    age = now - (job.started_at or job.state_at)
+    return now + spans.spread(min(max(age / 10, _LOOKS[0]), _LOOKS[1]))

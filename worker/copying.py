@@ -1,0 +1,118 @@
+"""The step of a job whose outputs are on their way into the bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from worker import batch_api, fanout, spans, storage
+from worker.context import Clock, Context
+from worker.dashscope.answers import Refused
+from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
+from worker.kinds import KINDS, Source, text_batch
+from worker.models import Job
+from worker.seen import links_expire
+from worker.states import Move, State
+
+Moves = Generator[Move, Job, None]
+
+
+def step(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Brings what was made into the bucket, whichever way it comes."""
+    if job.fans_out:
+        yield from fanout.assemble(ctx, job, clock)
+    elif job.kind == text_batch.NAME:
+        yield batch_api.copy(ctx, job, clock)
+    elif job.result is not None and not job.sources:
+        yield _written(ctx, job, clock)
+    else:
+        yield from copy(ctx, job, clock)
+
+
+def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Copies every output into the bucket, and tells them all at once when all are there and checked."""
+    now, dies_at = clock(), job.links_expire_at or clock() + spans.LINKS
+    if now >= dies_at + spans.RELINK:  # with room for clocks that differ, and for asking for the link again
+        last = (job.error or {}).get("message", "")
+        yield _expired(job, f"the links died before their outputs could be copied. {last}".strip())
+        return
+    if not job.sources:
+        failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
+        yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
+        return
+    deadline = spans.copying(now - job.state_at)
+    stored = ctx.stored(job) if len(job.sources) > 1 else frozenset()
+    outputs: list[dict[str, Any]] = []
+    try:
+        for n, source in enumerate(job.sources):
+            if n not in stored:
+                outputs.append(_copied(ctx, job, n, Source(**source), deadline))
+    except storage.LinkDead as dead:
+        yield _relinked(ctx, job, str(dead), clock, outputs)
+    except (storage.BadSource, storage.SourceTrouble, storage.StorageTrouble) as trouble:
+        # a source of a wrong type or host too: it is paid for, and a person can set that right while the link lives
+        # what is stored stays stored, whatever becomes of the rest
+        error = {"error": _trouble(trouble)}
+        yield Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
+    else:
+        yield Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+
+
+def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta) -> dict[str, Any]:
+    name = f"{storage.stem(job)}/{n}-{source.role}"
+    stored = storage.copy(ctx.sources, ctx.bucket, source.url, name, ctx.settings, deadline.total_seconds())
+    return storage.row(n, source.role, stored, (job.usage or {}).get("seconds"))
+
+
+def _written(ctx: Context, job: Job, clock: Clock) -> Move:
+    """An answer in words as an object, so that it is in the bucket like all else."""
+    body = json.dumps(job.result, ensure_ascii=False, indent=2).encode()
+    key = f"{storage.stem(job)}/0-answer.json"
+    try:
+        stored = ctx.bucket.put_stream(key, (body,), "application/json", storage.Expected(len(body)), {})
+    except NoriaError as trouble:
+        return Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
+    return Move(State.SUCCEEDED, columns={"error": None}, outputs=(storage.row(0, "answer", stored, None),))
+
+
+def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, outputs: Sequence[dict[str, Any]] = ()) -> Move:
+    """Asks once for the link again, while the provider still keeps the task; `outputs` are what was stored."""
+    kept = tuple(outputs)
+    if job.relinked or job.task_id is None:
+        return replace(_expired(job, dead), outputs=kept)
+    try:
+        seen = ctx.client(job).task(job.task_id)
+    except CallFailed:
+        return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
+    if isinstance(seen, Refused):
+        return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
+    sources = KINDS[job.kind].outputs(seen.output)
+    if not sources:
+        return replace(_expired(job, f"{dead}; the provider keeps the task no more"), outputs=kept)
+    columns = {
+        "relinked": True,
+        "sources": [asdict(source) for source in sources],
+        "links_expire_at": links_expire(sources, clock()),
+    }
+    return Move(State.COPYING, "the link was dead and is asked for again", columns=columns, outputs=kept)
+
+
+def _expired(job: Job, message: str) -> Move:
+    failure = Failure("output_expired", ErrorClass.STORAGE, message, billed=job.billed, hint=_EXPIRED_HINT)
+    return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
+
+
+def _trouble(trouble: NoriaError) -> dict[str, Any]:
+    cls = ErrorClass.STORAGE if isinstance(trouble, storage.StorageTrouble) else ErrorClass.NETWORK
+    return Failure(trouble.code, cls, str(trouble), retryable=True, billed="yes").as_json()
+
+
+_EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look for what kept the bucket from taking it"
+
+
+def _backoff(job: Job, clock: Clock) -> datetime:
+    now = clock()
+    return now + spans.backoff(now - job.state_at)

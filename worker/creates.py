@@ -1,0 +1,156 @@
+"""What becomes of a job by the answer to its create call: the move that follows, and what the attempt's row says."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from worker import jobs, polling, seen, spans
+from worker.context import Clock, Context
+from worker.dashscope import faults
+from worker.dashscope.answers import Accepted, Refused, TaskSeen
+from worker.dashscope.faults import Scope, Verdict
+from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
+from worker.models import Job
+from worker.states import Move, State
+
+_SHANGHAI = ZoneInfo("Asia/Shanghai")
+_NO_TOKENS = {"tokens": 0}  # what was booked of the lane's is given back
+_REPEATS = 5  # calls without an answer, of a kind that is made again
+
+# What a refused create holds back, and for how long, until the next one is tried.
+_FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
+_PAUSES = {
+    Scope.RATE: timedelta(seconds=5),
+    Scope.BURST: timedelta(seconds=10),
+    Scope.ALLOCATION: timedelta(seconds=30),
+    Scope.CAPACITY: timedelta(seconds=30),
+}
+
+
+def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
+    account = next(account for account in ctx.settings.all_accounts if account.name == job.account)
+    return {
+        "id": uuid.uuid4(),
+        "number": job.attempts + 1,
+        "owner": account.owner,
+        "account": account.name,
+        "region": account.region,
+        "model": request.body["model"],
+        "request_hash": jobs.digest(request.body),
+        **({"tokens": tokens} if tokens is not None else {}),
+    }
+
+
+def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
+    said = {"outcome": "accepted", "http_status": 200, "request_id": answer.request_id, "task_id": answer.task_id}
+    if answer.task_id is None:
+        made = TaskSeen("SUCCEEDED", answer.output, answer.usage, answer.request_id, answer.body)
+        return seen.succeeded(
+            ctx, job, made, clock, said | {"output": {"output": answer.output, "usage": answer.usage}}
+        )
+    now = clock()
+    columns = {
+        "task_id": answer.task_id,
+        "task_status": answer.status,
+        "started_at": now,
+        "deadline_at": now + spans.RUNNING,
+        "billed": "unknown",
+        "polls": 0,
+        "error": None,
+    }
+    first = polling.first_look(now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
+    return Move(State.RUNNING, run_at=first, columns=columns, attempt=said)
+
+
+def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
+    """A definite no: nothing was made. What follows is the error table's word."""
+    row = faults.classify(refused.http_status, refused.code, refused.message)
+    failure = faults.failure(row, refused.code, refused.message, refused.request_id)
+    if row.code == "model_not_served":
+        failure = replace(failure, hint=_misrouted(ctx, job))
+    now = clock()
+    said = {
+        "outcome": "refused",
+        "http_status": refused.http_status,
+        "request_id": refused.request_id,
+        "code": refused.code,
+        "message": failure.message,
+        "billed": "no",
+        "closed_at": now,
+        **_NO_TOKENS,
+    }
+    columns = {"error": failure.as_json()}
+    if row.verdict in _FINAL or (row.tries is not None and ctx.refusals(job, refused.code) >= row.tries):
+        return Move(State.FAILED, failure.message, columns=columns, attempt=said)
+    if row.verdict is Verdict.RETRY:
+        return Move(State.QUEUED, f"refused: {failure.code}", spans.create_again(job.attempts, clock()), columns, said)
+    until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
+    if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in faults.OF_A_MODEL:
+        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
+    throttled = (row.scope or Scope.RATE, until, why)
+    return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)
+
+
+def again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
+    """Nothing left this machine, so the call may be made again."""
+    closed = {"outcome": "not_sent", "billed": "no", "closed_at": clock(), **_NO_TOKENS, **said}
+    return Move(State.QUEUED, why, spans.create_again(job.attempts, clock()), attempt=closed)
+
+
+def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
+    """Before the call: what it names could not be handed to the provider. Worth waiting for, unless it is gone."""
+    is_gone = isinstance(trouble, NotFound)
+    cls = ErrorClass.VALIDATION if is_gone else ErrorClass.STORAGE
+    failure = Failure("input_gone" if is_gone else trouble.code, cls, str(trouble), retryable=not is_gone)
+    if is_gone:
+        return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
+    again_at = clock() + spans.backoff(clock() - job.state_at)
+    return Move(State.ADMITTED, run_at=again_at, columns={"error": failure.as_json()})
+
+
+def unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], clock: Clock) -> Move:
+    known = {name: said.get(name) for name in ("http_status", "code", "request_id")}
+    attempt = {**known, "outcome": "unknown", "message": str(error)}
+    if ctx.catalog.model(job.model).repeatable:
+        return repeated(ctx, job, f"no certain answer: {error}", attempt, clock)
+    return Move(State.UNCERTAIN, f"no certain answer: {error}", columns={"billed": "unknown"}, attempt=attempt)
+
+
+def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: Clock) -> Move:
+    """A call that cannot be looked up is made again, since it is cheap; but each may be paid for, so not for ever."""
+    closed = {**attempt, "billed": "unknown", "closed_at": clock()}
+    if ctx.unanswered(job) < _REPEATS:
+        return Move(State.QUEUED, why, spans.create_again(job.attempts, clock()), {"billed": "unknown"}, closed)
+    message = f"{_REPEATS} calls went without an answer, and each may be billed: {why}"
+    failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
+    columns = {"error": failure.as_json(), "billed": "unknown"}
+    return Move(State.FAILED, message, columns=columns, attempt=closed)
+
+
+def _misrouted(ctx: Context, job: Job) -> str:
+    """A model that does not exist is one that the account's region does not serve, or serves by another name."""
+    model = ctx.catalog.model(job.model)
+    places = ", ".join(f"{region} ({there.id})" for region, there in model.regions.items())
+    return (
+        f"the account {job.account} asked in {job.region}; by the catalog the model is served in {places}:"
+        " compare the account's region with its url and key, or give an account of another region"
+    )
+
+
+def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
+    """When creates may go on after a refusal that is about the lane or the account."""
+    if row.scope is faults.Scope.DAILY:
+        return _next_midnight(now) + timedelta(minutes=random.uniform(1, 5))  # noqa: S311
+    pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
+    return now + max(spans.spread(pause), timedelta(seconds=refused.retry_after or 0))
+
+
+def _next_midnight(now: datetime) -> datetime:
+    """00:00 in Shanghai, when the provider renews daily quotas."""
+    tomorrow = now.astimezone(_SHANGHAI).date() + timedelta(days=1)
+    return datetime.combine(tomorrow, datetime.min.time(), _SHANGHAI)

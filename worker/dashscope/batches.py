@@ -1,0 +1,182 @@
+"""The Batch API: a file of conversations, answered within a day or more at half the price.
+
+Files and batches are the compatible surface's. A batch is created like a task: once, with the same four ends; the name
+that it is given (`ds_name`) is how one whose answer was lost is found. (Alibaba docs, "OpenAI compatible - Batch".)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from worker import egress, spans
+from worker.catalog import Surface
+from worker.dashscope import answers, clocks, uploads
+from worker.dashscope.answers import Refused
+from worker.dashscope.bodies import field, listed, number, read, word
+from worker.dashscope.session import BODY_CAP, Session
+from worker.dashscope.uploads import FileRefused
+from worker.egress import Answer, Bounds
+from worker.errors import Ambiguous
+
+ENDPOINT = "/v1/chat/completions"  # of every line
+NAME_LIMIT, DESCRIPTION_LIMIT = 100, 200  # characters
+FILE_CAP = 600 << 20  # bytes: answers are longer than what was asked, which is 500 MB at most
+
+_PAGE = 100
+_PAGES = 100  # 10,000 batches in a month
+# How far before its time a batch is looked for: nobody says which zone's clock the list reads.
+_EARLIER = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the provider shows it; `status` in its words: validating, in_progress, completed, expired, …
+
+    `errors` are those of the input file, for which no line was done. The counts are of lines.
+    """
+
+    id: str
+    status: str
+    name: str
+    input_file_id: str
+    output_file_id: str | None
+    error_file_id: str | None
+    total: int
+    completed: int
+    failed: int
+    errors: tuple[dict[str, Any], ...]
+    created_at: datetime | None
+    request_id: str | None
+    body: dict[str, Any]
+
+
+class Batches:
+    """One account's files and batches."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def upload(self, data: bytes | Iterable[bytes], name: str, deadline: float, length: int | None = None) -> str:
+        """Store a file of lines: its id. `length` in bytes, where the data come bit by bit; `deadline` in seconds.
+
+        Raises CallFailed when nobody knows whether it is there (FileRefused: it is not); it may be sent again.
+        """
+        file = uploads.File(name, "application/jsonl", data, length)
+        form = uploads.form({"purpose": "batch"}, "file", file)
+        bounds = Bounds(deadline, BODY_CAP)
+        with self._session.once(Surface.COMPATIBLE, "/files", bounds, form.headers, form.content) as answer:
+            whole = egress.whole(answer)
+        body = read(whole.body)
+        if whole.status >= 300 or not word(body, "id"):
+            raise FileRefused("a file was not taken", answers.refused(whole, body))
+        return word(body, "id")
+
+    def create(
+        self,
+        file_id: str,
+        window: str,
+        name: str,
+        description: str = "",
+        deadline: float = spans.CREATE.total_seconds(),
+    ) -> Batch | Refused:
+        """Begin a batch, once; `window` is "24h" to "336h". Raises as Client.create does."""
+        asked = {
+            "input_file_id": file_id,
+            "endpoint": ENDPOINT,
+            "completion_window": window,
+            "metadata": {"ds_name": name[:NAME_LIMIT], "ds_description": description[:DESCRIPTION_LIMIT]},
+        }
+        content, bounds = json.dumps(asked, ensure_ascii=False).encode(), Bounds(deadline, BODY_CAP)
+        headers = {"Content-Type": "application/json"}
+        with self._session.once(Surface.COMPATIBLE, "/batches", bounds, headers, content) as answer:
+            whole = egress.whole(answer)
+        said = _seen(whole)
+        return answers.denied(said) if isinstance(said, Refused) else said
+
+    def find(self, name: str, since: datetime) -> Batch | Refused | None:
+        """The batch of that name that was created since; None: there is none, by a complete listing.
+
+        Raises CallFailed when there was no readable answer, or no end to the list.
+        """
+        after = ""
+        for _ in range(_PAGES):
+            answer = self._session.query("GET", Surface.COMPATIBLE, f"/batches?{_query(name, since, after)}")
+            body = read(answer.body)
+            if answer.status >= 300 or "data" not in body:
+                return _unreadable(answer, body)
+            rows = listed(body, "data")
+            named = [row for row in rows if word(field(row, "metadata"), "ds_name") == name[:NAME_LIMIT]]
+            if named:
+                return _batch(named[0], answer.request_id)
+            if body.get("has_more") is not True or not rows or word(rows[-1], "id") == after:
+                return None
+            after = word(rows[-1], "id")
+        raise Ambiguous("the list of batches has no end")
+
+    def get(self, batch_id: str) -> Batch | Refused:
+        """How a batch stands; raises CallFailed when there was no readable answer."""
+        return self._one("GET", f"/batches/{quote(batch_id, safe='')}")
+
+    def cancel(self, batch_id: str) -> Batch | Refused:
+        """Ask a batch to stop; what is done stays done and is billed. May be sent again; raises like `get`."""
+        return self._one("POST", f"/batches/{quote(batch_id, safe='')}/cancel")
+
+    @contextmanager
+    def content(self, file_id: str, deadline: float, cap: int = FILE_CAP) -> Iterator[Iterator[bytes]]:
+        """A file's bytes as they come, inside the `with`; raises CallFailed from it and from them."""
+        path = f"/files/{quote(file_id, safe='')}/content"
+        with self._session.fetch("GET", Surface.COMPATIBLE, path, Bounds(deadline, cap)) as answer:
+            if answer.status != 200:
+                whole = egress.whole(answer)
+                raise FileRefused("a file was not given", answers.refused(whole, read(whole.body)))
+            yield answer.chunks
+
+    def _one(self, method: str, path: str) -> Batch | Refused:
+        answer = self._session.query(method, Surface.COMPATIBLE, path)
+        said = _seen(answer)
+        return said if isinstance(said, Batch) else _unreadable(answer, read(answer.body))
+
+
+def _seen(answer: Answer) -> Batch | Refused:
+    body = read(answer.body)
+    no = answers.refused(answer, body)
+    is_batch = answer.status < 300 and word(body, "id") and word(body, "status")
+    return _batch(body, no.request_id) if is_batch else no
+
+
+def _unreadable(answer: Answer, body: Mapping[str, Any]) -> Refused:
+    """The refusal in a query's answer; raises Ambiguous for a success that cannot be read."""
+    no = answers.refused(answer, body)
+    if answer.status < 300 and not no.code:
+        raise Ambiguous("the answer about a batch is not readable", no.request_id)
+    return no
+
+
+def _query(name: str, since: datetime, after: str) -> str:
+    asked = {"ds_name": name[:NAME_LIMIT], "create_after": clocks.written(since - _EARLIER), "limit": _PAGE}
+    return urlencode({**asked, "after": after} if after else asked)
+
+
+def _batch(body: Mapping[str, Any], request_id: str | None) -> Batch:
+    counts, created = field(body, "request_counts"), number(body, "created_at")
+    return Batch(
+        id=word(body, "id"),
+        status=word(body, "status"),
+        name=word(field(body, "metadata"), "ds_name"),
+        input_file_id=word(body, "input_file_id"),
+        output_file_id=word(body, "output_file_id") or None,
+        error_file_id=word(body, "error_file_id") or None,
+        total=number(counts, "total"),
+        completed=number(counts, "completed"),
+        failed=number(counts, "failed"),
+        errors=tuple(listed(field(body, "errors"), "data")),
+        created_at=datetime.fromtimestamp(created, UTC) if 0 < created < 1e11 else None,
+        request_id=request_id,
+        body=dict(body),
+    )

@@ -1,0 +1,109 @@
+"""One account's way to the provider: its key, its headers, and the wires that its calls take.
+
+A call goes out once, or may be repeated; the two take different wires. A key that is refused made nothing, so a call
+is sent again, in what is left of its time, when the key file holds another by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from worker import egress, spans
+from worker.catalog import Surface
+from worker.egress import Answer, Bounds, Content, Streamed, Wire
+from worker.settings import Account
+
+BODY_CAP = 8 << 20  # bytes
+
+_ROOTS = {Surface.NATIVE: "/api/v1", Surface.COMPATIBLE: "/compatible-mode/v1"}
+
+
+class Session:
+    """One account. Safe for threads; wires may be shared between accounts."""
+
+    def __init__(self, account: Account, queries: Wire, creates: Wire) -> None:
+        """`queries` may keep its connections (`wires.keeping`), `creates` must not (`wires.single`)."""
+        self._account = account
+        self._queries = queries
+        self._creates = creates
+        self._key = _read_key(account)
+
+    @contextmanager
+    def once(
+        self, surface: Surface, path: str, bounds: Bounds, headers: Mapping[str, str], content: Content
+    ) -> Iterator[Streamed]:
+        """The answer to a POST that may make something; raises like `egress.stream`."""
+        inspected = {"X-DashScope-DataInspection": "enable"} if self._account.data_inspection else {}
+        with self._open(self._creates, "POST", surface, path, bounds, {**headers, **inspected}, content) as answer:
+            yield answer
+
+    def query(
+        self,
+        method: str,
+        surface: Surface,
+        path: str,
+        bounds: Bounds | None = None,
+    ) -> Answer:
+        """The answer to a call that may be repeated."""
+        bounds = bounds or Bounds(spans.QUERY.total_seconds(), BODY_CAP)
+        with self.fetch(method, surface, path, bounds) as answer:
+            return egress.whole(answer)
+
+    @contextmanager
+    def fetch(self, method: str, surface: Surface, path: str, bounds: Bounds) -> Iterator[Streamed]:
+        """The same, chunk by chunk."""
+        with self._open(self._queries, method, surface, path, bounds, {}, b"") as answer:
+            yield answer
+
+    def elsewhere(self, url: str, bounds: Bounds, headers: Mapping[str, str], content: Content) -> Answer:
+        """The answer to a POST to an address that the provider named; without our key, since it is not its API."""
+        return egress.call(self._creates, "POST", url, bounds, headers, content)
+
+    @contextmanager
+    def _open(
+        self,
+        wire: Wire,
+        method: str,
+        surface: Surface,
+        path: str,
+        bounds: Bounds,
+        headers: Mapping[str, str],
+        content: Content,
+    ) -> Iterator[Streamed]:
+        ends, key = time.monotonic() + bounds.deadline, self._key
+        url = f"{self._account.url.rstrip('/')}{_ROOTS[surface]}/{path.lstrip('/')}"
+        with egress.stream(wire, method, url, bounds, {**self._headers(key), **headers}, content) as answer:
+            # what came bit by bit is gone with the first try
+            if answer.status != 401 or not isinstance(content, bytes) or not self._has_other_key(key):
+                yield answer
+                return
+        left = dataclasses.replace(bounds, deadline=max(0.0, ends - time.monotonic()))
+        with egress.stream(wire, method, url, left, {**self._headers(self._key), **headers}, content) as answer:
+            yield answer
+
+    def _headers(self, key: str) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        if key:  # without one the provider says so itself, in the words that its other refusals have
+            headers["Authorization"] = f"Bearer {key}"
+        if self._account.workspace:
+            headers["X-DashScope-WorkSpace"] = self._account.workspace
+        return headers
+
+    def _has_other_key(self, refused: str) -> bool:
+        """Whether the key file holds another key than the refused one; it is used from now on."""
+        self._key = _read_key(self._account) or self._key
+        return self._key != refused  # another thread may have found it first
+
+
+def _read_key(account: Account) -> str:
+    """The account's key; empty when it has none, or when its file cannot be read this instant."""
+    if account.key_file is None:
+        return account.key.get_secret_value().strip() if account.key else ""
+    try:
+        return Path(account.key_file).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,175 @@
+"""What users send to have documents summarized."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import model_validator as whole
+
+from worker import catalog
+from worker.catalog import Model, Variant
+from worker.kinds import schemas
+from worker.kinds.checks import Input
+from worker.kinds.fields import Link, Text, no
+
+NAME = "summary"
+MOST = 10_000  # documents
+
+_WINDOW = re.compile(r"(\d{1,3})([hd])")
+_SOURCES = ("text", "url", "key", "prefix")
+
+Length = Literal["short", "medium", "long"] | Annotated[int, Field(ge=5, le=5000)]  # in words
+
+
+class Mode(StrEnum):
+    """How the documents go to the provider."""
+
+    CALLS = "calls"  # one by one, within the limits of calls
+    BATCH = "batch"  # in one file: half the price, within a day or more
+    TASKS = "tasks"  # as asynchronous tasks; most accounts are refused it, and calls are made then
+    AUTO = "auto"  # the cheaper of calls and batch that the deadline allows
+
+
+class Document(BaseModel):
+    """One document, or all below a prefix: exactly one of text, url, key and prefix."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text | None = Field(None, min_length=1, max_length=200, description="what its line of the results is called")
+    text: Text | None = Field(None, description="the document itself")
+    url: Link | None = Field(None, description="a link to it", examples=["https://example.com/report.pdf"])
+    key: Text | None = Field(None, min_length=1, max_length=1024, description="an object in the bucket")
+    prefix: Text | None = Field(None, min_length=1, max_length=1024, description="all objects below it")
+    since: AwareDatetime | None = Field(None, description="of a prefix: objects changed at or after this time")
+    until: AwareDatetime | None = Field(None, description="of a prefix: objects changed before this time")
+
+    @field_validator("text", "key", "prefix")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise no("blank", "says nothing")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_fetched(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("oss:"):
+            raise no("bad_link", "must be a link that can be fetched: https://…")
+        return value
+
+    @whole(mode="after")
+    def _is_one_thing(self) -> Self:
+        said = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(said) != 1:
+            given = " and ".join(said) or "none"
+            raise no("one_source", f"must have exactly one of {', '.join(_SOURCES)}; it has {given}")
+        if self.prefix is None and (self.since or self.until):
+            raise no("needs_prefix", "since and until choose among the objects of a prefix, and there is none")
+        if self.prefix is not None and self.id is not None:
+            raise no("not_taken", "a prefix has no id: each of its objects is called by its key")
+        if self.since and self.until and self.since >= self.until:
+            raise no("empty_window", "since is not before until, so no object can be meant")
+        return self
+
+
+class Digest(BaseModel):
+    """One text over all the summaries."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    style: Literal["bullets", "paragraph"] = "paragraph"
+    length: Length = Field("long", description="words, or short, medium, long")
+    language: Text | None = Field(None, max_length=100, description="default: that of the summaries")
+    focus: Text | None = Field(None, max_length=2000, description="what matters to its readers")
+
+
+def _asked(value: Any) -> Any:
+    """`true` is a digest with nothing said of it; `false` is none."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+class Summary(Input):
+    """Documents in; a line for each in summaries.jsonl out, and a digest over all in digest.md if that is wanted."""
+
+    documents: tuple[Document, ...] = Field(
+        min_length=1,
+        max_length=MOST,
+        description="what is to be summarized",
+        examples=[[{"id": "wheel", "text": "A noria lifts water out of a river, bucket by bucket."}]],
+    )
+    style: Literal["bullets", "paragraph", "headline"] | dict[str, Any] = Field(
+        "paragraph", description='bullets, paragraph, headline, or {"schema": a JSON schema} for an object of its shape'
+    )
+    language: Text | None = Field(
+        None, max_length=100, description="default: each document's own", examples=["English"]
+    )
+    focus: Text | None = Field(None, max_length=2000, description="what matters to the readers", examples=["prices"])
+    length: Length = Field("medium", description="words, or short, medium, long")
+    digest: Annotated[Digest | None, BeforeValidator(_asked)] = Field(None, description="true, or how it should be")
+    mode: Mode = Field(Mode.AUTO, description="calls, batch (half the price, up to a day or more), tasks or auto")
+    deadline_hours: float | None = Field(None, gt=0, description="for auto: within how many hours it is needed")
+    window: str = Field("24h", description="how long a batch may take: 24h to 336h, or 1d to 14d")
+    reduce_model: Text | None = Field(None, description="what joins the parts of long documents, and the digest")
+    enable_thinking: bool | None = Field(None, description="let the models reason first: slower, dearer, no batch")
+    max_tokens: int | None = Field(None, ge=1, description="of a summary; default: by its length")
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The JSON schema that a summary has to fit; None: it is text."""
+        return self.style["schema"] if isinstance(self.style, dict) else None
+
+    @property
+    def window_hours(self) -> int:
+        """How long a batch may take."""
+        return _hours(self.window)
+
+    @field_validator("documents")
+    @classmethod
+    def _have_their_own_ids(cls, value: tuple[Document, ...]) -> tuple[Document, ...]:
+        seen: set[str] = set()
+        for place, document in enumerate(value):
+            if document.id in seen:
+                raise no("duplicate_id", f"the id of document {place}, {document.id[:80]!r}, stands twice")
+            seen |= {document.id} if document.id else set()
+        return value
+
+    @field_validator("style")
+    @classmethod
+    def _can_be_followed(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            if list(value) != ["schema"] or not isinstance(value["schema"], dict):
+                raise no("bad_style", 'must be bullets, paragraph, headline, or {"schema": a JSON schema}')
+            if slip := schemas.slip(value["schema"]):
+                raise no("bad_schema", slip)
+        return value
+
+    @field_validator("window")
+    @classmethod
+    def _is_offered(cls, value: str) -> str:
+        if not 24 <= _hours(value) <= 336:
+            raise no("bad_window", "must be 24h to 336h, or 1d to 14d, in whole hours or days")
+        return value
+
+    @field_validator("mode")
+    @classmethod
+    def _is_served(cls, value: Mode, info: ValidationInfo) -> Mode:
+        if info.context and value in (Mode.BATCH, Mode.TASKS):
+            model: Model = info.context["model"]
+            if catalog.load().variant(model.id, Variant(value.value)) is None:
+                raise no("not_offered", f"{model.id} is not had by {value}: take calls, or auto")
+        return value
+
+    @field_validator("enable_thinking")
+    @classmethod
+    def _is_streamed(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if info.context and value and info.data.get("mode") in (Mode.BATCH, Mode.TASKS):
+            raise no("contradiction", f"models think only in calls: leave it out, or the mode {info.data['mode']}")
+        return value
+
+
+def _hours(window: str) -> int:
+    said = _WINDOW.fullmatch(window)
+    return int(said[1]) * {"h": 1, "d": 24}[said[2]] if said else 0

@@ -1,0 +1,257 @@
+"""What the provider offers: a model, how it is asked, what it takes, where, and for how much.
+
+The catalog's file holds these; what the file says is checked here, so that a slip in it names its model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container
+from datetime import date
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from worker import prices
+from worker.prices import Price, Usage
+
+_OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
+_SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
+
+
+class Protocol(StrEnum):
+    """How a request is spelled; the kinds know where each field goes."""
+
+    PROMPT = "prompt"  # input.prompt, input.img_url
+    FRAMES = "frames"  # input.first_frame_url, input.last_frame_url
+    MEDIA = "media"  # input.media, a list of typed links
+    MESSAGES = "messages"  # input.messages, as in a chat, of one prompt
+    SPEECH = "speech"  # input.text, input.voice
+    CHAT = "chat"  # a conversation, spelled as the surface wants it
+    BATCH = "batch"  # a file of conversations
+
+
+_MEDIA = frozenset({Protocol.PROMPT, Protocol.FRAMES, Protocol.MEDIA, Protocol.MESSAGES})
+_OF_MEDIA = ("prompt_limit", "usage")
+
+
+class Surface(StrEnum):
+    """Which of the provider's interfaces a request is spelled for."""
+
+    NATIVE = "native"  # /api/v1
+    COMPATIBLE = "compatible"  # /compatible-mode/v1, as OpenAI's
+
+
+class Thinking(StrEnum):
+    """Whether a model thinks before it answers (Alibaba docs, 'Deep thinking')."""
+
+    NONE = "none"
+    HYBRID = "hybrid"  # when it is asked to
+    ALWAYS = "always"
+
+
+class Variant(StrEnum):
+    """Another way to have a text model's answers."""
+
+    BATCH = "batch"  # the Batch API: half the price, within a day or more, outside the limits of calls
+    TASKS = "tasks"  # an asynchronous task; most accounts are refused it
+
+
+class UsageShape(StrEnum):
+    """Which fields a finished task's usage has (Alibaba docs, 'Wan text-to-video API reference')."""
+
+    SPLIT = "split"  # duration, input_video_duration, output_video_duration, SR, size or ratio, video_count
+    SHORT = "short"  # duration, SR, video_count
+    RATIO = "ratio"  # video_duration, video_ratio, video_count
+    IMAGES = "images"  # image_count
+
+
+class Entry(BaseModel):
+    """A part of the file: what it does not know it refuses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pixels(Entry):
+    """Which sizes are taken beside the listed ones: bounds in pixels, and at most `ratio` to 1."""
+
+    side: tuple[int, int] | None = None
+    area: tuple[int, int] | None = None
+    ratio: int | None = None
+
+    def fit(self, width: int, height: int) -> bool:
+        """Whether a picture of this size is taken."""
+        long, short = max(width, height), min(width, height)
+        return (
+            short > 0
+            and (self.side is None or self.side[0] <= short <= long <= self.side[1])
+            and (self.area is None or self.area[0] <= width * height <= self.area[1])
+            and (self.ratio is None or long <= self.ratio * short)
+        )
+
+    def __str__(self) -> str:
+        side = self.side and f"sides of {self.side[0]} to {self.side[1]} pixels"
+        area = self.area and f"{self.area[0]} to {self.area[1]} pixels in all"
+        ratio = self.ratio and f"at most {self.ratio} to 1"
+        return ", ".join(part for part in (side, area, ratio) if part)
+
+
+class Sizes(Entry):
+    """The sizes that a model takes: by tier, or listed, or any that fits `pixels`."""
+
+    tiers: dict[str, tuple[str, ...]] = {}
+    listed: tuple[str, ...] = ()
+    pixels: Pixels | None = None
+
+    @cached_property
+    def named(self) -> tuple[str, ...]:
+        """Every size that can be named beforehand."""
+        return (*(size for sizes in self.tiers.values() for size in sizes), *self.listed)
+
+    def __contains__(self, size: object) -> bool:
+        if self.pixels is None or size in self.named or not _SIDES.fullmatch(str(size)):
+            return size in self.named
+        width, height = map(int, str(size).split("*"))
+        return self.pixels.fit(width, height)
+
+    def __str__(self) -> str:
+        return ", ".join(self.named) + (f", or any W*H with {self.pixels}" if self.pixels else "")
+
+
+class ModelInRegion(Entry):
+    """A model as one region serves it: its id there, a main account's limits (None: none set), prices."""
+
+    id: str
+    rps: float | None = None  # creates a second
+    rpm: int | None = None  # creates a minute, which are kept in seconds too: it says `rps` where that is not said
+    concurrency: int | None = None  # tasks in process at once
+    tpm: int | None = None  # tokens a minute
+    tpd: int | None = None  # tokens a day
+    prices: tuple[Price, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_second(cls, said: Any) -> Any:
+        return {"rps": said["rpm"] / 60, **said} if isinstance(said, dict) and said.get("rpm") else said
+
+
+class RunSeconds(Entry):
+    """How long a task of this model takes: when the first, half and nearly all of them are done."""
+
+    early: int
+    median: int
+    late: int
+
+
+class Model(Entry):
+    """One model: what it makes, how it is asked, what it takes, where, and for how much."""
+
+    id: str
+    variant: Variant | None = None
+    family: str
+    source: str
+    kinds: tuple[str, ...]
+    protocol: Protocol
+    surface: Surface = Surface.NATIVE
+    path: str  # under the surface's root
+    sync: bool = False  # the create call answers with the result itself
+    repeatable: bool = False  # a call whose answer is lost is made again: it is cheap, and cannot be looked up
+    aliases: tuple[str, ...] = ()
+    prompt_limit: int | None = None  # characters; the provider cuts the rest silently
+    negative_prompt_limit: int = 500
+    text_limit: int | None = None  # of the text that one call speaks; more is refused
+    context: int | None = None  # tokens, in and out
+    max_output: int | None = None  # tokens
+    thinking: Thinking = Thinking.NONE
+    thinks_unstreamed: bool = False  # it may think in a call that does not stream its answer
+    token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
+    batch: bool = False  # the Batch API has it
+    requires: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    sizes: Sizes | None = None
+    resolutions: tuple[str, ...] = ()
+    ratios: tuple[str, ...] = ()
+    durations: tuple[int, ...] = ()  # seconds
+    voices: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    n_max: int = 0  # pictures in one call
+    default: dict[str, Any] = {}
+    always: dict[str, Any] = {}
+    usage: UsageShape | None = None  # of media
+    run_seconds: RunSeconds
+    regions: dict[str, ModelInRegion]
+    retired: date | None = None
+
+    @cached_property
+    def choices(self) -> dict[str, Container[Any]]:
+        """The fields whose values can be named, each with the values that the model takes."""
+        of_all: dict[str, Sizes | tuple[str, ...] | tuple[int, ...] | None] = {
+            "size": self.sizes,
+            "resolution": self.resolutions,
+            "ratio": self.ratios,
+            "duration": self.durations,
+            "voice": self.voices,
+            "language": self.languages,
+            "n": tuple(range(1, self.n_max + 1)),
+        }
+        return {name: values for name, values in of_all.items() if values}
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The input fields that the model takes."""
+        prompt = ["prompt"] if self.prompt_limit else []
+        return frozenset({*prompt, *self.requires, *self.takes, *self.choices})
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every name that leads here: the id, its spellings in the regions, the aliases; of a variant the id alone."""
+        if self.variant:
+            return frozenset({self.id})
+        return frozenset({self.id, *self.aliases, *(there.id for there in self.regions.values())})
+
+    def region(self, region: str) -> ModelInRegion | None:
+        """The model as that region serves it; None when it does not."""
+        return self.regions.get(region)
+
+    def price(self, usage: Usage, region: str, on: date) -> int | None:
+        """What the usage costs there on that day in millionths of CNY, rounded half up; None when unknown.
+
+        Where tokens have tiers, those of the input choose the tier of the whole.
+        """
+        here, units = self.region(region), usage.units
+        if self.token_tiers:
+            units = {**units, "tier": self.token_tier(units.get("input_tokens"))}
+        return prices.total(here.prices if here else (), Usage(units), on)
+
+    def token_tier(self, tokens: Any) -> str | None:
+        """The tier of prices for so many input tokens; None when there is none, or when nobody knows how many."""
+        count = tokens if isinstance(tokens, int | float) else math.inf
+        return next((tier for tier, most in self.token_tiers.items() if count <= most), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """The model as GET /v1/models shows it; amounts of money are decimal strings."""
+        shown = self.model_dump(mode="json", by_alias=True, exclude=_OURS)
+        return {
+            "object": "model",
+            **shown,
+            "fields": sorted(self.fields),
+            "aliases": sorted(self.names - {self.id}),
+            "currency": "CNY",
+        }
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        """A default that the model itself would refuse is a slip of the file's; so is a picture's or clip's gap."""
+        gaps = [name for name in _OF_MEDIA if self.protocol in _MEDIA and getattr(self, name) is None]
+        if gaps:
+            raise ValueError(f"{', '.join(gaps)}: nothing is said of it")
+        for name, value in self.default.items():
+            if name not in self.fields or (name in self.choices and value not in self.choices[name]):
+                raise ValueError(f"default {name}: {value} is not one that the model takes")
+        missing = sorted(self.choices.keys() - self.default.keys())
+        if missing:
+            raise ValueError(f"no default for {', '.join(missing)}")
+        return self
