@@ -64,10 +64,7 @@ def list_lanes(
         show.document(found)
         return
     busy = [lane for lane in found if every or lane["in_use"] or lane["queued"] or lane["waiting_on"]]
-    rows = show.table("model", "region", "in use", "queued", "pace", "stopped", right=_NUMBERS, wide=["stopped"])
-    for lane in busy:
-        show.row(rows, *(escape(cell) for cell in _cells(lane)))
-    show.OUT.print(rows)
+    show.OUT.print(_table(busy))
     for why in dict.fromkeys(lane["waiting_on"]["detail"] for lane in busy if lane["waiting_on"]):
         show.OUT.print(f"- {why}", markup=False)
     if len(busy) < len(found):
@@ -127,18 +124,38 @@ def _listed(connection: Connection) -> list[dict[str, Any]]:
     return [reading.lane_shown(lane, now, is_operator=True) for lane in lanes.listed(connection, now)]
 
 
-def _cells(lane: dict[str, Any]) -> list[str]:
+def _table(lanes_shown: list[dict[str, Any]]) -> Any:
+    """With a column of tokens where any are limited."""
+    tokens = ["tokens"] if any(lane["tokens"] for lane in lanes_shown) else []
+    names = ["model", "region", "in use", "queued", "pace", *tokens, "stopped"]
+    rows = show.table(*names, right=[*_NUMBERS, *tokens], wide=["stopped"])
+    for lane in lanes_shown:
+        cells = _cells(lane) | {"tokens": _tokens(lane["tokens"])}
+        show.row(rows, *(escape(cells[name]) for name in names))
+    return rows
+
+
+def _tokens(used: dict[str, Any] | None) -> str:
+    """The day's tokens so far, or those that are booked ahead, as a share of the limit."""
+    if used is None:
+        return ""
+    if used["per_day"] is not None:
+        return f"{used['today'] / used['per_day']:.0%} of today"
+    return f"{used['ahead'] / used['per_minute']:.0%} of 1 min"
+
+
+def _cells(lane: dict[str, Any]) -> dict[str, str]:
     fewer = f" of {lane['concurrency']}" if lane["allowed"] != lane["concurrency"] else ""
     why = lane["waiting_on"]
     until = f" until {show.plain(why['until'])}" if why and why["until"] else ""
-    return [
-        lane["model"],
-        lane["region"],
-        f"{lane['in_use']}/{lane['allowed']}{fewer}",
-        str(lane["queued"]),
-        f"{lane['pace']:.0%}",
-        f"{why['code']}{until}" if why else "",
-    ]
+    return {
+        "model": lane["model"],
+        "region": lane["region"],
+        "in use": f"{lane['in_use']}/{lane['allowed']}{fewer}",
+        "queued": str(lane["queued"]),
+        "pace": f"{lane['pace']:.0%}",
+        "stopped": f"{why['code']}{until}" if why else "",
+    }
 
 
 def _named(what: Pausable | Resumable, name: str | None) -> str:

@@ -8,17 +8,13 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group
 
 from api.client import Client
-from ops import reach, show
+from ops import reach, show, show_schedules
 from ops.cli_options import Home, Json, Key, Url, pairs
-from ops.following import at
 from ops.supervise import LocalError
 
 _RUNS_SHOWN = 5
@@ -50,7 +46,7 @@ def list_schedules(url: Url = None, key: Key = None, home: Home = Path(".noria")
     if as_json:
         show.document(found)
     elif found:
-        show.OUT.print(_listed(found))
+        show.OUT.print(show_schedules.listed(found))
     else:
         show.ERR.print("No schedules.")
 
@@ -66,7 +62,7 @@ def show_schedule(
     if as_json:
         show.document({"schedule": schedule, "runs": runs})
     else:
-        show.OUT.print(Group(_facts(schedule), *([_runs(schedule, runs)] if runs else [])))
+        show.OUT.print(Group(show_schedules.facts(schedule), *([show_schedules.runs(schedule, runs)] if runs else [])))
 
 
 @_schedules.command("create")
@@ -116,7 +112,7 @@ def create(
         show.document(made)
         return
     show.OUT.print(made["id"])
-    show.ERR.print(f"{made['explained']}, {made['time_zone']}; next {_local(made, _next(made))}.", markup=False)
+    show.ERR.print(f"{made['explained']}, {made['time_zone']}; next {_fires(made)}.", markup=False)
 
 
 @_schedules.command("pause")
@@ -132,7 +128,7 @@ def resume(which: Which, url: Url = None, key: Key = None, home: Home = Path(".n
     """Let a schedule fire again; what a pause left out is not made up for."""
     with reach.api(reach.door(home, url, key)) as client:
         resumed = client.resume_schedule(_found(client, which)["id"])
-    _told(resumed, f"{resumed['name']} fires next {_local(resumed, _next(resumed))}.", as_json)
+    _told(resumed, f"{resumed['name']} fires next {_fires(resumed)}.", as_json)
 
 
 @_schedules.command("run")
@@ -175,7 +171,7 @@ def list_runs(
     if as_json:
         show.document(runs)
     elif runs:
-        show.OUT.print(_runs(schedule, runs))
+        show.OUT.print(show_schedules.runs(schedule, runs))
     else:
         show.ERR.print("It has not fired yet.")
 
@@ -187,6 +183,10 @@ def _found(client: Client, which: str) -> Schedule:
     if found is None:
         raise NoSuchSchedule(f"There is no schedule {which}: `noria schedules list` shows those that there are.")
     return found
+
+
+def _fires(schedule: Schedule) -> str:
+    return show_schedules.local(schedule, show_schedules.soonest(schedule))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -208,50 +208,3 @@ def _told(document: dict[str, Any], words: str, as_json: bool) -> None:
         show.document(document)
     else:
         show.OUT.print(words, markup=False, soft_wrap=True)
-
-
-def _listed(found: list[Schedule]) -> RenderableType:
-    rows = show.table("name", "fires", "zone", "next", wide=["name", "fires", "zone"])
-    for schedule in found:
-        fires = "[yellow]paused[/]" if schedule["paused_at"] else _local(schedule, _next(schedule))
-        show.row(rows, escape(schedule["name"]), escape(schedule["explained"]), schedule["time_zone"], fires)
-    return rows
-
-
-def _facts(schedule: Schedule) -> Table:
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    template = schedule["template"]
-    for word, value in {
-        "id": schedule["id"],
-        "name": schedule["name"],
-        "fires": f"{schedule['explained']} ({schedule['cron']}), {schedule['time_zone']}",
-        "paused": _local(schedule, schedule["paused_at"]) if schedule["paused_at"] else "",
-        "next": "\n".join(_local(schedule, fires) for fires in schedule["next"]),
-        "overlap": f"{schedule['overlap']}; missed: {schedule['missed']}",
-        "makes": " · ".join(filter(None, [template["kind"], template.get("model")])),
-        "input": json.dumps(template["input"], ensure_ascii=False),
-        "since": _local(schedule, schedule["since"]) if schedule["since"] else "",
-    }.items():
-        if value:
-            facts.add_row(word, escape(value))
-    return facts
-
-
-def _runs(schedule: Schedule, runs: list[dict[str, Any]]) -> RenderableType:
-    """A submitted run is what its job is."""
-    rows = show.table("fire time", "by", "became", "job, or why none", wide=["job, or why none"])
-    for run in runs:
-        became = show.state({"state": run["job_state"] or run["outcome"]})
-        show.row(rows, _local(schedule, run["fire_at"]), run["trigger"], became, run["job_id"] or escape(run["why"]))
-    return rows
-
-
-def _next(schedule: Schedule) -> str | None:
-    return next(iter(schedule["next"]), None)
-
-
-def _local(schedule: Schedule, moment: str | None) -> str:
-    """A time in the schedule's zone: `2026-11-21 02:30`; `never` for none."""
-    return f"{at(moment).astimezone(ZoneInfo(schedule['time_zone'])):%Y-%m-%d %H:%M}" if moment else "never"

@@ -160,7 +160,9 @@ def settings(stored: servers.Servers, ports: Mapping[str, int], outer: Mapping[s
         "NORIA_DASHSCOPE_API_KEY": "sk-sandbox",
         "NORIA_EGRESS_ALLOW": "127.0.0.0/8",
     }
-    return common if real else common | sandbox
+    # The bucket is on this machine, where the provider cannot reach it.
+    paid = {"NORIA_INPUT_HANDOVER": outer.get("NORIA_INPUT_HANDOVER", "upload")}
+    return common | (paid if real else sandbox)
 
 
 def migrate(environment: Mapping[str, str]) -> None:

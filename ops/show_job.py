@@ -13,7 +13,7 @@ from rich.table import Table
 from ops import show
 from ops.following import Job, at, timed
 
-_SHOWN = 1000  # characters of an input or a result
+_SHOWN = 600  # characters of an input or a result
 
 
 def page(found: Job, events: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -418,9 +418,13 @@ def test_a_job_that_is_made_in_parts_is_shown_with_them(noria: Shell, api: Serve
     api.sql("update jobs set fans_out = true, state = 'gathering', round = 1, run_at = null")
     api.sql(
         "insert into jobs (project_id, parent_id, round, place, kind, model, input, state, finished_at, run_at, error)"
-        " select project_id, id, 1, place, kind, model, input, case when place < 3 then 'succeeded' else 'failed' end,"
-        " now(), null, case when place = 3 then jsonb_build_object('message', 'nothing came') end"
-        " from jobs, generate_series(0, 3) as place"
+        " select project_id, id, 1, part, kind, model, input, case when part < 3 then 'succeeded' else 'failed' end,"
+        " now(), null, case when part = 3 then cast(:error as jsonb) end from jobs, generate_series(0, 3) as part",
+        error=json.dumps({"class": "provider", "code": "nothing", "message": "nothing came"}),
+    )
+    api.sql(
+        "insert into events (job_id, project_id, sequence, type, entered)"
+        " select id, project_id, 1, 'job.queued', 'queued' from jobs where parent_id is not null"
     )
 
     shown, parts = noria("show", job_id), noria("children", job_id)

@@ -196,9 +196,7 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    for route in sorted(
-        OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT, key=_gently
-    ):
+    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})

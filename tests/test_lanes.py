@@ -191,6 +191,30 @@ def test_a_lane_that_regains_too_much_goes_back_to_the_pace_that_held(connection
     assert slowed(timedelta(hours=1)) == 0.5
 
 
+def test_a_refusal_that_may_be_for_its_rate_or_for_too_many_at_once_costs_ten_seconds_of_either(
+    connection: Connection,
+) -> None:
+    runs = mill(connection, concurrency=8, take=8, task=timedelta(hours=1), jobs=8)
+    runs.run(SECOND)
+    runs.sql("update lanes set concurrency = 20")
+    (first, *_) = runs._in(State.RUNNING)
+
+    def refuse() -> tuple[int, int]:
+        first.submitted_at = runs.now
+        runs.sql("update jobs set submitted_at = :now where state = 'running'", now=runs.now)
+        throttle.slow(connection, first, Scope.RATE, runs.now, "too fast", runs.now)
+        return allowed(0), allowed(10)
+
+    def allowed(seconds: int) -> int:
+        (lane,) = [lane for lane in lanes.listed(connection, runs.now + seconds * SECOND) if lane.model == MODEL]
+        return int(lane.allowed)
+
+    assert refuse() == (8, 9)
+    runs.now += 11 * SECOND
+    assert refuse() == (8, 8)  # with as many in flight again: so it is the tasks at once
+    assert (allowed(109), allowed(110)) == (8, 9)
+
+
 def test_tasks_that_are_taken_over_a_ceiling_raise_it_at_once(connection: Connection) -> None:
     runs = mill(connection, concurrency=50, take=50, task=timedelta(hours=1), jobs=60)
     runs.sql("update lanes set ceiling = 5, ceiling_at = :now, interval_us = 0", now=NOW - timedelta(seconds=110))
@@ -496,6 +520,7 @@ def test_a_person_sees_pauses_and_resumes_by_command(
     play.submit()
     assert MODEL in noria("lanes")
     assert OTHER not in noria("lanes")
+    assert "0% of 1 min" in noria("lanes", "--all")  # of the tokens of models that have such a limit
     for paused, where in ((("lane", MODEL), "lane"), (("all",), "all"), (("project", "spring-campaign"), "project")):
         assert json.loads(noria("pause", *paused, "--json"))["paused"] == where
         play.play(play.tick())

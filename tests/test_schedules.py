@@ -614,6 +614,21 @@ class TestRunningNow:
         assert (first.job is None, second.job is None) == (False, True)
         assert [run[1:] for run in clock.runs(schedule)] == [("person", "submitted"), ("person", "skipped")]
 
+    def test_two_runs_within_a_minute_share_no_moment(self, clock: Clockwork) -> None:
+        schedule = clock.make()
+        clock.fire(START + HOUR)
+        clock.end_jobs()
+
+        made = clock.run_now(schedule, START + HOUR + timedelta(seconds=20))
+        clock.sql("update schedules set since = since + interval '50 seconds'")
+        clock.end_jobs()
+        again = clock.run_now(schedule, START + HOUR + timedelta(seconds=40))
+
+        assert made.job is not None
+        assert made.job.input["prompt"] == "2026-11-20T00:59:00+00:00 to 2026-11-20T00:59:20+00:00"
+        assert again.job is not None
+        assert again.job.input["prompt"] == "2026-11-20T01:00:10+00:00 to 2026-11-20T01:00:10+00:00"
+
     def test_under_one_key_there_is_one_run(self, clock: Clockwork) -> None:
         schedule = clock.make()
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_call_that_would_leave_too_far_ahead_waits_with_its_slot(desk: Desk) -
     assert desk.begin(waits, 1).submitted_at == NOON + 5 * SECOND
 
 
-def test_in_a_minute_of_calls_no_more_than_nine_tenths_of_its_tokens_are_sent(desk: Desk) -> None:
+def test_in_a_minute_nine_tenths_of_its_tokens_are_sent_evenly(desk: Desk) -> None:
     desk.sql("update lanes set tpd = null")
     sent: list[datetime] = []
     jobs = [desk.call() for _ in range(100)]
@@ -115,8 +116,8 @@ def test_in_a_minute_of_calls_no_more_than_nine_tenths_of_its_tokens_are_sent(de
         desk.now += SECOND
 
     within = [at for at in sent if at < NOON + 60 * SECOND]
-    assert 53 <= len(within) <= 54
-    assert min(later - earlier for earlier, later in zip(sent, sent[1:], strict=False)) > SECOND
+    assert 0.88 * TPM <= 1000 * len(within) <= 0.92 * TPM
+    assert min(later - earlier for earlier, later in pairwise(sent)) > SECOND
 
 
 def test_what_a_call_did_not_take_is_given_back_and_what_it_took_beyond_is_charged(desk: Desk) -> None:

@@ -8,6 +8,7 @@ answer was lost is found by that name. What it cost is read from its results as 
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -104,7 +105,7 @@ def looked(ctx: Context, job: Job, clock: Clock) -> Move:
 def copy(ctx: Context, job: Job, clock: Clock) -> Move:
     """Its results in the bucket, and what they cost."""
     model, outputs = ctx.catalog.model(job.model), []
-    spent = _Spent(model, job.region or "", clock())
+    spent = _Spent(model)
     deadline = spans.copying(clock() - job.state_at).total_seconds()
     try:
         for n, source in enumerate(job.sources or ()):
@@ -114,7 +115,7 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Move:
             outputs.append(storage.row(n, source["role"], stored, None))
     except NoriaError as trouble:
         return _not_copied(job, trouble, clock())
-    columns = {"error": None, "usage": spent.units, "cost": spent.cost, "billed": "yes"}
+    columns = {"error": None, "usage": spent.units, "cost": spent.cost(job.region or "", clock()), "billed": "yes"}
     return Move(
         State.SUCCEEDED, columns=columns, attempt={"billed": "yes", "closed_at": clock()}, outputs=tuple(outputs)
     )
@@ -122,13 +123,10 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Move:
 
 @dataclass
 class _Spent:
-    """What the lines of a results file cost, counted as they pass; each has its own tier of prices."""
+    """What the lines of a results file used, counted as they pass, by the tier of prices of each."""
 
     model: Model
-    region: str
-    at: datetime
-    units: dict[str, Any] = field(default_factory=dict)
-    cost: int | None = 0
+    by_tier: dict[str | None, Counter[str]] = field(default_factory=dict)
 
     def read(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """The chunks, unchanged."""
@@ -140,15 +138,24 @@ class _Spent:
             yield chunk
         self._count(rest)
 
+    @property
+    def units(self) -> dict[str, int]:
+        """What all of them used."""
+        return dict(sum(self.by_tier.values(), Counter()))
+
+    def cost(self, region: str, now: datetime) -> int | None:
+        """What they cost, micro-CNY: rounded once a tier; None where a tier has no price."""
+        used = [Usage({**units, "tier": tier}) for tier, units in self.by_tier.items()]
+        micros = [self.model.price(usage, region, now.date()) for usage in used]
+        known = [amount for amount in micros if amount is not None]
+        return sum(known) if len(known) == len(micros) else None
+
     def _count(self, line: bytes) -> None:
         body = bodies.field(bodies.field(bodies.read(line), "response"), "body")
-        if not bodies.field(body, "usage"):
-            return
         used = answers.tokens(bodies.field(body, "usage"))
-        micros = self.model.price(Usage(used), self.region, self.at.date())
-        self.cost = None if micros is None or self.cost is None else self.cost + micros
-        for name, count in used.items():
-            self.units[name] = self.units.get(name, 0) + count
+        if used:
+            tier = self.model.token_tier(used.get("input_tokens"))
+            self.by_tier.setdefault(tier, Counter()).update(used)
 
 
 def _running(job: Job, batch_id: str, why: str, said: dict[str, Any], now: datetime) -> Move:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import uuid
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
-from worker import jobs, polling, seen, spans
+from worker import jobs, polling, seen, spans, tokens
 from worker.context import Clock, Context
 from worker.dashscope import faults
 from worker.dashscope.answers import Accepted, Refused, TaskSeen
@@ -18,7 +16,6 @@ from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
 from worker.models import Job
 from worker.states import Move, State
 
-_SHANGHAI = ZoneInfo("Asia/Shanghai")
 _NO_TOKENS = {"tokens": 0}  # what was booked of the lane's is given back
 _REPEATS = 5  # calls without an answer, of a kind that is made again
 
@@ -85,6 +82,9 @@ def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
         **_NO_TOKENS,
     }
     columns = {"error": failure.as_json()}
+    if row.code == "wrong_mode" and ctx.catalog.model(job.model).variant:
+        # the account may not call it so: others need not find that out for themselves
+        return Move(State.FAILED, failure.message, columns=columns, attempt=said, unserved=failure.message)
     if row.verdict in _FINAL or (row.tries is not None and ctx.refusals(job, refused.code) >= row.tries):
         return Move(State.FAILED, failure.message, columns=columns, attempt=said)
     if row.verdict is Verdict.RETRY:
@@ -145,12 +145,6 @@ def _misrouted(ctx: Context, job: Job) -> str:
 def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
     if row.scope is faults.Scope.DAILY:
-        return _next_midnight(now) + timedelta(minutes=random.uniform(1, 5))  # noqa: S311
+        return tokens.renewal(now)
     pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
     return now + max(spans.spread(pause), timedelta(seconds=refused.retry_after or 0))
-
-
-def _next_midnight(now: datetime) -> datetime:
-    """00:00 in Shanghai, when the provider renews daily quotas."""
-    tomorrow = now.astimezone(_SHANGHAI).date() + timedelta(days=1)
-    return datetime.combine(tomorrow, datetime.min.time(), _SHANGHAI)

@@ -19,7 +19,7 @@ from typing import Any
 from worker import egress, jobs, spans, storage
 from worker.children import Counts
 from worker.context import Clock, Context
-from worker.errors import ErrorClass, Failure, NoriaError, NotFound
+from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS
 from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
 from worker.models import Job
@@ -162,7 +162,7 @@ def _row(ctx: Context, number: int, place: int, child: Child, on: date) -> dict[
         "kind": child.kind,
         "model": model.id,
         "sync": model.sync,
-        "input": child.input,
+        "input": wanted.model_dump(mode="json", exclude_none=True),  # complete, like any job's
         "note": child.note,
         "estimate": jobs.dearest(ctx.catalog, ctx.settings, child.kind, model.id, wanted, on),
     }
@@ -204,6 +204,8 @@ class _Shelf:
         """What a user's link gives, each hop of it guarded."""
         bounds = egress.Bounds(spans.DOCUMENT.total_seconds(), limit)
         answer = egress.fetch(self.ctx.webhooks, url, bounds)
+        if answer.status != 200:
+            raise CallFailed(f"the link answers HTTP {answer.status}")
         return answer.body, answer.headers.get("content-type", "")
 
     def put(self, name: str, chunks: Iterable[bytes], content_type: str) -> Stored:

@@ -22,7 +22,7 @@ from worker import inputs, media
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
 from worker.media import MediaType
 from worker.models import File
-from worker.storage import Bucket, Expected
+from worker.storage import Bucket
 
 NAME_LIMIT = 255  # characters
 _CHUNK = 1 << 20
@@ -60,7 +60,7 @@ def keep(engine: Engine, bucket: Bucket, project_id: uuid.UUID, given: Draft, no
         key = known.key if known else _new_key(connection, project_id, given, now)
     if known and bucket.head(key) is not None:
         return known, False
-    bucket.put_stream(key, _chunks(given.body), given.type.content_type, Expected(given.bytes), {})
+    bucket.put_file(key, given.body, given.bytes, given.type.content_type)
     with engine.begin() as connection:
         kept = _record(connection, project_id, given, key)
     if kept.key != key:  # the same file came twice at once, and the other was first

@@ -66,7 +66,7 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
     the day's tokens, the lane is parked until they are renewed.
     """
     said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
-    said |= {"tokens": wanted, "day": tokens.day(now)} if wanted is not None else {}
+    said |= {"tokens": wanted, "on_day": tokens.day(now)} if wanted is not None else {}
     row = connection.execute(_RESERVE if wanted is None else _RESERVE_TOKENS, said).one_or_none()
     if row:
         return Booking(row.at, tokens=wanted if row.is_counted else None)

@@ -128,7 +128,7 @@ class Lane(Base):
     paced_at: Mapped[datetime | None]  # when the provider last said that it is too fast
     ceiling: Mapped[int | None]  # tasks at once that the provider took, where it refused one more
     ceiling_at: Mapped[datetime | None]  # when it last refused one
-    probes: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # refused in a row over that ceiling
+    probes: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # refused in a row over it; -1: suspected
     passed: Mapped[int] = mapped_column(server_default="0")  # creates since then
     turn: Mapped[float] = mapped_column(server_default="0")  # the virtual time of the last job that was admitted
     tpm: Mapped[int | None]  # tokens a minute, as published; null: none set

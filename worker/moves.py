@@ -34,7 +34,7 @@ from sqlalchemy.sql.dml import ReturningUpdate, Update
 
 from worker import children, lanes, money, reading, stops, throttle, tokens, webhooks
 from worker.errors import ClaimLost
-from worker.models import Attempt, Event, Job, Output, Project
+from worker.models import Attempt, Event, Job, Lane, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
@@ -246,6 +246,8 @@ def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> N
     """Holds back the lane, or all of the account's creates, where the provider's answer says so."""
     if move.throttled and job.lane_id:
         throttle.slow(connection, job, *move.throttled, now)
+    if move.unserved and job.lane_id:
+        connection.execute(_UNSERVED, {"the_lane": job.lane_id, "why": move.unserved, "now": now})
     if move.stop and job.attempt_id:
         owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
         if job.state == State.SUBMITTING or not stops.is_stopped(connection, owner):
@@ -280,6 +282,11 @@ _EVENT = insert(Event).returning(Event.id)
 _ATTEMPT = insert(Attempt)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
 _HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
+_UNSERVED = (
+    update(Lane)
+    .where(Lane.id == bindparam("the_lane"))
+    .values(unserved_at=bindparam("now", type_=DateTime(timezone=True)), unserved_why=bindparam("why"))
+)
 _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
 
 

@@ -219,10 +219,11 @@ class Model(Entry):
     def price(self, usage: Usage, region: str, on: date) -> int | None:
         """What the usage costs there on that day in millionths of CNY, rounded half up; None when unknown.
 
-        Where tokens have tiers, those of the input choose the tier of the whole.
+        Where tokens have tiers, those of the input choose the tier of the whole, unless the usage names it, as that of
+        many calls does.
         """
         here, units = self.region(region), usage.units
-        if self.token_tiers:
+        if self.token_tiers and "tier" not in units:
             units = {**units, "tier": self.token_tier(units.get("input_tokens"))}
         return prices.total(here.prices if here else (), Usage(units), on)
 

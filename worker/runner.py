@@ -51,11 +51,14 @@ def _span(span: timedelta) -> ColumnElement[timedelta]:
 
 
 # spans.copying in SQL, for each output that there may be
-_COPYING = func.least(func.greatest(_span(spans.COPY[0]), 2 * (claims.NOW - Job.state_at)), _span(spans.COPY[1]))
+_TRIED = claims.NOW - Job.state_at
+_COPYING = func.least(func.greatest(_span(spans.COPY[0]), _TRIED + _TRIED), _span(spans.COPY[1]))
 LEASE: ColumnElement[timedelta] = case(
     (
         Job.state == State.COPYING,
-        (_COPYING + _span(spans.BUCKET_OVERRUN)) * func.greatest(1, func.jsonb_array_length(Job.sources)),
+        (_COPYING + _span(spans.BUCKET_OVERRUN)).op("*", return_type=Interval())(
+            func.greatest(1, func.jsonb_array_length(Job.sources))
+        ),
     ),
     (and_(Job.state == State.ADMITTED, Job.sync), _span(spans.LEASES["call"])),
     (and_(Job.state == State.ADMITTED, Job.kind == text_batch.NAME), _span(spans.LEASES["batch"])),
@@ -94,7 +97,9 @@ class Runner:
         """One step for each row, one after the other; each is taken right before its step."""
         for number in numbers:
             for row in _until_it_holds(partial(_take, self.ctx, Job, [number], LEASE)):
-                self.carry_out(Job.of(_columns(row)), Clock(row.now))
+                job, clock = Job.of(_columns(row)), Clock(row.now)
+                if wait := self.carry_out(job, clock):
+                    self._write([(job, wait)], clock)
 
     def poll(self, numbers: Numbers) -> None:
         """A look at the task of each row, all of one account: many are told by its list, the rest singly."""

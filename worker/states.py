@@ -80,7 +80,8 @@ class Move:
     `columns` what else changes on the job's row; `attempt` what changes on the open attempt's row; `outputs` rows of
     stored outputs; `throttled` the scope of an answer that slows the lane, until when the lane creates nothing, and
     why; `stop` until when the account creates nothing, and why; `children` rows of children to make; `cancels` why its
-    children are to end. `rests`: nothing but its children's end makes the row due again.
+    children are to end; `unserved` why the account may not create in this lane at all. `rests`: nothing but the end
+    of its children makes the row due again.
     """
 
     to: State
@@ -93,6 +94,7 @@ class Move:
     stop: tuple[datetime, str] | None = None
     children: tuple[dict[str, Any], ...] = ()
     cancels: str | None = None
+    unserved: str | None = None
     rests: bool = False
 
 

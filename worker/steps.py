@@ -149,9 +149,7 @@ def _called(ctx: Context, job: Job, request: Request, deadline: timedelta, clock
     is_batch = job.kind == text_batch.NAME
     try:
         client = ctx.client(job)
-        answer = (
-            batch_api.create(ctx, job, request) if is_batch else client.create(request, deadline.total_seconds())
-        )
+        answer = batch_api.create(ctx, job, request) if is_batch else client.create(request, deadline.total_seconds())
     except NotSent as error:
         return creates.again(job, clock, f"not sent: {error}", {"message": str(error)})
     except ServerTrouble as error:

@@ -49,7 +49,7 @@ def renewal(now: datetime) -> datetime:
 
 def settle(connection: Connection, lane_id: int, tokens: int, booked_at: datetime, now: datetime) -> None:
     """Charges the lane so many tokens more than a call had booked at that time; gives them back, where negative."""
-    said = {"lane": lane_id, "tokens": tokens, "day": day(booked_at), "now": now}
+    said = {"lane": lane_id, "tokens": tokens, "on_day": day(booked_at), "now": now}
     connection.execute(_SETTLE, said)
 
 
@@ -68,9 +68,9 @@ def _today(on: ColumnElement[date]) -> ColumnElement[int]:
     return case((Lane.day == on, Lane.day_tokens), else_=0)
 
 
-# Parts of the statements that book a call, which bind `tokens`, `day` and `now`.
+# Parts of the statements that book a call, which bind `tokens`, `on_day` and `now`.
 
-_TOKENS, _DAY = bindparam("tokens", type_=BigInteger), bindparam("day", type_=Date)
+_TOKENS, _DAY = bindparam("tokens", type_=BigInteger), bindparam("on_day", type_=Date)
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 _WORKED_OFF = _TOKENS * 60_000_000 / (Lane.tpm * limits.SHARE) * literal_column("interval '1 microsecond'", Interval)
 

@@ -3,10 +3,11 @@
     python -m ops.bench.slots --slots 5 --run-seconds 60 --minutes 8
     python -m ops.bench.slots --slots 5 --run-seconds 60 --minutes 8 --spread
     python -m ops.bench.slots --slots 20 --run-seconds 10 --minutes 12 --halve concurrency
+    python -m ops.bench.slots --slots 40 --run-seconds 2 --minutes 9 --halve rate
 
 All that `noria up` runs is run in a folder of its own: API, workers, clock and servers, with a sandbox that refuses
-every create over its limits. More jobs are submitted than can be done in the time. A third into the run the limit is halved, and a
-third later restored, where that is asked for. The sandbox's books say the rest.
+every create over its limits. More jobs are submitted than can be done in the time. Where that is asked for, a limit is
+halved a third into the run, and restored a third later. The sandbox's books say the rest.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def measure(run: Run) -> dict[str, Any]:
         restored_at = _at(began + run.seconds * 2 / 3, sandbox, _limits(run, 1)) if run.halve else math.inf
         time.sleep(max(0.0, began + run.seconds - time.time()))
         books = _books(sandbox.ledger(), halved_at, restored_at)
-    return _busy(books, run) | (_halved(books) if run.halve else {})
+    is_bound_by_rate = run.halve == "rate"  # then the slots are never full
+    return ({} if is_bound_by_rate else _busy(books, run)) | (_halved(books) if run.halve else {})
 
 
 def _busy(books: Books, run: Run) -> dict[str, Any]:

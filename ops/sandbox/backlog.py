@@ -153,10 +153,10 @@ def order(document: Any, owner: str, request_id: str, options: Options, random: 
 
 def _price(batch: Batch, models: Mapping[str, Model]) -> int:
     """Return what the lines that were answered cost, in micro-CNY: half of what single calls would."""
-    if batch.model == lines.TEST_MODEL:
-        return 0
     answers = [outcome.answer for outcome in batch.outcomes if outcome.answer is not None]
-    return sum(bills.price_of(models[batch.model], answer) for answer in answers) // 2
+    if batch.model == lines.TEST_MODEL or not answers:
+        return 0
+    return bills.price_of_batch(models[batch.model], answers)
 
 
 def _seconds(fixed: float | None, drawn: float) -> float:

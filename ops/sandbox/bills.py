@@ -3,6 +3,7 @@
 Source: Alibaba docs, "Model pricing". Amounts are multiplied first and divided once, and rounded half up.
 """
 
+from collections.abc import Iterable
 from math import ceil
 
 from ops.sandbox import sound, tokens
@@ -54,11 +55,20 @@ def price(model: Model, task: Task) -> int:
 
 
 def price_of(model: Model, answer: Answer) -> int:
-    """Return what an answer costs; a batch pays half of it."""
+    """Return what an answer costs."""
+    return _rounded(_millionths(model, answer))
+
+
+def price_of_batch(model: Model, answers: Iterable[Answer]) -> int:
+    """Return what answers cost in a batch: half the price, rounded once."""
+    return _rounded(sum(_millionths(model, answer) for answer in answers) // 2)
+
+
+def _millionths(model: Model, answer: Answer) -> int:
     tier = _tier(model, answer.input_tokens)
     fresh = answer.input_tokens - answer.cached_tokens
     input_micros = fresh * tier.input + answer.cached_tokens * tier.input * CACHED_PERCENT // 100
-    return _rounded(input_micros + answer.output_tokens * (tier.thinking if answer.reasoning else tier.output))
+    return input_micros + answer.output_tokens * (tier.thinking if answer.reasoning else tier.output)
 
 
 def speech_tokens(text: str) -> dict[str, int]:

@@ -12,7 +12,6 @@ from ops.sandbox.options import Limits, Options, OverConcurrency, QueryLimit
 from ops.sandbox.refusals import Refusal
 
 THROTTLED = (429, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later.")
-POLICIES_PER_SECOND = 100
 SPENT = (429, "Throttling.AllocationQuota", "Allocated quota exceeded, please increase your quota limit.")
 
 
@@ -35,7 +34,8 @@ class Gate:
     def policy(self, owner: str, model_id: str) -> None:
         """Count a policy for a temporary upload, or raise the Refusal of one over the account and model's limit."""
         self._ledger.peaks.add(owner, "policy")
-        self._throttle(self._rates.spend((owner, f"policy {model_id}"), POLICIES_PER_SECOND, 1.0), "policy")
+        rate = _rate(self._options.policies_per_second)
+        self._throttle(self._rates.spend((owner, f"policy {model_id}"), *rate), "policy")
 
     def create(self, owner: str, model: Model) -> None:
         """Count a create, or raise the Refusal of one over the model's limit a second."""

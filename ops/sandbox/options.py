@@ -69,6 +69,7 @@ class Options(BaseModel):
     over_concurrency: OverConcurrency = OverConcurrency.QUEUE
     limits: dict[str, Limits] = {}  # by model; "*" for all that are not named
     queries_per_second: float = Field(default=20, gt=0)
+    policies_per_second: float = Field(default=100, gt=0)  # for temporary uploads, of an account and model
     query_limit: QueryLimit = QueryLimit.SHARED
     retry_after_seconds: int | None = None  # set: sent with every 429
     max_page_size: int = Field(default=100, ge=1)  # larger pages are cut to this

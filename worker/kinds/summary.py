@@ -12,7 +12,7 @@ from worker.catalog import Model, Usage
 from worker.errors import Fault, InvalidInput
 from worker.kinds import answers, checks, text
 from worker.kinds.kind import FanOut, Kind, Request
-from worker.kinds.summaries import prompts, results, rounds
+from worker.kinds.summaries import chunks, prompts, results, rounds
 from worker.kinds.summaries.form import NAME, Summary
 
 _POINTERS = {"/input/response_format": "/input/style"}  # of a call's fields, where ours are called otherwise
@@ -35,7 +35,7 @@ def request(_model: Model, _region: str, _wanted: BaseModel) -> Request:
     raise AssertionError("a summary makes no call of its own")
 
 
-def estimate(_: Model, wanted: BaseModel) -> Usage:
+def estimate(model: Model, wanted: BaseModel) -> Usage:
     """The documents read and summarized, where they stand in the input; nothing where they are still to be fetched."""
     said = _read(wanted)
     texts = [document.text for document in said.documents if document.text is not None]
@@ -43,7 +43,8 @@ def estimate(_: Model, wanted: BaseModel) -> Usage:
         return Usage()
     read = sum(map(text.tokens, texts)) + _RULES_TOKENS * len(texts)
     most = prompts.whole(said, "").max_tokens
-    return Usage({"input_tokens": read, "output_tokens": most * len(texts), "thinking": bool(said.enable_thinking)})
+    units = {"input_tokens": read, "output_tokens": most * len(texts), "thinking": bool(said.enable_thinking)}
+    return Usage({**units, "tier": model.token_tier(min(read / len(texts), chunks.FULL))})  # of one call
 
 
 def words(wanted: BaseModel) -> str:

@@ -41,10 +41,11 @@ def request(model: Model, region: str, wanted: BaseModel) -> Request:
     return Request(model.path, {}, {"model": here.id, **wanted.model_dump()}, Surface.COMPATIBLE)
 
 
-def estimate(_model: Model, wanted: BaseModel) -> Usage:
-    """What the lines may cost in all; nothing where nobody estimated it."""
+def estimate(model: Model, wanted: BaseModel) -> Usage:
+    """What the lines may cost in all, each at the tier of the middling one; nothing where nobody estimated it."""
     asked = wanted.model_dump()
-    return Usage({name: asked[name] for name in ("input_tokens", "output_tokens") if asked[name]})
+    units = {name: asked[name] for name in ("input_tokens", "output_tokens") if asked[name]}
+    return Usage({**units, "tier": model.token_tier(asked["input_tokens"] / asked["lines"])} if units else {})
 
 
 def words(wanted: BaseModel) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import boto3
@@ -113,10 +113,15 @@ class Bucket:
                 self._s3.put_object(Bucket=self._name, Body=first, **about)
             else:
                 self._put_parts(itertools.chain((first,), parts), about)
-        head = self.head(key)
-        if head is None or head.bytes != seen.bytes:
-            raise StorageTrouble(f"{key}: stored {seen.bytes} bytes, found {head.bytes if head else 'nothing'}")
+        head = self._looked_again(key, seen.bytes)
         return Stored(key, content_type, seen.bytes, seen.sha256.hexdigest(), str(seen.crc64), head.etag)
+
+    def put_file(self, key: str, body: BinaryIO, length: int, content_type: str) -> None:
+        """Store what lies on the disk: it is read from there as it is sent, and none of it is held."""
+        body.seek(0)
+        with _trouble("put"):
+            self._s3.put_object(Bucket=self._name, Key=key, Body=body, ContentLength=length, ContentType=content_type)
+        self._looked_again(key, length)
 
     def head(self, key: str) -> Head | None:
         """What the bucket has under the key; None: nothing."""
@@ -193,6 +198,12 @@ class Bucket:
     def _public(self) -> Any:
         """Signs links for the host that users see, which is part of what is signed."""
         return _client(self._settings, self._settings.s3_public_endpoint_url or self._settings.s3_endpoint_url)
+
+    def _looked_again(self, key: str, length: int) -> Head:
+        head = self.head(key)
+        if head is None or head.bytes != length:
+            raise StorageTrouble(f"{key}: stored {length} bytes, found {head.bytes if head else 'nothing'}")
+        return head
 
     def _put_parts(self, parts: Iterable[bytearray], about: dict[str, Any]) -> None:
         """A multipart upload. boto3's own goes on reading its source to the end after a part has failed."""

@@ -21,7 +21,33 @@ MOST = 10_000  # documents
 _WINDOW = re.compile(r"(\d{1,3})([hd])")
 _SOURCES = ("text", "url", "key", "prefix")
 
-Length = Literal["short", "medium", "long"] | Annotated[int, Field(ge=5, le=5000)]  # in words
+_SHORTEST, _LONGEST = 5, 5000  # words
+
+
+def _length(value: Any) -> Any:
+    words = int(value) if isinstance(value, str) and value.isdecimal() else value
+    is_count = isinstance(words, int) and not isinstance(words, bool) and _SHORTEST <= words <= _LONGEST
+    if not is_count and words not in ("short", "medium", "long"):
+        raise no("bad_length", f"must be short, medium, long, or {_SHORTEST} to {_LONGEST:,} words")
+    return words
+
+
+def _style(value: Any) -> Any:
+    if isinstance(value, dict) and list(value) == ["schema"] and isinstance(value["schema"], dict):
+        if slip := schemas.slip(value["schema"]):
+            raise no("bad_schema", slip)
+    elif value not in ("bullets", "paragraph", "headline"):
+        raise no("bad_style", 'must be bullets, paragraph, headline, or {"schema": a JSON schema}')
+    return value
+
+
+def _digest(value: Any) -> Any:
+    """`true` is a digest with nothing said of it; `false` is none."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+Length = Annotated[Literal["short", "medium", "long"] | int, BeforeValidator(_length)]
+Style = Annotated[Literal["bullets", "paragraph", "headline"] | dict[str, Any], BeforeValidator(_style)]
 
 
 class Mode(StrEnum):
@@ -86,11 +112,6 @@ class Digest(BaseModel):
     focus: Text | None = Field(None, max_length=2000, description="what matters to its readers")
 
 
-def _asked(value: Any) -> Any:
-    """`true` is a digest with nothing said of it; `false` is none."""
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
-
-
 class Summary(Input):
     """Documents in; a line for each in summaries.jsonl out, and a digest over all in digest.md if that is wanted."""
 
@@ -100,7 +121,7 @@ class Summary(Input):
         description="what is to be summarized",
         examples=[[{"id": "wheel", "text": "A noria lifts water out of a river, bucket by bucket."}]],
     )
-    style: Literal["bullets", "paragraph", "headline"] | dict[str, Any] = Field(
+    style: Style = Field(
         "paragraph", description='bullets, paragraph, headline, or {"schema": a JSON schema} for an object of its shape'
     )
     language: Text | None = Field(
@@ -108,7 +129,7 @@ class Summary(Input):
     )
     focus: Text | None = Field(None, max_length=2000, description="what matters to the readers", examples=["prices"])
     length: Length = Field("medium", description="words, or short, medium, long")
-    digest: Annotated[Digest | None, BeforeValidator(_asked)] = Field(None, description="true, or how it should be")
+    digest: Annotated[Digest | None, BeforeValidator(_digest)] = Field(None, description="true, or how it should be")
     mode: Mode = Field(Mode.AUTO, description="calls, batch (half the price, up to a day or more), tasks or auto")
     deadline_hours: float | None = Field(None, gt=0, description="for auto: within how many hours it is needed")
     window: str = Field("24h", description="how long a batch may take: 24h to 336h, or 1d to 14d")
@@ -134,16 +155,6 @@ class Summary(Input):
             if document.id in seen:
                 raise no("duplicate_id", f"the id of document {place}, {document.id[:80]!r}, stands twice")
             seen |= {document.id} if document.id else set()
-        return value
-
-    @field_validator("style")
-    @classmethod
-    def _can_be_followed(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            if list(value) != ["schema"] or not isinstance(value["schema"], dict):
-                raise no("bad_style", 'must be bullets, paragraph, headline, or {"schema": a JSON schema}')
-            if slip := schemas.slip(value["schema"]):
-                raise no("bad_schema", slip)
         return value
 
     @field_validator("window")
