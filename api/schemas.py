@@ -74,7 +74,7 @@ class EstimateCreate(BaseModel):
     kind: str = Field(description="what to make", json_schema_extra={"enum": [*sorted(OFFERED)]})
     model: str | None = Field(
         None,
-        description="the provider's id of a model, or an alias, as GET /v1/models lists them; some kinds have a default",
+        description="the provider's id of a model, or an alias, as GET /v1/models lists them; some kinds have one",
         examples=["wan2.5-t2v-preview"],
     )
     input: dict[str, Any] = Field(

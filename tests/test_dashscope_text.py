@@ -89,7 +89,7 @@ def said(script: peers.Script, asked: Request) -> Accepted | Refused:
 def answered(script: peers.Script, asked: Request) -> dict[str, Any]:
     accepted = said(script, asked)
     assert isinstance(accepted, Accepted)
-    return text.KIND.result(accepted.output) or {}
+    return text.result(accepted.output) or {}
 
 
 # Against the sandbox
@@ -101,7 +101,7 @@ def test_a_question_is_answered_on_the_surface_of_its_model(sandbox: Sandbox, na
 
     assert isinstance(accepted, Accepted)
     assert accepted.task_id is None
-    result = text.KIND.result(accepted.output)
+    result = text.result(accepted.output)
     assert result is not None
     assert result["content"]
     assert result["finish_reason"] == "stop"
@@ -120,9 +120,9 @@ def test_a_thinking_model_streams_and_its_thoughts_are_dropped(sandbox: Sandbox,
     assert isinstance(silent, Accepted)
     assert isinstance(aloud, Accepted)
     assert "reasoning" not in json.dumps(silent.output)
-    result = text.KIND.result(aloud.output) or {}
+    result = text.result(aloud.output) or {}
     assert result["reasoning"]
-    assert result["content"] == (text.KIND.result(silent.output) or {})["content"]
+    assert result["content"] == (text.result(silent.output) or {})["content"]
     assert text.KIND.usage(text.Conversation(prompt=QUESTION), aloud.body).units["reasoning_tokens"] > 0
 
 
@@ -146,7 +146,7 @@ def test_a_tool_is_called(sandbox: Sandbox) -> None:
         accepted = client(sandbox.url).create(request(name, tools=[tool], tool_choice=choice), 10)
 
         assert isinstance(accepted, Accepted)
-        [call] = (text.KIND.result(accepted.output) or {})["tool_calls"]
+        [call] = (text.result(accepted.output) or {})["tool_calls"]
         assert call["function"]["name"] == "weather"
 
 

@@ -259,7 +259,7 @@ ANSWER = {
     ],
 )
 def test_an_answer_is_its_words_its_calls_and_why_it_ended(output: dict[str, Any], result: dict[str, Any]) -> None:
-    assert text.KIND.result(output) == result
+    assert text.result(output) == result
     assert (text.KIND.outputs(output), text.KIND.failures(output)) == ((), ())
 
 
@@ -291,7 +291,7 @@ def test_what_is_billed_is_read_in_either_surfaces_words(usage: Any, units: dict
 def test_a_completion_as_a_batch_has_it_is_read_alike() -> None:
     completion = {"choices": ANSWER["output"]["choices"], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}  # type: ignore[index]
 
-    assert text.KIND.result(completion)["content"] == "Red."  # type: ignore[index]
+    assert text.result(completion)["content"] == "Red."  # type: ignore[index]
     assert text.KIND.usage(Conversation.model_construct(), completion).units["input_tokens"] == 3
 
 

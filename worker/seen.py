@@ -48,7 +48,7 @@ def succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[s
     attempt = {**(said or {}), "billed": "yes", "closed_at": now}
     if (used := tokens(usage)) is not None:
         attempt["tokens"] = used
-    if (result := kind.result(seen.output)) is not None:
+    if (result := kind.result(asked, seen.output)) is not None:
         columns |= {"result": result, "deadline_at": None, "links_expire_at": None}
     to = State.SUCCEEDED if result is not None and job.parent_id else State.COPYING
     return Move(to, columns=columns, attempt=attempt)

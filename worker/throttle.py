@@ -3,7 +3,7 @@
 No timer undoes anything. A row keeps what was learned and when; each statement computes from that what is allowed now:
 
 - `pace`: a lane that was too fast goes on at half its rate; after a minute without another such answer it gains a tenth
-  of the rate every five seconds. When that is too fast again, it goes back to the pace that held.
+  of the rate every five seconds. When that is too fast again, it goes back by a fifth.
 - `ceiling`: a lane that was refused while n of its tasks were in flight has n at once, whatever is configured. After
   110 seconds one more is tried, and each time that those are taken, twice as many beyond n: 3, 7, 15. So a limit that
   is restored is in use again within two minutes. A lane that is refused time and again, and makes so few creates that
@@ -50,6 +50,7 @@ from worker.states import SLOTTED, State
 
 _SLOWER = {Scope.RATE: 0.5, Scope.BURST: 0.25, Scope.CAPACITY: 0.5}  # the share of its pace that a lane keeps
 _SLOWEST = 1 / 16
+_BACK = 0.8  # the share that a lane keeps which regained too much: a little less had held
 _PACE_RESTS, _PACE_EVERY, _PACE_GAINS = 60, 5, 0.1  # seconds, seconds, share of the rate
 _CEILING_RESTS, _SUSPECTED_RESTS = 110, 10  # seconds
 _SUSPECTED = -1  # `probes` of a ceiling that only one refusal speaks for, which may have been for its rate
@@ -181,8 +182,9 @@ def _slow(connection: Connection, job: Job, lane: Row[Any], scope: str, now: dat
     factor = _SLOWER.get(Scope(scope))
     is_news = lane.paced_at is None or job.submitted_at is None or job.submitted_at > lane.paced_at
     if factor is not None and is_news:
-        held = lane.pace if lane.pace < lane.pace_now else 0  # for as long as it rested
-        _set(connection, lane.id, pace=max(_SLOWEST, held, lane.pace_now * factor), paced_at=now)
+        is_regaining = lane.pace < lane.pace_now < 1
+        kept = max(factor, _BACK) if is_regaining else factor
+        _set(connection, lane.id, pace=max(_SLOWEST, lane.pace_now * kept), paced_at=now)
 
 
 def _set(connection: Connection, lane_id: int, **columns: Any) -> None:

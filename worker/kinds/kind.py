@@ -197,7 +197,7 @@ class FanOut:
     all_or_none: bool
 
 
-def nothing_inline(_output: Mapping[str, Any]) -> dict[str, Any] | None:
+def nothing_inline(_wanted: BaseModel, _output: Mapping[str, Any]) -> dict[str, Any] | None:
     """Of kinds whose answers are links."""
     return None
 
@@ -216,7 +216,7 @@ class Kind:
     `words`     the input in a few words that hold no prompt: "1280*720 5 s"
     `echoes`    what of the input the provider repeats: orig_prompt, seconds, tier, size, images
     `echoed`    a finished answer → the same words as the provider gave them, those that it gave
-    `result`    the `output` of a finished call → what it says in words, to be kept in the row; None: nothing
+    `result`    (input, the `output` of a finished call) → what it says in words, kept in the row; None: nothing
     `fan_out`   how its children do the work; None: it is one create call
     `internal`  made only as a child
     """
@@ -232,6 +232,6 @@ class Kind:
     words: Callable[[BaseModel], str]
     echoes: Callable[[BaseModel], dict[str, Any]]
     echoed: Callable[[Mapping[str, Any]], dict[str, Any]]
-    result: Callable[[Mapping[str, Any]], dict[str, Any] | None] = nothing_inline
+    result: Callable[[BaseModel, Mapping[str, Any]], dict[str, Any] | None] = nothing_inline
     fan_out: FanOut | None = None
     internal: bool = False

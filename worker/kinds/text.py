@@ -138,6 +138,18 @@ def result(output: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer as a job keeps it: with `json`, the value that was asked for, or `json_error`, why it holds none."""
+    assert isinstance(wanted, Conversation)
+    said = result(output)
+    if wanted.response_format in (None, "text") or said.get("tool_calls"):
+        return said
+    try:
+        return {**said, "json": parsed(said, wanted.response_format)}
+    except schemas.Unfitting as error:
+        return {**said, "json_error": str(error)}
+
+
 def usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
     """Tokens in and out, those of them that were cached or thought; counted by us where the answer is silent."""
     assert isinstance(wanted, Conversation)
@@ -293,5 +305,5 @@ KIND = Kind(
     words=words,
     echoes=echoes,
     echoed=echoes,
-    result=result,
+    result=answered,
 )
