@@ -302,7 +302,7 @@ class Run(Answer):
     outcome: Literal["waiting", "submitted", "skipped", "refused"]
     why: str
     job_id: UUID | None
-    job_state: str | None = Field(json_schema_extra=_STATES)
+    job_state: str | None = Field(description="where its job is now")
     at: datetime = Field(description="when it was seen to")
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 from serving import CLIP, Served, served
 from structlog.testing import capture_logs
 
+from api import answers
 from api.client import Client
 from ops import cli
 from worker import firing
@@ -201,6 +203,8 @@ def test_run_now_is_answered_with_what_became_of_it(http: httpx.Client, api: Ser
     assert again.json()["id"] == first.json()["id"]
     assert (second.json()["trigger"], second.json()["outcome"]) == ("person", "skipped")
     assert "of the run before is queued" in second.json()["why"]
+    for answer in (first, second):
+        Draft202012Validator(answers.Run.model_json_schema()).validate(answer.json())
 
 
 def test_runs_come_in_pages_the_latest_first(http: httpx.Client, api: Served) -> None:

@@ -70,7 +70,7 @@ def test_an_answer_that_was_lost_is_asked_for_again(play: Stage, sandbox: Sandbo
 def test_json_that_was_asked_for_is_read_and_held_against_its_schema(play: Stage) -> None:
     schema = {"type": "object", "properties": {"summary": {"type": "string"}}, "required": ["summary"]}
     fit = play.until(play.submit("text", "qwen-plus", input={**ASKED, "response_format": schema}))
-    never = {"type": "object", "required": ["colour"], "properties": {"colour": {"type": "string", "maxLength": 1}}}
+    never = {"type": "object", "required": ["colour"], "properties": {"colour": {"not": {}}}}
     unfit = play.until(play.submit("text", "qwen-plus", input={**ASKED, "response_format": never}))
 
     assert isinstance((fit.result or {})["json"]["summary"], str)
