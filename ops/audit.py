@@ -2,239 +2,37 @@
 
 The promises are the invariants I1 to I15 below. What the database alone shows is one statement each in `RULES`, all
 read in one snapshot, so that a job which moves meanwhile is no finding. What others show (the sandbox's own books,
-the bucket, a receiver of webhooks, the logs) is in `ops.audit_witnesses`. How rates and turns are kept is no matter
-of rows that lie still: the tests of the lanes show that.
+the bucket, a receiver of webhooks, the logs) is in `ops.audit_witnesses`. How turns are kept is no matter of rows that
+lie still, since nobody wrote down who was paused when: the tests of the turns show that.
 
     I1   each accepted submission is one job              I9   no move under an old claim
     I2   a job is paid once                               I10  only legal moves, each on record, in order
-    I3   a task is one job's, and so are its bytes        I11  never over the provider's query rate
+    I3   a task is one job's, and so are its bytes        I11  never over the provider's rates
     I4   each unfinished job has a reason to be picked    I13  canceled in time means nothing was sent
     I5   each output is in the bucket, whole              I14  what is due is done
     I6   nothing in the bucket that no row knows          I15  no secret, link or prompt in the logs
     I7   each wanted event has one delivery               M    the ledger's lines add up
-    I8   never more slots than the lane has
+    I8   never more slots than the lane has               C    a parent has its parts, all of them, and waits for none
+    S    each fire time of a schedule has one run, and each run at most one job
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from ops import audit_witnesses
-from ops.audit_witnesses import Finding, Witnesses
+from ops import audit_money, audit_parents, audit_rules, audit_witnesses
+from ops.audit_rules import Finding, Rule
+from ops.audit_witnesses import Witnesses
 from worker.states import MOVES, SLOTTED, State
 from worker.webhooks import TERMINAL_EVENTS
 
 __all__ = ["RULES", "Finding", "Rule", "Witnesses", "audit", "look"]
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What the rows must never show: `statement` selects `job` and `what` of each breach; `advice` says what to do."""
-
-    invariant: str
-    statement: str
-    advice: str
-
-
-RULES = (
-    Rule(
-        "I1",
-        """select j.id as job, 'it has ' || count(e.id) || ' first events, not one' as what
-           from jobs j left join events e on e.job_id = j.id and e."left" is null
-           where j.created_at >= :since group by j.id having count(e.id) <> 1""",
-        "its submission was not written in one transaction: report it",
-    ),
-    Rule(
-        "I2",
-        """select a.job_id as job, count(*) || ' of its tasks are billed, or may be' as what
-           from attempts a join jobs j on j.id = a.job_id
-           where j.created_at >= :since and a.billed <> 'no' and (a.task_id is not null or a.output is not null)
-           group by a.job_id having count(*) > 1""",
-        "compare its attempts with the provider's bill: it was paid for more than once",
-    ),
-    Rule(
-        "I3",
-        """select j.id as job, 'it shows task ' || j.task_id || ', its attempt ' || coalesce(a.task_id, 'none') as what
-           from jobs j left join attempts a on a.id = j.attempt_id
-           where j.created_at >= :since and j.task_id is not null and j.task_id is distinct from a.task_id""",
-        "look at its outputs before they are used: they may be another job's",
-    ),
-    Rule(
-        "I3",
-        """select min(id::text)::uuid as job, count(*) || ' jobs show task ' || task_id as what
-           from jobs where created_at >= :since and task_id is not null
-           group by account, task_id having count(*) > 1""",
-        "look at their outputs before they are used: all but one are another job's",
-    ),
-    Rule(
-        "I4",
-        """select id as job, 'it is ' || state || ' and nothing will pick it: run_at is null' as what
-           from jobs where finished_at is null and state <> 'held' and run_at is null""",
-        "`noria doctor --fix` makes it due",
-    ),
-    Rule(
-        "I4",
-        """select id as job, 'it is ' || state || ' and due only at ' || run_at as what
-           from jobs where finished_at is null and run_at > :now + interval '1 day'""",
-        "no wait is that long: `noria doctor --fix` makes it due",
-    ),
-    Rule(
-        "I5",
-        """select id as job, 'it succeeded without an output' as what from jobs j
-           where created_at >= :since and state = 'succeeded'
-             and not exists (select from outputs o where o.job_id = j.id)
-             and not exists (select from attempts a where a.id = j.attempt_id and a.output is not null)""",
-        "ask the provider for its task again while it keeps it",
-    ),
-    Rule(
-        "I5",
-        """select id as job, 'its links died at ' || links_expire_at || ' and nobody said so' as what
-           from jobs where state = 'copying' and links_expire_at < :now - interval '1 hour'""",
-        "is a worker at the queue `transfer`, and does the bucket take objects?",
-    ),
-    Rule(
-        "I5",
-        """select id as job, 'it expired, and does not say why' as what
-           from jobs where created_at >= :since and state = 'expired'
-             and coalesce(jsonb_typeof(error), 'null') = 'null'""",
-        "its history says what it cost: `noria show`",
-    ),
-    Rule(
-        "I7",
-        """select j.id as job, e.type || ' was to be told to its receiver, and has no delivery' as what
-           from events e join jobs j on j.id = e.job_id
-           where j.created_at >= :since and j.webhook_url is not null
-             and e.type = any(coalesce(j.webhook_events, :terminal_events))
-             and not exists (select from deliveries d where d.event_id = e.id)""",
-        "tell its receiver by hand: the event is in the job's history",
-    ),
-    Rule(
-        "I8",
-        """select null as job,
-             owner || ' ' || region || ' ' || model || ': ' || used || ' slots in use of ' || concurrency as what
-           from (select l.*, (select count(*) from jobs j where j.lane_id = l.id
-                   and (j.state = any(:slotted) or j.state = 'held' and j.held_from = 'uncertain')) as used
-                 from lanes l) l
-           where used > concurrency""",
-        "right after its limit was lowered this passes by itself; else report it",
-    ),
-    Rule(
-        "I9",
-        """select job_id as job,
-             'event ' || sequence || ' came under claim ' || claim || ', after claim ' || before as what
-           from (select e.job_id, e.sequence, e.claim, max(e.claim) over (partition by e.job_id order by e.sequence
-                   rows between unbounded preceding and 1 preceding) as before
-                 from events e join jobs j on j.id = e.job_id where j.created_at >= :since) told
-           where claim < before""",
-        "a worker wrote under a claim that it had lost: report it with the job's history",
-    ),
-    Rule(
-        "I10",
-        """select j.id as job, 'it is at event ' || j.sequence || ', and has ' || count(e.id) || ' up to ' ||
-             coalesce(max(e.sequence), 0) as what
-           from jobs j left join events e on e.job_id = j.id where j.created_at >= :since
-           group by j.id having count(e.id) <> j.sequence or coalesce(max(e.sequence), 0) <> j.sequence""",
-        "a move and its event were not written together: report it with the job's history",
-    ),
-    Rule(
-        "I10",
-        """select e.job_id as job,
-             'event ' || e.sequence || ' moves it from ' || e."left" || ' to ' || e.entered as what
-           from events e join jobs j on j.id = e.job_id
-           where j.created_at >= :since and e."left" is not null and e."left" <> e.entered
-             and not exists (select from unnest(cast(:lefts as text[]), cast(:entereds as text[])) as legal (l, r)
-                             where l = e."left" and r = e.entered)""",
-        "there is no such move: somebody wrote to the table by hand, or report it",
-    ),
-    Rule(
-        "I10",
-        """select job_id as job, 'event ' || sequence || ' leaves ' || coalesce("left", 'nothing') || ', but it was ' ||
-             coalesce(before, 'nothing') as what
-           from (select e.*, lag(e.entered) over (partition by e.job_id order by e.sequence) as before
-                 from events e join jobs j on j.id = e.job_id where j.created_at >= :since) told
-           where "left" is distinct from before""",
-        "a move is missing from its history: report it",
-    ),
-    Rule(
-        "I10",
-        """select j.id as job, 'it is ' || j.state || ', and its last event says ' || e.entered as what
-           from jobs j join events e on e.job_id = j.id and e.sequence = j.sequence
-           where j.created_at >= :since and e.entered <> j.state""",
-        "a move is missing from its history: report it",
-    ),
-    Rule(
-        "I13",
-        """select j.id as job, 'it was canceled before anything was sent, and has an attempt' as what
-           from jobs j where j.created_at >= :since and j.state = 'canceled'
-             and exists (select from attempts a where a.job_id = j.id)
-             and not exists (select from events e where e.job_id = j.id and e.entered = 'submitting')""",
-        "compare its attempt with the provider's bill",
-    ),
-    Rule(
-        "I14",
-        """select id as job, 'it is ' || state || ' and has been due since ' || run_at as what
-           from jobs where state <> 'queued' and run_at < :now - interval '10 minutes'""",
-        "is the clock ticking, and is a worker at every queue? `noria doctor` tells",
-    ),
-    Rule(
-        "I14",
-        """select job_id as job, 'a delivery to its receiver has been due since ' || run_at as what
-           from deliveries d where run_at < :now - interval '10 minutes'
-             and not exists (select from deliveries o where o.url = d.url and o.claimed is not null)""",
-        "is a worker at the queue `webhook`? `noria doctor` tells",
-    ),
-    Rule(
-        "I14",
-        """select id as job, 'all should be at rest, and it is ' || state as what
-           from jobs where :at_rest and finished_at is null and state <> 'held'""",
-        "its history and `waiting_on` say what it waits for: `noria show`",
-    ),
-    Rule(
-        "I14",
-        """select job_id as job, 'all should be at rest, and a delivery of it still waits' as what
-           from deliveries where :at_rest and state = 'waiting'""",
-        "is its receiver there? `noria doctor` tells whether a worker is",
-    ),
-    Rule(
-        "M",
-        """select j.id as job, 'it reserved ' || coalesce(sum(l.micros) filter (where l.entry = 'reserve'), 0) ||
-             ' micro-CNY for an estimate of ' || j.estimate as what
-           from jobs j left join ledger l on l.job_id = j.id
-           where j.created_at >= :since and j.parent_id is null and j.estimate is not null group by j.id
-           having coalesce(sum(l.micros) filter (where l.entry = 'reserve'), 0) <> j.estimate""",
-        "the project's budget counts it wrongly: report it",
-    ),
-    Rule(
-        "M",
-        """select j.id as job, sum(l.micros) || ' micro-CNY of what it reserved were not given back once' as what
-           from jobs j join ledger l on l.job_id = j.id and l.entry in ('reserve', 'release')
-           where j.created_at >= :since and j.parent_id is null and j.finished_at is not null and j.billed <> 'unknown'
-           group by j.id having sum(l.micros) <> 0""",
-        "the project's budget counts it wrongly: report it",
-    ),
-    Rule(
-        "M",
-        """select j.id as job, 'it settled ' || coalesce(sum(l.micros), 0) || ' micro-CNY, and cost ' ||
-             coalesce(j.cost, j.estimate) as what
-           from jobs j left join ledger l on l.job_id = j.id and l.entry = 'settle'
-           where j.created_at >= :since and j.parent_id is null and j.finished_at is not null and j.billed <> 'unknown'
-           group by j.id having coalesce(sum(l.micros), 0)
-             <> case j.billed when 'yes' then coalesce(j.cost, j.estimate, 0) else 0 end""",
-        "compare its ledger lines with its attempts",
-    ),
-    Rule(
-        "M",
-        """select j.id as job, 'it has ended, and the verdict on an attempt is open' as what
-           from jobs j join attempts a on a.job_id = j.id and a.closed_at is null
-           where j.created_at >= :since and j.finished_at is not null and j.billed <> 'unknown'""",
-        "compare the attempt with the provider's bill",
-    ),
-)
+RULES = audit_rules.RULES + audit_parents.RULES + audit_money.RULES
 
 
 def audit(engine: Engine, witnesses: Witnesses | None = None, since: datetime | None = None) -> list[Finding]:

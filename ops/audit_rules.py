@@ -152,6 +152,17 @@ RULES = (
         "a move is missing from its history: report it",
     ),
     Rule(
+        "I11",
+        """select null as job, l.owner || ' ' || l.region || ' ' || l.model || ': ' || count(*) ||
+             ' creates left sooner after another than its rate allows' as what
+           from (select a.owner, a.region, j.model, a.sent_at - lag(a.sent_at) over
+                   (partition by a.owner, a.region, j.model order by a.sent_at) as gap
+                 from attempts a join jobs j on j.id = a.job_id where a.sent_at > :now - interval '1 hour') sent
+             join lanes l using (owner, region, model)
+           where gap < 0.99 * l.interval_us * interval '1 microsecond' group by l.id""",
+        "within an hour after its rate was lowered this passes by itself; else report it",
+    ),
+    Rule(
         "I13",
         """select j.id as job, 'it was canceled before anything was sent, and has an attempt' as what
            from jobs j where j.created_at >= :since and j.state = 'canceled'

@@ -1,4 +1,4 @@
-"""What others know of the promises: the sandbox's own books, the bucket, a receiver, the callers, the logs.
+"""What others know of the promises: the bucket, a receiver, the callers, the logs; the sandbox's books are next door.
 
 Each witness is optional: production has only the bucket, a chaos run has them all.
 """
@@ -16,22 +16,15 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, text
 
+from ops import audit_books, audit_parents
+from ops.audit_rules import Finding
 from worker.errors import NoriaError
+from worker.kinds import text_batch
 from worker.storage import Bucket
 
 _ABANDONED = timedelta(days=1)  # a multipart upload that began so long ago is nobody's
-_KEY = re.compile(r"(?P<project>[0-9a-f-]{36})/\d{4}/\d\d/\d\d/(?P<job>[0-9a-f-]{36})/")
+_KEY = re.compile(r"(?P<project>[0-9a-f-]{36})/\d{4}/\d\d/\d\d/(?P<job>[0-9a-f-]{36})/(?P<rest>.+)")
 _QUERIES = 20  # a second, of one account (Alibaba docs, "Manage asynchronous tasks")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A promise that did not hold: which, what was seen, of which job (None: of no single one), and what to do."""
-
-    invariant: str
-    what: str
-    job: str | None
-    advice: str
 
 
 class Receiver(Protocol):
@@ -47,7 +40,8 @@ class Witnesses:
 
     `ledger` the sandbox's; `queries` a second that it allows; `reads_bytes` whether the bucket's objects are read and
     digested or only their lengths looked at; `accepted` the ids that the API gave for each `custom_id`; `logs` files
-    in which none of `canaries` may stand; `is_at_rest` whether nothing should be unfinished any more.
+    in which none of `canaries` may stand; `unpaused` the ids of schedules that nobody changed or paused since they were
+    made; `is_at_rest` whether nothing should be unfinished any more.
     """
 
     ledger: Mapping[str, Any] | None = None
@@ -58,6 +52,7 @@ class Witnesses:
     accepted: Mapping[str, str] = field(default_factory=dict)
     logs: Collection[Path] = ()
     canaries: Collection[str] = ()
+    unpaused: Collection[str] = ()
     is_at_rest: bool = False
 
 
@@ -66,13 +61,10 @@ def heard(connection: Connection, witnesses: Witnesses, now: datetime) -> list[F
     asked: list[Callable[[], Iterator[Finding]]] = [
         lambda: _callers(connection, witnesses.accepted),
         lambda: _written(witnesses.logs, witnesses.canaries),
+        lambda: audit_parents.fired(connection, witnesses.unpaused),
     ]
     if (ledger := witnesses.ledger) is not None:
-        asked += [
-            lambda: _paid(connection, ledger),
-            lambda: _made_for(connection, ledger),
-            lambda: _peaks(connection, ledger, witnesses.queries),
-        ]
+        asked.append(lambda: audit_books.said(connection, ledger, witnesses.queries))
     if (bucket := witnesses.bucket) is not None:
         asked += [
             lambda: _stored(connection, bucket, witnesses.reads_bytes),
@@ -99,77 +91,9 @@ def _callers(connection: Connection, accepted: Mapping[str, str]) -> Iterator[Fi
             yield Finding("I1", f"{count} jobs were made of {custom_id}", accepted[custom_id], advice)
 
 
-def _paid(connection: Connection, ledger: Mapping[str, Any]) -> Iterator[Finding]:
-    """I2 and M, by the provider's books: one paid task a job, none that no job knows, and what each cost."""
-    bound = _bound(connection)
-    searched = Counter(
-        connection.execute(
-            text(
-                "select j.input->>'prompt' from attempts a join jobs j on j.id = a.job_id"
-                " where a.closed_at is null and a.task_id is null"
-            )
-        ).scalars()
-    )
-    paid: Counter[str] = Counter()
-    for task in ledger["tasks"]:
-        if not task["billed_micros"] or not task["is_async"]:
-            continue
-        row = bound.get(task["task_id"])
-        if row is not None:
-            paid[row.job] += 1
-            if row.finished_at and row.billed == "yes" and row.cost != task["billed_micros"]:
-                what = f"it cost {row.cost} micro-CNY here, and {task['billed_micros']} at the provider"
-                yield Finding("M", what, row.job, "correct its price in the catalog")
-        elif searched[task["prompt"]] > 0:  # its job is still looking for it
-            searched[task["prompt"]] -= 1
-        else:
-            what = f"task {task['task_id']} of {task['model']} is paid for, and no job has it"
-            yield Finding("I2", what, _asked_by(connection, task), "it was made twice, or given up too soon")
-    for job, count in paid.items():
-        if count > 1:
-            yield Finding("I2", f"{count} of its tasks are paid for", job, "compare its attempts with the bill")
-
-
-def _made_for(connection: Connection, ledger: Mapping[str, Any]) -> Iterator[Finding]:
-    """I3 and I13, by the provider's books: what a task was made of is what its job asked for."""
-    bound = _bound(connection)
-    for task in ledger["tasks"]:
-        row = bound.get(task["task_id"])
-        if row is not None and task["prompt"] and not (row.prompt or "").startswith(task["prompt"]):
-            what = f"task {task['task_id']} was made of another prompt than the job's"
-            yield Finding("I3", what, row.job, "its outputs are another's: withdraw them")
-    unsent = connection.execute(
-        text(
-            "select j.id::text as id, j.input->>'prompt' as prompt from jobs j where j.state = 'canceled'"
-            " and not exists (select from events e where e.job_id = j.id and e.entered = 'submitting')"
-        )
-    ).all()
-    others = set(connection.execute(text("select input->>'prompt' from jobs where attempts > 0")).scalars())
-    received = {create["prompt"] for create in ledger["creates"]}
-    for row in unsent:
-        if row.prompt in received - others:
-            what = "it was canceled before anything was sent, and the provider got its call"
-            yield Finding("I13", what, row.id, "report it with the job's history")
-
-
-def _peaks(connection: Connection, ledger: Mapping[str, Any], queries: int) -> Iterator[Finding]:
-    """I8 and I11, by the provider's books: the most tasks that a lane ever had in flight, and queries a second."""
-    lanes = connection.execute(text("select model, sum(concurrency) as slots from lanes group by model")).all()
-    slots = {row.model: int(row.slots) for row in lanes}
-    for by_model in ledger["peaks"]["in_flight"].values():
-        for model, peak in by_model.items():
-            if peak > slots.get(model, peak):
-                what = f"{model} had {peak} tasks in flight, of {slots[model]} that it may"
-                yield Finding("I8", what, None, "unless its limit was lowered meanwhile: report it")
-    for by_interface in ledger["peaks"]["per_second"].values():
-        if (peak := by_interface.get("queries", 0)) > queries:
-            what = f"{peak} task queries came in one second, of {queries} that may"
-            yield Finding("I11", what, None, "lower NORIA_POLL_QPS")
-
-
 def _stored(connection: Connection, bucket: Bucket, reads_bytes: bool) -> Iterator[Finding]:
     """I5, and I3 where bytes are read: each output is there, whole, and of its own job's task."""
-    statement = text("select o.*, j.id::text as job, j.task_id from outputs o join jobs j on j.id = o.job_id")
+    statement = text("select o.*, j.id::text as job, j.kind, j.task_id from outputs o join jobs j on j.id = o.job_id")
     for row in connection.execute(statement).all():
         yield from _bytes_of(bucket, row) if reads_bytes else _length_of(bucket, row)
 
@@ -189,8 +113,8 @@ def _bytes_of(bucket: Bucket, row: Any) -> Iterator[Finding]:
         return
     if hashlib.sha256(content).hexdigest() != row.sha256:
         yield Finding("I5", f"{row.key} has other bytes than were copied", row.job, "restore it from a copy")
-    # The sandbox writes the task's id into the file.
-    elif row.task_id and row.task_id.encode() not in content:
+    # The sandbox writes the task's id into the file, but not into a batch's lines, which are many tasks' answers.
+    elif row.task_id and row.kind != text_batch.NAME and row.task_id.encode() not in content:
         yield Finding("I3", f"{row.key} was not made by its job's task {row.task_id}", row.job, "withdraw it")
 
 
@@ -198,8 +122,11 @@ def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
     """I6: objects of ours that no row knows; those of a job that is being copied have none yet."""
     keys = set(connection.execute(text("select key from outputs")).scalars())
     unfinished = set(connection.execute(text("select id::text from jobs where finished_at is null")).scalars())
+    parents = set(connection.execute(text("select id::text from jobs where fans_out")).scalars())
     for key, _ in bucket.objects():
         match = _KEY.match(key)
+        if match and match["rest"].startswith("work/") and match["job"] in parents:
+            continue  # what it was made of stays
         if match and key not in keys and match["job"] not in unfinished:
             advice = "a copy was stored and not recorded: delete the object"
             yield Finding("I6", f"{key} is in the bucket, and no row knows it", match["job"], advice)
@@ -232,19 +159,3 @@ def _written(logs: Collection[Path], canaries: Collection[str]) -> Iterator[Find
             if canary in content:
                 what = f"{log.name} holds {content.count(canary)} times what begins with {canary[:4]!r}"
                 yield Finding("I15", what, None, "remove the log, and change the secret")
-
-
-def _bound(connection: Connection) -> dict[str, Any]:
-    """Task id → the job that has it."""
-    statement = text(
-        "select a.task_id, j.id::text as job, j.cost, j.billed, j.finished_at, j.input->>'prompt' as prompt"
-        " from attempts a join jobs j on j.id = a.job_id where a.task_id is not null"
-    )
-    return {row.task_id: row for row in connection.execute(statement)}
-
-
-def _asked_by(connection: Connection, task: Mapping[str, Any]) -> str | None:
-    """A job that asked for what the task is made of."""
-    statement = text("select id::text from jobs where model = :model and input->>'prompt' = :prompt limit 1")
-    found = connection.execute(statement, {"model": task["model"], "prompt": task["prompt"]}).scalar()
-    return str(found) if found else None

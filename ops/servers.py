@@ -7,19 +7,16 @@ Addresses follow from those files alone, so they can be handed out before anythi
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import http.client
 import importlib.util
 import json
 import os
-import pwd
 import random
 import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from ops import identity
 from ops.supervise import LocalError, Program, Run, Supervisor, end_leftovers, explain, port_owner
 
 HOST = "127.0.0.1"
@@ -42,9 +40,6 @@ FREE_BYTES = 256 * 1024 * 1024  # less, and nothing is started: a full disk dama
 DATABASE = "noria"
 BUCKET = "noria"
 NAMES = frozenset({"postgres", "valkey", "seaweedfs"})
-_CLONE_NEWUSER = 0x10000000
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class AlreadyRunning(LocalError):
@@ -166,7 +161,7 @@ def described(home: Path) -> Servers:
 def make_home(home: Path) -> Path:
     """The home's absolute path, its folders made. `LocalError` if somebody else owns it or its disk is full."""
     home = home.resolve()
-    # Others may pass through, not look: PostgreSQL may have to run as another user (`_identity`).
+    # Others may pass through, not look: PostgreSQL may have to run as another user (`identity`).
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     if home.stat().st_uid != os.geteuid():
         owner = home.stat().st_uid
@@ -260,10 +255,10 @@ def _package(name: str) -> Path:
 
 def _postgres(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path], durable: bool) -> Program:
     data = home / "postgres"
-    identity = _identity(binaries["postgres"])
+    owner = identity.find(binaries["postgres"])
     if not data.exists():
-        _make_cluster(home, binaries["postgres"].with_name("initdb"), identity, durable)
-    _give(data, identity)
+        _make_cluster(home, binaries["postgres"].with_name("initdb"), owner, durable)
+    identity.give(data, owner)
     settings = (
         f"listen_addresses={HOST}",
         f"port={ports['postgres']}",
@@ -282,7 +277,7 @@ def _postgres(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path]
         cwd=home,
         stop_signals=(signal.SIGINT, signal.SIGQUIT),
         death_signal=signal.SIGQUIT,
-        before_exec=identity.before_exec,
+        before_exec=owner.before_exec,
     )
 
 
@@ -294,21 +289,21 @@ def _postgres_is_ready(pid_file: Path, run: Run) -> bool:
     return False
 
 
-def _make_cluster(home: Path, initdb: Path, identity: Identity, durable: bool) -> None:
+def _make_cluster(home: Path, initdb: Path, owner: identity.Identity, durable: bool) -> None:
     """Make PostgreSQL's data folder, whole or not at all. `LocalError` says what initdb said."""
     unfinished, password = home / "postgres.unfinished", home / "postgres.password"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
     _write_private(password, kept_secrets(home)["postgres"])
-    _give(unfinished, identity)
-    _give(password, identity)
+    identity.give(unfinished, owner)
+    identity.give(password, owner)
     command = (
         *(str(initdb), "-D", str(unfinished), "-U", "noria", f"--pwfile={password}"),
         *("--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C"),
         *("--builtin-locale=C.UTF-8", "--no-instructions", *(() if durable else ("--no-sync",))),
     )
     try:
-        done = _run(command, _plain_environment(home), identity)
+        done = identity.run(command, _plain_environment(home), owner)
     finally:
         password.unlink()
     if done.returncode != 0:
@@ -387,80 +382,6 @@ def _remove_stray_sockets(ports: Mapping[str, int]) -> None:
     for role in WEED_ROLES:
         with contextlib.suppress(OSError):
             Path("/tmp", f"seaweedfs-{role}-grpc-{ports[role + '_grpc']}.sock").unlink()  # noqa: S108, its choice
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whom PostgreSQL runs as, and who owns its files: it refuses root, and an id without a name."""
-
-    uid: int
-    gid: int
-    before_exec: Callable[[], None] | None
-
-
-def _identity(postgres: Path) -> Identity:
-    """Ourselves where that will do; else a user namespace, which changes no file; else an ordinary user."""
-    for candidate in _identities(os.geteuid(), os.getegid(), _ordinary_user()):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            if _run((str(postgres), "--version"), {}, candidate).returncode == 0:
-                return candidate
-    raise LocalError(
-        "PostgreSQL does not run as root, this kernel refuses user namespaces, and no ordinary user here "
-        f"can run {postgres}. Run Noria as an ordinary user."
-    )
-
-
-def _identities(uid: int, gid: int, ordinary: pwd.struct_passwd | None) -> Iterator[Identity]:
-    if uid != 0 and any(user.pw_uid == uid for user in pwd.getpwall()):
-        yield Identity(uid, gid, None)
-    elif ordinary is not None:
-        yield Identity(uid, gid, partial(_enter_namespace, ordinary))
-        yield Identity(ordinary.pw_uid, ordinary.pw_gid, partial(_become, ordinary))
-
-
-def _ordinary_user() -> pwd.struct_passwd | None:
-    users = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid != 0}
-    return users.get("postgres") or users.get("nobody") or next(iter(users.values()), None)
-
-
-def _enter_namespace(user: pwd.struct_passwd) -> None:
-    """Look like an ordinary user to ourselves, while files still see who started us."""
-    uid, gid = os.geteuid(), os.getegid()
-    if _libc.unshare(_CLONE_NEWUSER) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{user.pw_uid} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{user.pw_gid} {gid} 1")
-
-
-def _become(user: pwd.struct_passwd) -> None:
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
-
-
-def _run(
-    command: tuple[str, ...], environment: Mapping[str, str], identity: Identity
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd="/",
-        preexec_fn=identity.before_exec,
-        check=False,
-    )
-
-
-def _give(path: Path, identity: Identity) -> None:
-    """Hand over a file, or a folder with all that is in it, if it is not that owner's yet."""
-    if path.stat().st_uid == identity.uid:
-        return
-    for found in (*path.rglob("*"), path):
-        os.chown(found, identity.uid, identity.gid, follow_symlinks=False)
 
 
 def _plain_environment(home: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(home)], c
 initdb = servers.find_binaries()["postgres"].with_name("initdb")
 for act in (
     lambda: servers.make_home(home),
-    lambda: servers._make_cluster(home, initdb, servers._identity(initdb), durable=False),
+    lambda: servers._make_cluster(home, initdb, identity.find(initdb), durable=False),
 ):
     try:
         act()

@@ -1,4 +1,4 @@
-"""The demo as it goes: bring everything up, submit the campaign, watch it, fetch and play every file, take it down.
+"""The demo as it goes: bring everything up, submit the work, watch it, fetch and open every file, take it down.
 
 With the sandbox its home is made afresh; for real it is kept, and what an interrupted run submitted is found again.
 """
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import psutil
@@ -21,19 +20,18 @@ import typer
 from rich.console import Console
 
 from api.client import Client
-from ops import campaign, following, local, reach, servers, show, supervise, watch
-from ops.campaign import Row
+from ops import following, local, reach, servers, show, supervise, watch
 from ops.cli_projects import project_made
-from ops.demo import judge, receiver, report
+from ops.demo import judge, receiver, report, workloads
 from ops.demo.receiver import Mail
 from ops.demo.report import Findings, Made
+from ops.demo.workloads import Work
 from ops.following import Job
 from ops.reach import Door
 from ops.sandbox.testing import Sandbox
 from ops.supervise import LocalError
 from worker import keys
 
-CAMPAIGN = Path(__file__).with_name("campaign.csv")
 PROJECT = "demo"
 TIME_SCALE = 0.02  # clips take one to four seconds: short, and long enough to be seen running
 REAL_ROWS = 2
@@ -122,7 +120,7 @@ def _made(scene: Scene) -> tuple[list[Made], list[psutil.Process]]:
         with scene.console.status(f"Bringing up {processes} …"):
             running = held.enter_context(local.stack(up, lambda settings: _opened(scene.home, settings), say))
         say(f"Up after {show.seconds(time.monotonic() - started)}: {processes}.")
-        made = _campaign(scene, running)
+        made = _played(scene, running)
         scene.console.print(report.table(made))
         scene.console.print(report.places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
         _show_pages(scene, running)
@@ -139,14 +137,16 @@ def _opened(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
         return {_KEY: keys.new_key(connection, project, "demo")[1], _SECRET: project.webhook_secret}
 
 
-def _campaign(scene: Scene, running: local.Stack) -> list[Made]:
+def _played(scene: Scene, running: local.Stack) -> list[Made]:
     door = Door(running.addresses["API"].removesuffix("/docs"), running.prepared[_KEY])
     reach.keep(scene.home, door)
     with receiver.receiving(running.prepared[_SECRET]) as mail, reach.api(door) as client:
-        rows = _rows(scene, client, mail)
-        jobs = _ended(scene, client, [client.submit(row.body, row.key) for row in rows])
+        work = _agreed(scene, client, mail)
+        bucket = workloads.bucket(running.environment)
+        jobs = _ended(scene, client, workloads.submitted(client, bucket, PROJECT, work))
         scene.outputs.mkdir(exist_ok=True)
-        made = [judge.fetched(client, job, scene.outputs) for job in jobs]
+        documents = frozenset(path.name for path in workloads.brought())
+        made = [judge.fetched(client, job, scene.outputs, documents) for job in jobs]
         judge.files(jobs, made, scene.findings)
         if not scene.options.real:  # a webhook on loopback is only called by a stack that plays
             judge.webhooks(mail, len(jobs), scene.findings)
@@ -154,25 +154,18 @@ def _campaign(scene: Scene, running: local.Stack) -> list[Made]:
     return made
 
 
-def _rows(scene: Scene, client: Client, mail: Mail) -> list[Row]:
-    """The rows to submit, priced, and agreed to where it is for real."""
+def _agreed(scene: Scene, client: Client, mail: Mail) -> Work:
+    """The work to submit, priced, and agreed to where it is for real."""
     options = scene.options
-    rows = campaign.read(CAMPAIGN, {} if options.real else {"webhook_url": mail.url})
-    prices = campaign.quote(client, rows).prices
-    count = options.rows or (REAL_ROWS if options.real else len(rows))
-    chosen = list(zip(rows, prices, strict=True))
-    if count < len(rows):
-        chosen = sorted(chosen, key=_clips_first_cheapest_first)[:count]
-    whose = "DashScope's price" if options.real else "in play money"
-    scene.console.print(f"{CAMPAIGN.name}: {show.price([price for _, price in chosen])}, {whose}.")
+    shared = {} if options.real else {"webhook_url": mail.url}
+    work = workloads.offered(client, PROJECT, shared, options.rows or (REAL_ROWS if options.real else None))
+    for line in work.priced():
+        scene.console.print(line)
+    whose = "at most, by DashScope's prices" if options.real else "in play money"
+    scene.console.print(f"In all: {show.price(work.prices)}, {whose}.")
     if options.real and not options.yes and not typer.confirm("Spend it?", err=True):
         raise Refused("Nothing was submitted.")
-    return [row for row, _ in chosen]
-
-
-def _clips_first_cheapest_first(priced: tuple[Row, Decimal | None]) -> tuple[bool, Decimal]:
-    row, price = priced
-    return row.body["kind"] == "text-to-image", Decimal("Infinity") if price is None else price
+    return work
 
 
 def _ended(scene: Scene, client: Client, jobs: Sequence[Job]) -> Sequence[Job]:

@@ -17,6 +17,15 @@ _WIDE = 100  # columns, where the kind has room too
 
 
 @dataclass(frozen=True)
+class Kept:
+    """An output: its key in the bucket, and its file on this disk."""
+
+    key: str
+    file: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Made:
     """What became of one job; `fault` says what is wrong with it, None: nothing."""
 
@@ -25,10 +34,8 @@ class Made:
     model: str
     steps: Mapping[str, float]  # seconds in each of `STEPS`
     cost: Decimal  # CNY
-    key: str  # in the bucket
-    file: str
-    bytes: int
-    plays: str  # what was decoded
+    outputs: Sequence[Kept]
+    holds: str  # what was found in them
     fault: str | None
 
 
@@ -51,11 +58,11 @@ class Findings:
 
 def table(made: Sequence[Made]) -> RenderableType:
     """How long each step of each job took, in seconds, and what it cost."""
-    rows = show.table("job", "model", *STEPS, "plays", "CNY", right=[*STEPS, "CNY"], wide=["job", "model"])
+    rows = show.table("job", "model", *STEPS, "holds", "CNY", right=[*STEPS, "CNY"], wide=["job", "model"])
     for one in made:
         model = f"{one.kind} · {one.model}" if show.OUT.width >= _WIDE else one.model
         steps = (f"{one.steps[step]:.1f}" for step in STEPS)
-        show.row(rows, escape(one.name), model, *steps, escape(one.plays), f"{one.cost:.2f}")
+        show.row(rows, escape(one.name), model, *steps, escape(one.holds), f"{one.cost:.2f}")
     rows.add_section()
     longest = (f"{max(one.steps[step] for one in made):.1f}" for step in STEPS)
     show.row(rows, "", "longest; in all", *longest, "", f"{sum(one.cost for one in made):.2f}", style="bold")
@@ -64,11 +71,11 @@ def table(made: Sequence[Made]) -> RenderableType:
 
 def places(made: Sequence[Made], bucket: str, folder: str) -> RenderableType:
     """Where each output lies, in the bucket and on this disk."""
-    found = [one for one in made if one.key]
+    found = [output for one in made for output in one.outputs]
     if not found:
         return ""
-    common = posixpath.commonpath([posixpath.dirname(posixpath.dirname(one.key)) for one in found])
+    common = posixpath.commonpath([posixpath.dirname(posixpath.dirname(output.key)) for output in found])
     rows = show.table("file", "size", "key", right=["size"], wide=["file", "key"])
-    for one in found:
-        show.row(rows, escape(one.file), show.size(one.bytes), one.key.removeprefix(common + "/"))
+    for output in found:
+        show.row(rows, escape(output.file), show.size(output.bytes), output.key.removeprefix(common + "/"))
     return Group(f"\nFiles:  {escape(folder)}", f"Bucket: {bucket}, under {common}/", rows)

@@ -1,0 +1,147 @@
+"""What the demo has made: a campaign, a narration in two voices, and a night's summaries by a schedule.
+
+Campaign and narration are submitted. The summaries are a schedule's, of what came into the project's inbox; as the
+clock fires at most once a minute and the demo takes half of one, the schedule is run by hand, which is a run like any
+other, and paused, so that no later night finds it and spends money.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from api.client import Client
+from ops import campaign, show
+from ops.campaign import Row
+from ops.following import Job
+from ops.supervise import LocalError
+from worker.kinds import script
+from worker.kinds.summaries import documents
+from worker.settings import Settings
+from worker.storage import Bucket, Expected
+
+CAMPAIGN = Path(__file__).with_name("campaign.csv")
+NARRATION = Path(__file__).with_name("narration.txt")
+DOCUMENTS = Path(__file__).with_name("documents")
+_VOICES = {True: "Ethan", False: "Cherry"}  # by whether a paragraph is English
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that is to be submitted, and what it would cost in CNY (None: not known); `schedule` as the API takes it."""
+
+    rows: tuple[Row, ...]
+    narration: Row
+    schedule: Body
+    prices: tuple[Decimal | None, ...]  # of the rows, the narration, and the summaries
+
+    def priced(self) -> list[str]:
+        """A line for each of the three."""
+        *clips, spoken, summed = self.prices
+        return [
+            f"{CAMPAIGN.name}: {show.price(clips)}",
+            f"{NARRATION.name}, {len(_text()):,} characters: {show.price([spoken])}",
+            f"{DOCUMENTS.name}, {len(brought())} of them: {show.price([summed])}",
+        ]
+
+
+def offered(client: Client, project: str, shared: Mapping[str, Any], count: int | None) -> Work:
+    """The work, priced by the API's own dry run; `shared` is in every body, `count` how many rows of the campaign.
+
+    The cheapest clips are taken where that is not all; `BadCampaign` names what cannot be submitted.
+    """
+    rows = campaign.read(CAMPAIGN, shared)
+    chosen = list(zip(rows, campaign.quote(client, rows).prices, strict=True))
+    if count is not None and count < len(rows):
+        chosen = sorted(chosen, key=_clips_first_cheapest_first)[:count]
+    narration, schedule = _narration(shared), _schedule(project, shared)
+    spoken = campaign.price(client.dry_run(narration.body))
+    prices = (*(price for _, price in chosen), spoken, _price_of_summaries(client, schedule["template"]))
+    return Work(tuple(row for row, _ in chosen), narration, schedule, prices)
+
+
+def submitted(client: Client, bucket: Bucket, project: str, work: Work) -> list[Job]:
+    """The jobs, all on their way. `LocalError` where the schedule makes none."""
+    run = _run(client, bucket, project, work.schedule)
+    jobs = [client.submit(row.body, row.key) for row in (*work.rows, work.narration)]
+    return [*jobs, client.job(run["job_id"])]
+
+
+def brought() -> list[Path]:
+    """The documents that the demo brings."""
+    return sorted(DOCUMENTS.iterdir())
+
+
+def bucket(environment: Mapping[str, str]) -> Bucket:
+    """The bucket of a stack with these settings, as whoever brings documents has it."""
+    ours = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items() if "_S3_" in name}
+    return Bucket(Settings.model_validate({"database_url": "-", "broker_url": "-", **ours}))
+
+
+def _narration(shared: Mapping[str, Any]) -> Row:
+    parts = [{"text": part, "voice": _VOICES[part.isascii()]} for part in script.paragraphs(_text())]
+    body = {**shared, "kind": "speech", "custom_id": "narration", "input": {"paragraphs": parts}}
+    [row] = campaign.keyed([(1, body)], "demo")
+    return row
+
+
+def _schedule(project: str, shared: Mapping[str, Any]) -> Body:
+    # No `until`: it is a minute before the run, and what the demo brings came in since.
+    came_in = {"prefix": _inbox(project), "since": "{{since}}"}
+    wanted = {"documents": [came_in], "style": "bullets", "digest": True}
+    template = {**shared, "kind": "summary", "custom_id": "nightly-{{date}}", "input": wanted}
+    return {
+        "name": "nightly",
+        "cron": "30 2 * * *",
+        "time_zone": "Asia/Shanghai",
+        "missed": "skip",
+        "template": template,
+    }
+
+
+def _run(client: Client, bucket: Bucket, project: str, schedule: Body) -> Body:
+    """The run of the schedule, over what was put into the inbox just now."""
+    for path in brought():
+        content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        bucket.put_stream(_inbox(project) + path.name, [path.read_bytes()], content_type, Expected(), {})
+    made = client.make_schedule(schedule)
+    client.pause_schedule(made["id"])
+    [keyed] = campaign.keyed([(1, schedule)], "demo")
+    run = client.run_schedule(made["id"], keyed.key)
+    if run["job_id"] is None:
+        raise LocalError(f"The schedule made no job: {run['why']}.")
+    return run
+
+
+def _price_of_summaries(client: Client, template: Body) -> Decimal | None:
+    """What the summaries cost at most: every document in full, and a digest that reads all of them in full.
+
+    The API cannot tell before the inbox is listed.
+    """
+    texts = [documents.text_of(path.read_bytes()) for path in brought()]
+    inline = {**template["input"], "documents": [{"text": text} for text in texts]}
+    mapped = client.dry_run({"kind": "summary", "input": inline})
+    whole = {"documents": [{"text": "\n".join(texts)}], "length": "long"}
+    reduced = client.dry_run({"kind": "summary", "model": mapped["input"]["reduce_model"], "input": whole})
+    prices = campaign.price(mapped), campaign.price(reduced)
+    return None if None in prices else sum(filter(None, prices), Decimal(0))
+
+
+def _clips_first_cheapest_first(priced: tuple[Row, Decimal | None]) -> tuple[bool, Decimal]:
+    row, price = priced
+    return row.body["kind"] == "text-to-image", Decimal("Infinity") if price is None else price
+
+
+def _inbox(project: str) -> str:
+    """Where others put what the project is to read."""
+    return f"inbox/{project}/"
+
+
+def _text() -> str:
+    return NARRATION.read_text(encoding="utf-8")
