@@ -40,7 +40,7 @@ except KeyboardInterrupt:
 SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
-from ops import servers
+from ops import identity, servers
 from ops.supervise import LocalError
 
 home = Path(sys.argv[1])
