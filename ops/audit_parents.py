@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from datetime import datetime
 
 from sqlalchemy import Connection, select, text
 
@@ -69,15 +70,20 @@ RULES = (
 
 
 def fired(connection: Connection, schedules: Collection[str]) -> Iterator[Finding]:
-    """S: of schedules that were never changed or paused, each fire time since they were made has its run."""
+    """S: of schedules that nobody changed, each fire time from their making until they were paused has its run."""
     rows = connection.execute(select(*Schedule.__table__.c)).mappings().all()
     for schedule in (Schedule.of(row) for row in rows if str(row["id"]) in schedules):
         runs = text("select fire_at from runs where schedule_id = :id and trigger <> 'person'")
-        had = set(connection.execute(runs, {"id": schedule.id}).scalars())
-        wanted, fires = set(), timetable.following(schedule, schedule.created_at)
-        while fires is not None and (schedule.next_at is None or fires < schedule.next_at):
-            wanted.add(fires)
-            fires = timetable.following(schedule, fires)
+        had, wanted = set(connection.execute(runs, {"id": schedule.id}).scalars()), set(_fire_times(schedule))
         for what, times in (("has no run", wanted - had), ("has a run and is no fire time", had - wanted)):
             for moment in sorted(times):
                 yield Finding("S", f"{moment} {what} of schedule {schedule.id}", None, "report it with its history")
+
+
+def _fire_times(schedule: Schedule) -> Iterator[datetime]:
+    """Those that have come."""
+    fires = timetable.following(schedule, schedule.created_at)
+    end = schedule.next_at or schedule.paused_at
+    while fires is not None and end is not None and fires < end:
+        yield fires
+        fires = timetable.following(schedule, fires)

@@ -40,7 +40,7 @@ class Witnesses:
 
     `ledger` the sandbox's; `queries` a second that it allows; `reads_bytes` whether the bucket's objects are read and
     digested or only their lengths looked at; `accepted` the ids that the API gave for each `custom_id`; `logs` files
-    in which none of `canaries` may stand; `unpaused` the ids of schedules that nobody changed or paused since they were
+    in which none of `canaries` may stand; `unpaused` the ids of schedules that nobody changed since they were
     made; `is_at_rest` whether nothing should be unfinished any more.
     """
 

@@ -1,63 +1,33 @@
 """`make chaos`: real processes, a load of jobs, and everything that can go wrong going wrong; then the audit.
 
-Three things go wrong all the time: the provider (`PROVIDER`, in the sandbox), the lines to Postgres and to the bucket,
-and messages, which come three times more. Beside them one torment after another (`ops.chaos_torments`) strikes the
+Three things go wrong all the time: the provider (`ops.chaos_provider`), the lines to Postgres and to the bucket, and
+messages, which come three times more. Beside them one torment after another (`ops.chaos_torments`) strikes the
 processes. Then all of it stops, the jobs run to their ends, and whoever can tell is asked whether every promise held.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
-from api.client import ApiError
-from ops import audit, chaos_stack, chaos_torments, reach, show
+from ops import audit, chaos_echo, chaos_load, chaos_provider, chaos_stack, chaos_torments, show
 from ops.audit import Finding, Witnesses
+from ops.chaos_load import CANARY, Load
 from ops.chaos_stack import Stack
 from ops.chaos_torments import TORMENTS, Scene
 from worker.storage import Bucket
 
-LATE_MS, LAG_MS = 1500, 1000
-CANARY = "heron-"  # begins every prompt, so that one in a log is found
 _SUBMITTERS = 8
-_CANCELED_EVERY = 40  # jobs
-_ACCEPTED_SECONDS = 120.0  # in which the API must have taken a submission
 _HURRY_SECONDS = 1.0
 _SENT_SECONDS = 90.0  # in which the last creates must have been sent
 _REST_SECONDS = 150.0  # in which all must have ended once the faults have stopped
-
-# What the sandbox does wrong, and how often: over a tenth of the answers to creates is lost, 5 % of all else fails.
-PROVIDER: tuple[dict[str, Any], ...] = (
-    {"where": "create", "what": "lost_answer", "probability": 0.07},
-    {"where": "create", "what": "lost_body", "probability": 0.03},
-    {"where": "create", "what": "truncated", "probability": 0.03},
-    {"where": "create", "what": "executed_late", "probability": 0.01, "after_ms": LATE_MS},
-    {"where": "create", "what": "reset", "probability": 0.01},
-    {"where": "create", "what": "html", "probability": 0.01},
-    {"where": "create", "what": "error", "probability": 0.01, "code": "InternalError"},
-    {"where": "create", "what": "error", "probability": 0.005, "code": "Throttling.RateQuota"},
-    {"where": "create", "what": "task_fails", "probability": 0.05, "code": "InternalError.Algo"},
-    {"where": "get", "what": "reset", "probability": 0.02},
-    {"where": "get", "what": "html", "probability": 0.01},
-    {"where": "get", "what": "error", "probability": 0.01, "code": "SystemError"},
-    {"where": "get", "what": "error", "probability": 0.005, "code": "Throttling"},
-    {"where": "get", "what": "unknown", "probability": 0.005},
-    {"where": "list", "what": "lag", "probability": 0.3, "after_ms": LAG_MS},
-    {"where": "list", "what": "reset", "probability": 0.02},
-    {"where": "list", "what": "error", "probability": 0.03, "code": "InternalError"},
-    {"where": "link", "what": "reset", "probability": 0.02},
-    {"where": "link", "what": "truncated", "probability": 0.02},
-    {"where": "link", "what": "corrupt", "probability": 0.01},
-)
 
 
 @dataclass(frozen=True)
@@ -79,22 +49,15 @@ class Report:
     findings: Sequence[Finding]
 
 
-@dataclass
-class Load:
-    """What is asked of the API, and what it promised: `custom_id` → job id."""
-
-    bodies: Sequence[Mapping[str, Any]]
-    accepted: dict[str, str] = field(default_factory=dict)
-
-
 def run(options: Options, say: Callable[[str], None]) -> Report:
     """One run, bounded: `seconds` of faults, and what the jobs need to end after that. Leaves nothing running."""
     with chaos_stack.running(options.home, options.seed, say) as stack:
-        load = Load(list(_bodies(options.jobs, stack.scene.mail.url)))
+        load = chaos_load.load(options.jobs, stack.scene.mail.url)
         started = time.monotonic()
         torments, echoes = _go_wrong(options, stack, load, say)
         ended = time.monotonic()
         say("Nothing goes wrong any more.")
+        chaos_load.stop_clock(stack.door, load)
         _rest(stack.scene)
         say("All is at rest.")
         numbers = {
@@ -124,8 +87,9 @@ def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], N
     ends_at = time.monotonic() + options.seconds
     with ThreadPoolExecutor(_SUBMITTERS) as pool:
         pause = options.seconds / 3 * _SUBMITTERS / max(1, len(load.bodies))
-        promises = [pool.submit(_submit, stack, load, n, pause) for n in range(len(load.bodies))]
-        with _provider_failing(stack), stack.broken_lines(), chaos_torments.echoing(stack.scene) as echoes:
+        promises = [pool.submit(chaos_load.set_clock, stack.door, load)]
+        promises += [pool.submit(_submit, stack, load, n, pause) for n in range(len(load.bodies))]
+        with chaos_provider.failing(stack.sandbox), stack.broken_lines(), chaos_echo.echoing(stack.scene) as echoes:
             for name in _torments(options, stack.scene):
                 if time.monotonic() >= ends_at:
                     break
@@ -139,49 +103,14 @@ def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], N
     return struck, echoes[0]
 
 
-@contextlib.contextmanager
-def _provider_failing(stack: Stack) -> Iterator[None]:
-    for rule in PROVIDER:
-        stack.sandbox.fault(**rule)
-    try:
-        yield
-    finally:
-        stack.sandbox.clear_faults()
-
-
 def _torments(options: Options, scene: Scene) -> Iterator[str]:
     """Each of them, in a new order each time round, without an end."""
     while options.torments:
         yield from scene.dice.sample(options.torments, len(options.torments))
 
 
-def _bodies(count: int, hook: str) -> Iterator[dict[str, Any]]:
-    """Submissions that can all be told apart."""
-    models = itertools.cycle(chaos_stack.models().items())
-    for n, (model, kind) in zip(range(count), models, strict=False):
-        yield {
-            "kind": kind,
-            "model": model,
-            "input": {"prompt": f"{CANARY}{n} over the reeds"},
-            "custom_id": f"chaos-{n}",
-            "webhook_url": hook,
-        }
-
-
 def _submit(stack: Stack, load: Load, n: int, pause: float) -> None:
-    """Submits one job under one Idempotency-Key, as often as it takes; a few are canceled right after."""
-    body = load.bodies[n]
-    deadline = time.monotonic() + _ACCEPTED_SECONDS
-    while body["custom_id"] not in load.accepted:
-        try:
-            with reach.api(stack.door) as client:
-                load.accepted[body["custom_id"]] = client.submit(body, idempotency_key=body["custom_id"])["id"]
-                if n % _CANCELED_EVERY == _CANCELED_EVERY - 1:
-                    client.cancel(load.accepted[body["custom_id"]])
-        except (ApiError, reach.NotReachable):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+    chaos_load.submit(stack.door, load, n)
     time.sleep(pause)
 
 
@@ -206,15 +135,18 @@ def _until(scene: Scene, count: str, seconds: float) -> None:
 
 # What a dead worker had in hand waits for its lease, which only the end cuts short.
 _UNSENT = "select count(*) from jobs where state = 'queued' or state = 'admitted' and claimed is null"
+_LOST_CALLS = "select count(*) from attempts a join jobs j on j.id = a.job_id where j.sync and a.outcome = 'unknown'"
 _HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
     select (select count(*) from jobs where finished_at is null and state <> 'held')
+         + (select count(*) from runs where outcome = 'waiting')
          + (select count(*) from deliveries where state = 'waiting')
 """
 # Never rows that somebody has claimed; and who is uncertain waits for the settle time, which is the point of it.
 _HURRY = (
     "update jobs set run_at = now() where claimed is null and run_at > now() + interval '1 s'"
-    " and state in ('queued', 'running', 'copying')",
+    " and state in ('queued', 'gathering', 'running', 'copying')",
+    "update duties set due_at = now() where name = 'gather'",
     "update deliveries set run_at = now() where claimed is null and run_at > now() + interval '1 s'",
 )
 
@@ -223,7 +155,10 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
     """The run by the provider's books and by ours."""
     ledger = stack.sandbox.ledger()
     with stack.scene.connection() as connection:
-        states = Counter(connection.execute(text("select state from jobs")).scalars())
+        states = Counter(connection.execute(text("select state from jobs where parent_id is null")).scalars())
+        parts = Counter(connection.execute(text("select state from jobs where parent_id is not null")).scalars())
+        runs = Counter(connection.execute(text("select outcome from runs")).scalars())
+        lost = connection.execute(text(_LOST_CALLS)).scalar_one()
         outcomes = Counter(connection.execute(text("select outcome from attempts")).scalars())
         entered = Counter(connection.execute(text('select entered from events where "left" <> entered')).scalars())
         held = Counter(connection.execute(text("select held_for from jobs where state = 'held'")).scalars())
@@ -231,15 +166,21 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
         redone = connection.execute(text("select count(*) from jobs where state = 'failed' and retries > 0")).scalar()
         delivered = connection.execute(text("select count(*) from deliveries where state = 'delivered'")).scalar()
         tasks = set(connection.execute(text("select task_id from attempts where billed = 'yes'")).scalars())
-    paid = [task for task in ledger["tasks"] if task["billed_micros"]]
+    made = [task for task in ledger["tasks"] if task["billed_micros"]]
+    paid = [task for task in made if task["is_async"]]
     return {
         "jobs accepted": len(load.accepted),
         **{f"jobs {state}": count for state, count in sorted(states.items())},
+        **{f"parts {state}": count for state, count in sorted(parts.items())},
+        **{f"runs of the schedule {outcome}": count for outcome, count in sorted(runs.items())},
         "of the failed, made twice and failed twice, unbilled": redone,
         **{f"held for {why}": count for why, count in sorted(held.items())},
         "of these, of models that do not repeat the prompt": mute,
         "tasks paid, by the provider's books": len(paid),
         "tasks paid that no job has": sum(task["task_id"] not in tasks for task in paid),
+        "calls paid that answer at once": len(made) - len(paid),
+        "calls of these models whose answer was lost": lost,
+        "batches paid": sum(bool(batch["billed_micros"]) for batch in ledger["batches"]),
         **{f"create calls {outcome}": count for outcome, count in sorted(outcomes.items())},
         "times uncertain": entered["uncertain"],
         "webhooks delivered": delivered,
@@ -257,5 +198,6 @@ def _witnesses(stack: Stack, load: Load) -> Witnesses:
         accepted=load.accepted,
         logs=stack.logs,
         canaries=(*stack.secrets, CANARY, "Signature=", "sk-sandbox"),
+        unpaused=[load.schedule],
         is_at_rest=True,
     )

@@ -30,6 +30,7 @@ PROJECT = "chaos"
 SETTLE_SECONDS = 6  # longer than a late create and the list's lag together, as it must be
 QUERIES = 60  # a second, of the sandbox's account; the workers take three quarters
 CONCURRENCY, RATE = 30, 40.0  # of each model, and creates a second
+SPOKEN, READ, REDUCED = "qwen3-tts-flash", "qwen-flash", "qwen-plus"  # what speaks, reads documents, joins them
 REGION = "cn-beijing"
 _TIME_SCALE = 0.01
 _COMMITS_LOST, _STORAGE_BROKEN = 0.005, 0.02
@@ -93,13 +94,15 @@ def running(home: Path, seed: int, say: Callable[[str], None]) -> Iterator[Stack
         _start_second(made, home)
         sandbox = Sandbox(made.addresses["sandbox"])
         sandbox.set(
-            limits={"*": {"concurrency": CONCURRENCY, "rps": 2 * RATE}}, queries_per_second=QUERIES, queue_seconds=0.1
+            limits={"*": {"concurrency": CONCURRENCY, "rps": 2 * RATE, "rpm": round(120 * RATE)}},
+            queries_per_second=QUERIES,
+            queue_seconds=0.1,
         )
         settings = _settings(true | _ours())
         yield Stack(
             door=reach.Door(made.addresses["API"].removesuffix("/docs"), made.prepared["CHAOS_KEY"]),
             sandbox=sandbox,
-            scene=Scene(made.supervisor, settings, mail, storage, random.Random(seed)),  # noqa: S311
+            scene=Scene(made.supervisor, settings, sandbox, mail, storage, random.Random(seed)),  # noqa: S311
             database=database,
             storage=storage,
             chances=chances,
@@ -138,7 +141,7 @@ def _ours() -> dict[str, str]:
     return {
         "NORIA_SETTLE_SECONDS": str(SETTLE_SECONDS),
         "NORIA_POLL_QPS": str(QUERIES * 3 // 4),
-        "NORIA_LIMITS": json.dumps(dict.fromkeys(models(), each)),
+        "NORIA_LIMITS": json.dumps(dict.fromkeys([*models(), SPOKEN, READ, REDUCED], each)),
         "NORIA_API_RATE": "1000",
     }
 

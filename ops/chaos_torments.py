@@ -10,20 +10,20 @@ import contextlib
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import redis
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from ops import chaos_provider
 from ops.chaos_lines import Line
 from ops.demo.receiver import Mail
+from ops.sandbox.testing import Sandbox
 from ops.supervise import Supervisor
-from worker import broker, context, tick
+from worker import context, tick
 from worker.settings import Settings
 
 WORKERS = ("worker-control", "worker-rest", "worker-all")
@@ -33,7 +33,7 @@ _AWAY_SECONDS = 20.0  # for which the database may be away before chaos gives up
 _STOPPED_SECONDS = 4.0
 _HUNG_SECONDS = 6.0
 _DOWN_SECONDS = 5.0
-_PUBLISHED = {"running": ("noria.poll", "provider"), "copying": ("noria.work", "transfer")}
+_FOUND_SECONDS = 12.0  # in which the calls whose answer is lost must be found for the lists to be trifled with
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Scene:
 
     supervisor: Supervisor
     settings: Settings  # its database and its bucket are the true ones
+    sandbox: Sandbox
     mail: Mail
     storage: Line
     dice: random.Random
@@ -197,6 +198,27 @@ def silence_receiver(scene: Scene) -> str:
     return f"silenced the receiver for {_DOWN_SECONDS:.0f} s"
 
 
+def hide_tasks(scene: Scene) -> str:
+    """The provider's lists are empty, and do not say so: what runs is looked at singly.
+
+    Nobody can be protected from that while a call's answer is lost: absence would be proved, and the call made again.
+    So creates are paused, and it is done only when every task has its job.
+    """
+    searched = "select count(*) from jobs where state in ('submitting', 'uncertain')"
+    _pause(scene, "now()")
+    try:
+        deadline = time.monotonic() + _FOUND_SECONDS
+        while (count := _counted(scene, searched)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        if count:
+            return f"paused all creates; the lists were spared, since {count} calls were looked for"
+        with chaos_provider.forgetting(scene.sandbox):
+            time.sleep(_STOPPED_SECONDS)
+    finally:
+        _pause(scene, "null")
+    return f"paused all creates, and emptied the provider's lists for {_STOPPED_SECONDS:.0f} s"
+
+
 TORMENTS: dict[str, Callable[[Scene], str]] = {
     "kill-worker": kill_worker,
     "kill-workers": kill_workers,
@@ -210,36 +232,15 @@ TORMENTS: dict[str, Callable[[Scene], str]] = {
     "crash-postgres": crash_postgres,
     "cut-storage": cut_storage,
     "silence-receiver": silence_receiver,
+    "hide-tasks": hide_tasks,
 }
 
 
-@contextlib.contextmanager
-def echoing(scene: Scene) -> Iterator[list[int]]:
-    """Every claim that is on its way, or was, is published three times more; how many were, once it is over."""
-    stop, count = threading.Event(), [0]
-
-    def run() -> None:
-        app = broker.celery_app(scene.settings)
-        while not stop.wait(0.5):
-            # The broker and the database are down now and then: that is the point.
-            with contextlib.suppress(Exception):
-                count[0] += _echo(scene, app)
-
-    thread = threading.Thread(target=run, name="echo", daemon=True)
-    thread.start()
-    try:
-        yield count
-    finally:
-        stop.set()
-        thread.join(_AWAY_SECONDS)
-
-
-def _echo(scene: Scene, app: Any) -> int:
+def _pause(scene: Scene, since: str) -> None:
     with scene.connection() as connection:
-        rows = connection.execute(text("select id, claim, claimed, state from jobs where claimed is not null")).all()
-    for row in rows:
-        task, queue = _PUBLISHED.get(row.state, ("noria.work", "provider"))
-        sent = row.claim if row.claimed == "sent" else row.claim - 1  # the number that was spent
-        for _ in range(3):
-            broker.publish(app, task, queue, [[[str(row.id), sent]]])
-    return 3 * len(rows)
+        connection.execute(text(f"update owners set paused_at = {since}"))  # noqa: S608 - words of ours
+
+
+def _counted(scene: Scene, statement: str) -> int:
+    with scene.connection() as connection:
+        return int(connection.execute(text(statement)).scalar_one())

@@ -157,13 +157,13 @@ def demo(
     ),
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running afterwards, until Ctrl-C.")] = False,
     real: Annotated[
-        bool, typer.Option("--real", help="Make two clips on DashScope itself; shows the price and asks.")
+        bool, typer.Option("--real", help="On DashScope itself, with two clips; shows the whole price and asks.")
     ] = False,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the campaign's cheapest jobs, so many of them.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --real: do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """From nothing to twelve files that play, in the sandbox, under a minute; leaves nothing running."""
+    """Clips from a CSV, a narration and a night's summaries, in the sandbox, under a minute; leaves nothing running."""
     check_can_run(real)
     _need("av", "PIL")
     # It needs the extra `sandbox`, which a machine that only submits jobs does without.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from ops import audit
 from ops.audit import Finding, Witnesses
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker.models import Job
+from worker import firing, schedules, storage
+from worker.models import Job, Schedule
 
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
 
@@ -48,6 +50,34 @@ BREACHES = (
     ("M", "update attempts set closed_at = null"),
 )
 
+FAMILY_BREACHES = (
+    ("C", "update jobs set state = 'queued', finished_at = null where fans_out"),
+    ("C", "update jobs set state = 'running', finished_at = null, run_at = now() where place = 0"),
+    (
+        "C",
+        "update jobs set state = 'gathering', finished_at = null where fans_out;"
+        " update jobs set finished_at = now() - interval '3 min' where place is not null",
+    ),
+    ("C", "update jobs set place = 7 where place = 1"),
+    ("C", "update jobs set round = 2 where place is not null"),
+    (
+        "I4",
+        "update jobs set state = 'gathering', finished_at = null where fans_out;"
+        " update jobs set parent_id = null, place = null where place is not null",
+    ),
+    ("I11", "update attempts set sent_at = (select min(sent_at) from attempts)"),
+    ("M", "update jobs set cost = cost + 1 where fans_out"),
+    ("M", "update ledger set job_id = (select id from jobs where place = 0) where entry = 'settle'"),
+    ("M", "delete from ledger where entry = 'settle'"),
+    ("M", "update ledger set micros = micros + 1 where entry = 'settle'"),
+    ("M", "update attempts set billed = 'no'"),
+)
+CLOCK_BREACHES = (
+    ("S", "update schedules set next_at = now() - interval '1 h'"),
+    ("S", "update runs set job_id = null"),
+    ("S", "update runs set outcome = 'submitted', job_id = (select id from jobs limit 1)"),
+)
+
 
 @dataclass
 class Heard:
@@ -59,7 +89,7 @@ class Heard:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
+    with running(Options(run_seconds=0.05, queue_seconds=0, call_seconds=0)) as made:
         yield made
 
 
@@ -73,6 +103,24 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
 def done(play: Stage) -> Job:
     """A job that ended well."""
     return play.until(play.submit(webhook_url=HOOK))
+
+
+@pytest.fixture
+def family(play: Stage) -> Job:
+    """A narration of three segments that ended well."""
+    verses = [{"text": f"Verse {n} of the water wheel."} for n in range(3)]
+    return play.until(play.submit("speech", "qwen3-tts-flash", input={"paragraphs": verses}))
+
+
+@pytest.fixture
+def schedule(play: Stage) -> Schedule:
+    """One that was made three minutes ago, and has fired for each minute since."""
+    template = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
+    plan = schedules.Plan("each minute", "* * * * *", "UTC", template, overlap="queue")
+    with play.ctx.engine.begin() as connection:
+        made, _ = schedules.make(connection, play.project, plan, 10, play.now() - timedelta(minutes=3))
+    firing.fire_due(play.ctx.engine, play.ctx.catalog, play.ctx.settings)
+    return made
 
 
 def found(play: Stage, witnesses: Witnesses | None = None) -> list[Finding]:
@@ -118,6 +166,75 @@ def test_every_promise_that_the_rows_can_break_is_found_broken(play: Stage, done
     missed = [(invariant, harm) for invariant, harm in BREACHES if invariant not in broken_by(play, harm)]
 
     assert missed == []
+
+
+def test_a_family_in_which_nothing_went_wrong_leaves_nothing_to_say(play: Stage, family: Job) -> None:
+    assert found(play, everyone(play)) == []
+
+
+def test_every_promise_about_parents_that_the_rows_can_break_is_found_broken(play: Stage, family: Job) -> None:
+    missed = [(invariant, harm) for invariant, harm in FAMILY_BREACHES if invariant not in broken_by(play, harm)]
+
+    assert missed == []
+
+
+def test_a_parent_that_waits_for_a_part_needs_no_time_of_its_own(play: Stage) -> None:
+    play.sql("update lanes set concurrency = 0")
+    job = play.submit("speech", "qwen3-tts-flash", input={"text": "Nobody speaks yet."})
+    play.drive(lambda: play.sql("select 1 from jobs where parent_id = :id", id=job.id), bool)
+    assert play.job(job).run_at is None
+
+    assert found(play) == []
+
+
+def test_a_call_that_is_paid_for_is_an_answered_attempts_or_one_whose_answer_was_lost(play: Stage, family: Job) -> None:
+    books = play.sandbox.ledger()
+    books["tasks"].append({**books["tasks"][0], "request_id": "another"})
+    assert breaches(play, Witnesses(ledger=books)) == {"I2"}
+
+    play.sql(
+        "insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash, outcome,"
+        " billed, closed_at, sent_at) select job_id, project_id, 2, owner, account, region, model, request_hash,"
+        " 'unknown', 'unknown', now(), now() - interval '2 h' from attempts"
+    )
+
+    assert {finding.invariant for finding in found(play, Witnesses(ledger=books))} == {"M"}, "they are in no ledger yet"
+
+
+def test_a_batch_that_is_paid_for_and_no_jobs_is_found_and_so_is_a_second_one(play: Stage) -> None:
+    play.sandbox.set(batch_validating_seconds=0, batch_run_seconds=0, batch_finalizing_seconds=0)
+    documents = [{"text": "It says little."}]
+    job = play.submit("summary", "qwen-flash", input={"documents": documents, "mode": "batch"})
+    assert play.until(job).state == "succeeded"
+    books = play.sandbox.ledger()
+    assert breaches(play, Witnesses(ledger=books)) == set()
+
+    books["batches"].append({**books["batches"][0], "batch_id": "second"})
+    assert breaches(play, Witnesses(ledger=books)) == {"I2"}
+    books["batches"][1]["ds_name"] = "nobody"
+
+    assert breaches(play, Witnesses(ledger=books)) == {"I2"}
+
+
+def test_what_a_parent_was_made_of_may_stay_in_the_bucket_and_another_object_may_not(play: Stage, family: Job) -> None:
+    stem = f"{family.project_id}/2026/01/01/{family.id}"
+    for name in ("work/lines.jsonl", "9-audio.wav"):
+        play.ctx.bucket.put_stream(f"{stem}/{name}", [b"x"], "text/plain", storage.Expected(), {})
+
+    (finding,) = found(play, everyone(play))
+
+    assert (finding.invariant, finding.what.split()[0].rpartition("/")[2]) == ("I6", "9-audio.wav")
+
+
+def test_every_fire_time_has_one_run_and_a_missing_one_is_found(play: Stage, schedule: Schedule) -> None:
+    witnesses = Witnesses(unpaused=[str(schedule.id)])
+    assert found(play, witnesses) == []
+
+    missed = [(invariant, harm) for invariant, harm in CLOCK_BREACHES if invariant not in broken_by(play, harm)]
+    assert missed == []
+    play.sql("delete from runs where fire_at = (select min(fire_at) from runs)")
+
+    assert breaches(play, witnesses) == {"S"}
 
 
 def test_a_finding_names_the_job_and_says_what_to_do(play: Stage, done: Job) -> None:

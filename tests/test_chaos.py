@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from ops import chaos, chaos_stack
+from ops import chaos, chaos_load, chaos_provider, chaos_stack
 from ops import cli as command
 from ops.chaos_lines import COMMITTED, Chance, Line, breaks_off, loses_commits
 from ops.chaos_lines import running as lines
-from ops.sandbox.testing import running
+from ops.sandbox.testing import Sandbox, running
 from worker import catalog
 from worker.dashscope.answers import Accepted
 from worker.dashscope.client import Client
@@ -33,7 +36,9 @@ def test_every_promise_holds_when_processes_servers_lines_and_the_provider_fail_
     report = chaos.run(chaos.Options(15, 1, 40, SHORT, tmp_path / "chaos"), said.append)
 
     assert report.findings == [], "\n".join([*map(str, report.findings), *said])
-    assert report.numbers["jobs accepted"] == 40
+    assert report.numbers["jobs accepted"] == 40 + report.numbers["runs of the schedule submitted"]
+    assert report.numbers["parts succeeded"] > 10
+    assert report.numbers["batches paid"] == 1
     assert report.numbers["messages published again"] > 0
     assert sum(count for name, count in report.numbers.items() if name.startswith("fault: create")) > 0
     assert sum(count for name, count in report.numbers.items() if name.startswith("torment: ")) >= 2
@@ -42,6 +47,28 @@ def test_every_promise_holds_when_processes_servers_lines_and_the_provider_fail_
 def test_chaos_refuses_a_torment_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.run(["chaos", "--faults", "kill-worker,earthquake"]) == command.Code.USAGE
     assert "no earthquake" in capsys.readouterr().err
+
+
+def test_the_load_has_narrations_and_summaries_among_its_clips_and_each_is_what_the_api_takes() -> None:
+    known = catalog.load()
+    bodies = chaos_load.load(60, "https://example.com/hook").bodies
+
+    for body in bodies:
+        kind, model = KINDS[body["kind"]], known.model(body["model"])
+        kind.check(model, body["input"], chaos_stack.REGION)
+    assert {body["kind"] for body in bodies} == {"text-to-video", "text-to-image", "speech", "summary"}
+    assert {body["input"].get("mode") for body in bodies if body["kind"] == "summary"} == {"calls", "batch"}
+
+
+def test_lists_that_forget_are_the_only_fault_while_they_do() -> None:
+    with running() as sandbox, chaos_provider.failing(sandbox):
+        before = rules(sandbox)
+        with chaos_provider.forgetting(sandbox):
+            assert {(rule["where"], rule["what"]) for rule in rules(sandbox)} == {
+                ("list", "misses"),
+                ("batch_list", "misses"),
+            }
+        assert rules(sandbox) == before
 
 
 def test_every_model_of_the_load_takes_words_alone() -> None:
@@ -114,6 +141,13 @@ def echo() -> Iterator[int]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+def rules(sandbox: Sandbox) -> list[dict[str, Any]]:
+    """The faults that the sandbox has just now."""
+    answer = urllib.request.urlopen(f"{sandbox.url}/_sandbox/faults", timeout=5)
+    found: list[dict[str, Any]] = json.loads(answer.read())
+    return found
 
 
 def gone(client: socket.socket) -> bool:

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import wave
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx
@@ -20,10 +22,12 @@ import pytest
 from PIL import Image
 
 from ops import verify
-from ops.demo import receiver
-from ops.demo.demo import CAMPAIGN
+from ops.demo import proofs, receiver, workloads
+from ops.demo.workloads import CAMPAIGN
 from ops.supervise import MARK, end_leftovers
 from worker import webhooks
+from worker.kinds import script, subtitles
+from worker.kinds.summaries import documents
 
 PROJECT = Path(__file__).resolve().parents[1]
 MISLEADING = {
@@ -44,7 +48,7 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_the_demo_makes_twelve_files_that_play_and_leaves_nothing_running(home: Path) -> None:
+def test_the_demo_makes_clips_a_narration_and_summaries_and_leaves_nothing_running(home: Path) -> None:
     program = [sys.executable, "-c", "from ops.cli import main; main()", "demo", "--home", str(home), "--json"]
 
     done = subprocess.run(
@@ -54,12 +58,12 @@ def test_the_demo_makes_twelve_files_that_play_and_leaves_nothing_running(home: 
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["bad"] == []
-    assert "webhooks delivered: 12, verified" in told["good"]
-    assert any(
-        line.startswith("by the sandbox's own bill: 12 tasks") and line.endswith("equal") for line in told["good"]
-    )
-    assert len({one["key"] for one in told["made"]}) == 12
-    assert {path.name for path in (home / "outputs").iterdir()} == {one["file"] for one in told["made"]}
+    assert "webhooks delivered: 14, verified" in told["good"]
+    assert any(line.startswith("by the sandbox's own bill: ") and line.endswith("equal") for line in told["good"])
+    outputs = [output for one in told["made"] for output in one["outputs"]]
+    assert len({output["key"] for output in outputs}) == 12 + len(("wav", "srt", "vtt", "json")) + len(("jsonl", "md"))
+    assert {path.name for path in (home / "outputs").iterdir()} == {output["file"] for output in outputs}
+    assert [one["holds"] for one in told["made"] if one["kind"] == "summary"] == ["12 summaries"]
     assert _at_work_in(home) == []
 
 
@@ -71,6 +75,73 @@ def test_the_campaign_has_twelve_clips_and_pictures_in_two_languages() -> None:
     assert sum(",text-to-image," in row for row in rows) >= 1
     assert sum(row.isascii() for row in rows) >= 4
     assert sum(not row.isascii() for row in rows) >= 4
+
+
+def test_the_narration_is_long_and_in_two_languages() -> None:
+    text = workloads.NARRATION.read_text(encoding="utf-8")
+    english = [part.isascii() for part in script.paragraphs(text)]
+
+    assert 3_000 <= len(text) <= 5_000
+    assert english == [False, True] * (len(english) // 2)
+
+
+def test_a_dozen_documents_of_every_form_can_be_read() -> None:
+    read = {path: documents.text_of(path.read_bytes()) for path in workloads.brought()}
+
+    assert len(read) == 12
+    assert {path.suffix for path in read} == {".txt", ".md", ".html", ".pdf"}
+    assert sum(not text.isascii() and "\u3002" in text for text in read.values()) >= 4
+
+
+def test_a_narration_is_held_against_its_parts_its_pauses_and_its_text(tmp_path: Path) -> None:
+    job, files = _narration(tmp_path)
+
+    assert proofs.prove(job, files, frozenset()) == ("1.7 s", None)
+
+
+def test_a_narration_with_a_sample_too_few_is_found(tmp_path: Path) -> None:
+    job, files = _narration(tmp_path, missing=1)
+
+    _, fault = proofs.prove(job, files, frozenset())
+
+    assert fault == "narration.wav holds 40,799 samples, its segments and pauses 40,800"
+
+
+def test_a_narration_that_leaves_a_word_out_is_found(tmp_path: Path) -> None:
+    job, files = _narration(tmp_path)
+    job["input"]["paragraphs"][1]["text"] += " Nobody spoke this."
+
+    _, fault = proofs.prove(job, files, frozenset())
+
+    assert fault == "what was spoken is not the text, once and in order"
+
+
+def test_subtitles_that_outlast_the_sound_are_found(tmp_path: Path) -> None:
+    job, files = _narration(tmp_path, subtitles_end=2.5)
+
+    _, fault = proofs.prove(job, files, frozenset())
+
+    assert fault == "narration.srt ends after 2500 ms, the sound after 1700"
+
+
+@pytest.mark.parametrize(
+    ("summary", "of", "fault"),
+    [
+        ("It rained.", {"weather.txt"}, None),
+        ("It rained.", {"weather.txt", "budget.md"}, "the lines of summaries.jsonl are not one for each document"),
+        (None, {"weather.txt"}, "without a summary: inbox/demo/weather.txt"),
+    ],
+)
+def test_summaries_are_one_for_each_document(
+    tmp_path: Path, summary: str | None, of: set[str], fault: str | None
+) -> None:
+    files = {"jsonl": tmp_path / "summaries.jsonl", "md": tmp_path / "digest.md"}
+    files["jsonl"].write_text(json.dumps({"id": "inbox/demo/weather.txt", "summary": summary}) + "\n")
+    files["md"].write_text("All of it in a word.")
+
+    found = proofs.prove({"kind": "summary"}, files, frozenset(of))
+
+    assert found == (("1 summaries", None) if fault is None else ("", fault))
 
 
 def test_every_frame_of_a_clip_is_counted_and_a_cut_one_is_found(tmp_path: Path) -> None:
@@ -122,6 +193,25 @@ def test_a_demo_inside_the_home_of_noria_up_is_none_of_its_leftovers(home: Path)
 
         assert survived
         assert not psutil.pid_exists(server.pid)
+
+
+def _narration(folder: Path, missing: int = 0, subtitles_end: float = 1.7) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A job of two paragraphs, half a second each and 0.7 s between them, and its files."""
+    texts = ["The wheel turns.", "Water waits for nobody."]
+    places = [(0.0, 0.5), (1.2, subtitles_end)]
+    files = {form: folder / f"narration.{form}" for form in ("wav", "json", "srt", "vtt")}
+    with wave.open(str(files["wav"]), "wb") as sound:
+        sound.setparams((1, 2, 24_000, 0, "NONE", ""))
+        sound.writeframes(bytes(2 * (40_800 - missing)))
+    spoken = zip(texts, [(0.0, 0.5), (1.2, 1.7)], strict=True)
+    segments = [{"paragraph": n, "start": a, "end": b, "text": text} for n, (text, (a, b)) in enumerate(spoken)]
+    told = {"samples": 40_800, "seconds": 1.7, "segments": segments}
+    files["json"].write_text(json.dumps(told))
+    lines = [subtitles.Line(text, start, end) for text, (start, end) in zip(texts, places, strict=True)]
+    for form in ("srt", "vtt"):
+        files[form].write_text(subtitles.written(lines, form))
+    asked = {"paragraphs": [{"text": text} for text in texts], "pause": 0.25, "paragraph_pause": 0.7}
+    return {"kind": "speech", "input": asked}, files
 
 
 def _clip(path: Path, frames: int, rate: int) -> None:

@@ -1,1 +1,1 @@
-"""The demo: a campaign of twelve, from nothing to files that play, in under a minute and for nothing."""
+"""The demo: clips, a narration and a night's summaries, from nothing to checked files in under a minute, for free."""

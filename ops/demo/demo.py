@@ -143,7 +143,7 @@ def _played(scene: Scene, running: local.Stack) -> list[Made]:
     with receiver.receiving(running.prepared[_SECRET]) as mail, reach.api(door) as client:
         work = _agreed(scene, client, mail)
         bucket = workloads.bucket(running.environment)
-        jobs = _ended(scene, client, workloads.submitted(client, bucket, PROJECT, work))
+        jobs = _ended(scene, client, workloads.submitted(client, bucket, work))
         scene.outputs.mkdir(exist_ok=True)
         documents = frozenset(path.name for path in workloads.brought())
         made = [judge.fetched(client, job, scene.outputs, documents) for job in jobs]
@@ -158,10 +158,10 @@ def _agreed(scene: Scene, client: Client, mail: Mail) -> Work:
     """The work to submit, priced, and agreed to where it is for real."""
     options = scene.options
     shared = {} if options.real else {"webhook_url": mail.url}
-    work = workloads.offered(client, PROJECT, shared, options.rows or (REAL_ROWS if options.real else None))
+    work = workloads.offered(client, shared, options.rows or (REAL_ROWS if options.real else None))
     for line in work.priced():
         scene.console.print(line)
-    whose = "at most, by DashScope's prices" if options.real else "in play money"
+    whose = "by DashScope's prices" if options.real else "in play money"
     scene.console.print(f"In all: {show.price(work.prices)}, {whose}.")
     if options.real and not options.yes and not typer.confirm("Spend it?", err=True):
         raise Refused("Nothing was submitted.")

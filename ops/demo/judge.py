@@ -44,7 +44,7 @@ def files(jobs: Sequence[Job], made: Sequence[Made], findings: Findings) -> None
     if faults:
         return
     findings.note(True, "every clip and picture plays: all frames decoded, and as long as was asked for")
-    findings.note(True, "the narration is its text, once and in order, and to the sample its segments and pauses")
+    findings.note(True, "the narration holds its text once, in order, and its pauses to the sample")
     findings.note(True, "the summaries are one for each document, and a digest")
 
 

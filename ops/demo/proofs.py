@@ -45,7 +45,7 @@ def _seen(job: Job, files: Files, _: frozenset[str]) -> str:
 
 
 def _narration(job: Job, files: Files, _: frozenset[str]) -> str:
-    """How long it lasts, and in how many segments it was spoken."""
+    """How long it lasts."""
     heard, told = verify.hear(files["wav"]), json.loads(files["json"].read_text(encoding="utf-8"))
     segments = told["segments"]
     spoken = sum(round((one["end"] - one["start"]) * heard.rate) for one in segments)
@@ -58,7 +58,7 @@ def _narration(job: Job, files: Files, _: frozenset[str]) -> str:
     )
     for form in ("srt", "vtt"):
         _subtitled(files[form], asked_ms=round(told["seconds"] * 1000))
-    return f"{show.seconds(told['seconds'])}, {len(segments)} parts"
+    return show.seconds(told["seconds"])
 
 
 def _summaries(_: Job, files: Files, documents: frozenset[str]) -> str:
@@ -69,7 +69,7 @@ def _summaries(_: Job, files: Files, documents: frozenset[str]) -> str:
     missing = [line["id"] for line in lines if not line["summary"]]
     _hold(not missing, f"without a summary: {', '.join(missing)}")
     _hold(bool(files["md"].read_text(encoding="utf-8").strip()), f"{files['md'].name} says nothing")
-    return f"{len(lines)} and a digest"
+    return f"{len(lines)} summaries"
 
 
 _PROOFS: Mapping[str, Callable[[Job, Files, frozenset[str]], str]] = {"speech": _narration, "summary": _summaries}

@@ -62,10 +62,10 @@ def table(made: Sequence[Made]) -> RenderableType:
     for one in made:
         model = f"{one.kind} · {one.model}" if show.OUT.width >= _WIDE else one.model
         steps = (f"{one.steps[step]:.1f}" for step in STEPS)
-        show.row(rows, escape(one.name), model, *steps, escape(one.holds), f"{one.cost:.2f}")
+        show.row(rows, escape(one.name), model, *steps, escape(one.holds), f"{one.cost:.3f}")
     rows.add_section()
     longest = (f"{max(one.steps[step] for one in made):.1f}" for step in STEPS)
-    show.row(rows, "", "longest; in all", *longest, "", f"{sum(one.cost for one in made):.2f}", style="bold")
+    show.row(rows, "", "longest; in all", *longest, "", f"{sum(one.cost for one in made):.3f}", style="bold")
     return rows
 
 

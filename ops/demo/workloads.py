@@ -7,6 +7,7 @@ other, and paused, so that no later night finds it and spends money.
 
 from __future__ import annotations
 
+import json
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from worker.storage import Bucket, Expected
 CAMPAIGN = Path(__file__).with_name("campaign.csv")
 NARRATION = Path(__file__).with_name("narration.txt")
 DOCUMENTS = Path(__file__).with_name("documents")
+NIGHTLY = Path(__file__).with_name("nightly.json")  # of the project `demo`, in whose inbox it looks
 _VOICES = {True: "Ethan", False: "Cherry"}  # by whether a paragraph is English
 
 Body = dict[str, Any]
@@ -51,7 +53,7 @@ class Work:
         ]
 
 
-def offered(client: Client, project: str, shared: Mapping[str, Any], count: int | None) -> Work:
+def offered(client: Client, shared: Mapping[str, Any], count: int | None) -> Work:
     """The work, priced by the API's own dry run; `shared` is in every body, `count` how many rows of the campaign.
 
     The cheapest clips are taken where that is not all; `BadCampaign` names what cannot be submitted.
@@ -60,22 +62,22 @@ def offered(client: Client, project: str, shared: Mapping[str, Any], count: int 
     chosen = list(zip(rows, campaign.quote(client, rows).prices, strict=True))
     if count is not None and count < len(rows):
         chosen = sorted(chosen, key=_clips_first_cheapest_first)[:count]
-    narration, schedule = _narration(shared), _schedule(project, shared)
+    narration, schedule = _narration(shared), _schedule(shared)
     spoken = campaign.price(client.dry_run(narration.body))
     prices = (*(price for _, price in chosen), spoken, _price_of_summaries(client, schedule["template"]))
     return Work(tuple(row for row, _ in chosen), narration, schedule, prices)
 
 
-def submitted(client: Client, bucket: Bucket, project: str, work: Work) -> list[Job]:
+def submitted(client: Client, bucket: Bucket, work: Work) -> list[Job]:
     """The jobs, all on their way. `LocalError` where the schedule makes none."""
-    run = _run(client, bucket, project, work.schedule)
+    run = _run(client, bucket, work.schedule)
     jobs = [client.submit(row.body, row.key) for row in (*work.rows, work.narration)]
     return [*jobs, client.job(run["job_id"])]
 
 
 def brought() -> list[Path]:
     """The documents that the demo brings."""
-    return sorted(DOCUMENTS.iterdir())
+    return sorted(path for path in DOCUMENTS.iterdir() if not path.name.startswith("."))
 
 
 def bucket(environment: Mapping[str, str]) -> Bucket:
@@ -91,25 +93,20 @@ def _narration(shared: Mapping[str, Any]) -> Row:
     return row
 
 
-def _schedule(project: str, shared: Mapping[str, Any]) -> Body:
-    # No `until`: it is a minute before the run, and what the demo brings came in since.
-    came_in = {"prefix": _inbox(project), "since": "{{since}}"}
-    wanted = {"documents": [came_in], "style": "bullets", "digest": True}
-    template = {**shared, "kind": "summary", "custom_id": "nightly-{{date}}", "input": wanted}
-    return {
-        "name": "nightly",
-        "cron": "30 2 * * *",
-        "time_zone": "Asia/Shanghai",
-        "missed": "skip",
-        "template": template,
-    }
+def _schedule(shared: Mapping[str, Any]) -> Body:
+    schedule: Body = json.loads(NIGHTLY.read_text(encoding="utf-8"))
+    [inbox] = schedule["template"]["input"]["documents"]
+    del inbox["until"]  # a minute before the run: what the demo brings would be left to the next
+    schedule["template"] |= shared
+    return schedule | {"missed": "skip"}  # no night that passed meanwhile is made up for
 
 
-def _run(client: Client, bucket: Bucket, project: str, schedule: Body) -> Body:
+def _run(client: Client, bucket: Bucket, schedule: Body) -> Body:
     """The run of the schedule, over what was put into the inbox just now."""
+    inbox = schedule["template"]["input"]["documents"][0]["prefix"]
     for path in brought():
         content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        bucket.put_stream(_inbox(project) + path.name, [path.read_bytes()], content_type, Expected(), {})
+        bucket.put_stream(inbox + path.name, [path.read_bytes()], content_type, Expected(), {})
     made = client.make_schedule(schedule)
     client.pause_schedule(made["id"])
     [keyed] = campaign.keyed([(1, schedule)], "demo")
@@ -136,11 +133,6 @@ def _price_of_summaries(client: Client, template: Body) -> Decimal | None:
 def _clips_first_cheapest_first(priced: tuple[Row, Decimal | None]) -> tuple[bool, Decimal]:
     row, price = priced
     return row.body["kind"] == "text-to-image", Decimal("Infinity") if price is None else price
-
-
-def _inbox(project: str) -> str:
-    """Where others put what the project is to read."""
-    return f"inbox/{project}/"
 
 
 def _text() -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from fastcrc import crc64
+from pydantic import SecretStr
 
 from worker.egress import TooLarge
 from worker.errors import NoriaError, NotFound
@@ -275,10 +276,15 @@ def _disposition(filename: str) -> str:
 
 def _client(settings: Settings, endpoint: str | None) -> Any:
     key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return _made(endpoint, key, secret, settings.s3_region, settings.s3_addressing_style)
+
+
+@lru_cache(maxsize=8)  # to make one costs a tenth of a second, and any number of threads may share it
+def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None, region: str, style: str) -> Any:
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint,
-        region_name=settings.s3_region,
+        region_name=region,
         aws_access_key_id=key.get_secret_value() if key else None,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
@@ -287,7 +293,7 @@ def _client(settings: Settings, endpoint: str | None) -> Any:
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 2},  # a PUT may be repeated
             max_pool_connections=64,
-            s3={"addressing_style": settings.s3_addressing_style},
+            s3={"addressing_style": style},
             # Else bodies are sent aws-chunked, which OSS refuses and some stores write into the object.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
