@@ -97,6 +97,7 @@ def running(home: Path, seed: int, say: Callable[[str], None]) -> Iterator[Stack
             limits={"*": {"concurrency": CONCURRENCY, "rps": 2 * RATE, "rpm": round(120 * RATE)}},
             queries_per_second=QUERIES,
             queue_seconds=0.1,
+            batch_run_seconds=1.0,
         )
         settings = _settings(true | _ours())
         yield Stack(

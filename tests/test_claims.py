@@ -266,3 +266,14 @@ def test_deliveries_whose_claims_have_all_lapsed_do_not_wait_for_each_other(play
     play.sql("update deliveries set claimed = 'taken', run_at = now() - interval '1 s'")
 
     assert {message.task for message in play.tick()} == {"noria.deliver"}
+
+
+def test_what_has_no_link_is_claimed_beside_what_has_one_and_after_it(play: Stage) -> None:
+    first, second, third = (play.submit() for _ in range(3))
+    play.sql("update jobs set state = 'copying', run_at = now()")
+    for job, hours in ((first, None), (second, 2), (third, 1)):
+        play.sql("update jobs set links_expire_at = now() + :hours * interval '1 h' where id = :id", hours=hours, id=job.id)
+
+    claimed = [claim.id for message in play.tick() for claim in message.claims]
+
+    assert claimed == [third.id, second.id, first.id]

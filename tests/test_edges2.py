@@ -435,6 +435,8 @@ def test_a_link_that_does_not_answer_is_not_asked_three_times_at_once(play: Stag
     play.play(play.tick())
 
     looked = play.job(job)
+    assert looked.note is not None
+    assert looked.run_at is not None
     assert looked.note["tries"] == {"0": 1}
     assert looked.run_at > play.now() + timedelta(seconds=1)
 

@@ -82,8 +82,9 @@ def claim_due(
     At most `limit` rows of this kind are on their way at a time, so that a message is never older than its lease.
     """
     rows = connection.execute(_claiming(table, due, order, limit), {"now": now})
-    # an UPDATE returns its rows in any order
-    return [Claim(*row[:4]) for row in sorted(rows, key=lambda row: row[4:])]
+    # an UPDATE returns its rows in any order; what has no time comes last, as in Postgres
+    ordered = sorted(rows, key=lambda row: [(part is None, part) for part in row[4:]])
+    return [Claim(*row[:4]) for row in ordered]
 
 
 def take(connection: Connection, table: Claimable, numbers: Numbers, lease: Lease) -> list[Row[Any]]:
