@@ -7,6 +7,7 @@ in the same instant see each other unfinished, and wake nobody).
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS
 from worker.kinds.kind import Ended, Stored
 from worker.models import Event, Job, Output
@@ -97,6 +99,13 @@ def cancel(connection: Connection, parent: Job, why: str, now: datetime) -> None
     connection.execute(_ASK, {"parent": parent.id, "now": now})
 
 
+def condemn(connection: Connection, parent: Job, parts: Sequence[uuid.UUID], why: str, now: datetime) -> None:
+    """Fails children that succeeded and are of no use to their parent, so that a retry makes them again."""
+    error = Failure("part_unfit", ErrorClass.PROVIDER, why, retryable=True, billed="yes").as_json()
+    said = {"parent": parent.id, "parts": list(parts), "why": why, "error": json.dumps(error), "now": now}
+    connection.execute(_CONDEMN, said)
+
+
 def make_again(connection: Connection, parent: Job, now: datetime) -> int:
     """Puts the children that failed, expired or were canceled back into the line; how many."""
     return connection.execute(_AGAIN, {"parent": parent.id, "now": now}).rowcount
@@ -141,9 +150,10 @@ _FIRST_FAILED = (
     .order_by(Job.round, Job.place)
     .limit(1)
 )
+# Every call that was settled, also those of a part that was made again.
 _PAID = text(
     """
-    select sum(cost) filter (where billed <> 'no') as cost,
+    select (select sum(micros) from ledger where job_id = :parent and entry = 'settle') as cost,
            case when bool_or(billed = 'unknown') then 'unknown' when bool_or(billed = 'yes') then 'yes'
                 else 'no' end as billed
       from jobs where parent_id = :parent
@@ -151,9 +161,10 @@ _PAID = text(
 )
 _WAITS = """jobs.state = 'gathering' and jobs.claimed is null and jobs.run_at is null
        and (not exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null)
-            or jobs.kind = any(:hasty)
-               and exists (select from jobs as child where child.parent_id = jobs.id
-                            and child.state in ('failed', 'expired'))
+            or (jobs.cancel_requested
+                or jobs.kind = any(:hasty)
+                   and exists (select from jobs as child where child.parent_id = jobs.id
+                                and child.state in ('failed', 'expired')))
                and exists (select from jobs as child where child.parent_id = jobs.id
                             and child.finished_at is null and not child.cancel_requested))"""
 _WAKE = text(f"update jobs set run_at = now() where id = :parent and {_WAITS}")  # noqa: S608 - words of ours
@@ -165,10 +176,10 @@ _CANCEL = text(
                held_for = null, held_from = null, cancel_requested = true, claim = claim + 1, sequence = sequence + 1
          where parent_id = :parent and claimed is distinct from 'taken'
            and (state in ('queued', 'admitted') or state = 'held' and held_from <> 'uncertain')
-        returning id, project_id, sequence
+        returning id, project_id, sequence, old.state as was
     )
-    insert into events (job_id, project_id, sequence, type, entered, why, at)
-    select id, project_id, sequence, 'job.canceled', 'canceled', :why, :now from ended
+    insert into events (job_id, project_id, sequence, type, "left", entered, why, at)
+    select id, project_id, sequence, 'job.canceled', was, 'canceled', :why, :now from ended
     """
 )
 _ASK = text(
@@ -178,6 +189,20 @@ _ASK = text(
      where parent_id = :parent and finished_at is null and not cancel_requested
     """
 )
+_CONDEMN = text(
+    """
+    with unfit as (
+        update jobs set state = 'failed', state_at = :now, error = cast(:error as jsonb), claim = claim + 1,
+               sequence = sequence + 1
+         where parent_id = :parent and id = any(:parts) and state = 'succeeded'
+        returning id, project_id, sequence, old.state as was
+    ), gone as (
+        delete from outputs where job_id in (select id from unfit)
+    )
+    insert into events (job_id, project_id, sequence, type, "left", entered, why, at)
+    select id, project_id, sequence, 'job.failed', was, 'failed', :why, :now from unfit
+    """
+)
 _AGAIN = text(
     """
     with again as (
@@ -185,11 +210,11 @@ _AGAIN = text(
                cancel_requested = false, retries = 0, task_id = null, task_status = null, sources = null,
                relinked = false, links_expire_at = null, deadline_at = null, unknown_since = null, crashes = 0,
                lane_id = null, account = null, region = null, claimed = null, claim = claim + 1,
-               sequence = sequence + 1
+               attempt_id = null, cost = null, billed = 'no', usage = null, result = null, sequence = sequence + 1
          where parent_id = :parent and state in ('failed', 'expired', 'canceled')
-        returning id, project_id, sequence
+        returning id, project_id, sequence, old.state as was
     )
-    insert into events (job_id, project_id, sequence, type, entered, why, at)
-    select id, project_id, sequence, 'job.queued', 'queued', 'made again', :now from again
+    insert into events (job_id, project_id, sequence, type, "left", entered, why, at)
+    select id, project_id, sequence, 'job.queued', was, 'queued', 'made again', :now from again
     """
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -60,12 +60,10 @@ def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
     try:
         for n, piece in enumerate(fan_out.assemble(parent, shelf)):
             outputs.append(shelf.keep(n, piece))
-    except Unfit as error:
-        failure = Failure(error.code, ErrorClass.PROVIDER, str(error), billed="yes")
-        yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
+    except (Unfit, NotFound) as error:
+        yield _unusable(ctx, parent, error)
     except NoriaError as trouble:
-        failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="yes")
-        yield Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": failure.as_json()})
+        yield _troubled(job, State.COPYING, trouble, clock())
     else:
         columns = {"error": None, "usage": fan_out.usage(parent)}
         yield Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
@@ -78,20 +76,23 @@ def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Cloc
     shelf = _Shelf(ctx, job, parent, spans.GATHER)
     try:
         said = fan_out.expand(parent, shelf)
-    except NoriaError as trouble:  # the bucket is down, say: nothing is lost by waiting
-        failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True)
-        yield Move(State.GATHERING, run_at=_backoff(job, clock), columns={"error": failure.as_json()})
+    except NotFound as error:
+        yield _unusable(ctx, parent, error)
+        return
+    except NoriaError as trouble:
+        yield _troubled(job, State.GATHERING, trouble, clock())
         return
     columns: dict[str, Any] = {"error": None} if said.note is None else {"error": None, "note": said.note}
     total = made + len(said.children)
     if said.failure is not None and not counts.unfinished:
         columns |= {"error": said.failure.as_json(), "usage": fan_out.usage(parent)}
-        yield Move(State.FAILED, said.failure.message, columns=columns)
+        yield Move(State.FAILED, said.failure.message, columns=columns, unfit=said.unfit)
     elif said.failure is not None:
         yield Move(State.GATHERING, said.failure.message, cancels=said.failure.message, columns={"round_open": False})
     elif said.more:
         columns |= {"round": number, "round_open": True}
-        yield Move(State.GATHERING, said.why, clock(), columns, children=_rows(ctx, number, made, said, clock))
+        again_at = clock() + (said.again_after or timedelta(0))
+        yield Move(State.GATHERING, said.why, again_at, columns, children=_rows(ctx, number, made, said, clock))
     elif total:
         columns |= {"round": number, "round_open": False}
         why = said.why or f"round {number}: {total} parts"
@@ -100,6 +101,23 @@ def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Cloc
         ctx.wake(job.id)
     else:
         yield Move(State.COPYING, said.why, columns=columns | {"round_open": False})
+
+
+def _unusable(ctx: Context, parent: Parent, error: NoriaError) -> Move:
+    """The end of a parent whose parts are of no use, or gone from the bucket; those that are gone can be made again."""
+    gone = [part.id for part in parent.ended if any(ctx.bucket.head(output.key) is None for output in part.outputs)]
+    failure = Failure(error.code, ErrorClass.STORAGE if gone else ErrorClass.PROVIDER, str(error), billed="yes")
+    told = replace(failure, retryable=bool(gone))
+    return Move(State.FAILED, told.message, columns={"error": told.as_json()}, unfit=tuple(gone))
+
+
+def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Move:
+    """A wait for the bucket or a link; with an end, once its parts are all there and only the joining is left."""
+    failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="yes")
+    columns = {"error": failure.as_json()}
+    if state is State.COPYING and now - job.state_at > spans.ASSEMBLED:
+        return Move(State.FAILED, f"could not be put together for three days: {trouble}", columns=columns)
+    return Move(state, run_at=now + spans.backoff(now - job.state_at), columns=columns)
 
 
 def _doomed(ctx: Context, job: Job, fan_out: FanOut, counts: Counts) -> str | None:
@@ -184,12 +202,7 @@ class _Shelf:
     def read(self, key: str, limit: int) -> bytes:
         """An object's bytes, if it is the project's."""
         self._mine(key)
-        head = self.ctx.bucket.head(key)
-        if head is None:
-            raise NotFound(f"no object {key}")
-        if head.bytes > limit:
-            raise egress.TooLarge(f"{key} has {head.bytes} bytes; at most {limit} are read")
-        return b"".join(self.ctx.bucket.chunks(key))
+        return self.ctx.bucket.read(key, limit)
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """An object's bytes, a piece at a time."""
@@ -241,8 +254,3 @@ class _Shelf:
     def _mine(self, key: str) -> None:
         if not key.startswith(self.parent.prefixes) or "/../" in key:
             raise NotFound(f"no object {key}")
-
-
-def _backoff(job: Job, clock: Clock) -> datetime:
-    now = clock()
-    return now + spans.backoff(now - job.state_at)

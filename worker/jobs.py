@@ -152,6 +152,8 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
         raise Conflict("is_child", f"it is a part of job {job.parent_id}: cancel that")
     if state is State.HELD and job.held_from == State.UNCERTAIN:
         raise Conflict("held_uncertain", "a person has to say first what became of its create call: POST …/resolve")
+    if state is State.HELD and job.held_from == State.GATHERING:
+        return _gather_again(connection, job, now), "requested"
     if state in _MINE:
         stopped = _cancel_at_once(connection, job, now)
         if stopped is not None:
@@ -203,7 +205,17 @@ def dearest(catalog: Catalog, settings: Settings, kind: str, model: str, wanted:
 
 def _afresh(job: Job, to: State, now: datetime) -> dict[str, Any]:
     """The columns of a job that is made again: nothing is left of how it ended."""
-    forgotten = ("finished_at", "error", "task_id", "task_status", "sources", "links_expire_at", "deadline_at")
+    # the attempt too: what is reserved now is settled or given back by the next one
+    forgotten = (
+        "finished_at",
+        "attempt_id",
+        "error",
+        "task_id",
+        "task_status",
+        "sources",
+        "links_expire_at",
+        "deadline_at",
+    )
     return {
         **dict.fromkeys((*forgotten, "unknown_since", "lane_id", "account", "region", "claimed", "cost")),
         "state": to,
@@ -298,6 +310,7 @@ def _cancel_at_once(connection: Connection, job: Job, now: datetime) -> Job | No
             claim=Job.claim + 1,
             sequence=Job.sequence + 1,
             cancel_requested=True,
+            **(children.paid(connection, job) if job.round else {}),
         )
         .returning(*Job.__table__.c)
     )
@@ -308,6 +321,31 @@ def _cancel_at_once(connection: Connection, job: Job, now: datetime) -> Job | No
     moves.tell(connection, canceled, State(job.state), "canceled by the user", now)
     money.release(connection, canceled, now)
     return canceled
+
+
+def _gather_again(connection: Connection, job: Job, now: datetime) -> Job:
+    """Lets a held parent see its children to their end."""
+    freed = (
+        update(Job)
+        .where(Job.id == job.id, Job.state == State.HELD, Job.claim == job.claim)
+        .values(
+            state=State.GATHERING,
+            state_at=now,
+            run_at=now,
+            held_for=None,
+            held_from=None,
+            claim=Job.claim + 1,
+            sequence=Job.sequence + 1,
+            cancel_requested=True,
+        )
+        .returning(*Job.__table__.c)
+    )
+    row = connection.execute(freed).mappings().one_or_none()
+    if row is None:
+        raise Conflict("moved_on", "somebody else has just changed it: look again")
+    gathering = Job.of(row)
+    moves.tell(connection, gathering, State.HELD, "canceled by the user: its parts are seen to their end", now)
+    return gathering
 
 
 def _ask_to_cancel(connection: Connection, job: Job, now: datetime) -> Job:

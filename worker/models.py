@@ -286,6 +286,11 @@ class Job(Base):
             "parent_id",
             postgresql_where=text("parent_id is not null and finished_at is null"),
         ),
+        Index(
+            "ix_jobs_failed_parts",
+            "parent_id",
+            postgresql_where=text("parent_id is not null and state in ('failed', 'expired')"),
+        ),
         CheckConstraint("(parent_id is null) = (place is null)", name="place"),
         CheckConstraint("parent_id is null or not fans_out", name="one_generation"),
         {

@@ -32,13 +32,19 @@ def settle(connection: Connection, job: Job, now: datetime) -> None:
     release(connection, job, now)
 
 
-def settle_part(connection: Connection, child: Job, now: datetime) -> None:
-    """Books a child's call on its parent: what it cost, or the estimate where its answer was lost.
+def charge(connection: Connection, job: Job, now: datetime) -> None:
+    """Books a call whose answer nobody will ever know at its estimate; what the next one takes stays reserved."""
+    if job.estimate is not None:
+        _book(connection, job, "settle", job.estimate, now)
+
+
+def settle_part(connection: Connection, child: Job, is_known: bool, now: datetime) -> None:
+    """Books a child's call on its parent: what it cost, or the estimate where that is not known.
 
     The parent's reservation is given back when the parent ends: until then what is left of it is the reservation
     less what was settled.
     """
-    cost = child.cost if child.cost is not None else child.estimate
+    cost = child.cost if is_known and child.cost is not None else child.estimate
     if cost is not None:
         connection.execute(_PART, {"parent": child.parent_id, "attempt": child.attempt_id, "cost": cost, "now": now})
 

@@ -68,10 +68,8 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.outputs:
         rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
         connection.execute(_OUTPUT, rows)
-    if move.children:
-        children.make(connection, moved, move.children, now)
-    if move.cancels:
-        children.cancel(connection, moved, move.cancels, now)
+    if job.fans_out:
+        _of_children(connection, moved, move, now)
     if move.to is not left or move.why:
         tell(connection, moved, left, move.why, now)
     if move.to is State.RUNNING and moved.cancel_requested:
@@ -79,6 +77,8 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         connection.execute(_HURRY, {"the_id": job.id, "now": now})
     _account(connection, moved, move, now)
     _hold_back(connection, job, move, now)
+    if move.to is State.QUEUED and moved.cancel_requested:
+        return record(connection, moved, Move(State.CANCELED, "canceled, and nothing was made"), now)
     return moved
 
 
@@ -228,17 +228,29 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
     return columns
 
 
+def _of_children(connection: Connection, job: Job, move: Move, now: datetime) -> None:
+    """What a parent's move does to its children."""
+    if move.children:
+        children.make(connection, job, move.children, now)
+    if move.unfit:
+        children.condemn(connection, job, move.unfit, move.why, now)
+    if move.cancels:
+        children.cancel(connection, job, move.cancels, now)
+
+
 def _account(connection: Connection, job: Job, move: Move, now: datetime) -> None:
-    """Settles what a task cost as soon as that is known; releases what an ended job did not spend."""
+    """Books each attempt when its verdict is given; gives back what an ended job did not spend."""
+    said = move.attempt or {}
+    verdict = said.get("billed") if said.get("closed_at") else None
     if job.parent_id is not None:
-        if move.columns.get("billed") == "yes" or (move.attempt or {}).get("outcome") == "unknown":
-            money.settle_part(connection, job, now)
-    elif job.fans_out:
-        if move.to in TERMINAL:
-            money.release(connection, job, now)
-    elif move.columns.get("billed") == "yes":
+        if verdict in ("yes", "unknown"):
+            money.settle_part(connection, job, verdict == "yes", now)
+        return
+    if verdict == "yes":
         money.settle(connection, job, now)
-    elif move.to in TERMINAL and job.billed == "no":
+    elif verdict == "unknown":
+        money.charge(connection, job, now)
+    if move.to in TERMINAL and (job.fans_out or job.billed == "no" or verdict == "unknown"):
         money.release(connection, job, now)
 
 

@@ -30,7 +30,13 @@ _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
 _LOOKED_AT = 20  # candidates, of which each costs a query
 
 # Where a job goes back to on which workers died: what had a slot waits for one again.
-_BACK_TO = {State.ADMITTED: State.QUEUED, State.UNCERTAIN: State.UNCERTAIN, State.COPYING: State.COPYING}
+_BACK_TO = {
+    State.QUEUED: State.QUEUED,
+    State.ADMITTED: State.QUEUED,
+    State.UNCERTAIN: State.UNCERTAIN,
+    State.GATHERING: State.GATHERING,
+    State.COPYING: State.COPYING,
+}
 
 
 class Action(StrEnum):

@@ -46,6 +46,7 @@ LINKS = timedelta(hours=24)  # how long a finished task's links and its record l
 
 UNSERVED = timedelta(days=7)  # a refusal of a way of calling is believed, and then tried once more
 MISSED = timedelta(minutes=5)  # after its fire time, when a run is no longer on time: no clock ran
+ASSEMBLED = timedelta(days=3)  # a parent's outputs put together, once its parts are there
 PROBE = timedelta(minutes=5)  # between two tries of a stopped account
 UNKNOWN_BELIEVED = timedelta(minutes=10)  # looks that say UNKNOWN before a task is given up
 CRASHES = 3  # workers that may die on one row before a person looks at it

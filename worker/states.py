@@ -11,6 +11,7 @@ Whoever reads a job at any instant can tell from its state alone what may be don
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -53,7 +54,7 @@ SLOTTED = frozenset({S.ADMITTED, S.SUBMITTING, S.UNCERTAIN, S.RUNNING})
 
 MOVES: dict[State, frozenset[State]] = {
     S.QUEUED: frozenset({S.ADMITTED, S.GATHERING, S.HELD, S.CANCELED, S.FAILED}),
-    S.HELD: frozenset({S.QUEUED, S.UNCERTAIN, S.COPYING, S.RUNNING, S.ADMITTED, S.CANCELED, S.FAILED}),
+    S.HELD: frozenset({S.QUEUED, S.UNCERTAIN, S.COPYING, S.GATHERING, S.RUNNING, S.ADMITTED, S.CANCELED, S.FAILED}),
     S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
     # never back to queued when the call may have left: only a call that provably did not, or was refused, or one that
     # is cheap and cannot be looked up. Succeeded at once: a child whose answer is words, which its row keeps
@@ -62,9 +63,9 @@ MOVES: dict[State, frozenset[State]] = {
     S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.FAILED, S.HELD, S.CANCELED}),
     # never held: a task that lives is billed, and its link would die unwatched
     S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.FAILED, S.CANCELED, S.EXPIRED}),
-    S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.FAILED, S.CANCELED}),
+    S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.HELD, S.FAILED, S.CANCELED}),
     S.COPYING: frozenset({S.COPYING, S.SUCCEEDED, S.EXPIRED, S.FAILED, S.HELD}),
-    S.SUCCEEDED: frozenset(),
+    S.SUCCEEDED: frozenset({S.FAILED}),  # a part that its parent cannot use, so that a retry makes it again
     S.FAILED: frozenset({S.QUEUED, S.GATHERING}),
     S.CANCELED: frozenset({S.QUEUED, S.GATHERING}),
     S.EXPIRED: frozenset({S.QUEUED, S.GATHERING}),
@@ -79,9 +80,9 @@ class Move:
     at once; ignored where the state is terminal or held); `why` a few words for the job's history. In the same commit:
     `columns` what else changes on the job's row; `attempt` what changes on the open attempt's row; `outputs` rows of
     stored outputs; `throttled` the scope of an answer that slows the lane, until when the lane creates nothing, and
-    why; `stop` until when the account creates nothing, and why; `children` rows of children to make; `cancels` why its
-    children are to end; `unserved` why the account may not create in this lane at all. `rests`: nothing but the end
-    of its children makes the row due again.
+    why; `stop` until when the account creates nothing, and why; `unserved` why the account may not create in this
+    lane at all; `children` rows of children to make; `cancels` why its children are to end; `unfit` children that
+    succeeded and are of no use. `rests`: nothing but the end of its children makes the row due again.
     """
 
     to: State
@@ -94,6 +95,7 @@ class Move:
     stop: tuple[datetime, str] | None = None
     children: tuple[dict[str, Any], ...] = ()
     cancels: str | None = None
+    unfit: tuple[uuid.UUID, ...] = ()
     unserved: str | None = None
     rests: bool = False
 

@@ -97,6 +97,12 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("parent_id is not null and finished_at is null"),
     )
+    op.create_index(
+        "ix_jobs_failed_parts",
+        "jobs",
+        ["parent_id"],
+        postgresql_where=sa.text("parent_id is not null and state in ('failed', 'expired')"),
+    )
     op.create_index("ix_jobs_gathering", "jobs", ["id"], postgresql_where=sa.text("state = 'gathering'"))
     op.create_index(
         "ix_jobs_fans_out", "jobs", ["run_at"], unique=False, postgresql_where=sa.text("state = 'queued' and fans_out")
@@ -148,6 +154,11 @@ def downgrade() -> None:
         postgresql_where=sa.text("state = 'queued'"),
     )
     op.drop_index("uq_jobs_place", table_name="jobs", postgresql_where=sa.text("parent_id is not null"))
+    op.drop_index(
+        "ix_jobs_failed_parts",
+        table_name="jobs",
+        postgresql_where=sa.text("parent_id is not null and state in ('failed', 'expired')"),
+    )
     op.drop_index("ix_jobs_gathering", table_name="jobs", postgresql_where=sa.text("state = 'gathering'"))
     op.drop_index("ix_jobs_fans_out", table_name="jobs", postgresql_where=sa.text("state = 'queued' and fans_out"))
     op.drop_index(

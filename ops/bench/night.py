@@ -3,8 +3,9 @@
     python -m ops.bench.night --clips 50 --documents 1000 --characters 100000
 
 The processes of `noria up` run in a folder that goes with them. First the clips are made alone, then beside the summary
-of the documents, then the text is spoken; what there are 0 of is left out. While clips run their rows are looked at many times a second: how long after
-its time a look was claimed by a tick, and how long after it a worker had looked. The sandbox's books say the rest.
+of the documents, then the text is spoken; what there are 0 of is left out. While clips run their rows are looked at
+many times a second: how long after its time a look was claimed by a tick, and how long after it a worker had looked.
+The sandbox's books say the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from worker.kinds.speech_input import Speech
 from worker.states import TERMINAL
 
 CLIP, READ, SPOKEN = "wan2.5-t2v-preview", "qwen-flash", "qwen3-tts-flash"
-LIMITS = {CLIP: {"concurrency": 50, "rps": 5}, READ: {"rpm": 600, "tpm": 500_000, "concurrency": 32}}
+LIMITS = {CLIP: {"concurrency": 50, "rps": 5}, READ: {"rpm": 600, "concurrency": 32}}
 RUN_SECONDS, CALL_SECONDS = 40.0, 1.5  # of a clip's task, and of a call
 PATIENCE_SECONDS = 1200.0
 RATE, WIDTH, HEADER = 24_000, 2, 44  # frames a second, bytes of a frame and of a WAV's header
@@ -54,6 +55,7 @@ class Rig:
     client: Client
     engine: Engine
     sandbox: Sandbox
+    limits: Mapping[str, Mapping[str, int]]
 
 
 def main() -> None:
@@ -62,9 +64,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--characters", type=int, default=100_000)
+    parser.add_argument("--tpm", type=int, default=500_000, help="tokens a minute of the model that reads documents")
     said = parser.parse_args()
+    limits = {**LIMITS, READ: {**LIMITS[READ], "tpm": said.tpm}}
     log.configure("CRITICAL")
-    with local.interruptible(), _rig() as rig:
+    with local.interruptible(), _rig(limits) as rig:
         measures: tuple[tuple[int, str, Callable[[], dict[str, Any]]], ...] = (
             (said.clips, "clips alone", lambda: _clips(rig, said.clips)),
             (said.documents, "clips beside a summary", lambda: _summary(rig, said.clips, said.documents)),
@@ -99,7 +103,7 @@ def _summary(rig: Rig, clips: int, count: int) -> dict[str, Any]:
         "summary took, seconds": round(time.monotonic() - began, 1),
         "calls answered": sum(task["model"] == READ for task in books["tasks"]),
         "most in a minute, by the sandbox's books": minute,
-        "limits": LIMITS[READ],
+        "limits": rig.limits[READ],
         "refused": books["throttled"],
     }
 
@@ -164,24 +168,24 @@ def _rows(rig: Rig, statement: str, **said: Any) -> Any:
 
 
 @contextmanager
-def _rig() -> Iterator[Rig]:
+def _rig(limits: Mapping[str, Mapping[str, int]]) -> Iterator[Rig]:
     """All of `noria up` in a folder of its own, with a key."""
 
     def prepare(settings: Mapping[str, str]) -> dict[str, str]:
         with reach.database(home, settings["NORIA_DATABASE_URL"]) as connection:
             key = keys.new_key(connection, project_made(connection, "bench"), "bench")[1]
-        return {"BENCH_KEY": key, "NORIA_LIMITS": json.dumps(LIMITS)}
+        return {"BENCH_KEY": key, "NORIA_LIMITS": json.dumps(limits)}
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)  # PostgreSQL may have to run as another user, and passes through
         home = Path(folder) / "home"
         with local.stack(local.UpOptions(home), prepare, show.sayer(show.ERR)) as made:
             sandbox = Sandbox(made.addresses["sandbox"])
-            sandbox.set(limits=LIMITS, run_seconds=RUN_SECONDS, queue_seconds=0.5, call_seconds=CALL_SECONDS)
+            sandbox.set(limits=limits, run_seconds=RUN_SECONDS, queue_seconds=0.5, call_seconds=CALL_SECONDS)
             engine = create_engine(made.environment["NORIA_DATABASE_URL"])
             door = reach.Door(made.addresses["API"].removesuffix("/docs"), made.prepared["BENCH_KEY"])
             with reach.api(door) as client:
-                yield Rig(client, engine, sandbox)
+                yield Rig(client, engine, sandbox, limits)
             engine.dispose()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -112,13 +112,17 @@ class Expansion:
 
     `children` are made with it, in the round that is open, which `note` is kept with. `more`: the round is not
     complete, and the kind is asked again at once (so that no step takes long). No children and no more of them, in
-    a round that is empty: nothing is left to make, and `assemble` comes next. `failure` ends the job instead.
+    a round that is empty: nothing is left to make, and `assemble` comes next. `failure` ends the job instead, and
+    `unfit` are children that succeeded and are of no use: a retry makes them again. `again_after`: with `more`, the
+    kind is asked again no sooner than that.
     """
 
     children: tuple[Child, ...] = ()
     note: dict[str, Any] | None = None  # None: as it was
     more: bool = False
     failure: Failure | None = None
+    unfit: tuple[uuid.UUID, ...] = ()
+    again_after: timedelta | None = None
     why: str = ""  # a few words for the job's history
 
 

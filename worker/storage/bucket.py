@@ -136,9 +136,14 @@ class Bucket:
         return Head(found["ContentLength"], found.get("ContentType", ""), found["ETag"].strip('"'))
 
     def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
-        """An object's bytes, `size` at a time."""
+        """An object's bytes, `size` at a time; raises NotFound where there is none."""
         with _trouble("get"):
-            body = self._s3.get_object(Bucket=self._name, Key=key)["Body"]
+            try:
+                body = self._s3.get_object(Bucket=self._name, Key=key)["Body"]
+            except ClientError as error:
+                if _status(error) == 404:
+                    raise NotFound(f"no object {key}") from None
+                raise
             with body:
                 yield from body.iter_chunks(size)
 
