@@ -35,7 +35,10 @@ TextFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help
 Documents = Annotated[
     list[Path] | None, typer.Option(exists=True, help="What is to be summarised: a file, or all of a folder's.")
 ]
-Input = Annotated[list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="Any other field of the input.")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="NAME=VALUE", help="Any other field of the input: text, true, false, or JSON."),
+]
 InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file with the input.")]
 
 
@@ -145,7 +148,18 @@ def estimate(
 
 def _input(path: Path | None, given: list[str] | None, **named: Any) -> dict[str, Any]:
     """The file's fields, then --input's, then the options' own."""
-    return {**(_read_input(path) if path else {}), **pairs(given, "--input"), **_texts(**named)}
+    said = {name: _value(value) for name, value in pairs(given, "--input").items()}
+    return {**(_read_input(path) if path else {}), **said, **_texts(**named)}
+
+
+def _value(text: str) -> Any:
+    """What a shell can only write as text: true, false, a list or an object are taken for what they are."""
+    if text in ("true", "false") or text[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
 
 
 def _texts(**named: Any) -> dict[str, Any]:

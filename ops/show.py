@@ -36,7 +36,7 @@ _COLOURS = {
 
 OUTCOMES = {
     "canceled": "nothing was sent, nothing is billed",
-    "requested": "the provider is being asked; it drops only what has not started",
+    "requested": "it is being seen to: what has not started is dropped, what runs is billed",
     "too_late": "it runs on and is billed; it ends as if nothing had been asked",
     "already_finished": "it had ended before",
 }

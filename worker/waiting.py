@@ -72,6 +72,8 @@ def on_parts(made_of: Mapping[str, int]) -> Waiting:
     """What a parent waits for, by how many of its children are in each state."""
     total, missed = sum(made_of.values()), sum(made_of.get(state, 0) for state in _MISSED)
     failed = f"; {missed} failed" if missed else ""
+    if not total:
+        return Waiting("children", "its parts are being laid out")
     return Waiting("children", f"{made_of.get(State.SUCCEEDED, 0)} of {total} parts are made{failed}")
 
 
