@@ -21,6 +21,9 @@ from worker.kinds import text_batch
 _TWICE = "compare its attempts with the provider's bill"
 _LOST = "it was made twice, or given up too soon"
 _ROUNDED = 2  # micro-CNY between two bills of one batch, whose tiers of prices are each rounded
+_MADE_AGAIN = """
+    select job_id::text from events where entered = 'queued' and "left" in ('failed', 'canceled', 'expired')
+"""
 
 Books = Mapping[str, Any]
 
@@ -49,7 +52,7 @@ def _tasks(connection: Connection, books: Books) -> Iterator[Finding]:
         else:
             what = f"task {task['task_id']} of {task['model']} is paid for, and no job has it"
             yield Finding("I2", what, _asked_by(connection, task), _LOST)
-    yield from _twice(paid, "tasks")
+    yield from _twice(connection, paid, "tasks")
 
 
 def _calls(connection: Connection, books: Books) -> Iterator[Finding]:
@@ -67,7 +70,7 @@ def _calls(connection: Connection, books: Books) -> Iterator[Finding]:
         else:
             what = f"call {call['request_id']} of {call['model']} is paid for, and no attempt may be it"
             yield Finding("I2", what, _asked_by(connection, call), _LOST)
-    yield from _twice(paid, "answered calls")
+    yield from _twice(connection, paid, "answered calls")
 
 
 def _batches(connection: Connection, books: Books) -> Iterator[Finding]:
@@ -83,7 +86,7 @@ def _batches(connection: Connection, books: Books) -> Iterator[Finding]:
         elif batch["billed_micros"] and not is_open:
             job = row.job if row is not None else None
             yield Finding("I2", f"batch {batch['batch_id']} is paid for, and no job has it", job, _LOST)
-    yield from _twice(paid, "batches")
+    yield from _twice(connection, paid, "batches")
 
 
 def _made_for(connection: Connection, books: Books) -> Iterator[Finding]:
@@ -163,9 +166,10 @@ def _dearer(row: Any, micros: int, leeway: int) -> Iterator[Finding]:
         yield Finding("M", what, row.job, "correct its price in the catalog")
 
 
-def _twice(paid: Counter[str], what: str) -> Iterator[Finding]:
+def _twice(connection: Connection, paid: Counter[str], what: str) -> Iterator[Finding]:
+    lives = Counter(connection.execute(text(_MADE_AGAIN)).scalars())
     for job, count in paid.items():
-        if count > 1:
+        if count > 1 + lives[job]:
             yield Finding("I2", f"{count} of its {what} are paid for", job, _TWICE)
 
 

@@ -44,12 +44,13 @@ RULES = (
     ),
     Rule(
         "M",
-        """select p.id as job, 'it cost ' || coalesce(p.cost, 0) || ' micro-CNY, and its parts ' ||
-             coalesce(parts.cost, 0) as what
-           from jobs p, lateral (select sum(c.cost) filter (where c.billed <> 'no') as cost
-                                   from jobs c where c.parent_id = p.id) parts
+        """select p.id as job, 'it cost ' || coalesce(p.cost, 0) || ' micro-CNY, and the calls of its parts ' ||
+             coalesce(calls.cost, 0) as what
+           from jobs p, lateral (select sum(l.micros) as cost from ledger l join attempts a on a.id = l.attempt_id
+                                   join jobs c on c.id = a.job_id and c.parent_id = p.id
+                                   where l.job_id = p.id and l.entry = 'settle') calls
            where p.created_at >= :since and p.fans_out and p.finished_at is not null
-             and p.cost is distinct from parts.cost""",
+             and p.cost is distinct from calls.cost""",
         "compare what its parts cost with the provider's bill",
     ),
     Rule(

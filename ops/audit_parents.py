@@ -19,14 +19,14 @@ RULES = (
         """select c.id as job, 'it is a part, and its parent is ' || p.state || ', which has no parts yet' as what
            from jobs c join jobs p on p.id = c.parent_id
            where p.finished_at is null and p.state not in ('gathering', 'copying')
-             and not (p.state = 'held' and p.held_from = 'copying')""",
+             and not (p.state = 'held' and p.held_from in ('gathering', 'copying'))""",
         _REPORT,
     ),
     Rule(
         "C",
         """select p.id as job, 'it is ' || p.state || ', and ' || count(*) || ' of its parts have not ended' as what
            from jobs p join jobs c on c.parent_id = p.id and c.finished_at is null
-           where p.state <> 'gathering' group by p.id""",
+           where p.state <> 'gathering' and p.held_from is distinct from 'gathering' group by p.id""",
         _REPORT,
     ),
     Rule(

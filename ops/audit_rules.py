@@ -37,7 +37,9 @@ RULES = (
         """select a.job_id as job, count(*) || ' of its tasks are billed, or may be' as what
            from attempts a join jobs j on j.id = a.job_id
            where j.created_at >= :since and a.billed <> 'no' and (a.task_id is not null or a.output is not null)
-           group by a.job_id having count(*) > 1""",
+           group by a.job_id having count(*) > 1 + (
+             select count(*) from events e where e.job_id = a.job_id and e.entered = 'queued'
+               and e."left" in ('failed', 'canceled', 'expired'))""",  # made again, as a person asked
         "compare its attempts with the provider's bill: it was paid for more than once",
     ),
     Rule(

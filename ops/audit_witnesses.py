@@ -121,7 +121,9 @@ def _bytes_of(bucket: Bucket, row: Any) -> Iterator[Finding]:
 def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
     """I6: objects of ours that no row knows; those of a job that is being copied have none yet."""
     keys = set(connection.execute(text("select key from outputs")).scalars())
-    unfinished = set(connection.execute(text("select id::text from jobs where finished_at is null")).scalars())
+    # a part that was found to be of no use leaves its object to the one that is made in its place
+    copied = "finished_at is null or parent_id is not null and state = 'failed'"
+    unfinished = set(connection.execute(text(f"select id::text from jobs where {copied}")).scalars())  # noqa: S608
     parents = set(connection.execute(text("select id::text from jobs where fans_out")).scalars())
     for key, _ in bucket.objects():
         match = _KEY.match(key)

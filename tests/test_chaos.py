@@ -33,7 +33,7 @@ SHORT = ("kill-workers", "crash-postgres", "stop-workers", "empty-redis", "kill-
 def test_every_promise_holds_when_processes_servers_lines_and_the_provider_fail_together(tmp_path: Path) -> None:
     said: list[str] = []
 
-    report = chaos.run(chaos.Options(15, 1, 40, SHORT, tmp_path / "chaos"), said.append)
+    report = chaos.run(chaos.Options(12, 1, 40, SHORT, tmp_path / "chaos"), said.append)
 
     assert report.findings == [], "\n".join([*map(str, report.findings), *said])
     assert report.numbers["jobs accepted"] == 40 + report.numbers["runs of the schedule submitted"]

@@ -22,7 +22,7 @@ from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
-from worker.inputs import Handover
+from worker.handover import Handover
 from worker.kinds.kind import Ended
 from worker.learned import Learned
 from worker.models import Attempt, Job, Lane, Project
@@ -84,7 +84,7 @@ class Context:
 
     def owner(self, job: Job) -> str:
         """The main account that the job's limits are counted by."""
-        return self._account(job).owner
+        return self.account(job).owner
 
     def project_name(self, job: Job) -> str:
         """The name of the job's project."""
@@ -96,9 +96,9 @@ class Context:
 
     def client(self, job: Job) -> Client:
         """The provider's client for the account that the job was admitted with."""
-        return self.clients[self._account(job).name]
+        return self.clients[self.account(job).name]
 
-    def _account(self, job: Job) -> Account:
+    def account(self, job: Job) -> Account:
         """The account that the job was admitted with; where settings renamed it, another of its region."""
         accounts = self.settings.all_accounts
         named = [account for account in accounts if account.name == job.account]

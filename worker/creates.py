@@ -30,7 +30,7 @@ _PAUSES = {
 
 
 def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
-    account = next(account for account in ctx.settings.all_accounts if account.name == job.account)
+    account = ctx.account(job)
     return {
         "id": uuid.uuid4(),
         "number": job.attempts + 1,

@@ -1,36 +1,19 @@
-"""Objects of ours that a job's input names by their keys: whether they are there, and how the provider gets them.
-
-A job's row and its request's hash hold keys, so equal requests are equal for ever. Only the call itself carries what
-the provider can follow: a link into the bucket that lives for hours, or, where it cannot reach the bucket, an
-`oss://` of its own temporary store, where the object was put just before.
-"""
+"""Objects of ours that a job's input names by their keys: whether they are there, and what they have to be."""
 
 from __future__ import annotations
 
-import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import media
-from worker.dashscope.client import Client
-from worker.errors import Fault, InvalidInput, NotFound
-from worker.kinds import Request
+from worker.errors import Fault, InvalidInput
 from worker.kinds.fields import is_key
 from worker.models import File, Job, Output
-from worker.settings import Settings
-from worker.storage import Bucket
-
-LINK_LIFE = timedelta(hours=6)  # a task may wait for its turn at the provider, and it runs 3 h at the most
-UPLOAD_KEPT = timedelta(hours=1)  # of the 48 h that the provider keeps it (Alibaba docs, 'Upload a file temporarily')
-_RESOLVE = {"X-DashScope-OssResourceResolve": "enable"}
 
 _Object = Row[str, str, int]  # its key, content type, and length in bytes
 
@@ -55,7 +38,7 @@ def check(connection: Connection, project_id: uuid.UUID, wanted: Mapping[str, An
 
     In the submission's transaction: a file that is named cannot be removed before that ends.
     """
-    named = {**_links(wanted), **_documents(project_id, wanted)}
+    named = {**links(wanted), **_documents(project_id, wanted)}
     if not named:
         return
     there = _there(connection, project_id, sorted(set(named.values())))
@@ -64,70 +47,17 @@ def check(connection: Connection, project_id: uuid.UUID, wanted: Mapping[str, An
         raise InvalidInput(found)
 
 
+def links(wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Pointer → key, of the fields that hold a key where a link may stand."""
+    said = ((name, wanted.get(name)) for name in _RULES)
+    return {f"/input/{name}": value for name, value in said if isinstance(value, str) and is_key(value)}
+
+
 def user_of(connection: Connection, project_id: uuid.UUID, key: str) -> uuid.UUID | None:
     """A job of the project's that has not ended and names the object; None where there is none."""
     said = {"project": project_id, "key": key, "document": [{"key": key}]}
     user: uuid.UUID | None = connection.execute(_USER, said).scalar_one_or_none()
     return user
-
-
-@dataclass(frozen=True)
-class _Put:
-    """Where the provider has an object, and since when, by this process's monotonic clock."""
-
-    url: str
-    at: float
-
-
-@dataclass(frozen=True)
-class Handover:
-    """How the provider gets the objects that a request names; one for each process, for all its threads."""
-
-    settings: Settings
-    bucket: Bucket
-    _puts: dict[tuple[str, str, str], _Put] = field(default_factory=dict, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
-
-    def request(self, client: Client, job: Job, request: Request) -> Request:
-        """The request with each key in it made into something that the provider can follow.
-
-        Nothing was sent for the job when it raises: CallFailed or StorageTrouble are worth waiting for, NotFound is
-        not: the object is gone.
-        """
-        keys = dict.fromkeys(_links(job.input).values())
-        if not keys:
-            return request
-        if self.settings.input_handover == "link":
-            links = {key: self.bucket.presign(key, LINK_LIFE, None) for key in keys}
-            return replace(request, body=_with(request.body, links))
-        puts = {key: self._put(client, job.account or "", request.body["model"], key) for key in keys}
-        return replace(request, headers={**request.headers, **_RESOLVE}, body=_with(request.body, puts))
-
-    def _put(self, client: Client, account: str, model: str, key: str) -> str:
-        """Where the provider has the object: for this model and account alone, by its rule."""
-        now, place = time.monotonic(), (account, model, key)
-        with self._lock:
-            put = self._puts.get(place)
-        if put is None or now - put.at > UPLOAD_KEPT.total_seconds():
-            head = self.bucket.head(key)
-            if head is None:
-                raise NotFound(f"the input {key} is in the bucket no more")
-            name, chunks = PurePosixPath(key).name, self.bucket.chunks(key)
-            put = _Put(client.upload(model, name, chunks, head.content_type, head.bytes), now)
-            self._keep(place, put)
-        return put.url
-
-    def _keep(self, place: tuple[str, str, str], put: _Put) -> None:
-        with self._lock:
-            for old in [old for old, kept in self._puts.items() if put.at - kept.at > UPLOAD_KEPT.total_seconds()]:
-                del self._puts[old]
-            self._puts[place] = put
-
-
-def _links(wanted: Mapping[str, Any]) -> dict[str, str]:
-    """Pointer → key, of the fields that hold a link or a key."""
-    said = ((name, wanted.get(name)) for name in _RULES)
-    return {f"/input/{name}": value for name, value in said if isinstance(value, str) and is_key(value)}
 
 
 def _documents(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -157,15 +87,6 @@ def _fault(pointer: str, key: str, found: _Object | None) -> Fault | None:
     if rule is None or (found.content_type in rule.types and found.bytes <= rule.bytes):
         return None
     return Fault(pointer, "file_unfit", f"names {found.content_type} of {found.bytes} bytes, and must be {rule.words}")
-
-
-def _with(value: Any, places: Mapping[str, str]) -> Any:
-    """The value with each key in it replaced by its place."""
-    if isinstance(value, dict):
-        return {name: _with(part, places) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_with(part, places) for part in value]
-    return places.get(value, value) if isinstance(value, str) else value
 
 
 # FOR KEY SHARE, so that a file cannot be removed between being found here and being named by a job on record.

@@ -15,6 +15,7 @@ SEND = timedelta(seconds=3)  # from the instant that a create is booked for unti
 
 # deadlines of calls, wall clock, from the first byte sent to the last byte read
 CREATE = timedelta(seconds=40)
+HANDOVER = timedelta(seconds=40)  # all of a job's inputs together, where they are uploaded
 UPLOAD = timedelta(minutes=10)  # a batch's file, 500 MB at the most
 CALL = timedelta(seconds=310)  # a synchronous generation; the provider's own budget is 298 s
 QUERY = timedelta(seconds=20)  # one look at a task, a page of the list, a cancel
@@ -30,9 +31,10 @@ BUCKET_OVERRUN = timedelta(minutes=4)
 # leases, each longer than the calls under it
 SENT = timedelta(seconds=60)  # a claim on its way to a worker: a message that is lost is sent again after this
 LEASES = {
-    "submit": timedelta(seconds=90),  # CREATE, and a second's wait for the lane's rate
-    "call": timedelta(seconds=400),  # CALL
-    "batch": timedelta(minutes=12),  # UPLOAD, and CREATE
+    # each: the inputs on their way, a second's wait for the lane's rate, SEND, and the call
+    "submit": timedelta(seconds=130),  # HANDOVER, CREATE, and as long for a bucket that is slow to give the inputs
+    "call": timedelta(seconds=400),  # HANDOVER, CALL
+    "batch": timedelta(minutes=12),  # UPLOAD, CREATE
     "reconcile": timedelta(seconds=180),
     "gather": timedelta(minutes=10),  # GATHER, and the document that was being read when it passed
     "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate

@@ -127,6 +127,11 @@ class Batches:
         """Ask a batch to stop; what is done stays done and is billed. May be sent again; raises like `get`."""
         return self._one("POST", f"/batches/{quote(batch_id, safe='')}/cancel")
 
+    def delete(self, file_id: str) -> Refused | None:
+        """Delete a file; None: it is gone. May be sent again; raises CallFailed when there was no answer."""
+        answer = self._session.query("DELETE", Surface.COMPATIBLE, f"/files/{quote(file_id, safe='')}")
+        return None if answer.status < 300 else answers.refused(answer, read(answer.body))
+
     @contextmanager
     def content(self, file_id: str, deadline: float, cap: int = FILE_CAP) -> Iterator[Iterator[bytes]]:
         """A file's bytes as they come, inside the `with`; raises CallFailed from it and from them."""

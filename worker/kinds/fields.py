@@ -6,7 +6,9 @@ Where the provider takes a link to a picture or to sound, we take the key of an 
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, LiteralString
 from urllib.parse import urlsplit
 
@@ -30,6 +32,24 @@ def no(code: LiteralString, message: str) -> PydanticCustomError:
 def is_storable(text: str) -> bool:
     """Whether Postgres takes the text: it refuses NUL and lone surrogates."""
     return _UNSTORABLE.search(text) is None
+
+
+def storable(value: Any) -> Any:
+    """JSON that others wrote, as Postgres takes it: with marks for NULs and halves of surrogate pairs, at any depth.
+
+    A number that JSON does not have is None.
+    """
+    match value:
+        case str():
+            return _UNSTORABLE.sub("\ufffd", value)
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {storable(name): storable(each) for name, each in value.items()}
+        case list() | tuple():
+            return [storable(each) for each in value]
+        case _:
+            return value
 
 
 def is_key(value: str) -> bool:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from worker.catalog import Model, Surface, Thinking, Usage
 from worker.kinds import answers, checks, schemas
 from worker.kinds.checks import SEED_LIMIT, Input
-from worker.kinds.fields import Text, no
+from worker.kinds.fields import Text, no, storable
 from worker.kinds.kind import Kind, Request, Source
 
 NAME = "text"
@@ -141,7 +141,7 @@ def result(output: Mapping[str, Any]) -> dict[str, Any]:
 def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
     """The answer as a job keeps it: with `json`, the value that was asked for, or `json_error`, why it holds none."""
     assert isinstance(wanted, Conversation)
-    said = result(output)
+    said: dict[str, Any] = storable(result(output))
     if wanted.response_format in (None, "text") or said.get("tool_calls"):
         return said
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from bs4 import BeautifulSoup
 from bs4.element import CData, NavigableString, Tag
+from bs4.exceptions import ParserRejectedMarkup
 from pypdf import PdfReader
 from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError, PyPdfError
 
@@ -42,8 +43,11 @@ class Refused(Exception):
 
 
 def html(data: bytes, charset: str | None) -> str:
-    """What a reader of the page sees, a line for each block; scripts and styles are out."""
-    soup = BeautifulSoup(data, "html.parser", from_encoding=charset)
+    """What a reader of the page sees, a line for each block, scripts and styles out; raises Refused if it is broken."""
+    try:
+        soup = BeautifulSoup(data, "html.parser", from_encoding=charset)
+    except (ParserRejectedMarkup, ValueError, LookupError, AssertionError, RecursionError) as error:
+        raise Refused("unreadable", f"is a broken page ({type(error).__name__})") from None
     return _LINES.sub("\n", _SPACES.sub(" ", "".join(_seen(soup)))).strip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 
 from worker.errors import CallFailed
@@ -14,7 +15,9 @@ from worker.kinds.summaries.portion import Place, Portion
 from worker.kinds.summaries.prompts import Call
 from worker.kinds.summaries.trees import DIGEST, Slip, Tree
 
-_TRIES = 3  # of a link that does not answer, each in another pass
+# Before a link that did not answer is asked again, each time in another pass; after the last it is given up.
+_WAITS = (timedelta(seconds=30), timedelta(minutes=3))
+_TRIES = len(_WAITS) + 1
 
 Joining = Callable[[Sequence[str]], Call]
 
@@ -47,8 +50,15 @@ def join(portion: Portion, document: int, tree: Tree, final: Joining, notes: Joi
     return None
 
 
+def rest(portion: Portion) -> timedelta | None:
+    """How long to leave the links in peace that did not answer; None: there are none."""
+    tries = portion.note["tries"].values()
+    return _WAITS[max(tries) - 1] if tries else None
+
+
 def _read_parts(portion: Portion, document: int, tree: Tree) -> None:
     parts = _cut(portion, document)
+    portion.note["cut"] += len(parts)
     known = tree.sizes.get(0) == len(parts)
     for place in tree.missing(0) if known else range(len(parts)):
         at = Place(document, 0, place, len(parts))

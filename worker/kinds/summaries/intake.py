@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import mimetypes
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from urllib.parse import urlsplit
 
 from worker.egress import NotAllowed, TooLarge
 from worker.errors import NotFound
@@ -19,6 +20,9 @@ from worker.kinds.summaries.documents import BYTES_LIMIT, Unreadable
 from worker.kinds.summaries.form import MOST, Document
 
 LIST = "documents.jsonl"
+
+_NAME = 100  # characters of a link's last part
+_PAGE = 1000  # objects that a bucket lists at a time
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,22 @@ class Item:
 
 
 class TooMany(Exception):
-    """There are more documents than one job takes."""
+    """There are more documents than one job takes; the message says of what."""
 
 
 def given(wanted: Sequence[Document]) -> list[Item] | None:
     """The documents as the input has them; None where some of them are still to be listed."""
     if any(document.prefix is not None for document in wanted):
         return None
-    return [_item(place, document) for place, document in enumerate(wanted)]
+    return list(_told_apart(_item(place, document) for place, document in enumerate(wanted)))
 
 
 def listed(wanted: Sequence[Document], store: Store) -> list[Item]:
     """The documents with what lies below the prefixes now; raises TooMany."""
     found: list[Item] = []
-    for item in _all(wanted, store):
+    for item in _told_apart(_all(wanted, store)):
         if len(found) == MOST:
-            raise TooMany
+            raise TooMany(f"there are more than {MOST:,} documents below the prefixes: choose fewer by since and until")
         found.append(item)
     return found
 
@@ -99,14 +103,31 @@ def _all(wanted: Sequence[Document], store: Store) -> Iterator[Item]:
 
 
 def _item(place: int, document: Document) -> Item:
-    name = document.id or document.key or document.url or str(place + 1)
+    name = document.id or document.key or (_named(document.url) if document.url else str(place + 1))
     return Item(name, document.text, document.url, document.key)
+
+
+def _named(url: str) -> str:
+    """Its host and the last part of its path: a link may be signed, and what a document is called is told to others."""
+    parts = urlsplit(url)
+    last = parts.path.rstrip("/").rpartition("/")[2].partition(";")[0]
+    return f"{parts.hostname}/{last[:_NAME]}" if last else f"{parts.hostname}"
+
+
+def _told_apart(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, those that would be called like an earlier one by their number too."""
+    seen: set[str] = set()
+    for place, item in enumerate(items):
+        yield replace(item, id=f"{item.id} ({place + 1})") if item.id in seen else item
+        seen.add(item.id)
 
 
 def _below(document: Document, store: Store) -> Iterator[Item]:
     assert document.prefix is not None, "only prefixes are listed"
     try:
-        for found in store.listing(document.prefix):
+        for count, found in enumerate(store.listing(document.prefix), 1):
+            if count % _PAGE == 0 and store.is_late():
+                raise TooMany(f"{document.prefix} has more objects than can be listed in time: give a longer prefix")
             if _is_meant(document, found):
                 yield Item(found.key, key=found.key)
     except NotFound:

@@ -1,12 +1,14 @@
 """A portion of a round: what one step makes of it, so that no step takes long.
 
 The note that goes on record with it says how far the round is. `at` is the document to go on with, `errors` are those
-that cannot be read, `tries` those whose link did not answer, `parts` the lines of a batch that were written so far.
+that cannot be read, `tries` those whose link did not answer, `cut` in how many parts the documents of this pass were
+cut, `parts` the lines of a batch that were written so far.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +27,7 @@ from worker.kinds.summaries.trees import Slip, Tree
 
 _MOST = 200  # calls
 _SIZE = 4_000_000  # characters of material
+_MESSAGE = 200  # characters of a slip, since each note holds those of all documents
 _JSONL = "application/jsonl"
 
 
@@ -104,7 +107,8 @@ class Portion:
 
     def slip(self, document: int, slip: Slip) -> None:
         """Notes that a document cannot be had."""
-        self.note["errors"] = {**self.note["errors"], str(document): slip.as_json()}
+        short = replace(slip, message=slip.message[:_MESSAGE])
+        self.note["errors"] = {**self.note["errors"], str(document): short.as_json()}
 
     def slipped(self, document: int) -> Slip | None:
         """Why the document cannot be had, if that was noted."""
@@ -146,9 +150,9 @@ class Portion:
         self.note["parts"] = []
         self.made += [self._batch(number, group) for number, group in enumerate(lines.files(parts))]
 
-    def expansion(self, *, more: bool, why: str = "", **noted: Any) -> Expansion:
+    def expansion(self, *, more: bool, why: str = "", after: timedelta | None = None, **noted: Any) -> Expansion:
         """What was made, with the note of how far the round is."""
-        return Expansion(tuple(self.made), {**self.note, **noted}, more, why=why)
+        return Expansion(tuple(self.made), {**self.note, **noted}, more, why=why, again_after=after)
 
     def _batch(self, number: int, group: list[Part]) -> Child:
         joined = (chunk for part in group for chunk in self.store.chunks(part.key))

@@ -16,7 +16,7 @@ from worker.errors import ErrorClass, Failure
 from worker.kinds.kind import Expansion, Parent, Store
 from worker.kinds.summaries import growth, intake, modes, prompts, trees
 from worker.kinds.summaries.endings import Done
-from worker.kinds.summaries.form import MOST, Mode, Summary
+from worker.kinds.summaries.form import PARTS, Mode, Summary
 from worker.kinds.summaries.intake import Item, TooMany
 from worker.kinds.summaries.portion import Portion
 from worker.kinds.summaries.trees import DIGEST, Answer, Slip
@@ -27,9 +27,8 @@ def expand(parent: Parent, store: Store) -> Expansion:
     wanted = read(parent)
     try:
         items, note, why = _survey(parent, wanted, store)
-    except TooMany:
-        message = f"there are more than {MOST:,} documents below the prefixes: choose fewer by since and until"
-        return Expansion(failure=Failure("too_many_documents", ErrorClass.VALIDATION, message))
+    except TooMany as error:
+        return Expansion(failure=Failure("too_many_documents", ErrorClass.VALIDATION, str(error)))
     portion = Portion(parent, store, wanted, items, note)
     if not note["digest_at"] and (passed := _pass(portion, why)):
         return passed
@@ -56,7 +55,8 @@ def _survey(parent: Parent, wanted: Summary, store: Store) -> tuple[list[Item], 
         items = intake.listed(wanted.documents, store)
         listed = store.put(intake.LIST, intake.kept(items), "application/jsonl").key
     mode, why = modes.chosen(parent.model, wanted, len(items))
-    note = {"mode": str(mode), "documents": len(items), "at": 0, "digest_at": 0, "errors": {}, "tries": {}, "parts": []}
+    note: dict[str, Any] = {"mode": str(mode), "documents": len(items), "at": 0, "digest_at": 0}
+    note |= {"errors": {}, "tries": {}, "cut": 0, "parts": []}
     if listed:
         note["listed"] = listed
     return items, note, f"{len(items):,} documents by {mode}: {why}"
@@ -70,13 +70,16 @@ def _pass(portion: Portion, why: str) -> Expansion | None:
             portion.put()
             return portion.expansion(more=True, why=why, at=document)
         growth.grow(portion, document)
+        if portion.note["cut"] > PARTS:
+            return Expansion(failure=_too_much())
         if portion.made and portion.way is Mode.TASKS and not portion.parent.ended:
             break  # one goes ahead, and shows whether the account is served so
     portion.put()
     portion.batches()
     if portion.made or portion.parent.made:
-        return portion.expansion(more=False, why=why, at=0)
-    return portion.expansion(more=True, why=why, at=0) if portion.note["tries"] else None
+        return portion.expansion(more=False, why=why, at=0, cut=0)
+    after = growth.rest(portion)
+    return portion.expansion(more=True, why=why, after=after, at=0, cut=0) if after else None
 
 
 def _digest(portion: Portion) -> Expansion | None:
@@ -113,6 +116,11 @@ def _complete(portion: Portion, why: str) -> Expansion:
     why = f"the digest could not be made: {lost.message}" if lost else why
     counts = {"documents": len(ends), "failed": len(slips), **trees.spent(portion.trees)}
     return portion.expansion(more=False, why=why, counts=counts)
+
+
+def _too_much() -> Failure:
+    message = f"the documents are more than {PARTS:,} parts that fit a call each: give fewer or shorter ones to a job"
+    return Failure("too_many_parts", ErrorClass.VALIDATION, message)
 
 
 def _failure(portion: Portion, slips: list[Slip]) -> Failure:
