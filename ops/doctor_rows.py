@@ -153,12 +153,12 @@ _CREATING = "select count(*) from owners where stopped_until is null or stopped_
 _STOPPED = "select name, stopped_why from owners where stopped_until > now()"
 
 # No wait and no lease is as long as a day.
-_UNPICKED = """
-    select id from jobs where finished_at is null and state <> 'held'
-    and (run_at is null or run_at > now() + interval '1 day')
+# A parent with children at work rests: the last one's end makes it due.
+_OVERLOOKED = """
+    finished_at is null and state <> 'held' and (run_at is null or run_at > now() + interval '1 day')
+    and not (state = 'gathering' and run_at is null
+             and exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null))
 """
+_UNPICKED = f"select id from jobs where {_OVERLOOKED}"  # noqa: S608 - words of ours
 # With a new claim number, so that whoever held such a row has lost it.
-_MAKE_DUE = """
-    update jobs set run_at = now(), claim = claim + 1, claimed = null where finished_at is null and state <> 'held'
-    and (run_at is null or run_at > now() + interval '1 day')
-"""
+_MAKE_DUE = f"update jobs set run_at = now(), claim = claim + 1, claimed = null where {_OVERLOOKED}"  # noqa: S608

@@ -123,7 +123,8 @@ class Stage:
         """Makes waiting looks due soon, so that no test waits for a poll's interval."""
         self.sql(
             "update jobs set run_at = least(run_at, now() + interval '50 ms')"
-            " where claimed is null and state in ('running', 'copying', 'uncertain')"
+            " where claimed is null and run_at is not null"
+            " and state in ('running', 'gathering', 'copying', 'uncertain')"
         )
 
     def lapse(self, job: Job) -> None:

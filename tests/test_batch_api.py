@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 from stage import Stage, stage
+from test_edges import with_queries
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
+from worker import jobs
+from worker.bill import Bill
 from worker.catalog import Model, Usage
 from worker.kinds import KINDS, OFFERED, text_batch
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
@@ -199,3 +202,146 @@ def test_the_window_and_a_day_bound_a_batch(play: Stage) -> None:
 
 def _is_running(rows: Any) -> bool:
     return bool(rows) and rows[0]["state"] == "running"
+
+
+def _calls(play: Stage) -> dict[str, int]:
+    """How often each interface of the provider's was called."""
+    (calls,) = play.sandbox.ledger()["calls"].values()
+    return dict(calls)
+
+
+def _seen_as(play: Stage, **said: Any) -> Stage:
+    """The stage, where the provider says of every batch what is given here."""
+    counts = {"total": 2, "completed": 0, "failed": 0}
+    shown = {"id": "batch_1", "object": "batch", "status": "completed", "request_counts": counts, **said}
+    return with_queries(play, {"status_code": 200, "json": shown})
+
+
+def _begun(play: Stage) -> Job:
+    """A batch that runs for long."""
+    play.sandbox.set(batch_run_seconds=600.0)
+    job = _make(play, ["one.", "two."])
+    play.drive(lambda: play.sql("select state from jobs where parent_id = :id", id=job.id), _is_running)
+    return _child(play, job)
+
+
+def _looked(play: Stage, batch: Job) -> Job:
+    play.lapse(batch)
+    play.play(play.tick())
+    return play.job(batch)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"request_counts": {"total": 2, "completed": 2, "failed": 0}},
+        {"status": "expired", "request_counts": {"total": 2, "completed": 1, "failed": 1}, "error_file_id": "file-1"},
+        {},
+    ],
+)
+def test_an_end_that_names_no_answers_is_waited_on_and_then_billed_as_unknown(play: Stage, said: Any) -> None:
+    batch = _begun(play)
+    play = _seen_as(play, **said)
+
+    assert _looked(play, batch).state == "running"
+    play.sql("update jobs set unknown_since = now() - interval '61 min' where id = :id", id=batch.id)
+    ended = _looked(play, batch)
+
+    assert (ended.state, ended.billed) == ("failed", "unknown")
+    assert [attempt.billed for attempt in play.attempts(batch)] == ["unknown"]
+
+
+@pytest.mark.parametrize("status", ["failed", "expired", "cancelled"])
+def test_an_end_without_a_call_done_cost_nothing(play: Stage, status: str) -> None:
+    batch = _begun(play)
+
+    ended = _looked(_seen_as(play, status=status), batch)
+
+    assert (ended.state, ended.billed) == ("failed", "no")
+
+
+@pytest.mark.parametrize("status", ["in_progress", "resting"])
+def test_a_batch_that_has_not_ended_a_day_after_its_window_is_given_up(play: Stage, status: str) -> None:
+    batch = _begun(play)
+    play.sql("update jobs set deadline_at = now() - interval '1 s' where id = :id", id=batch.id)
+
+    ended = _looked(_seen_as(play, status=status), batch)
+
+    assert (ended.state, ended.billed) == ("expired", "unknown")
+
+
+def test_the_providers_file_is_deleted_when_its_batch_has_ended(play: Stage) -> None:
+    play.until(_make(play, ["one.", "two."]))
+
+    assert _calls(play)["file_delete"] == 1
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_job(play: Stage) -> None:
+    job = _make(play, ["one.", "two."])
+    play.drive(lambda: play.sql("select state from jobs where parent_id = :id", id=job.id), _is_running)
+    play.sandbox.fault(where="file", what="error", status=500)
+
+    assert play.until(job).state == "succeeded"
+
+
+def test_a_batch_that_waits_for_its_lane_uploads_its_file_once(play: Stage) -> None:
+    job = _make(play, ["one.", "two."])
+    play.drive(lambda: play.sql("select id from jobs where parent_id = :id", id=job.id), bool)
+    play.sql("update lanes set next_at = now() + interval '5 min'")
+    for _ in range(4):
+        _looked(play, _child(play, job))
+    assert _child(play, job).state == "admitted"
+    play.sql("update lanes set next_at = now()")
+    _looked(play, _child(play, job))
+
+    assert play.until(job).state == "succeeded"
+    assert _calls(play)["file_upload"] == 1
+
+
+def test_a_batch_that_is_throttled_uploads_its_file_once(play: Stage) -> None:
+    play.sandbox.fault(where="batch_create", what="error", status=429, code="Throttling.RateQuota", times=1)
+    job = _make(play, ["one.", "two."])
+    play.drive(lambda: play.sql("select id from jobs where parent_id = :id", id=job.id), bool)
+    while _child(play, job).state in ("queued", "admitted"):
+        play.sql("update lanes set parked_until = null, next_at = now()")
+        _looked(play, _child(play, job))
+
+    assert _child(play, job).state == "running"
+    assert _calls(play)["file_upload"] == 1
+
+
+def test_a_batch_that_is_made_again_uploads_its_file_again_since_the_first_is_deleted(play: Stage) -> None:
+    job = play.until(_make(play, ["one.", "two."], is_broken=True))
+    assert _calls(play)["file_delete"] == 1
+    with play.ctx.engine.begin() as connection:
+        jobs.retry(connection, play.project.id, job.id, play.now())
+
+    play.until(job)
+
+    assert (_calls(play)["file_upload"], _calls(play)["batch_create"]) == (2, 2)
+
+
+def test_a_canceled_batch_that_was_never_made_is_held_for_nobody(play: Stage) -> None:
+    play.sandbox.fault(where="batch_create", what="reset")
+    job = _make(play, ["one.", "two."])
+    states = play.drive(lambda: play.sql("select state from jobs where parent_id = :id", id=job.id), _is_uncertain)
+    assert states
+    play.sql("update jobs set attempts = 3, cancel_requested = true where id = :id", id=_child(play, job).id)
+
+    assert play.until(_child(play, job)).state == "canceled"
+
+
+def test_a_line_without_an_end_takes_no_memory_and_counts_as_nothing(play: Stage) -> None:
+    counted = Bill(play.ctx.catalog.model(f"{MODEL}@batch"))
+    used = {"response": {"body": {"usage": {"prompt_tokens": 10, "completion_tokens": 5}}}}
+    good = json.dumps(used).encode()
+    chunks = [good + b"\n", *[b"x" * (64 << 10)] * 1000, b"\n" + good[:20], good[20:]]
+
+    passed = sum(len(chunk) for chunk in counted.read(chunks))
+
+    assert passed == sum(map(len, chunks))
+    assert counted.units == {"input_tokens": 20, "output_tokens": 10}
+
+
+def _is_uncertain(rows: Any) -> bool:
+    return bool(rows) and rows[0]["state"] == "uncertain"

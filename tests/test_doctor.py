@@ -255,3 +255,16 @@ def test_the_audit_command_says_what_broke_and_its_code_too(
     (finding,) = json.loads(capsys.readouterr().out)
     assert finding["invariant"] == "I5"
     assert finding["job"] == str(job.id)
+
+
+def test_a_parent_that_rests_while_its_children_work_is_not_overlooked(play: Stage) -> None:
+    play.sql("update lanes set concurrency = 0")
+    job = play.submit("speech", "qwen3-tts-flash", input={"text": "One. Two."})
+    made = "select id from jobs where parent_id = :id"
+    play.drive(lambda: play.sql(made, id=job.id), bool)
+    play.drive(lambda: play.job(job).run_at, lambda at: at is None)
+    assert examined(play, "stuck rows").keys() == {Verdict.WELL}
+
+    play.sql("update jobs set state = 'succeeded', finished_at = now(), run_at = null where parent_id = :id", id=job.id)
+
+    assert "nobody will pick them" in examined(play, "stuck rows")[Verdict.FAILURE][0]

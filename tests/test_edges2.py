@@ -119,7 +119,7 @@ def test_a_file_of_comments_stops_no_worker() -> None:
 
 
 def test_a_charset_whose_decoder_takes_the_square_of_the_time_stops_no_worker() -> None:
-    data = "b'abc-' + b'b9a' * 700_000"
+    data = "b'abc-' + b'b9a' * 600_000"
     read = f"from worker.kinds.summaries import documents; documents.text_of({data}, 'text/plain; charset=punycode')"
 
     in_time(read)

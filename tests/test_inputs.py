@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -13,9 +14,9 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import inputs, jobs, media
-from worker.errors import InvalidInput, NotFound
-from worker.inputs import Handover
+from worker import inputs, jobs, media, spans
+from worker.errors import CallFailed, InvalidInput, NotFound
+from worker.handover import Handover
 from worker.kinds import KINDS, Request
 from worker.models import Job
 from worker.states import State
@@ -214,3 +215,60 @@ def test_every_rule_is_about_types_that_are_sniffed() -> None:
     kinds |= {media.BMP}
 
     assert {kind.content_type for kind in kinds if kind} == media.PICTURES | media.SOUNDS
+
+
+@pytest.fixture
+def uploading(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox, input_handover="upload") as made:
+        yield made
+
+
+def refusing(play: Stage, status: int, code: str, message: str = "") -> Job:
+    """A job whose picture the provider refused once."""
+    play.sandbox.fault(where="upload", what="error", status=status, code=code, message=message, times=1)
+    job = play.submit("image-to-video", MODEL, input={"img_url": stored(play)})
+    play.play(play.tick())
+    return play.job(job)
+
+
+def test_a_file_that_is_refused_for_good_fails_its_job_and_costs_nothing(uploading: Stage) -> None:
+    job = refusing(uploading, 400, "InvalidParameter", "no such purpose")
+
+    assert (job.state, job.billed, uploading.attempts(job)) == (State.FAILED, "no", [])
+    assert job.error is not None
+    assert (job.error["code"], job.error["message"]) == ("invalid_parameter", "no such purpose")
+
+
+def test_a_file_that_comes_too_soon_waits_without_a_slot(uploading: Stage) -> None:
+    job = refusing(uploading, 429, "Throttling.RateQuota")
+
+    assert (job.state, job.lane_id) == (State.QUEUED, None)
+    assert job.run_at is not None
+    assert job.run_at > uploading.now()
+    uploading.lapse(job)
+    assert uploading.until(job).state == State.SUCCEEDED
+
+
+def test_a_key_that_may_upload_nothing_rests_its_lane(uploading: Stage) -> None:
+    job = refusing(uploading, 401, "InvalidApiKey")
+    (lane,) = uploading.sql("select * from lanes where model = :model", model=MODEL)
+
+    assert job.state == State.QUEUED
+    assert lane["parked_until"] > uploading.now()
+    assert lane["paused_at"] is None
+
+
+def test_a_store_that_fails_is_tried_again_soon(uploading: Stage) -> None:
+    job = refusing(uploading, 500, "InternalError")
+
+    assert job.state == State.ADMITTED
+    uploading.lapse(job)
+    assert uploading.until(job).state == State.SUCCEEDED
+
+
+def test_the_inputs_of_a_job_share_one_span_of_time(uploading: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "HANDOVER", timedelta(0))
+    job = uploading.submit("image-to-video", MODEL, input={"img_url": stored(uploading)})
+
+    with pytest.raises(CallFailed):
+        uploading.ctx.handover.request(uploading.ctx.client(job), job, request_of(uploading, job))

@@ -199,6 +199,29 @@ def test_segments_that_do_not_go_together_are_refused_by_number(second: bytes, r
     assert reason in failure.message
 
 
+def test_all_that_are_to_blame_are_named_at_once_and_the_format_of_most_is_right() -> None:
+    odd, good = wav(bytes(100), Format(16_000, 1)), wav(bytes(100))
+    made, shelf = spoken(parent(paragraphs=[{"text": "Hello."}] * 5), [odd, good, b"RIFF", good, wav(b"")])
+
+    said = narration.expand(made, shelf)
+
+    assert said.failure is not None
+    assert said.failure.message.startswith("segment 1 cannot be joined: it has 1 channels at 16000 Hz")
+    assert said.unfit == tuple(made.ended[place].id for place in (0, 2, 4))
+
+
+def test_a_narration_that_is_made_again_is_measured_anew() -> None:
+    made, shelf = spoken(parent(paragraphs=[{"text": "Hello."}] * 3, paragraph_pause=0), [wav(bytes(100))] * 3)
+    made, _ = joined(made, shelf)
+    shelf.objects["p/1"] = wav(bytes(4000))
+    again = replace(made.ended[1], outputs=(Stored("audio", "p/1", len(shelf.objects["p/1"]), None),))
+    made = replace(made, ended=[made.ended[0], again, made.ended[2]])
+
+    _, pieces = joined(made, shelf)
+
+    assert len(pieces["wav"][1]) == 44 + 100 + 4000 + 100
+
+
 def test_more_than_a_wav_can_tell_of_is_refused_before_a_byte_is_joined() -> None:
     vast = sound.Sound(MONO, 44, sound.LONGEST // 2 - 10)
     made, shelf = spoken(parent(paragraphs=[{"text": "One."}, {"text": "Two."}]), [wav(bytes(2)), wav(bytes(40))])

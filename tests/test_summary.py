@@ -15,11 +15,11 @@ from pydantic import SecretStr
 from test_documents import pdf
 
 from worker import catalog
-from worker.egress import TooLarge
+from worker.egress import NotAllowed, TooLarge
 from worker.errors import Ambiguous, Fault, InvalidInput, NotFound
 from worker.kinds import KINDS, summary
 from worker.kinds.kind import Child, Ended, Expansion, FanOut, Found, Parent, Stored
-from worker.kinds.summaries import lines, modes
+from worker.kinds.summaries import lines, modes, rounds
 from worker.kinds.summaries.lines import Part
 from worker.settings import Settings
 
@@ -266,6 +266,8 @@ def test_a_digest_may_be_had_by_saying_yes() -> None:
         ({"documents": [{"text": "\0"}]}, "/input/documents/0/text", "bad_text"),
         ({"documents": [{"url": "ftp://example.com/x"}]}, "/input/documents/0/url", "bad_link"),
         ({"documents": [{"url": "oss://dashscope/x"}]}, "/input/documents/0/url", "bad_link"),
+        ({"documents": [{"url": "http://example.com/x"}]}, "/input/documents/0/url", "bad_link"),
+        ({"documents": [{"url": "http://93.184.215.14/x"}]}, "/input/documents/0/url", "bad_link"),
         ({"documents": [{"text": "x", "since": "2026-11-01T00:00:00Z"}]}, "/input/documents/0", "needs_prefix"),
         ({"documents": [{"prefix": "p", "since": "2026-11-01"}]}, "/input/documents/0/since", "timezone_aware"),
         ({"documents": [{"prefix": "p", "id": "x"}]}, "/input/documents/0", "not_taken"),
@@ -463,6 +465,42 @@ def test_a_link_that_does_not_answer_is_tried_in_a_later_pass() -> None:
     assert play.lines()[1]["error"]["code"] == "not_fetched"
 
 
+def test_a_link_that_does_not_answer_is_left_in_peace_for_longer_each_time() -> None:
+    play = Play({"documents": [{"url": "https://example.com/a"}]}, shelf=Shelf(links={"https://example.com/a": []}))
+
+    first, second, last = play.step(0), play.step(0), play.step(0)
+
+    assert first.again_after is not None
+    assert second.again_after is not None
+    assert timedelta(seconds=10) < first.again_after < second.again_after
+    assert (last.more, last.again_after, last.failure and last.failure.code) == (False, None, "no_summaries")
+
+
+def test_a_link_is_told_by_its_host_and_file_alone() -> None:
+    links = {f"https://example.com/{n}/report.pdf?Signature=secret": [b"a report"] for n in range(2)}
+    links["https://example.com/?Signature=secret"] = [b"a page"]
+
+    play = Play({"documents": [{"url": url} for url in links], "digest": True}, shelf=Shelf(links=links)).run()
+
+    assert [line["id"] for line in play.lines()] == [
+        "example.com/report.pdf",
+        "example.com/report.pdf (2)",
+        "example.com",
+    ]
+    assert "secret" not in material(play.rounds[1][0])
+
+
+def test_what_a_note_keeps_of_an_error_is_short() -> None:
+    def fetch(_url: str, _limit: int) -> tuple[bytes, str]:
+        raise NotAllowed("x" * 10_000)
+
+    shelf = Shelf()
+    shelf.fetch = fetch  # type: ignore[method-assign]
+    play = Play({"documents": [{"url": "https://example.com/a"}, *texts(1)]}, shelf=shelf).run()
+
+    assert len(play.note["errors"]["0"]["message"]) == 200
+
+
 # JSON
 
 
@@ -557,6 +595,38 @@ def test_a_prefix_of_others_is_an_error_and_too_many_objects_end_the_job() -> No
     said = Play({"documents": [{"prefix": "mine/"}]}, shelf=shelf).until_last()
     assert said.failure is not None
     assert said.failure.code == "too_many_documents"
+
+
+def test_a_prefix_that_takes_too_long_to_list_ends_the_job() -> None:
+    shelf = Shelf({f"mine/{n}": b"x" for n in range(3_000)})
+    window = {"since": "2030-01-01T00:00:00Z"}
+
+    said = Play({"documents": [{"prefix": "mine/", **window}]}, shelf=shelf, portion=1).until_last()
+
+    assert said.failure is not None
+    assert "longer prefix" in said.failure.message
+
+
+@pytest.mark.parametrize("mode", ["calls", "batch"])
+def test_more_parts_than_a_job_is_given_are_refused_before_one_is_made(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "PARTS", 7)
+
+    play = Play({"mode": mode, "documents": [{"text": LONG}] * 2})
+    said = play.until_last()
+
+    assert said.failure is not None
+    assert (said.failure.code, said.failure.billed, said.children) == ("too_many_parts", "no", ())
+
+
+def test_parts_that_a_batch_left_are_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "PARTS", 12)
+    shelf = Shelf()
+
+    play = Play({"mode": "batch", "documents": [{"text": LONG}] * 3}, in_batch(shelf, lambda _: False), shelf).run()
+
+    assert [len(made) for made in play.rounds] == [1, 12, 3, 0]
 
 
 # Batch

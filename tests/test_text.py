@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from datetime import date
@@ -349,6 +350,11 @@ def test_an_answer_that_does_not_fit_says_why(content: str, told: str) -> None:
         text.parsed({"content": content}, COLOURS)
 
 
+DEEP = functools.reduce(
+    lambda part, _: {"allOf": [part], "unevaluatedProperties": False}, range(60), {"properties": {"a": {}}}
+)
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -362,8 +368,10 @@ def test_an_answer_that_does_not_fit_says_why(content: str, told: str) -> None:
             }
             | {"d60": {}},
         },
+        DEEP,
+        {"$ref": "#/title", "title": "a word"},
     ],
-    ids=["itself", "elsewhere", "nowhere", "two to the sixtieth"],
+    ids=["itself", "elsewhere", "nowhere", "two to the sixtieth", "asked again at each depth", "no schema"],
 )
 def test_a_schema_without_end_ends(schema: dict[str, Any]) -> None:
     began = time.monotonic()
@@ -379,6 +387,54 @@ def test_a_schemas_pattern_is_told_and_not_run() -> None:
 
     assert schemas.read(json.dumps({"a": "a" * 40 + "!"}), slow) == {"a": "a" * 40 + "!"}
     assert "(a+)+" in (schemas.told(slow, "") or "")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"patternProperties": {"(a+)+$": {}}, "additionalProperties": False},
+        {"allOf": [{"patternProperties": {"(a+)+$": {}}}], "unevaluatedProperties": False},
+        {"propertyNames": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": "(a+)+$"}},
+        {
+            "$dynamicAnchor": "meta",
+            "$ref": "https://json-schema.org/draft/2020-12/schema",
+            "propertyNames": {"pattern": "(a+)+$"},
+        },
+    ],
+    ids=["additional", "unevaluated", "of another draft", "by way of the draft itself"],
+)
+def test_no_way_leads_to_a_schemas_pattern(schema: dict[str, Any]) -> None:
+    answer = {"a" * 40 + "!": 1}
+
+    assert schemas.read(json.dumps(answer), schema) == answer
+
+
+def test_a_schema_that_python_takes_and_no_parser_else_is_refused() -> None:
+    assert "too large" in (schemas.slip({"pattern": "a{99999999999999}"}) or "")
+    assert "JSON" in (schemas.slip({"const": float("nan")}) or "")
+
+
+def test_what_additional_properties_are_is_held_against_the_answer_where_no_pattern_says_otherwise() -> None:
+    with pytest.raises(Unfitting, match="'b' was unexpected"):
+        schemas.read('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
+
+
+def test_items_that_should_be_unique_are_compared_by_their_text() -> None:
+    items = [{"n": n} for n in range(20_000)]
+
+    assert schemas.read(json.dumps(items), {"uniqueItems": True}) == items
+    with pytest.raises(Unfitting, match="twice"):
+        schemas.read(json.dumps([*items, {"n": 7}]), {"uniqueItems": True})
+
+
+def test_an_answer_is_kept_with_marks_for_what_cannot_be_stored() -> None:
+    wanted = checked("qwen-plus", **ASKED, response_format="json")
+    output = {"choices": [{"message": {"content": '{"a\\u0000": ["\\ud83d"]}\0'}}]}
+
+    kept = text.answered(wanted, output)
+
+    assert kept["json"] == {"a\ufffd": ["\ufffd"]}
+    assert "\0" not in kept["content"]
 
 
 JSON = st.recursive(

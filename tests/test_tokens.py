@@ -186,6 +186,17 @@ def test_a_spent_day_parks_the_lane_until_midnight_in_shanghai_and_says_so(desk:
     assert desk.shown()["tokens"]["today"] == 101
 
 
+def test_a_call_that_wants_more_than_is_left_waits_alone_until_midnight(desk: Desk) -> None:
+    desk.answer(desk.sent(TPD // 2), TPD // 2)
+    desk.now += timedelta(hours=1)
+
+    waits = desk.begin(desk.call(), TPD // 2 + 1)
+
+    assert waits.run_at is not None
+    assert waits.run_at >= MIDNIGHT
+    assert desk.begin(desk.call(), TPD // 2).state == State.SUBMITTING
+
+
 def test_what_fits_the_rest_of_a_day_goes(desk: Desk) -> None:
     desk.answer(desk.sent(TPD - 100), TPD - 100)
     desk.now += timedelta(hours=1)

@@ -8,45 +8,47 @@ answer was lost is found by that name. What it cost is read from its results as 
 from __future__ import annotations
 
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import spans, storage
-from worker.catalog import Model, Usage
+from worker import log, spans, storage
+from worker.bill import Bill
 from worker.context import Clock, Context
 from worker.dashscope import bodies
 from worker.dashscope.answers import Accepted, Refused
 from worker.dashscope.batches import Batch
-from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
-from worker.kinds import Request, answers
+from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
+from worker.kinds import Request
 from worker.models import Job
 from worker.states import HeldFor, Move, State
 
 _LOOKS = timedelta(seconds=10), timedelta(minutes=5)  # between two looks: a tenth of its age, within these
 _RESULTS_KEPT = timedelta(days=7)  # for which the results are asked for; the provider lists batches for 30 days
 _CREATES = 3  # that were lost and proved absent, before a person looks
+_FILES_COME = timedelta(hours=1)  # after an end that names no file of answers, though there must be one
 _AT_WORK = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+_ENDS = frozenset({"completed", "failed", "expired", "cancelled"})
+_TOO_MANY = 429
+
+_log = log.get(__name__)
 
 
 def ready(ctx: Context, job: Job, request: Request, attempt_id: uuid.UUID) -> Request:
     """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
-    key = request.body["key"]
-    head = ctx.bucket.head(key)
-    if head is None:
-        raise NotFound(f"the file of the batch is gone: {key}")
-    deadline = spans.UPLOAD.total_seconds()
-    file_id = ctx.client(job).batches.upload(ctx.bucket.chunks(key), f"{job.id}.jsonl", deadline, head.bytes)
+    file_id = ctx.handover.lines(ctx.client(job), job)
     return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt_id)})
 
 
 def create(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
     """The create call, once; its ends are those of any create."""
     asked = request.body
+    ctx.handover.spent(job)
     said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
     if isinstance(said, Refused):
+        if said.http_status == _TOO_MANY:
+            ctx.handover.unspent(job, asked["file"])
         return said
     return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
 
@@ -77,10 +79,11 @@ def found(ctx: Context, job: Job, clock: Clock) -> Move:
     if isinstance(batch, Refused) or now < settled_at:
         return Move(State.UNCERTAIN, run_at=max(_again(job, now), min(settled_at, now + timedelta(minutes=1))))
     absent: dict[str, Any] = {"outcome": "absent", "billed": "no", "closed_at": now}
+    if job.cancel_requested:
+        why = "no batch was made, and nobody wants it any more"
+        return Move(State.CANCELED, why, columns={"billed": "no"}, attempt=absent)
     if job.attempts >= _CREATES:
         return Move(State.HELD, "created again and again, and never there", columns={"held_for": HeldFor.UNCERTAIN})
-    if job.cancel_requested:
-        return Move(State.CANCELED, "no batch was made, and nobody wants it any more", attempt=absent)
     return Move(State.QUEUED, "no batch has its name: none was made", now, {"billed": "no"}, absent)
 
 
@@ -95,72 +98,76 @@ def looked(ctx: Context, job: Job, clock: Clock) -> Move:
         return _unseen(job, f"no answer: {error}", now)
     if isinstance(batch, Refused):
         return _unseen(job, f"HTTP {batch.http_status} {batch.code}", now)
-    if batch.status in _AT_WORK:
-        return Move(State.RUNNING, run_at=_again(job, now), columns={"task_status": batch.status})
+    if batch.status not in _ENDS:
+        return _waited(ctx, job, batch, now)
+    if _lacks_answers(batch):
+        return _without_answers(job, batch, now)
     if batch.output_file_id or batch.error_file_id:
         return _ended(batch, now)
+    _tidy(ctx, job, batch)
     return _failed(batch, now)
 
 
 def copy(ctx: Context, job: Job, clock: Clock) -> Move:
     """Its results in the bucket, and what they cost."""
     model, outputs = ctx.catalog.model(job.model), []
-    spent = _Spent(model)
+    bill = Bill(model)
     deadline = spans.copying(clock() - job.state_at).total_seconds()
     try:
         for n, source in enumerate(job.sources or ()):
             with ctx.client(job).batches.content(source["url"], deadline) as chunks:
                 key = f"{storage.stem(job)}/{n}-{source['role']}.jsonl"
-                stored = ctx.bucket.put_stream(key, spent.read(chunks), "application/jsonl", storage.Expected(), {})
+                stored = ctx.bucket.put_stream(key, bill.read(chunks), "application/jsonl", storage.Expected(), {})
             outputs.append(storage.row(n, source["role"], stored, None))
     except NoriaError as trouble:
         return _not_copied(job, trouble, clock())
-    columns = {"error": None, "usage": spent.units, "cost": spent.cost(job.region or "", clock()), "billed": "yes"}
+    _tidy(ctx, job)
+    columns = {"error": None, "usage": bill.units, "cost": bill.cost(job.region or "", clock()), "billed": "yes"}
     return Move(
         State.SUCCEEDED, columns=columns, attempt={"billed": "yes", "closed_at": clock()}, outputs=tuple(outputs)
     )
 
 
-@dataclass
-class _Spent:
-    """What the lines of a results file used, counted as they pass, by the tier of prices of each."""
-
-    model: Model
-    by_tier: dict[str | None, Counter[str]] = field(default_factory=dict)
-
-    def read(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The chunks, unchanged."""
-        rest = b""
-        for chunk in chunks:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._count(line)
-            yield chunk
-        self._count(rest)
-
-    @property
-    def units(self) -> dict[str, int]:
-        """What all of them used."""
-        return dict(sum(self.by_tier.values(), Counter()))
-
-    def cost(self, region: str, now: datetime) -> int | None:
-        """What they cost, micro-CNY: rounded once a tier; None where a tier has no price."""
-        used = [Usage({**units, "tier": tier}) for tier, units in self.by_tier.items()]
-        micros = [self.model.price(usage, region, now.date()) for usage in used]
-        known = [amount for amount in micros if amount is not None]
-        return sum(known) if len(known) == len(micros) else None
-
-    def _count(self, line: bytes) -> None:
-        body = bodies.field(bodies.field(bodies.read(line), "response"), "body")
-        used = answers.tokens(bodies.field(body, "usage"))
-        if used:
-            tier = self.model.token_tier(used.get("input_tokens"))
-            self.by_tier.setdefault(tier, Counter()).update(used)
-
-
 def _running(job: Job, batch_id: str, why: str, said: dict[str, Any], now: datetime) -> Move:
     columns = {"task_id": batch_id, "started_at": now, "billed": "unknown", "polls": 0, "error": None}
     return accepted(job, Move(State.RUNNING, why, columns=columns, attempt=said or None), now)
+
+
+def _waited(ctx: Context, job: Job, batch: Batch, now: datetime) -> Move:
+    """The wait until the next look; also at what is said in words that we do not know, since it is no end."""
+    if batch.status not in _AT_WORK and batch.status not in ctx.strange:
+        ctx.strange.add(batch.status)
+        _log.warning("the provider says of a batch what we do not know: it is waited on", status=batch.status)
+    if job.deadline_at is not None and now > job.deadline_at:
+        return _unseen(job, f"it says {batch.status}", now)
+    return Move(State.RUNNING, run_at=_again(job, now), columns={"task_status": batch.status})
+
+
+def _lacks_answers(batch: Batch) -> bool:
+    """Whether lines were done, and are billed, of which the batch names no file."""
+    is_done = batch.completed > 0 or (batch.status == "completed" and not batch.error_file_id)
+    return is_done and not batch.output_file_id
+
+
+def _without_answers(job: Job, batch: Batch, now: datetime) -> Move:
+    """The file may come a little later; a batch whose answers cannot be had is paid for all the same."""
+    since = job.unknown_since or now
+    if now - since < _FILES_COME:
+        columns = {"task_status": batch.status, "unknown_since": since}
+        return Move(State.RUNNING, run_at=_again(job, now), columns=columns)
+    message = f"the provider's batch is {batch.status} with {batch.completed} calls done, and names no file of answers"
+    failure = Failure("batch_without_answers", ErrorClass.PROVIDER, message, billed="unknown", hint=_LOOK)
+    columns = {"task_status": batch.status, "billed": "unknown", "error": failure.as_json()}
+    return Move(State.FAILED, message, columns=columns, attempt={"billed": "unknown", "closed_at": now})
+
+
+def _tidy(ctx: Context, job: Job, batch: Batch | None = None) -> None:
+    """Deletes the batch's input, if that can be: an account holds 10,000 files, and nobody reads this one again."""
+    batches = ctx.client(job).batches
+    with suppress(CallFailed):
+        seen = batch or batches.get(job.task_id or "")
+        if isinstance(seen, Batch) and seen.input_file_id:
+            batches.delete(seen.input_file_id)
 
 
 def _ended(batch: Batch, now: datetime) -> Move:
@@ -197,7 +204,7 @@ def _failed(batch: Batch, now: datetime) -> Move:
 def _unseen(job: Job, why: str, now: datetime) -> Move:
     if job.deadline_at is None or now < job.deadline_at:
         return Move(State.RUNNING, run_at=_again(job, now))
-    message = f"the provider has told nothing of the batch for a day after its window: {why}"
+    message = f"the batch was not seen to end by a day after its window: {why}"
     failure = Failure("batch_unseen", ErrorClass.PROVIDER, message, billed="unknown")
     return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
 
@@ -206,10 +213,14 @@ def _not_copied(job: Job, trouble: NoriaError, now: datetime) -> Move:
     failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="unknown")
     columns = {"error": failure.as_json()}
     if job.links_expire_at and now > job.links_expire_at:
-        return Move(State.EXPIRED, f"the results could not be copied for a week: {trouble}", columns=columns)
+        why, said = f"the results could not be copied for a week: {trouble}", {"billed": "unknown", "closed_at": now}
+        return Move(State.EXPIRED, why, columns=columns, attempt=said)
     return Move(State.COPYING, run_at=now + spans.backoff(now - job.state_at), columns=columns)
 
 
 def _again(job: Job, now: datetime) -> datetime:
     age = now - (job.started_at or job.state_at)
     return now + spans.spread(min(max(age / 10, _LOOKS[0]), _LOOKS[1]))
+
+
+_LOOK = "look the batch up in the console of the account that made it"

@@ -9,9 +9,10 @@ from typing import Any
 
 from worker import jobs, polling, seen, spans, tokens
 from worker.context import Clock, Context
-from worker.dashscope import faults
+from worker.dashscope import answers, faults
 from worker.dashscope.answers import Accepted, Refused, TaskSeen
 from worker.dashscope.faults import Scope, Verdict
+from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
 from worker.models import Job
 from worker.states import Move, State
@@ -103,7 +104,12 @@ def again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
 
 
 def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
-    """Before the call: what it names could not be handed to the provider. Worth waiting for, unless it is gone."""
+    """Before the call: what it names could not be handed to the provider. Worth waiting for, unless it is gone.
+
+    With its slot, since a try is soon; a provider that refuses the file by its own word has the last one.
+    """
+    if isinstance(trouble, FileRefused) and trouble.refused.code and answers.is_definite(trouble.refused):
+        return _not_taken(job, trouble.refused, clock())
     is_gone = isinstance(trouble, NotFound)
     cls = ErrorClass.VALIDATION if is_gone else ErrorClass.STORAGE
     failure = Failure("input_gone" if is_gone else trouble.code, cls, str(trouble), retryable=not is_gone)
@@ -130,6 +136,19 @@ def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: C
     failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
     columns = {"error": failure.as_json(), "billed": "unknown"}
     return Move(State.FAILED, message, columns=columns, attempt=closed)
+
+
+def _not_taken(job: Job, refused: Refused, now: datetime) -> Move:
+    """A file that was refused: nothing was made. What is to be waited for is waited for without a slot."""
+    row = faults.classify(refused.http_status, refused.code, refused.message)
+    failure = faults.failure(row, refused.code, refused.message, refused.request_id)
+    columns = {"error": failure.as_json()}
+    if row.verdict in _FINAL:
+        return Move(State.FAILED, failure.message, columns=columns)
+    until, why = _until(row, refused, now), f"its file was not taken: {failure.message}"
+    if row.verdict is Verdict.STOP_ACCOUNT and row.scope:  # the lane rests: its other jobs' files would fare no better
+        return Move(State.QUEUED, why, until, columns, throttled=(row.scope, until, failure.message))
+    return Move(State.QUEUED, why, until, columns)
 
 
 def _misrouted(ctx: Context, job: Job) -> str:

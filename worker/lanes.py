@@ -42,6 +42,7 @@ from worker.states import SLOTTED, State
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
 _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _SETTLING = timedelta(seconds=5)  # between looks at a day's tokens, while calls are out that may give some back
+_SMALL = 0.01  # the share of a day's tokens, of which so little is left that the lane is closed
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
     """Books the next free instant of the admitted job's lane for its create, and the tokens that the call may take.
 
     It has to wait when the lane is booked further ahead than a worker may wait, and while a call of the lane is out
-    and another's answer is lost: one at a time then, or nobody could tell whose a task is. Where too few are left of
-    the day's tokens, the lane is parked until they are renewed.
+    and another's answer is lost: one at a time then, or nobody could tell whose a task is. A call that wants more
+    than is left of the day's tokens waits until they are renewed; the lane is parked only where hardly any are left,
+    since smaller calls may fit.
     """
     said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
     said |= {"tokens": wanted, "on_day": tokens.day(now)} if wanted is not None else {}
@@ -120,6 +122,8 @@ def _spent(connection: Connection, lane: Row[Any], now: datetime) -> Booking:
     """The day's tokens are booked, and perhaps not all of them will be used."""
     if lane.calls_out:
         return Booking(None, now + _SETTLING)
+    if lane.left > lane.tpd * _SMALL:
+        return Booking(None, tokens.renewal(now))
     why = f"of the model's {lane.tpd} tokens a day too few are left"
     throttle.park(connection, lane.id, tokens.renewal(now), why)
     return Booking(None)
@@ -163,16 +167,17 @@ def _reserving(free_at: ColumnElement[datetime], *fits: ColumnElement[bool]) -> 
     )
 
 
-def _asking(free_at: ColumnElement[datetime], is_spent: ColumnElement[bool]) -> Select[Any]:
+def _asking(free_at: ColumnElement[datetime], is_spent: ColumnElement[bool], left: ColumnElement[Any]) -> Select[Any]:
     """What kept a create from being booked."""
     said: list[ColumnElement[Any]] = [
         *(Lane.id.expression, Lane.tpd.expression, free_at.label("free_at")),
-        *(_OPEN.label("may_create"), is_spent.label("is_spent"), _in(State.SUBMITTING).label("calls_out")),
+        *(_OPEN.label("may_create"), is_spent.label("is_spent"), left.label("left")),
+        _in(State.SUBMITTING).label("calls_out"),
     ]
     return select(*said).where(Lane.id == bindparam("lane"))
 
 
 _RESERVE = _reserving(Lane.next_at.expression)
 _RESERVE_TOKENS = _reserving(tokens.FREE_AT, ~tokens.IS_SPENT).values(tokens.BOOKED)
-_MAY_CREATE = _asking(Lane.next_at.expression, literal(False))
-_MAY_CREATE_TOKENS = _asking(tokens.FREE_AT, tokens.IS_SPENT)
+_MAY_CREATE = _asking(Lane.next_at.expression, literal(False), literal(0))
+_MAY_CREATE_TOKENS = _asking(tokens.FREE_AT, tokens.IS_SPENT, tokens.LEFT)

@@ -59,7 +59,7 @@ def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> dict
     for number, page in enumerate(listing.pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
         ours = {row.task_id: row.status for row in page.rows if row.task_id in wanted}
         if ours:
-            ctx.queries.sighted(ctx.owners[jobs[0].account or ""])
+            ctx.queries.sighted(ctx.owner(jobs[0]))
         shown |= {task_id: said for task_id, said in ours.items() if said in ("RUNNING", "PENDING")}
         # what is left is cheaper asked singly than by the pages that are left
         pages_left = page.pages - number
@@ -73,4 +73,4 @@ def _asked(ctx: Context, jobs: Sequence[Job], status: str) -> Asked:
     models = {job.model for job in jobs}
     region = jobs[0].region or ""
     there = ctx.catalog.model(jobs[0].model).region(region) if len(models) == 1 else None
-    return Asked(jobs[0].account or "", min(sent) - _SKEW, max(sent) + _SKEW, there.id if there else None, status)
+    return Asked(ctx.account(jobs[0]).name, min(sent) - _SKEW, max(sent) + _SKEW, there.id if there else None, status)

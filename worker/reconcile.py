@@ -125,7 +125,7 @@ def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     start, end = attempt.sent_at - SKEW, min(settled_at, began) + SKEW
     rows, total = dict[str, Listed](), 0
-    for page in listing.pages(ctx, Asked(job.account or "", start, end, attempt.model), _PATIENCE):
+    for page in listing.pages(ctx, Asked(ctx.account(job).name, start, end, attempt.model), _PATIENCE):
         rows |= {row.task_id: row for row in page.rows}
         total = page.total
     complete = len(rows) == total
@@ -188,8 +188,7 @@ def asked(kind_name: str, stored: dict[str, Any]) -> dict[str, Any]:
 
 def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
     """What a finished task repeats of its request; raises NotTold."""
-    account = ctx.owners[job.account or ""]
-    ctx.spend_query(account)
+    ctx.spend_query(ctx.owner(job))
     try:
         seen = ctx.client(job).task(row.task_id)
     except CallFailed as error:

@@ -2,7 +2,7 @@
 
 The job is adopted by a task that matches it, or its call is declared to have made nothing, or it is given up. Each
 decision is a move like any other, with the key that decided in its history; it takes the job's claim, so a worker that
-looks for the task at that moment writes nothing.
+looks for the task at that moment writes nothing. Of a job that has ended only the verdict on its call can be missing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import listing, moves, reconcile, spans
+from worker import batch_api, listing, moves, reconcile, spans, verdicts
 from worker.claims import NOW
 from worker.context import Context
-from worker.dashscope.answers import Listed, TaskSeen
+from worker.dashscope.answers import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure
-from worker.kinds import KINDS
+from worker.kinds import KINDS, text_batch
 from worker.listing import Asked, NotTold
 from worker.models import Attempt, Job
-from worker.states import HeldFor, Move, State
+from worker.states import TERMINAL, HeldFor, Move, State
 
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
 _LOOKED_AT = 20  # candidates, of which each costs a query
+_BILLED = ("yes", "no")
+_SAY_BILLED = "the call may have cost money: say whether it did, as billed yes or no"
 
 # Where a job goes back to on which workers died: what had a slot waits for one again.
 _BACK_TO = {
@@ -44,7 +46,7 @@ class Action(StrEnum):
 
     ADOPT = "adopt"  # this task is the job's
     REQUEUE = "requeue"  # its call made nothing: make it again; or work on it again, where workers died
-    GIVE_UP = "give_up"  # the job has failed
+    GIVE_UP = "give_up"  # the job has failed; or it has ended already, and nobody else will say what its call cost
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Candidate:
 
 def candidates(ctx: Context, job: Job) -> list[Candidate]:
     """The tasks that the job's open call may have made, oldest first; raises Conflict, NotTold."""
+    if job.state in TERMINAL:
+        _check_unbilled(ctx, job)
+        return []
     _check_resolvable(job)
     attempt = _open_attempt(ctx, job)
     if attempt is None:
@@ -83,9 +88,11 @@ def candidates(ctx: Context, job: Job) -> list[Candidate]:
 
 def decide(ctx: Context, job: Job, decision: Decision) -> Move:
     """The move that a decision asks for, checked; nothing is done. Raises Conflict with why not, NotTold."""
+    why = f"{decision.action} decided by {decision.by}"
+    if job.state in TERMINAL:
+        return _verdict(ctx, job, decision, why)
     _check_resolvable(job)
     attempt = _open_attempt(ctx, job)
-    why = f"{decision.action} decided by {decision.by}"
     match decision.action:
         case Action.ADOPT:
             return _adopted(ctx, job, attempt, decision.task_id or "", why)
@@ -109,7 +116,9 @@ def carry_out(ctx: Context, job: Job, move: Move) -> Job:
             row = connection.execute(mine).mappings().one_or_none()
             if row is None:
                 raise Conflict("moved_on", "the job has moved since: look again")
-            return moves.record(connection, Job.of(row), _at(move, now), now)
+            if job.state in TERMINAL:
+                return verdicts.give(connection, Job.of(row), (move.attempt or {})["billed"], move.why, now)
+            return moves.record(connection, Job.of(row), _at(job, move, now), now)
     except IntegrityError as error:
         raise Conflict("task_taken", "the task is another job's") from error
 
@@ -121,6 +130,12 @@ def _check_resolvable(job: Job) -> None:
         raise Conflict("nothing_to_resolve", f"the job is {why}: only uncertain jobs and those that are held")
 
 
+def _check_unbilled(ctx: Context, job: Job) -> None:
+    attempt = ctx.answer_of(job) if job.attempt_id else None
+    if attempt is None or attempt.closed_at is not None:
+        raise Conflict("nothing_to_resolve", f"the job is {job.state}, and whether its call cost money is known")
+
+
 def _open_attempt(ctx: Context, job: Job) -> Attempt | None:
     """The call of which nobody knows what became."""
     attempt = ctx.answer_of(job) if job.attempt_id else None
@@ -128,21 +143,44 @@ def _open_attempt(ctx: Context, job: Job) -> Attempt | None:
 
 
 def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
+    """What the provider lists that the call may have made, and no job has; raises NotTold."""
+    if job.kind == text_batch.NAME:
+        return _named(ctx, job, attempt)
     settled = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
-    asked = Asked(attempt.account, attempt.sent_at - reconcile.SKEW, settled + reconcile.SKEW, attempt.model)
+    asked = Asked(ctx.account(job).name, attempt.sent_at - reconcile.SKEW, settled + reconcile.SKEW, attempt.model)
     rows = [row for page in listing.pages(ctx, asked, _PATIENCE) for row in page.rows]
     with ctx.engine.connect() as connection:
         taken = reconcile.bound(connection, attempt.owner, [row.task_id for row in rows])
     return sorted((row for row in rows if row.task_id not in taken), key=lambda row: (str(row.created_at), row.task_id))
 
 
+def _named(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
+    """The batch of the call's name, which no other has."""
+    try:
+        batch = ctx.client(job).batches.find(str(attempt.id), attempt.sent_at)
+    except CallFailed as error:
+        raise NotTold(f"the list of batches did not come: {error}") from error
+    if isinstance(batch, Refused):
+        raise NotTold(f"the list of batches was refused: HTTP {batch.http_status} {batch.code}")
+    if batch is None:
+        return []
+    return [Listed(batch.id, attempt.request_id, attempt.model, batch.status, batch.created_at, None, None, None)]
+
+
 def _candidate(ctx: Context, job: Job, row: Listed, is_looked_at: bool) -> Candidate:
-    differs = _differs(ctx, job, row) if is_looked_at and row.status == "SUCCEEDED" else None
+    differs = _differs(ctx, job, row) if is_looked_at else None
     return Candidate(row.task_id, row.request_id, row.status, row.created_at, differs)
 
 
 def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
-    """In which words the finished task repeats another request; None when it repeats no prompt. Raises NotTold."""
+    """In which words the task repeats another request; None when it has not ended, or repeats no prompt.
+
+    Raises NotTold. A batch is found by its name, which differs in nothing.
+    """
+    if job.kind == text_batch.NAME:
+        return ()
+    if row.status != "SUCCEEDED":
+        return None
     ctx.spend_query(ctx.owner(job))
     try:
         seen = ctx.client(job).task(row.task_id)
@@ -170,8 +208,7 @@ def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why:
         raise Conflict("task_not_listed", f"the provider lists no such task of {attempt.model}, made {window}")
     if row.status in ("FAILED", "CANCELED"):
         raise Conflict("task_failed", f"the task is {row.status} and cost nothing: requeue the job instead")
-    differs = _differs(ctx, job, row) if row.status == "SUCCEEDED" else None
-    if differs:
+    if differs := _differs(ctx, job, row):
         raise Conflict("task_differs", f"the task was made for another request: {', '.join(differs)} differ")
     columns = {"task_id": task_id, "started_at": job.submitted_at, "billed": "unknown"}
     said = {"outcome": "accepted", "task_id": task_id, "request_id": row.request_id}
@@ -188,19 +225,31 @@ def _requeued(job: Job, attempt: Attempt | None, why: str) -> Move:
 def _given_up(job: Job, attempt: Attempt | None, billed: str | None, why: str) -> Move:
     if attempt is None:
         return Move(State.FAILED, why, columns={"error": _failure(why, job.billed)})
-    if billed not in ("yes", "no"):
-        raise Conflict("billed_required", "the call may have cost money: say whether it did, as billed yes or no")
+    if billed not in _BILLED:
+        raise Conflict("billed_required", _SAY_BILLED)
     return Move(
         State.FAILED, why, columns={"billed": billed, "error": _failure(why, billed)}, attempt={"billed": billed}
     )
+
+
+def _verdict(ctx: Context, job: Job, decision: Decision, why: str) -> Move:
+    """What the last call of a job cost that has ended, so that it can be made again."""
+    _check_unbilled(ctx, job)
+    if decision.action is not Action.GIVE_UP:
+        raise Conflict("has_ended", f"the job is {job.state}: give its call up, billed or not, and retry the job")
+    if decision.billed not in _BILLED:
+        raise Conflict("billed_required", _SAY_BILLED)
+    return Move(State(job.state), f"{why}: billed {decision.billed}", attempt={"billed": decision.billed})
 
 
 def _failure(why: str, billed: str) -> dict[str, Any]:
     return Failure("given_up", ErrorClass.INTERNAL, why, billed=billed).as_json()
 
 
-def _at(move: Move, now: datetime) -> Move:
+def _at(job: Job, move: Move, now: datetime) -> Move:
     """The move with what depends on the instant."""
+    if move.to is State.RUNNING and job.kind == text_batch.NAME:
+        return batch_api.accepted(job, move, now)
     columns, attempt = dict(move.columns), dict(move.attempt) if move.attempt else None
     if move.to is State.RUNNING:
         columns["deadline_at"] = now + spans.RUNNING

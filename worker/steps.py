@@ -32,6 +32,8 @@ from worker.states import Move, State
 
 Moves = Generator[Move, Job, None]
 
+_LONG = timedelta(minutes=15)  # of a wait for the lane, in which others may use the slot
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,6 +60,8 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
         return
     job = yield Move(State.SUBMITTING, attempt=attempt)
     if job.state != State.SUBMITTING:  # the lane's rate makes it wait, or it was canceled
+        if job.state == State.ADMITTED and job.run_at and job.run_at - clock() > _LONG:
+            yield Move(State.QUEUED, "gave its slot back: its lane has room for it only later", job.run_at)
         return
     sent_at = job.submitted_at or clock()
     clock.wait_until(sent_at)

@@ -40,6 +40,8 @@ from worker.steps import STEPS
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
 _RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
+_GATHERS = 8  # on their way at a time: a parent may read links one after another, for minutes
+_GATHERS_EACH = 4  # of a project, from which on no more of its parents are claimed
 _NEXT_SHARE = timedelta(seconds=2)
 _LOCKED = func.pg_try_advisory_xact_lock(LOCK).label("locked")
 _KEYS_KEPT = timedelta(days=7)
@@ -99,6 +101,19 @@ _busy = (
     .scalar_subquery()
 )
 
+_PARENT = aliased(Job, name="parent")
+_gathers = (
+    select(func.count())
+    .where(
+        text("parent.state = 'gathering'"),
+        _PARENT.project_id == Job.project_id,
+        _PARENT.claimed.is_not(None),
+        _PARENT.run_at > _NOW,  # as above
+    )
+    .correlate(Job)
+    .scalar_subquery()
+)
+
 _WORK = (
     # a quarter of the copies on their way is kept for links that die soon, however many others there are
     _Due(
@@ -122,7 +137,8 @@ _WORK = (
         text("jobs.state = 'queued' and jobs.fans_out"), (Job.run_at,),  # type: ignore[arg-type]
     ),
     _Due(
-        "noria.work", "transfer", Job, STEPS[State.GATHERING].rows, 64, _jobs_in(State.GATHERING), (Job.run_at,),
+        "noria.work", "transfer", Job, STEPS[State.GATHERING].rows, _GATHERS,
+        and_(_jobs_in(State.GATHERING), _gathers < _GATHERS_EACH), (Job.run_at,),
     ),
     # a batch's file may take minutes to upload, and its looks are no task queries
     _Due(

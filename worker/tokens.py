@@ -77,6 +77,7 @@ _WORKED_OFF = _TOKENS * 60_000_000 / (Lane.tpm * limits.SHARE) * literal_column(
 IS_COUNTED = or_(Lane.tpm.is_not(None), Lane.tpd.is_not(None))
 # greatest(t, null) is t: the minute's tokens are not limited
 FREE_AT = func.greatest(Lane.next_at, case((Lane.tpm.is_not(None), Lane.tokens_at)))
+LEFT = Lane.tpd - _today(_DAY)  # of the day's
 # A call that takes more than a whole day's goes first thing in a day: the provider says what is wrong with it.
 IS_SPENT = func.coalesce(and_(_today(_DAY) > 0, _today(_DAY) + _TOKENS > Lane.tpd), False)
 BOOKED = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Annotated, Any, LiteralString
 from urllib.parse import urlsplit
 
@@ -55,6 +56,19 @@ def storable(value: Any) -> Any:
 def is_key(value: str) -> bool:
     """Whether it is spelled as the key of an object of a project's: "<the project's id>/…"."""
     return len(value) <= KEY_LIMIT and _KEY.fullmatch(value) is not None
+
+
+def is_fetched(link: str) -> bool:
+    """Whether we follow such a link: https, and http to a neighbour, whose network the operator may have named."""
+    parts = urlsplit(link)
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_near(parts.hostname or ""))
+
+
+def _is_near(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host
 
 
 def _storable(text: str) -> str:

@@ -8,7 +8,9 @@ The script is cut again each time, which gives the same segments, since the pare
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from worker import catalog
@@ -19,6 +21,8 @@ from worker.kinds.manifest import Take
 from worker.kinds.script import Segment
 from worker.kinds.sound import BadSound, Format, Sound
 from worker.kinds.speech_input import Speech
+
+_Heard = list[int] | str  # rate, channels, offset and length of a segment's sound; or why it is no use
 
 _PORTION = 250  # children in one commit
 _MEASURES: dict[str, cutting.Measure] = {"bytes": cutting.in_bytes, "characters": len}
@@ -70,6 +74,10 @@ def _limits(parent: Parent) -> dict[str, Any]:
     return {"limit": limit, "unit": parent.settings.speech_limit_unit}
 
 
+def _unmeasured(note: dict[str, Any]) -> dict[str, Any]:
+    return {"limit": note["limit"], "unit": note["unit"]}
+
+
 def _segments(parent: Parent, note: dict[str, Any]) -> list[Segment]:
     wanted = _wanted(parent)
     return script.segments(wanted.voiced, wanted.pause, note["limit"], _MEASURES[note["unit"]])
@@ -85,14 +93,15 @@ def _child(model: str, segment: Segment) -> Child:
 
 def _measured(parent: Parent, store: Store, note: dict[str, Any]) -> Expansion:
     """The parent's note with what each segment holds; as far as time allows, with `more`."""
-    sounds = list(note.get("sounds", ()))
-    for number, child in enumerate(parent.ended[len(sounds) :], len(sounds) + 1):
+    if "seconds" in note:  # all were measured before, and then some of them made again
+        note = _unmeasured(note)
+    sounds: list[_Heard] = list(note.get("sounds", ()))
+    for child in parent.ended[len(sounds) :]:
         if store.is_late():
             return Expansion(note={**note, "sounds": sounds}, more=True)
-        try:
-            sounds.append(_heard(child, store, sounds))
-        except BadSound as error:
-            return Expansion(failure=_unfit(f"segment {number} cannot be joined: {error}"))
+        sounds.append(_heard(child, store))
+    if wrong := _wrong(sounds):
+        return _refused(parent, note, wrong)
     try:
         last = _takes(parent, {**note, "sounds": sounds})[-1]
     except Unfit as error:
@@ -101,18 +110,41 @@ def _measured(parent: Parent, store: Store, note: dict[str, Any]) -> Expansion:
     return Expansion(note={**note, "sounds": sounds, "seconds": seconds}, failure=_too_long(last))
 
 
-def _heard(child: Ended, store: Store, before: Sequence[Sequence[int]]) -> list[int]:
-    """Rate, channels, offset and length of a segment's sound, in the format of the first."""
+def _heard(child: Ended, store: Store) -> _Heard:
+    """What a segment's sound is; a reason, where it cannot be joined to any other."""
     if not child.outputs:
-        raise BadSound("there is none")
+        return "there is none"
     stored = child.outputs[0]
-    heard = sound.measure(store.chunks(stored.key), stored.bytes)
-    form = heard.format
-    if before and [form.rate, form.channels] != list(before[0][:2]):
-        raise BadSound(f"it has {form.channels} channels at {form.rate} Hz, the first {before[0][1]} at {before[0][0]}")
+    try:
+        heard = sound.measure(store.chunks(stored.key), stored.bytes)
+    except BadSound as error:
+        return str(error)
     if not heard.frames:
-        raise BadSound("it is empty")
-    return [form.rate, form.channels, heard.offset, heard.frames]
+        return "it is empty"
+    return [heard.format.rate, heard.format.channels, heard.offset, heard.frames]
+
+
+def _wrong(sounds: Sequence[_Heard]) -> dict[int, str]:
+    """Why segments cannot be joined, by their place: they are unusable, or not in the format that most of them have."""
+    wrong = {place: heard for place, heard in enumerate(sounds) if isinstance(heard, str)}
+    forms = {place: (heard[0], heard[1]) for place, heard in enumerate(sounds) if not isinstance(heard, str)}
+    for usual, _ in Counter(forms.values()).most_common(1):
+        odd = {place: form for place, form in forms.items() if form != usual}
+        wrong |= {place: f"it has {_spelled(form)}, others {_spelled(usual)}" for place, form in odd.items()}
+    return dict(sorted(wrong.items()))
+
+
+def _spelled(form: tuple[int, int]) -> str:
+    return f"{form[1]} channels at {form[0]} Hz"
+
+
+def _refused(parent: Parent, note: dict[str, Any], wrong: dict[int, str]) -> Expansion:
+    """The end, with the first reason; a retry speaks the segments again that are to blame."""
+    first, why = next(iter(wrong.items()))
+    others = f", and {len(wrong) - 1:,} others neither" if len(wrong) > 1 else ""
+    failure = replace(_unfit(f"segment {first + 1} cannot be joined: {why}{others}"), retryable=True)
+    unfit = tuple(parent.ended[place].id for place in wrong)
+    return Expansion(note=_unmeasured(note), failure=failure, unfit=unfit)
 
 
 def _takes(parent: Parent, note: dict[str, Any]) -> list[Take]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic import model_validator as whole
@@ -15,7 +13,7 @@ from worker import catalog
 from worker.catalog import Model, Variant
 from worker.kinds import schemas
 from worker.kinds.checks import Input
-from worker.kinds.fields import Link, Text, no
+from worker.kinds.fields import Link, Text, is_fetched, no
 
 NAME = "summary"
 MOST = 10_000  # documents
@@ -67,7 +65,9 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Text | None = Field(None, min_length=1, max_length=200, description="what its line of the results is called")
+    id: Text | None = Field(
+        None, min_length=1, max_length=200, description="what its line is called; default: key, file or number"
+    )
     text: Text | None = Field(None, description="the document itself")
     url: Link | None = Field(None, description="a link to it", examples=["https://example.com/report.pdf"])
     key: Text | None = Field(None, min_length=1, max_length=1024, description="an object in the bucket")
@@ -85,7 +85,7 @@ class Document(BaseModel):
     @field_validator("url")
     @classmethod
     def _can_be_fetched(cls, value: str | None) -> str | None:
-        if value is not None and not _is_fetched(value):
+        if value is not None and not is_fetched(value):
             raise no("bad_link", "must be a link that can be fetched: https://…")
         return value
 
@@ -182,20 +182,6 @@ class Summary(Input):
         if info.context and value and info.data.get("mode") in (Mode.BATCH, Mode.TASKS):
             raise no("contradiction", f"models think only in calls: leave it out, or the mode {info.data['mode']}")
         return value
-
-
-def _is_fetched(link: str) -> bool:
-    """Whether it goes out encrypted; what looks like a neighbour may do without, if the operator trusts its network."""
-    parts = urlsplit(link)
-    host = parts.hostname or ""
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_near(host))
-
-
-def _is_near(host: str) -> bool:
-    try:
-        return not ip_address(host).is_global
-    except ValueError:
-        return "." not in host
 
 
 def _hours(window: str) -> int:

@@ -71,7 +71,7 @@ def _pass(portion: Portion, why: str) -> Expansion | None:
             return portion.expansion(more=True, why=why, at=document)
         growth.grow(portion, document)
         if portion.note["cut"] > PARTS:
-            return Expansion(failure=_too_much())
+            return Expansion(failure=_too_much(portion))
         if portion.made and portion.way is Mode.TASKS and not portion.parent.ended:
             break  # one goes ahead, and shows whether the account is served so
     portion.put()
@@ -118,9 +118,10 @@ def _complete(portion: Portion, why: str) -> Expansion:
     return portion.expansion(more=False, why=why, counts=counts)
 
 
-def _too_much() -> Failure:
+def _too_much(portion: Portion) -> Failure:
+    billed = "yes" if portion.parent.made or portion.parent.ended else "no"
     message = f"the documents are more than {PARTS:,} parts that fit a call each: give fewer or shorter ones to a job"
-    return Failure("too_many_parts", ErrorClass.VALIDATION, message)
+    return Failure("too_many_parts", ErrorClass.VALIDATION, message, billed=billed)
 
 
 def _failure(portion: Portion, slips: list[Slip]) -> Failure:
