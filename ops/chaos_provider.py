@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ops.sandbox.testing import Sandbox
+if TYPE_CHECKING:  # production has no sandbox, and reads this for its commands
+    from ops.sandbox.testing import Sandbox
+
 
 LATE_MS, LAG_MS = 1500, 1000
 

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import redis
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
@@ -21,10 +22,12 @@ from sqlalchemy.exc import DBAPIError
 from ops import chaos_provider
 from ops.chaos_lines import Line
 from ops.demo.receiver import Mail
-from ops.sandbox.testing import Sandbox
 from ops.supervise import Supervisor
 from worker import context, tick
 from worker.settings import Settings
+
+if TYPE_CHECKING:  # production has no sandbox, and reads this for its commands
+    from ops.sandbox.testing import Sandbox
 
 WORKERS = ("worker-control", "worker-rest", "worker-all")
 CLOCKS = ("clock", "clock-two")

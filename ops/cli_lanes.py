@@ -140,8 +140,8 @@ def _tokens(used: dict[str, Any] | None) -> str:
     if used is None:
         return ""
     if used["per_day"] is not None:
-        return f"{used['today'] / used['per_day']:.0%} of today"
-    return f"{used['ahead'] / used['per_minute']:.0%} of 1 min"
+        return f"{used['today'] / used['per_day']:.0%} a day"
+    return f"{used['ahead'] / used['per_minute']:.0%} a min"
 
 
 def _cells(lane: dict[str, Any]) -> dict[str, str]:

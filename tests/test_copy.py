@@ -31,6 +31,7 @@ from worker import media, storage
 from worker.dashscope.answers import Accepted, Page, TaskSeen
 from worker.dashscope.client import Client
 from worker.egress import wires
+from worker.errors import NotFound
 from worker.kinds import Request
 from worker.settings import Account, Settings
 from worker.storage import (
@@ -300,6 +301,8 @@ def test_a_bucket_that_is_not_there_is_told(settings: Settings, target: Bucket) 
     with pytest.raises(StorageTrouble):
         Bucket(settings.model_copy(update={"s3_bucket": "no-such-bucket"})).check()
     with pytest.raises(StorageTrouble):
+        list(Bucket(settings.model_copy(update={"s3_bucket": "no-such-bucket"})).chunks("no-such-key"))
+    with pytest.raises(NotFound):
         list(target.chunks("no-such-key"))
 
     assert target.head("no-such-key") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -10,20 +11,22 @@ import pytest
 from serving import Served, served
 from stage import CLIP, Stage, stage
 
+from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, resolve
+from worker import jobs, keys, resolve
 from worker.errors import Conflict
 from worker.models import Job
 from worker.resolve import Action, Decision
 from worker.states import State
 
 MODEL = "wan2.5-t2v-preview"
+BATCHES = {"batch_validating_seconds": 0, "batch_run_seconds": 0, "batch_finalizing_seconds": 0, "call_seconds": 0}
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.1, queue_seconds=0, limits={"*": Limits(rps=100)})) as made:
+    with running(Options(run_seconds=0.1, queue_seconds=0, limits={"*": Limits(rps=100)}, **BATCHES)) as made:
         yield made
 
 
@@ -260,6 +263,103 @@ def test_a_job_that_runs_has_nothing_to_resolve(play: Stage) -> None:
         resolve.candidates(play.ctx, job)
 
     assert refused.value.code == "nothing_to_resolve"
+
+
+def held_batch(play: Stage) -> Job:
+    """A provider batch whose create's answer was lost, and which waits for a person."""
+    documents = [{"id": f"d{n}", "text": f"Document {n} tells of sales."} for n in range(3)]
+    play.sandbox.fault(where="batch_create", what="lost_answer", times=1)
+    job = play.submit("summary", "qwen-flash", input={"mode": "batch", "documents": documents})
+
+    def parts() -> list[Job]:
+        return [Job.of(row) for row in play.sql("select * from jobs where parent_id = :id", id=job.id)]
+
+    (batch,) = play.drive(parts, lambda made: bool(made) and made[0].state == State.UNCERTAIN)
+    play.sql(
+        "update jobs set state = 'held', held_for = 'uncertain', held_from = 'uncertain', run_at = null, claimed = null"
+        " where id = :id",
+        id=batch.id,
+    )
+    return play.job(batch)
+
+
+def test_a_lost_batch_is_shown_by_its_name_and_adopted(play: Stage) -> None:
+    batch = held_batch(play)
+    (found,) = resolve.candidates(play.ctx, batch)
+    assert found.differs == ()
+
+    moved = decided(play, batch, Action.ADOPT, task_id=found.task_id)
+
+    assert moved.deadline_at is not None
+    assert moved.deadline_at - play.now() > timedelta(hours=47)
+    assert play.until(batch).state == State.SUCCEEDED
+    assert len(play.sandbox.ledger()["batches"]) == 1
+
+
+def test_a_batch_of_another_name_is_not_adopted(play: Stage) -> None:
+    batch = held_batch(play)
+
+    with pytest.raises(Conflict) as refused:
+        decided(play, batch, Action.ADOPT, task_id="batch_of_somebody")
+
+    assert refused.value.code == "task_not_listed"
+
+
+def lost(play: Stage, job: Job) -> Job:
+    """The job, which was given up since the provider never told of its task's end."""
+    play.sql("update jobs set deadline_at = now() - interval '1 s' where id = :id", id=job.id)
+    return play.until(job)
+
+
+def overdue(play: Stage) -> Job:
+    """A job of which nobody will ever know what its task cost."""
+    play.sandbox.set(run_seconds=600)
+    job = lost(play, play.until(play.submit(), State.RUNNING))
+    play.sandbox.set(run_seconds=0.1)
+    return job
+
+
+@pytest.mark.parametrize(("billed", "spent"), [("yes", 1_500_000), ("no", 0)])
+def test_what_a_lost_task_cost_is_said_by_a_person_and_then_its_job_is_made_again(
+    play: Stage, billed: str, spent: int
+) -> None:
+    job = overdue(play)
+    assert resolve.candidates(play.ctx, job) == []
+
+    ended = decided(play, job, Action.GIVE_UP, billed=billed)
+
+    assert (ended.state, ended.billed) == (State.FAILED, billed)
+    assert sum(micros for _, micros in play.ledger(job)) == spent
+    assert audit(play.ctx.engine) == []
+    with play.ctx.engine.begin() as connection:
+        jobs.retry(connection, play.project.id, job.id, play.now())
+    assert play.until(job).state == State.SUCCEEDED
+
+
+def test_of_a_job_that_has_ended_nothing_else_is_decided(play: Stage) -> None:
+    job = overdue(play)
+
+    with pytest.raises(Conflict) as again:
+        decided(play, job, Action.REQUEUE)
+    decided(play, job, Action.GIVE_UP, billed="no")
+    with pytest.raises(Conflict) as twice:
+        decided(play, play.job(job), Action.GIVE_UP, billed="yes")
+
+    assert (again.value.code, twice.value.code) == ("has_ended", "nothing_to_resolve")
+
+
+def test_what_a_lost_part_cost_stands_on_its_parent(play: Stage) -> None:
+    play.sandbox.set(batch_run_seconds=600)
+    batch = held_batch(play)
+    decided(play, batch, Action.ADOPT, task_id=resolve.candidates(play.ctx, batch)[0].task_id)
+    play.sql("update jobs set estimate = 700 where id = :id", id=batch.id)
+    lost(play, batch)
+    parent = play.until(play.job(Job.of(play.sql("select * from jobs where parent_id is null")[0])))
+    before = parent.cost or 0
+
+    decided(play, play.job(batch), Action.GIVE_UP, billed="yes")
+
+    assert (play.job(parent).cost, play.job(parent).billed) == (before + 700, "yes")
 
 
 # Over the API

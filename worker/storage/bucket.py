@@ -141,7 +141,7 @@ class Bucket:
             try:
                 body = self._s3.get_object(Bucket=self._name, Key=key)["Body"]
             except ClientError as error:
-                if _status(error) == 404:
+                if error.response.get("Error", {}).get("Code") == "NoSuchKey":  # a bucket that is gone is trouble
                     raise NotFound(f"no object {key}") from None
                 raise
             with body:
