@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -317,3 +318,25 @@ def test_the_reservation_of_a_parent_is_given_back_when_it_fails(play: Stage) ->
 
     assert sum(micros for _, micros in play.ledger(job)) == 0
     assert money.shown(play.job(job).cost) is None
+
+
+def test_a_parent_that_cannot_go_on_sees_its_children_to_their_end_first(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expand(parent: Parent, store: Store) -> Expansion:
+        if parent.made:
+            store.read("somebody-elses/key", 100)
+        return replace(_expand(parent, store), more=True)
+
+    album = KINDS["album"]
+    assert album.fan_out is not None
+    monkeypatch.setitem(KINDS, "album", replace(album, fan_out=replace(album.fan_out, expand=expand)))
+    play.sql("update lanes set concurrency = 0 where model = :model", model=MODEL)
+    job = _make(play, [["one", "two"]])
+
+    done = play.until(job)
+
+    assert done.state == "failed"
+    assert done.error is not None
+    assert done.error["code"] == "not_found"
+    assert {child["state"] for child in _children(play, job)} == {"canceled"}

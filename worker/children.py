@@ -25,9 +25,8 @@ from worker.models import Event, Job, Output
 
 @dataclass(frozen=True)
 class Counts:
-    """A parent's children: how many there are, have not ended, and ended without success; and of its open round."""
+    """A parent's children: how many have not ended, and ended without success; and how many its last round has."""
 
-    total: int
     unfinished: int
     failed: int  # failed or expired
     in_round: int
@@ -54,7 +53,7 @@ def make(connection: Connection, parent: Job, rows: Sequence[Mapping[str, Any]],
 def counts(connection: Connection, parent: Job) -> Counts:
     """How the parent's children stand."""
     row = connection.execute(_COUNTS, {"parent": parent.id, "round": parent.round}).one()
-    return Counts(row.total, row.unfinished, row.failed, row.in_round)
+    return Counts(row.unfinished, row.failed, row.in_round)
 
 
 def ended(connection: Connection, parent: Job, rounds: int) -> list[Ended]:
@@ -125,7 +124,7 @@ _MAKE = (
 )
 _COUNTS = text(
     """
-    select count(*) as total, count(*) filter (where finished_at is null) as unfinished,
+    select count(*) filter (where finished_at is null) as unfinished,
            count(*) filter (where state in ('failed', 'expired')) as failed,
            count(*) filter (where round = :round) as in_round
       from jobs where parent_id = :parent

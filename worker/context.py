@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -41,6 +41,7 @@ _SESSION = (
 
 _log = log.get(__name__)
 T = TypeVar("T")
+Moves = Generator[Move, Job, None]  # a step: what it yields is on record before its next line runs
 
 
 class Clock:

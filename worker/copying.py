@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from worker import batch_api, fanout, spans, storage
-from worker.context import Clock, Context
+from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import KINDS, Source, text_batch
 from worker.models import Job
 from worker.seen import links_expire
 from worker.states import Move, State
-
-Moves = Generator[Move, Job, None]
 
 
 def step(ctx: Context, job: Job, clock: Clock) -> Moves:

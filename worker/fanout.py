@@ -10,22 +10,19 @@ between two of them goes on where it was. Between rounds nothing makes the paren
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
 from worker import egress, jobs, spans, storage
 from worker.children import Counts
-from worker.context import Clock, Context
+from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS
 from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
 from worker.models import Job
 from worker.states import Move, State
-
-Moves = Generator[Move, Job, None]
 
 
 def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -55,13 +52,13 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
 def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Its outputs in the bucket, all of them told at once."""
     fan_out, parent = _fan_out(job), _parent(ctx, job, job.round, 0)
-    shelf = _Shelf(ctx, job, parent, spans.copying(clock() - job.state_at))
+    shelf = _Shelf(ctx, job, parent, clock, clock() + spans.copying(clock() - job.state_at))
     outputs: list[dict[str, Any]] = []
     try:
         for n, piece in enumerate(fan_out.assemble(parent, shelf)):
             outputs.append(shelf.keep(n, piece))
     except (Unfit, NotFound) as error:
-        yield _unusable(ctx, parent, error)
+        yield _ended(_unusable(ctx, parent, error), {})
     except NoriaError as trouble:
         yield _troubled(job, State.COPYING, trouble, clock())
     else:
@@ -73,22 +70,22 @@ def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Cloc
     """Asks the kind for what comes next, and puts it on record."""
     number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
     parent = _parent(ctx, job, number - 1, made)
-    shelf = _Shelf(ctx, job, parent, spans.GATHER)
+    shelf = _Shelf(ctx, job, parent, clock, clock() + spans.GATHER)
     try:
         said = fan_out.expand(parent, shelf)
     except NotFound as error:
-        yield _unusable(ctx, parent, error)
-        return
+        said = _unusable(ctx, parent, error)
     except NoriaError as trouble:
         yield _troubled(job, State.GATHERING, trouble, clock())
         return
     columns: dict[str, Any] = {"error": None} if said.note is None else {"error": None, "note": said.note}
     total = made + len(said.children)
     if said.failure is not None and not counts.unfinished:
-        columns |= {"error": said.failure.as_json(), "usage": fan_out.usage(parent)}
-        yield Move(State.FAILED, said.failure.message, columns=columns, unfit=said.unfit)
+        yield _ended(said, columns | {"usage": fan_out.usage(parent)})
     elif said.failure is not None:
-        yield Move(State.GATHERING, said.failure.message, cancels=said.failure.message, columns={"round_open": False})
+        # nothing of this answer is kept: the kind is asked the same again once they have ended
+        yield Move(State.GATHERING, said.failure.message, cancels=said.failure.message, rests=True)
+        ctx.wake(job.id)
     elif said.more:
         columns |= {"round": number, "round_open": True}
         again_at = clock() + (said.again_after or timedelta(0))
@@ -103,12 +100,19 @@ def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Cloc
         yield Move(State.COPYING, said.why, columns=columns | {"round_open": False})
 
 
-def _unusable(ctx: Context, parent: Parent, error: NoriaError) -> Move:
+def _unusable(ctx: Context, parent: Parent, error: NoriaError) -> Expansion:
     """The end of a parent whose parts are of no use, or gone from the bucket; those that are gone can be made again."""
-    gone = [part.id for part in parent.ended if any(ctx.bucket.head(output.key) is None for output in part.outputs)]
-    failure = Failure(error.code, ErrorClass.STORAGE if gone else ErrorClass.PROVIDER, str(error), billed="yes")
-    told = replace(failure, retryable=bool(gone))
-    return Move(State.FAILED, told.message, columns={"error": told.as_json()}, unfit=tuple(gone))
+    gone = tuple(
+        part.id for part in parent.ended if any(ctx.bucket.head(output.key) is None for output in part.outputs)
+    )
+    cls = ErrorClass.STORAGE if gone else ErrorClass.PROVIDER
+    return Expansion(failure=Failure(error.code, cls, str(error), retryable=bool(gone), billed="yes"), unfit=gone)
+
+
+def _ended(said: Expansion, columns: dict[str, Any]) -> Move:
+    assert said.failure is not None, "only a failure ends a parent here"
+    told = {**columns, "error": said.failure.as_json()}
+    return Move(State.FAILED, said.failure.message, columns=told, unfit=said.unfit)
 
 
 def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Move:
@@ -193,11 +197,8 @@ class _Shelf:
     ctx: Context
     job: Job
     parent: Parent
-    patience: timedelta
-    began: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "began", time.monotonic())
+    clock: Clock
+    until: datetime
 
     def read(self, key: str, limit: int) -> bytes:
         """An object's bytes, if it is the project's."""
@@ -234,7 +235,7 @@ class _Shelf:
 
     def is_late(self) -> bool:
         """Whether the step has had its time."""
-        return time.monotonic() - self.began > self.patience.total_seconds()
+        return self.clock() > self.until
 
     def keep(self, n: int, piece: Piece) -> dict[str, Any]:
         """An output, stored and checked: its row."""
@@ -246,9 +247,7 @@ class _Shelf:
         """The chunks, until the step's lease would lapse: another worker may begin anew then."""
         for chunk in chunks:
             if self.is_late():
-                raise storage.SourceTrouble(
-                    f"not put together within {self.patience}; more time is given to the next try"
-                )
+                raise storage.SourceTrouble("not put together in time; more of it is given to the next try")
             yield chunk
 
     def _mine(self, key: str) -> None:

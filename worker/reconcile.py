@@ -19,7 +19,7 @@ paid twice or handed one tenant another's output.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 from sqlalchemy import Connection, func, or_, select
 
 from worker import listing, spans
-from worker.context import Clock, Context
+from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
@@ -61,7 +61,7 @@ class _Listing:
     proves_absence: bool
 
 
-def reconcile(ctx: Context, job: Job, clock: Clock) -> Generator[Move, Job, None]:
+def reconcile(ctx: Context, job: Job, clock: Clock) -> Moves:
     """One look for the task of a lost answer; ends in a find, in proved absence, in a wait, or with a person."""
     attempt = ctx.answer_of(job)
     assert attempt is not None, "no job is uncertain without an attempt"

@@ -16,21 +16,19 @@ A job whose children do the work goes another way: `fanout`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 from worker import batch_api, copying, creates, fanout, seen, spans
-from worker.context import Clock, Context
+from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
 from worker.kinds import KINDS, Request, text_batch
 from worker.models import Job
 from worker.reconcile import reconcile
 from worker.states import Move, State
-
-Moves = Generator[Move, Job, None]
 
 _LONG = timedelta(minutes=15)  # of a wait for the lane, in which others may use the slot
 
