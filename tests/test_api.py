@@ -27,7 +27,7 @@ from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
 from worker import jobs, keys, moves
-from worker.context import engine as make_engine
+from worker.database import engine as make_engine
 from worker.errors import Conflict, InvalidInput, NotFound
 from worker.kinds import OFFERED
 from worker.models import Project
