@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
@@ -17,7 +16,6 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
-import structlog
 from psycopg import sql
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import event, exc, text
@@ -249,21 +247,6 @@ def test_a_lease_that_lapses_while_its_worker_waits_for_the_database_is_no_crash
 
 
 # What the log shows
-
-
-@pytest.fixture
-def written() -> Iterator[Callable[[], str]]:
-    """What was written by the formatter that workers and the API have."""
-    root, hooks, before = logging.getLogger(), (sys.excepthook, threading.excepthook), structlog.get_config()
-    level = root.level
-    log.configure("INFO")
-    (ours,), stream = root.handlers, io.StringIO()
-    ours.setStream(stream)  # type: ignore[attr-defined]
-    yield stream.getvalue
-    root.removeHandler(ours)
-    root.setLevel(level)
-    sys.excepthook, threading.excepthook = hooks
-    structlog.configure(**before)
 
 
 class Asked(BaseModel):
