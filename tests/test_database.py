@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -138,6 +139,28 @@ def test_an_answer_that_was_paid_for_is_kept_while_the_server_is_read_only(play:
         recording = pool.submit(play.ctx.record, begun, answered, clock)
         assert outage.seen.wait(10)
         outage.end()
+        recording.result(20)
+
+    assert play.until(job).state == State.SUCCEEDED
+    assert play.sandbox.ledger()["totals"]["creates"] == 1
+
+
+@pytest.mark.parametrize("state", ["53100", "53200", "58030", "40P01", "55P03", "57014"])
+def test_an_answer_that_was_paid_for_outlasts_what_the_server_lacks(play: Stage, outage: Outage, state: str) -> None:
+    job = play.submit("text", "qwen-plus", input=ASKED)
+    taken, step, clock = play.begin(job)
+    begun = play.ctx.record(taken, next(step), clock)
+    answered = step.send(begun)  # type: ignore[attr-defined]
+    play.sql(
+        "create function lacks() returns trigger language plpgsql as"
+        f" $$ begin raise exception 'it lacks something' using errcode = '{state}'; end $$"
+    )
+    play.sql("create trigger lacks before update on attempts for each row execute function lacks()")
+
+    with ThreadPoolExecutor(1) as pool:
+        recording = pool.submit(play.ctx.record, begun, answered, clock)
+        assert outage.seen.wait(10)
+        play.sql("drop trigger lacks on attempts")
         recording.result(20)
 
     assert play.until(job).state == State.SUCCEEDED
@@ -286,6 +309,15 @@ def test_what_postgres_says_of_a_value_is_not_logged(
     assert CANARY not in said
     assert way == "as text" or type(caught.value.orig).__name__ in said
     assert way == "as text" or (caught.value.orig.sqlstate or "") in said  # type: ignore[union-attr]
+
+
+def test_postgres_itself_logs_no_value_either(servers: Servers, engine: sqlalchemy.Engine) -> None:
+    name = f"name{uuid.uuid4().hex}"
+    with pytest.raises(exc.DBAPIError), engine.begin() as connection:
+        refused_by_postgres(connection, f"select cast(:value as jsonb) as {name}", REFUSED["an infinity in JSON"][1])
+
+    (logged,) = [path.read_text() for path in (servers.home / "logs").glob("postgres*") if name in path.read_text()]
+    assert CANARY not in logged
 
 
 def raise_over(value: str) -> None:
