@@ -17,8 +17,8 @@ from worker import broker, catalog, flower
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
-from worker.database import engine
 from worker.models import Job, Project
+from worker.postgres import engine
 from worker.settings import Settings
 from worker.storage import Bucket
 

@@ -27,10 +27,10 @@ from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
 from worker import jobs, keys, moves
-from worker.database import engine as make_engine
 from worker.errors import Conflict, InvalidInput, NotFound
 from worker.kinds import OFFERED
 from worker.models import Project
+from worker.postgres import engine as make_engine
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
 

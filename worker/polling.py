@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, text, update
 
-from worker import database
+from worker import postgres
 from worker.claims import NOW
 from worker.learned import Times
 from worker.models import Job, Lane, Owner
@@ -135,10 +135,10 @@ class Budget:
         return seen_at is not None and seen_at > since
 
     def _read(self, look: Callable[[Connection], T]) -> T:
-        return database.read(self._engine, look, self._patience)
+        return postgres.read(self._engine, look, self._patience)
 
     def _write(self, change: Callable[[Connection], T], what: str) -> T:
-        return database.write(self._engine, change, what, self._patience)
+        return postgres.write(self._engine, change, what, self._patience)
 
 
 def first_look(began: datetime, times: Times | None, has_room: bool) -> datetime:

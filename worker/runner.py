@@ -18,7 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import (
     claims,
-    database,
     firing,
     flower,
     listing,
@@ -26,6 +25,7 @@ from worker import (
     looks,
     moves,
     polling,
+    postgres,
     seen,
     spans,
     tick,
@@ -111,7 +111,7 @@ class Runner:
         try:
             self._poll(taken, Clock(rows[0].now))
         except SQLAlchemyError as error:
-            if not database.is_away(error):
+            if not postgres.is_away(error):
                 raise
             _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
             self._let_go(taken)
@@ -162,7 +162,7 @@ class Runner:
             self._let_go([job])
         except Exception as error:  # noqa: BLE001 - the next row of the message goes on
             _log.exception("a step failed; its row is left to the lease, or given back where the database was away")
-            if database.is_away(error):
+            if postgres.is_away(error):
                 self._let_go([job])
         finally:
             structlog.contextvars.reset_contextvars(**bound)
@@ -260,7 +260,7 @@ def _until_it_holds(write: Callable[[], T]) -> T:
 
     A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
     """
-    return database.until_it_holds(write, "claims", _AWAY)
+    return postgres.until_it_holds(write, "claims", _AWAY)
 
 
 def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
