@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated
 
@@ -17,8 +17,8 @@ from worker import broker, catalog, flower
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
-from worker.context import engine
 from worker.models import Job, Project
+from worker.postgres import engine
 from worker.settings import Settings
 from worker.storage import Bucket
 
@@ -42,7 +42,7 @@ class Context:
     @cached_property
     def provider(self) -> worker_context.Context:
         """What a step works with, for the few requests that ask the provider itself; made at the first of them."""
-        return replace(worker_context.make(self.settings), engine=self.engine)
+        return replace(worker_context.make(self.settings, patience=timedelta(0)), engine=self.engine)
 
     def tell(self, job: Job, project: Project) -> None:
         """Tells Flower of the job's state, and asks for a tick; waits for nobody."""

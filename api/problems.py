@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api import faults
-from worker import context, errors, log
+from worker import errors, log, postgres
 from worker.storage import StorageTrouble
 
 TYPE = "urn:noria:problem:"
@@ -87,7 +87,7 @@ def _http(_: Any, __: Request, error: HTTPException) -> Problem:
 
 
 def _database(_: Any, __: Request, error: DBAPIError) -> Problem:
-    return _away(_, __, error) if context.is_away(error) else _internal()
+    return _away(_, __, error) if postgres.is_away(error) else _internal()
 
 
 def _away(_: Any, __: Request, ___: Exception) -> Problem:

@@ -264,6 +264,7 @@ def _postgres(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path]
         f"port={ports['postgres']}",
         "unix_socket_directories=.",  # relative, because a socket's path may have 107 bytes at most
         "shared_buffers=64MB",
+        "log_error_verbosity=terse",  # else its log quotes prompts, in DETAIL and CONTEXT
         "max_connections=200",
         "timezone=UTC",
         *(() if durable else ("fsync=off", "synchronous_commit=off", "full_page_writes=off")),

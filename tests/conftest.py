@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
+import logging
 import os
 import shutil
 import subprocess
@@ -24,9 +26,11 @@ import psycopg
 import pytest
 import redis
 import sqlalchemy
+import structlog
 from psycopg import sql
 
 from ops import servers as embedded
+from worker import log
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]
@@ -145,6 +149,21 @@ def environment(servers: embedded.Servers, database_url: str, bucket: str, broke
         "NORIA_DASHSCOPE_API_KEY": "sk-test",
         "NORIA_EGRESS_ALLOW": "127.0.0.0/8",
     }
+
+
+@pytest.fixture
+def written() -> Iterator[Callable[[], str]]:
+    """What is written by the formatter that workers and the API have; logging is as it was afterwards."""
+    root, stream, structlogs = logging.getLogger(), io.StringIO(), structlog.get_config()
+    level, hooks = root.level, (sys.excepthook, threading.excepthook)
+    log.configure("INFO")
+    structlog.configure(cache_logger_on_first_use=False)  # else loggers would stay so for the tests that follow
+    root.handlers[0].setStream(stream)  # type: ignore[attr-defined]
+    yield stream.getvalue
+    root.handlers = [one for one in root.handlers if type(one) is not logging.StreamHandler]
+    root.setLevel(level)
+    sys.excepthook, threading.excepthook = hooks
+    structlog.configure(**structlogs)
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,10 @@ from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
 from worker import jobs, keys, moves
-from worker.context import engine as make_engine
 from worker.errors import Conflict, InvalidInput, NotFound
 from worker.kinds import OFFERED
 from worker.models import Project
+from worker.postgres import engine as make_engine
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
 
@@ -866,6 +866,7 @@ def test_the_engines_statements_are_bounded(environment: dict[str, str]) -> None
     engine.dispose()
 
 
+@pytest.mark.usefixtures("written")  # logging is as it was afterwards
 def test_uvicorns_own_lines_go_through_our_formatter(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -873,10 +874,6 @@ def test_uvicorns_own_lines_go_through_our_formatter(
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    try:
-        assert api.app.app is api.app.app
-        assert not logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO)
-    finally:
-        root.handlers, root.level = handlers, level
+
+    assert api.app.app is api.app.app
+    assert not logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO)

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import redis
+from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from worker import claims, moves, runner, spans, tick
+from worker import broker, claims, moves, runner, spans, tick
 from worker.context import Clock
 from worker.errors import ClaimLost
 from worker.models import Job
@@ -174,6 +176,25 @@ def test_claims_that_could_not_be_published_are_due_at_once(play: Stage) -> None
     play.runner.tick(publish)
 
     assert sorted(row for row, _ in sent(play.tick())) == sorted(job.id for job in submitted)
+
+
+def test_claims_are_kept_where_the_broker_reads_and_takes_no_writes(
+    play: Stage, broker_url: str, worker_number: int
+) -> None:
+    """As a replica does (READONLY), or a server whose memory is full (OOM): the answer is an error, not a silence."""
+    reader = f"reader{worker_number}"
+    with redis.Redis.from_url(broker_url) as admin:
+        admin.acl_setuser(
+            reader, enabled=True, passwords=["+s"], keys=["*"], channels=["*"], commands=["+@all", "-@write"]
+        )
+    address = broker_url.rpartition("@")[2]
+    url = SecretStr(f"redis://{reader}:s@{address}")
+    app = broker.celery_app(play.ctx.settings.model_copy(update={"broker_url": url}))
+    job = play.submit()
+
+    play.runner.tick(lambda message: broker.publish(app, message.task, message.queue, []))
+
+    assert [row for row, _ in sent(play.tick())] == [job.id]
 
 
 def test_no_more_is_on_its_way_than_a_queue_can_start(play: Stage) -> None:

@@ -309,6 +309,34 @@ def test_a_bucket_that_is_not_there_is_told(settings: Settings, target: Bucket) 
     target.delete("no-such-key")
 
 
+SAID = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>m</Message></Error>"
+
+
+@pytest.mark.parametrize("megabytes", [1, 20])  # in one piece, and in parts
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (503, SAID % b"SlowDown"),
+        (403, SAID % b"AccessDenied"),  # a bucket that is read-only
+        (507, SAID % b"XMinioStorageFull"),
+        (500, b"no XML at all"),
+        (200, SAID % b"InternalError"),
+        (200, b"<html>a proxy's own page"),
+        (200, b""),
+    ],
+)
+def test_a_bucket_that_takes_nothing_is_trouble_whatever_it_answers(
+    settings: Settings, status: int, body: bytes, megabytes: int
+) -> None:
+    with peer(peers.answers(status, body)) as s3:
+        away = Bucket(settings.model_copy(update={"s3_endpoint_url": s3.url}))
+
+        with pytest.raises(StorageTrouble) as told:
+            away.put_stream("k.mp4", iter([bytes(megabytes << 20)]), "video/mp4", Expected(), {})
+
+    assert "k.mp4?" not in str(told.value)
+
+
 @contextmanager
 def failing_proxy(settings: Settings, mark: bytes, passes: int) -> Iterator[Settings]:
     """The target, but after some requests that hold the mark every further one is answered with an error."""

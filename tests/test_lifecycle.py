@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -420,12 +420,12 @@ def test_a_submission_that_cannot_work_costs_nothing_and_names_every_fault(play:
 
 
 def test_no_link_key_or_prompt_is_logged(
-    play: Stage, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    play: Stage, written: Callable[[], str], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     play.sandbox.fault(where="link", what="expired", times=1)
     play.until(play.submit(input={**CLIP, "prompt": "canary-in-the-prompt"}))
 
     printed = capsys.readouterr()
-    logged = caplog.text + printed.out + printed.err
-    assert "moved" in logged
+    logged = written() + caplog.text + printed.out + printed.err
+    assert "moved" in written()
     assert not [word for word in ("canary", "Signature=", "sk-test", "OSSAccessKeyId") if word in logged]

@@ -9,7 +9,8 @@
 3. `held`, the guard of every write: the row as long as nobody has claimed it since. A worker that woke late writes
    nothing.
 
-Only a lease that lapses while `taken` is a crash. There is no reaper, no heartbeat, no lock table, and nobody but
+Only a lease that lapses while `taken` is a crash, and none when its worker lives and says so (`let_go`), as it does
+when the database was away. There is no reaper, no heartbeat, no lock table, and nobody but
 the holder writes `run_at` unless `claimed` is null.
 """
 
@@ -111,6 +112,15 @@ def give_back(connection: Connection, table: Claimable, numbers: Numbers, after:
     """Makes claimed rows due again after a while: their messages could not be sent, or there was no room for them."""
     returned = update(table).where(tuple_(table.id, table.claim).in_(numbers)).values(run_at=NOW + after, claimed=None)
     connection.execute(returned)
+
+
+def let_go(connection: Connection, table: Claimable, numbers: Numbers, after: timedelta) -> None:
+    """Gives back what is still in this worker's hands; takes back the crash where a lease lapsed there meanwhile."""
+    ours = tuple_(table.id, table.claim).in_(numbers)
+    mine = update(table).where(ours, table.claimed == TAKEN).values(run_at=NOW + after, claimed=None)
+    connection.execute(mine)
+    lapsed = update(table).where(table.id.in_([row_id for row_id, _ in numbers]), ~ours, table.crashes > 0)
+    connection.execute(lapsed.values(crashes=table.crashes - 1))
 
 
 # Statements are built once: to build one costs more than to run it.

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select, true
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker import postgres
 from worker.catalog import Catalog
 from worker.claims import Now
 from worker.models import Job, Lane, RunTime
@@ -35,8 +36,9 @@ class Times:
 class Learned:
     """What was learned of run times, read every half minute at the most."""
 
-    def __init__(self, engine: Engine, catalog: Catalog) -> None:
+    def __init__(self, engine: Engine, catalog: Catalog, patience: timedelta) -> None:
         self._engine = engine
+        self._patience = patience
         self._catalog = catalog
         self._times: dict[tuple[str, str], Times] = {}
         self._read_at = -math.inf
@@ -45,8 +47,7 @@ class Learned:
         """The run times of tasks such as the job's; None where they are not learned."""
         if time.monotonic() - self._read_at > _REREAD_SECONDS:
             self._read_at = time.monotonic()
-            with self._engine.connect() as connection:
-                self._times = run_times(connection)
+            self._times = postgres.read(self._engine, run_times, self._patience)
         return self._times.get((job.model, self.shape(job)))
 
     def shape(self, job: Job) -> str:

@@ -1,6 +1,7 @@
 """Logs: JSON, one object a line, with the job, lane and claim that are bound to the thread; nothing secret.
 
-No prompt, key or signed link is ever passed to a log call; the redaction here is the second wall.
+No prompt, key or signed link is ever passed to a log call; the redaction here is the second wall. An exception may
+hold any of them, since its text quotes what it was raised over: so of most only the type is shown, and where.
 """
 
 from __future__ import annotations
@@ -8,31 +9,91 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+import threading
+import traceback
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
+import psycopg
 import structlog
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker.errors import NoriaError
 
 _SECRET_KEYS = re.compile(r"(?i)prompt|password|secret|authorization|api_key|^input$|^body$|^text$")
 _SECRET_TEXT = re.compile(
     r"(?i)(sk-[\w.-]{6,}|noria_\w{8,}|whsec_[\w+/=]+|(?:signature|ossaccesskeyid|x-amz-[\w-]+|expires)=[^&\s\"']+"
     r"|://[^/\s:@]+:[^/\s@]+@)"
 )
+# What Postgres, SQLAlchemy and pydantic say of values: rows, parameters, input
+_QUOTED = re.compile(
+    r"(?s)(?:\n|\\n)(?:DETAIL|CONTEXT|QUERY|LINE \d+):.*|(?<=psycopg\.errors\.)\w+\).*|\[parameters: .*|input_value=.*"
+)
+_VALUE = re.compile(r'"[^"]*"?')
 _HIDDEN = "[hidden]"
+# exceptions whose text tells of code, names or hosts, not of values
+_PLAIN = (NoriaError, PoolTimeout, OSError, TypeError, AttributeError, ImportError, AssertionError)
 
 
 def redact(text: str) -> str:
-    """The text without keys, signatures of links, and passwords in addresses."""
-    return _SECRET_TEXT.sub(_HIDDEN, text)
+    """The text without keys, signatures of links, passwords in addresses, and values that an error quotes."""
+    return _QUOTED.sub(_HIDDEN, _SECRET_TEXT.sub(_HIDDEN, text))
+
+
+def words(error: BaseException) -> str:
+    """An exception's type, and its message where that quotes no value; of the driver only the primary message."""
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy's errors hold the driver's
+    said = _of_driver(cause) if isinstance(cause, psycopg.Error) else str(cause) if isinstance(cause, _PLAIN) else ""
+    return f"{type(cause).__name__}: {redact(said)}" if said else type(cause).__name__
+
+
+def _of_driver(error: psycopg.Error) -> str:
+    """SQLSTATE and message; without a code it is about the connection, or quotes a value."""
+    if error.sqlstate is None:
+        is_of_connection = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        return str(error).partition("\n")[0] if is_of_connection else ""
+    said = error.diag.message_primary or ""
+    return f"{error.sqlstate} {_VALUE.sub(_HIDDEN, said) if error.sqlstate.startswith('22') else said}"
+
+
+def _traceback(exc_info: Any) -> str:
+    """Where an exception and what led to it were raised, in `words`."""
+    return "\n".join(
+        "".join(traceback.format_tb(error.__traceback__)) + words(error) for error in reversed([*_chain(exc_info[1])])
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    met: set[int] = set()
+    while error is not None and id(error) not in met:
+        yield error
+        met.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _in_words(record: logging.LogRecord) -> bool:
+    """Puts exceptions that a library would write into its line in `words`; every record passes."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(words(one) if isinstance(one, BaseException) else one for one in record.args)
+    return True
 
 
 def _redacted(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if _SECRET_KEYS.search(key):
-            event[key] = _HIDDEN
-        elif isinstance(value, str):
-            event[key] = redact(value)
+        event[key] = _HIDDEN if _SECRET_KEYS.search(key) else _clean(value)
     return event
+
+
+def _clean(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | logging.LogRecord):
+        return value
+    if isinstance(value, BaseException):
+        return words(value)
+    if isinstance(value, dict):
+        return {name: _HIDDEN if _SECRET_KEYS.search(str(name)) else _clean(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(held) for held in value]
+    return redact(str(value))
 
 
 _CHAIN: list[Any] = [
@@ -41,7 +102,7 @@ _CHAIN: list[Any] = [
     structlog.stdlib.add_logger_name,
     structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
+    structlog.processors.ExceptionRenderer(_traceback),
     _redacted,
 ]
 
@@ -57,6 +118,8 @@ def configure(level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(_in_words)
+    logging.raiseExceptions = False  # its report of a line that could not be written shows the line as it was
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -75,6 +138,8 @@ def configure(level: str) -> None:
         "amqp",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    sys.excepthook = lambda *exc_info: root.critical("the process ends by an error", exc_info=exc_info)
+    threading.excepthook = lambda ended: root.critical("a thread ended by an error", exc_info=ended.exc_value)
     structlog.configure(
         processors=[*_CHAIN, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

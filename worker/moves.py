@@ -82,10 +82,10 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     return moved
 
 
-def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> None:
-    """Puts many waits of `running` jobs on record at once; rows that are no longer ours are left alone."""
+def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> int:
+    """Puts many waits of `running` jobs on record at once; of how many. Rows that are no longer ours are left alone."""
     if not waits:
-        return
+        return 0
     looks = values(*_LOOK, name="looks").data([_look(job, move, now) for job, move in waits])
     waited = (
         update(Job)
@@ -100,7 +100,7 @@ def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now:
             unknown_since=cast(looks.c.unknown_since, DateTime(timezone=True)),
         )
     )
-    connection.execute(waited)
+    return connection.execute(waited).rowcount
 
 
 def answer_on_record(connection: Connection, job: Job) -> Attempt | None:

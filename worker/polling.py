@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, text, update
 
+from worker import postgres
 from worker.claims import NOW
 from worker.learned import Times
 from worker.models import Job, Lane, Owner
@@ -45,6 +48,8 @@ _FIRST = 3  # seconds, to the first look at a model that is not learned
 _PARTS_OF_MEDIAN = 48
 _USUAL = 1.5  # medians: most have ended by then
 _PARTS, _PARTS_WITH_ROOM = 8, 48  # of the wait for a task that is late, or whose run time is not learned
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ def is_trouble(http_status: int) -> bool:
 class Budget:
     """The query budget as steps use it: each call is a short transaction of its own."""
 
-    def __init__(self, engine: Engine, per_second: float) -> None:
+    def __init__(self, engine: Engine, per_second: float, patience: timedelta) -> None:
         self._engine = engine
+        self._patience = patience
         self._per_second = per_second
         self._sighted: dict[str, float] = {}
         self._roomy: frozenset[str] = frozenset()
@@ -82,46 +88,57 @@ class Budget:
 
     def book(self, owner: str, count: int, ahead: timedelta) -> Booked | None:
         """Books as the function does, from Postgres's now."""
-        with self._engine.begin() as connection:
-            now: datetime = connection.execute(select(NOW)).scalar_one()
+
+        def booked(connection: Connection) -> Booked | None:
+            now = connection.execute(select(NOW)).scalar_one()
             return book(connection, owner, count, self._per_second, now, ahead)
+
+        return self._write(booked, "queries")
 
     def has_room(self, owner: str) -> bool:
         """Whether each of the owner's tasks may be looked at every second; counted every two seconds at the most."""
         if time.monotonic() - self._counted_at > _ROOM_SECONDS:
             self._counted_at = time.monotonic()
-            with self._engine.connect() as connection:
-                self._roomy = roomy(connection, self._per_second)
+            self._roomy = self._read(lambda connection: roomy(connection, self._per_second))
         return owner in self._roomy
 
     def slow(self, owner: str) -> None:
         """Halves the owner's pace: its queries were throttled, or failed."""
-        with self._engine.begin() as connection:
+
+        def slow(connection: Connection) -> None:
             connection.execute(_SLOW, {"owner": owner, "now": connection.execute(select(NOW)).scalar_one()})
+
+        self._write(slow, "a slower pace")
 
     def page_size(self, owner: str) -> int | None:
         """How many rows the provider puts on a page of the owner's list; None: not tried yet."""
-        with self._engine.connect() as connection:
-            return connection.execute(select(Owner.page_size).where(Owner.name == owner)).scalar_one_or_none()
+        size = select(Owner.page_size).where(Owner.name == owner)
+        return self._read(lambda connection: connection.execute(size).scalar_one_or_none())
 
     def cut_pages(self, owner: str, size: int) -> None:
         """Keeps how many rows the provider puts on a page of the owner's list."""
-        with self._engine.begin() as connection:
-            connection.execute(update(Owner).where(Owner.name == owner).values(page_size=size))
+        cut = update(Owner).where(Owner.name == owner).values(page_size=size)
+        self._write(lambda connection: connection.execute(cut), "the size of pages")
 
     def sighted(self, owner: str) -> None:
         """Notes that a task of the owner's was seen, alive or ended: its key sees its tasks."""
         if time.monotonic() - self._sighted.get(owner, -math.inf) < _SIGHTING_SECONDS:
             return
         self._sighted[owner] = time.monotonic()
-        with self._engine.begin() as connection:
-            connection.execute(update(Owner).where(Owner.name == owner).values(seen_at=NOW))
+        sighted = update(Owner).where(Owner.name == owner).values(seen_at=NOW)
+        self._write(lambda connection: connection.execute(sighted), "a sighting")
 
     def was_sighted_since(self, owner: str, since: datetime) -> bool:
         """Whether a task of the owner's was seen since then."""
-        with self._engine.connect() as connection:
-            seen_at = connection.execute(select(Owner.seen_at).where(Owner.name == owner)).scalar_one_or_none()
+        statement = select(Owner.seen_at).where(Owner.name == owner)
+        seen_at = self._read(lambda connection: connection.execute(statement).scalar_one_or_none())
         return seen_at is not None and seen_at > since
+
+    def _read(self, look: Callable[[Connection], T]) -> T:
+        return postgres.read(self._engine, look, self._patience)
+
+    def _write(self, change: Callable[[Connection], T], what: str) -> T:
+        return postgres.write(self._engine, change, what, self._patience)
 
 
 def first_look(began: datetime, times: Times | None, has_room: bool) -> datetime:

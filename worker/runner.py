@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Interval, Row, and_, case, func, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, case, func, literal, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker import (
     claims,
-    context,
     firing,
     flower,
     listing,
@@ -25,6 +25,7 @@ from worker import (
     looks,
     moves,
     polling,
+    postgres,
     seen,
     spans,
     tick,
@@ -107,11 +108,13 @@ class Runner:
         taken = [Job.of(_columns(row)) for row in rows]
         if not taken:
             return
-        clock = Clock(rows[0].now)
-        until = clock() + _LOOKING
-        singly = self._listed(taken, clock) if len(taken) >= polling.WORTH else taken
-        for start in range(0, len(singly), _SINGLY):
-            self._look(singly[start : start + _SINGLY], clock, until)
+        try:
+            self._poll(taken, Clock(rows[0].now))
+        except SQLAlchemyError as error:
+            if not postgres.is_away(error):
+                raise
+            _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
+            self._let_go(taken)
 
     def deliver(self, numbers: Numbers) -> None:
         """One try of each delivery, one after the other; then the receiver's next may go."""
@@ -148,15 +151,19 @@ class Runner:
     def carry_out(self, job: Job, clock: Clock) -> Move | None:
         """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None.
 
-        A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash.
+        A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash; one that fails
+        since the database is away does not.
         """
         bound = structlog.contextvars.bind_contextvars(job=str(job.id), lane=job.lane_id, claim=job.claim)
         try:
             return self._run(job, clock)
         except ClaimLost as lost:
             _log.warning("the claim is lost; nothing was written", why=str(lost))
-        except Exception:  # noqa: BLE001 - the next row of the message goes on
-            _log.exception("a step failed; its row is left to the lease")
+            self._let_go([job])
+        except Exception as error:  # noqa: BLE001 - the next row of the message goes on
+            _log.exception("a step failed; its row is left to the lease, or given back where the database was away")
+            if postgres.is_away(error):
+                self._let_go([job])
         finally:
             structlog.contextvars.reset_contextvars(**bound)
         return None
@@ -183,6 +190,12 @@ class Runner:
             self.hint()
         if said := flower.event(job, self.ctx.project_name(job), keys):
             self.tell(said)
+
+    def _poll(self, taken: Sequence[Job], clock: Clock) -> None:
+        until = clock() + _LOOKING
+        singly = self._listed(taken, clock) if len(taken) >= polling.WORTH else taken
+        for start in range(0, len(singly), _SINGLY):
+            self._look(singly[start : start + _SINGLY], clock, until)
 
     def _listed(self, taken: Sequence[Job], clock: Clock) -> Sequence[Job]:
         """Puts the waits of those on record that the list shows as unfinished; the others.
@@ -218,16 +231,20 @@ class Runner:
         self._write(waits, clock)
 
     def _postpone(self, taken: Sequence[Job]) -> None:
-        with self.ctx.engine.begin() as connection:
-            claims.give_back(connection, Job, [(job.id, job.claim) for job in taken], _POSTPONED)
+        give_back = partial(claims.give_back, table=Job, numbers=_numbers(taken), after=_POSTPONED)
+        self.ctx.write(give_back, f"{len(taken)} looks put off")
+
+    def _let_go(self, taken: Sequence[Job]) -> None:
+        """This worker lives, so what it could not finish, or lost while the database was away, is no crash."""
+        self.ctx.write(partial(claims.let_go, table=Job, numbers=_numbers(taken), after=_POSTPONED), "rows given back")
 
     def _write(self, waits: Sequence[tuple[Job, Move]], clock: Clock) -> None:
-        def write() -> None:
-            with self.ctx.engine.begin() as connection:
-                moves.record_waits(connection, waits, clock())
+        def write(connection: Connection) -> None:
+            if moves.record_waits(connection, waits, clock()) < len(waits):
+                claims.let_go(connection, Job, _numbers([job for job, _ in waits]), _POSTPONED)
 
         if waits:
-            context.until_it_holds(write, f"{len(waits)} looks")
+            self.ctx.write(write, f"{len(waits)} looks")
 
 
 def _next(step: Any, job: Job) -> Move | None:
@@ -243,7 +260,7 @@ def _until_it_holds(write: Callable[[], T]) -> T:
 
     A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
     """
-    return context.until_it_holds(write, "claims", _AWAY)
+    return postgres.until_it_holds(write, "claims", _AWAY)
 
 
 def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
@@ -256,17 +273,19 @@ def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
     if not rows:
         return
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
-    with ctx.engine.connect() as connection:
-        secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
-        key = connection.execute(secret).scalar_one_or_none()  # none: an alarm is of no project
+    secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
+    key = ctx.read(
+        lambda connection: connection.execute(secret).scalar_one_or_none()
+    )  # none: an alarm is of no project
     tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())
     _log.info(
         "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
     )
-    context.until_it_holds(lambda: _write_try(ctx, delivery, tried, clock()), f"delivery {delivery.id}")
+    write = partial(_write_try, delivery=delivery, tried=tried, now=clock())
+    ctx.write(write, f"delivery {delivery.id}")
 
 
-def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, now: datetime) -> None:
+def _write_try(connection: Connection, delivery: Delivery, tried: webhooks.Tried, now: datetime) -> None:
     statement = (
         update(Delivery)
         .where(claims.held(Delivery, delivery.id, delivery.claim))
@@ -281,8 +300,11 @@ def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, now: dat
             crashes=0,
         )
     )
-    with ctx.engine.begin() as connection:
-        connection.execute(statement)
+    connection.execute(statement)
+
+
+def _numbers(taken: Sequence[Job]) -> Numbers:
+    return [(job.id, job.claim) for job in taken]
 
 
 def _columns(row: Row[Any]) -> dict[str, Any]:

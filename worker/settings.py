@@ -46,7 +46,13 @@ class Account(BaseModel):
 class Settings(BaseSettings):
     """All of them; the defaults fit one machine."""
 
-    model_config = SettingsConfigDict(env_prefix="NORIA_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="NORIA_",
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,  # keys and passwords are input
+    )
 
     database_url: SecretStr = Field(description="postgresql+psycopg://user:password@host/database")
     broker_url: SecretStr = Field(description="redis://:password@host:6379/0 (Valkey is the same)")

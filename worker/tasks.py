@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown
@@ -21,6 +21,7 @@ from worker.runner import Runner
 _settings = settings.load()
 app = broker.celery_app(_settings)
 sender = broker.Sender(app)
+_log = log.get(__name__)
 
 
 @cache
@@ -50,8 +51,18 @@ def _last_words(**_: Any) -> None:
 
 
 def _task(name: str) -> Callable[[Callable[..., None]], Any]:
-    # Flower shows jobs, not the messages that move them
-    return app.task(name=name, send_events=False, ignore_result=True)  # type: ignore[no-any-return]
+    def made(run: Callable[..., None]) -> Any:
+        @wraps(run)
+        def logged(*sent: Any) -> None:
+            try:
+                run(*sent)
+            except Exception:  # noqa: BLE001 - Celery would log the exception's text, which may quote a prompt
+                _log.exception("a message failed; its rows wait for their lease", task=name)
+
+        # Flower shows jobs, not the messages that move them
+        return app.task(name=name, send_events=False, ignore_result=True)(logged)
+
+    return made
 
 
 @_task(broker.TICK)

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from fastcrc import crc64
 from pydantic import SecretStr
 
@@ -133,7 +134,7 @@ class Bucket:
                 if _status(error) == 404:
                     return None
                 raise
-        return Head(found["ContentLength"], found.get("ContentType", ""), found["ETag"].strip('"'))
+            return Head(found["ContentLength"], found.get("ContentType", ""), found["ETag"].strip('"'))
 
     def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
         """An object's bytes, `size` at a time; raises NotFound where there is none."""
@@ -314,8 +315,10 @@ def _trouble(doing: str) -> Iterator[None]:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "?")
         raise StorageTrouble(f"{doing}: {code} (HTTP {_status(error)})") from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:
         raise StorageTrouble(f"{doing}: {type(error).__name__}") from error
+    except KeyError as error:  # a proxy's own page, or an error that came as HTTP 200
+        raise StorageTrouble(f"{doing}: the answer has no {error}") from error
 
 
 def _status(error: ClientError) -> int:
