@@ -239,3 +239,7 @@ def _wrong_settings(error: ValidationError) -> list[str]:
         variable = first if first.isupper() else f"NORIA_{first.upper()}"
         lines.append(f"  {'.'.join([variable, *rest])}: {slip['msg']}")
     return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,6 @@ from sqlalchemy import create_engine
 from ops import audit as auditing
 from ops import local, reach, servers, show
 from ops.audit import Finding
-from ops.chaos_torments import TORMENTS
 from ops.cli_options import DatabaseUrl, Home, Json
 from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well
 from ops.doctor_checks import CHECKS
@@ -90,13 +89,15 @@ def chaos(
     as_json: Json = False,
 ) -> None:
     """Torment a whole stack of its own, in the sandbox, and audit what is left. Exit code 1 where a promise broke."""
+    if importlib.util.find_spec("av") is None:
+        raise LocalError("The sandbox draws its clips itself, and needs: pip install 'noria[sandbox]'")
+    # They need the extra `sandbox` and the demo, which a machine that only runs jobs does without.
+    from ops import chaos as storm
+    from ops.chaos_torments import TORMENTS
+
     chosen = tuple(filter(None, faults.split(","))) or tuple(TORMENTS)
     if unknown := sorted(set(chosen) - set(TORMENTS)):
         raise typer.BadParameter(f"no {', '.join(unknown)}; there are {', '.join(TORMENTS)}", param_hint="--faults")
-    if importlib.util.find_spec("av") is None:
-        raise LocalError("The sandbox draws its clips itself, and needs: pip install 'noria[sandbox]'")
-    # It needs the extra `sandbox`, which a machine that only runs jobs does without.
-    from ops import chaos as storm
 
     with local.interruptible():
         report = storm.run(storm.Options(seconds, seed, jobs, chosen, home), show.sayer(show.ERR))

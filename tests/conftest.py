@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import image as images
 import psycopg
 import pytest
 import redis
@@ -145,6 +146,18 @@ def environment(servers: embedded.Servers, database_url: str, bucket: str, broke
         "NORIA_DASHSCOPE_API_KEY": "sk-test",
         "NORIA_EGRESS_ALLOW": "127.0.0.0/8",
     }
+
+
+@pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> images.Image:
+    """What production runs, without a container; built once in a run, by the worker that comes first."""
+    root = request.config.stash[HOME].parent / "image"
+    root.mkdir(exist_ok=True)
+    with _turn(root):
+        if not (root / "built").exists():
+            images.build(root)
+            (root / "built").touch()
+    return images.described(root)
 
 
 @pytest.fixture(scope="session")
