@@ -21,12 +21,11 @@ from ops.cli_options import DatabaseUrl, Home, Json
 from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well
 from ops.doctor_checks import CHECKS
 from ops.supervise import LocalError
-from worker import catalog
+from worker import catalog, context
 from worker.settings import Settings
 from worker.settings import load as load_settings
 from worker.storage import Bucket
 
-_CONNECT = {"connect_timeout": 5, "options": "-c statement_timeout=30s"}
 _SIGNS = {
     Verdict.WELL: ("green", "✓"),
     Verdict.FIXED: ("green", "+"),
@@ -52,7 +51,7 @@ def doctor(
     """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
     found = []
     settings, here = _settings(home)
-    engine = create_engine(settings.database_url.get_secret_value(), hide_parameters=True, connect_args=_CONNECT)
+    engine = context.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
     exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
     for diagnosis in examine(exam, CHECKS):
         found.append(diagnosis)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 import yaml
@@ -40,7 +41,7 @@ DOCKERFILE = PROJECT / "ops" / "docker" / "Dockerfile"
 COMPOSE = (PROJECT / "docker-compose.yml").read_text()
 SECRETS = re.compile("PASSWORD|SECRET|KEY")
 REFERENCE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?P<how>:[?-])(?P<text>[^}]*)\}")
-PATIENCE = 40.0  # seconds for four processes to start beside the other tests
+PATIENCE = 60.0  # seconds for four processes to start beside the other tests
 
 # What the table of `noria up` calls the services; every worker is its worker, for other queues.
 ROWS = {"api": "api", "clock": "clock", "flower": "flower"}
@@ -294,11 +295,33 @@ def test_the_services_start_are_found_healthy_and_stop_in_time(
     assert codes == {"api": -signal.SIGTERM, "worker-control": 0, "flower": 0}
 
 
+def test_flower_is_served_and_found_healthy_below_a_prefix(
+    environment: dict[str, str], image: Image, tmp_path: Path
+) -> None:
+    services = yaml.safe_load(interpolated({**filled_in(), "FLOWER_URL_PREFIX": "/flower/"}))["services"]
+    flower = {name: value for name, value in services["flower"]["environment"].items() if name.startswith("FLOWER_")}
+    here = _Here(image, environment | flower, tmp_path, services)
+
+    with here.running("flower") as process:
+        _eventually(lambda: here.is_healthy("flower"), process)
+        below = f"{here.address('5555')}/flower"
+        statuses = {path: httpx.get(below + path, timeout=PATIENCE).status_code for path in ("/", "/metrics")}
+
+    assert statuses == {"/": 401, "/metrics": 200}  # the second is why the files warn of it
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", "ops/env.example", "README.md"])
+def test_a_file_that_publishes_flower_says_what_it_leaves_open(file: str) -> None:
+    assert re.search(r"/metrics`? and `?/healthcheck", (PROJECT / file).read_text())
+
+
 class _Here:
     """The services' commands and checks as the image runs them, without containers: other ports, another folder."""
 
-    def __init__(self, image: Image, settings: Mapping[str, str], folder: Path) -> None:
-        self._image, self._settings, self._folder = image, settings, folder
+    def __init__(
+        self, image: Image, settings: Mapping[str, str], folder: Path, services: Mapping[str, Service] = SERVICES
+    ) -> None:
+        self._image, self._settings, self._folder, self._services = image, settings, folder, services
         self._changed = {
             "0.0.0.0": servers.HOST,
             "8080": str(_free_port()),
@@ -307,13 +330,16 @@ class _Here:
         }
 
     def command(self, name: str) -> list[str]:
-        return [self._changed_in(word) for word in shlex.split(SERVICES[name]["command"])]
+        return [self._changed_in(word) for word in shlex.split(self._services[name]["command"])]
 
     def running(self, name: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         return _running(partial(self._image.popen, self.command(name), self._settings), self._folder)
 
+    def address(self, port: str) -> str:
+        return f"http://{servers.HOST}:{self._changed[port]}"
+
     def is_healthy(self, name: str) -> bool:
-        how, *check = SERVICES[name]["healthcheck"]["test"]
+        how, *check = self._services[name]["healthcheck"]["test"]
         assert how == "CMD"
         return self._image.run([self._changed_in(word) for word in check], self._settings).returncode == 0
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Engine, create_engine, func, or_, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from worker import children, log, moves, polling, reading, spans
+from worker import children, database, log, moves, polling, reading, spans
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -35,9 +35,13 @@ _PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that
 _WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute
 _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
-_SESSION = (
-    "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=5s -c timezone=UTC -c jit=off"
-)
+_SESSION = {
+    "statement_timeout": "15s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "5s",
+    "timezone": "UTC",
+    "jit": "off",
+}
 
 _log = log.get(__name__)
 T = TypeVar("T")
@@ -193,24 +197,24 @@ class Context:
 def make(settings: Settings) -> Context:
     """The context of this process; opens no connection yet."""
     queries, creates = wires.keeping(), wires.single()
-    database, catalog, bucket = engine(settings, threads=32), load_catalog(), Bucket(settings)
+    pool, catalog, bucket = engine(settings, threads=32), load_catalog(), Bucket(settings)
     return Context(
         settings=settings,
         catalog=catalog,
-        engine=database,
+        engine=pool,
         bucket=bucket,
         clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
         sources=wires.sources(settings),
         webhooks=wires.webhooks(settings),
-        learned=Learned(database, catalog),
-        queries=Budget(database, settings.poll_qps),
+        learned=Learned(pool, catalog),
+        queries=Budget(pool, settings.poll_qps),
         handover=Handover(settings, bucket),
     )
 
 
 def engine(settings: Settings, threads: int) -> Engine:
     """The database: a pooled connection for each thread that may want one at once, with bounds on every statement."""
-    return create_engine(
+    made = create_engine(
         settings.database_url.get_secret_value(),
         pool_size=threads,
         max_overflow=4,
@@ -219,7 +223,7 @@ def engine(settings: Settings, threads: int) -> Engine:
         hide_parameters=True,  # prompts and keys are parameters
         connect_args={
             "connect_timeout": 5,
-            "options": _SESSION,
+            "options": database.options(_SESSION),
             "application_name": "noria",
             # a database host that vanished is noticed in half a minute, not in two hours
             "keepalives_idle": 30,
@@ -228,6 +232,7 @@ def engine(settings: Settings, threads: int) -> Engine:
             "tcp_user_timeout": 30_000,
         },
     )
+    return database.checked(made, _SESSION)
 
 
 def until_it_holds(write: Callable[[], T], what: str, patience: timedelta = _PATIENCE) -> T:
