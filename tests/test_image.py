@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -125,6 +126,21 @@ for found in pkgutil.walk_packages({module}.__path__, "{module}."):
     done = image.run([image.python, "-c", code])
 
     assert done.returncode == 0, done.stderr
+
+
+def test_a_wheel_has_all_that_a_migration_needs(image: Image, environment: dict[str, str], tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    settings = environment | {"PYTHONPATH": str(tmp_path / "site")}
+
+    for code in (
+        "import os; from ops import local; local.migrate(os.environ)",
+        "from ops.cli import app; app(['lanes'])",
+    ):
+        done = image.run([image.python, "-c", code], settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_container_without_a_command_says_what_noria_can_do(image: Image) -> None:
