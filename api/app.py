@@ -6,6 +6,7 @@ The app is made when `app` is first asked for, so that importing this module nee
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -18,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from api import context, describe, problems
 from api.middleware import Frame
 from api.routes import files, health, jobs, limits, models, resolve, schedules
-from worker import log, settings
+from worker import database, log, settings
 from worker.settings import Settings
 
 _LAST_WORDS = 2.0  # seconds that hints and events may still take at the end
@@ -55,7 +56,10 @@ def _app() -> FastAPI:
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # it writes queries; the frame logs each request
-    return create_app(given)
+    made = create_app(given)
+    if why := database.why_unfit(made.state.context.engine):
+        sys.exit(f"NORIA_DATABASE_URL: {why}.")
+    return made
 
 
 def _version() -> str:

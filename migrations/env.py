@@ -6,12 +6,13 @@ import os
 import sys
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, pool, text
+from sqlalchemy import Connection, create_engine, pool
 
+from worker import connection_urls, database
 from worker.models import Base
 
 # Migrations wait for no one for long: behind a waiting ALTER TABLE every query of that table waits too.
-_TIMEOUTS = ("set lock_timeout = '10s'", "set idle_in_transaction_session_timeout = '60s'")
+_SESSION = {"lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s"}
 
 
 def _migrate(connection: Connection) -> None:
@@ -25,10 +26,11 @@ def _migrate(connection: Connection) -> None:
 def _url() -> str:
     url = context.config.attributes.get("url") or os.environ.get("NORIA_DATABASE_URL")
     if not url:
-        sys.exit(
-            "NORIA_DATABASE_URL is not set: say where the database is, e.g. postgresql+psycopg://user:password@host/noria"
-        )
-    return str(url)
+        sys.exit("NORIA_DATABASE_URL is not set: say where the database is, e.g. postgresql://user:password@host/noria")
+    try:
+        return connection_urls.database_url(str(url))
+    except ValueError as error:
+        sys.exit(f"NORIA_DATABASE_URL {error}.")
 
 
 def _write_out() -> None:
@@ -46,11 +48,12 @@ def run() -> None:
     if given is not None:
         _migrate(given)
         return
-    engine = create_engine(_url(), poolclass=pool.NullPool)
+    engine = create_engine(
+        _url(), poolclass=pool.NullPool, hide_parameters=True, connect_args={"options": database.options(_SESSION)}
+    )
+    if why := database.why_unfit(database.checked(engine, _SESSION)):
+        sys.exit(f"NORIA_DATABASE_URL: {why}.")
     with engine.connect() as connection:
-        for statement in _TIMEOUTS:
-            connection.execute(text(statement))
-        connection.commit()
         _migrate(connection)
 
 

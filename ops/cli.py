@@ -195,7 +195,7 @@ def check_can_run(real: bool) -> None:
         if not any(os.environ.get(name) for name in local.KEYS):
             words = f"spends real money, and needs one of {', '.join(local.KEYS)} in the environment"
             raise typer.BadParameter(words, param_hint="--real")
-        settings.Settings(database_url="-", broker_url="-")  # these two are the stack's
+        settings.Settings(database_url="", broker_url="")  # these two are the stack's
     else:
         _need("av", "PIL")
 
@@ -239,3 +239,7 @@ def _wrong_settings(error: ValidationError) -> list[str]:
         variable = first if first.isupper() else f"NORIA_{first.upper()}"
         lines.append(f"  {'.'.join([variable, *rest])}: {slip['msg']}")
     return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -17,17 +17,15 @@ from sqlalchemy import create_engine
 from ops import audit as auditing
 from ops import local, reach, servers, show
 from ops.audit import Finding
-from ops.chaos_torments import TORMENTS
 from ops.cli_options import DatabaseUrl, Home, Json
 from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well
 from ops.doctor_checks import CHECKS
 from ops.supervise import LocalError
-from worker import catalog
+from worker import catalog, postgres
 from worker.settings import Settings
 from worker.settings import load as load_settings
 from worker.storage import Bucket
 
-_CONNECT = {"connect_timeout": 5, "options": "-c statement_timeout=30s"}
 _SIGNS = {
     Verdict.WELL: ("green", "✓"),
     Verdict.FIXED: ("green", "+"),
@@ -53,7 +51,7 @@ def doctor(
     """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
     found = []
     settings, here = _settings(home)
-    engine = create_engine(settings.database_url.get_secret_value(), hide_parameters=True, connect_args=_CONNECT)
+    engine = postgres.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
     exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
     for diagnosis in examine(exam, CHECKS):
         found.append(diagnosis)
@@ -90,13 +88,15 @@ def chaos(
     as_json: Json = False,
 ) -> None:
     """Torment a whole stack of its own, in the sandbox, and audit what is left. Exit code 1 where a promise broke."""
+    if importlib.util.find_spec("av") is None:
+        raise LocalError("The sandbox draws its clips itself, and needs: pip install 'noria[sandbox]'")
+    # They need the extra `sandbox` and the demo, which a machine that only runs jobs does without.
+    from ops import chaos as storm
+    from ops.chaos_torments import TORMENTS
+
     chosen = tuple(filter(None, faults.split(","))) or tuple(TORMENTS)
     if unknown := sorted(set(chosen) - set(TORMENTS)):
         raise typer.BadParameter(f"no {', '.join(unknown)}; there are {', '.join(TORMENTS)}", param_hint="--faults")
-    if importlib.util.find_spec("av") is None:
-        raise LocalError("The sandbox draws its clips itself, and needs: pip install 'noria[sandbox]'")
-    # It needs the extra `sandbox`, which a machine that only runs jobs does without.
-    from ops import chaos as storm
 
     with local.interruptible():
         report = storm.run(storm.Options(seconds, seed, jobs, chosen, home), show.sayer(show.ERR))

@@ -7,12 +7,28 @@ from typing import Annotated
 
 import typer
 
+from worker import connection_urls
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Home = Annotated[Path, typer.Option(help="The folder of the `noria up` that is meant.")]
 Url = Annotated[str | None, typer.Option(envvar="NORIA_URL", help="The API; otherwise the `noria up` here.")]
 Key = Annotated[str | None, typer.Option(envvar="NORIA_KEY", show_envvar=True, help="A project's API key.")]
+
+
+def _database_url(text: str | None) -> str | None:
+    try:
+        return text and connection_urls.database_url(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 DatabaseUrl = Annotated[
-    str | None, typer.Option(envvar="NORIA_DATABASE_URL", help="The database; otherwise that of the `noria up` here.")
+    str | None,
+    typer.Option(
+        envvar="NORIA_DATABASE_URL",
+        callback=_database_url,
+        help="The database; otherwise that of the `noria up` here.",
+    ),
 ]
 
 

@@ -32,7 +32,7 @@ from ops.supervise import (
 PROJECT = Path(__file__).resolve().parents[1]
 OWN_SETTINGS = ("NORIA_", "DASHSCOPE_")
 KEYS = ("NORIA_DASHSCOPE_API_KEY", "DASHSCOPE_API_KEY", "NORIA_ACCOUNTS")
-SCHEMA = "alembic upgrade head"
+SCHEMA = "migrations"  # which is `alembic upgrade head`, without its configuration
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def settings(stored: servers.Servers, ports: Mapping[str, int], outer: Mapping[s
 
 def migrate(environment: Mapping[str, str]) -> None:
     """Bring the schema of NORIA_DATABASE_URL up to date. `LocalError` says what alembic said."""
-    command = (sys.executable, "-m", *SCHEMA.split())
+    command = (sys.executable, "-m", SCHEMA)
     done = subprocess.run(
         command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

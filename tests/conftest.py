@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import image as images
 import psycopg
 import pytest
 import redis
@@ -164,6 +165,18 @@ def written() -> Iterator[Callable[[], str]]:
     root.setLevel(level)
     sys.excepthook, threading.excepthook = hooks
     structlog.configure(**structlogs)
+
+
+@pytest.fixture(scope="session")
+def image(request: pytest.FixtureRequest) -> images.Image:
+    """What production runs, without a container; built once in a run, by the worker that comes first."""
+    root = request.config.stash[HOME].parent / "image"
+    root.mkdir(exist_ok=True)
+    with _turn(root):
+        if not (root / "built").exists():
+            images.build(root)
+            (root / "built").touch()
+    return images.described(root)
 
 
 @pytest.fixture(scope="session")

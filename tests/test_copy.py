@@ -232,7 +232,7 @@ def test_a_slow_source_is_left_at_the_deadline(target: Bucket, settings: Setting
 
 
 def test_a_source_that_is_nobodys_is_not_fetched(target: Bucket) -> None:
-    closed = Settings.model_validate({"database_url": "x", "broker_url": "x"})
+    closed = Settings.model_validate({"database_url": "", "broker_url": ""})
 
     with peer(peers.answers(200, CLIP)) as oss, pytest.raises(BadSource):
         copy(target, oss.url, closed)

@@ -18,7 +18,7 @@ from celery import Celery
 from celery.events import EventDispatcher
 from kombu.entity import Exchange, Queue
 
-from worker import log
+from worker import connection_urls, log
 from worker.settings import Settings
 
 QUEUES = ("tick", "provider", "calls", "transfer", "webhook")
@@ -45,8 +45,10 @@ class _Silent:
 def celery_app(settings: Settings) -> Celery:
     """The app; the reasons stand beside what differs from Celery's defaults."""
     app = Celery("noria", set_as_current=True)
+    url = settings.broker_url.get_secret_value()
     app.conf.update(
-        broker_url=settings.broker_url.get_secret_value(),
+        broker_url=url.partition("?")[0],
+        broker_use_ssl=connection_urls.tls(url),  # kombu verifies nothing unless it is told to
         result_backend=None,  # results live in Postgres
         task_ignore_result=True,
         broker_transport_options={

@@ -17,15 +17,19 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker import log
+from worker import database, log
 from worker.settings import Settings
 
 PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that is away
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
 _PROBE_AFTER = timedelta(seconds=30)  # of idling; a busy connection is not probed
-_SESSION = (
-    "-c statement_timeout=15s -c lock_timeout=5s -c idle_in_transaction_session_timeout=5s -c timezone=UTC -c jit=off"
-)
+_SESSION = {
+    "statement_timeout": "15s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "5s",
+    "timezone": "UTC",
+    "jit": "off",
+}
 
 _log = log.get(__name__)
 T = TypeVar("T")
@@ -69,7 +73,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
         hide_parameters=True,  # prompts and keys are parameters
         connect_args={
             "connect_timeout": 5,
-            "options": _SESSION,
+            "options": database.options(_SESSION),
             "application_name": "noria",
             # a database host that vanished is noticed in half a minute, not in two hours
             "keepalives_idle": 30,
@@ -80,7 +84,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
     )
     event.listen(made, "handle_error", _reconnect)
     _probe_idle(made, probe_after.total_seconds())
-    return made
+    return database.checked(made, _SESSION)
 
 
 def until_it_holds(write: Callable[[], T], what: str, patience: timedelta = PATIENCE) -> T:

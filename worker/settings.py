@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker import connection_urls
+
 Network = IPv4Network | IPv6Network
 
 
@@ -48,14 +50,17 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="NORIA_",
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        hide_input_in_errors=True,  # addresses have passwords in them, and accounts keys
         populate_by_name=True,
-        hide_input_in_errors=True,  # keys and passwords are input
     )
 
-    database_url: SecretStr = Field(description="postgresql+psycopg://user:password@host/database")
-    broker_url: SecretStr = Field(description="redis://:password@host:6379/0 (Valkey is the same)")
+    database_url: SecretStr = Field(description="postgresql://user:password@host/database, without a pooler between")
+    broker_url: SecretStr = Field(
+        description="redis://:password@host:6379/0 (Valkey is the same); rediss:// for TLS, with ?ssl_ca_certs=FILE"
+    )
 
     dashscope_url: str = Field(
         "https://dashscope.aliyuncs.com",
@@ -110,6 +115,16 @@ class Settings(BaseSettings):
     )
     alert_url: str | None = Field(None, description="where an alarm is sent, as JSON, when an account is stopped")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: SecretStr) -> SecretStr:
+        return SecretStr(connection_urls.database_url(value.get_secret_value()))
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker(cls, value: SecretStr) -> SecretStr:
+        return SecretStr(connection_urls.broker_url(value.get_secret_value()))
 
     @field_validator("egress_allow", mode="before")
     @classmethod

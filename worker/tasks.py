@@ -7,14 +7,15 @@ and claim numbers, nothing else.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
-from celery.signals import setup_logging, worker_ready, worker_shutdown
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown
 
-from worker import broker, context, log, settings, tick
+from worker import broker, context, database, log, postgres, settings, tick
 from worker.claims import Numbers
 from worker.runner import Runner
 
@@ -36,6 +37,12 @@ def _runner() -> Runner:
 @setup_logging.connect
 def _logging(**_: Any) -> None:
     log.configure(_settings.log_level)
+
+
+@worker_init.connect
+def _check_database(**_: Any) -> None:
+    if why := database.why_unfit(postgres.engine(_settings, threads=1)):
+        sys.exit(f"NORIA_DATABASE_URL: {why}.")
 
 
 @worker_ready.connect

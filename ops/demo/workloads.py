@@ -83,7 +83,7 @@ def brought() -> list[Path]:
 def bucket(environment: Mapping[str, str]) -> Bucket:
     """The bucket of a stack with these settings, as whoever brings documents has it."""
     ours = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items() if "_S3_" in name}
-    return Bucket(Settings.model_validate({"database_url": "-", "broker_url": "-", **ours}))
+    return Bucket(Settings.model_validate({"database_url": "", "broker_url": "", **ours}))
 
 
 def _narration(shared: Mapping[str, Any]) -> Row:

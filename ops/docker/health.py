@@ -8,16 +8,18 @@ an answer from the Celery node `control@` this host: its loop has to take a mess
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import sys
 import urllib.request
 
 SECONDS = 5.0
+_SLASHES = re.compile("(?<!:)//+")  # a prefix may be empty, or have slashes of its own
 
 
 def main(asked: str) -> int:
     """The exit code for a URL, or for the first half of a node's name."""
-    healthy = _answers(asked) if "://" in asked else _pongs(f"{asked}@{socket.gethostname()}")
+    healthy = _answers(_SLASHES.sub("/", asked)) if "://" in asked else _pongs(f"{asked}@{socket.gethostname()}")
     return 0 if healthy else 1
 
 

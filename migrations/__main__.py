@@ -1,0 +1,13 @@
+"""`python -m migrations` is `alembic upgrade head`, from any folder and from an install that has no pyproject.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+if __name__ == "__main__":
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    command.upgrade(config, "head")
