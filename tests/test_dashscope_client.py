@@ -111,6 +111,19 @@ def test_a_task_id_counts_even_beside_a_code() -> None:
             "DataInspectionFailed",
         ),
         (401, {"error": {"code": "invalid_api_key", "message": "no"}, "request_id": "r"}, "invalid_api_key"),
+        (429, {"message": "no", "request_id": "r"}, ""),  # a spent budget, of which no code is documented
+        (429, {"code": None, "message": "no", "request_id": "r"}, ""),
+        (429, {"error": {"message": "no", "type": None, "code": None}, "request_id": "r"}, ""),
+        (
+            500,
+            {"code": "InternalError.Algo.DataInspectionFailed", "message": "no", "request_id": "r"},
+            "InternalError.Algo.DataInspectionFailed",
+        ),
+        (
+            500,
+            {"error": {"code": "data_inspection_failed", "message": "no"}, "request_id": "r"},
+            "data_inspection_failed",
+        ),
         (
             400,
             {"error": {"code": None, "type": "invalid_request", "message": "no"}, "request_id": "r"},
