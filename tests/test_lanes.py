@@ -374,8 +374,8 @@ BUDGET = "The budget configured in Budget Management has been exhausted."
     ("said", "advice"),
     [
         ({"code": "Arrearage"}, "top it up"),
-        ({"code": "BudgetExhausted"}, "raise or reset it"),
-        ({"code": "Throttling", "status": 429, "message": BUDGET}, "raise or reset it"),
+        ({"code": "BudgetExhausted"}, "raise it"),
+        ({"code": "Throttling", "status": 429, "message": BUDGET}, "raise it"),
     ],
     ids=["arrears", "budget", "budget without a code of its own"],
 )

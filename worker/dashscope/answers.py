@@ -106,9 +106,9 @@ def created(answer: Answer) -> Accepted | Refused:
 def denied(no: Refused) -> Refused:
     """A create call's answer that is no acceptance, if it is a definite refusal; raises what it is instead.
 
-    A 429 is one by its message alone: no code is documented for a spent budget ('Budget management').
+    A 429 is one without a code too: none is documented for a spent budget ('Budget management').
     """
-    if not no.code and not (no.http_status == 429 and no.message):
+    if not no.code and not (no.http_status == 429 and no.message and no.request_id):
         raise Ambiguous(f"HTTP {no.http_status} without the provider's envelope", no.request_id)
     if not is_definite(no):
         raise ServerTrouble(f"HTTP {no.http_status} {no.code}", no)

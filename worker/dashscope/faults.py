@@ -52,7 +52,7 @@ OF_A_MODEL = frozenset({Scope.FREE_QUOTA, Scope.MODEL})
 
 @dataclass(frozen=True)
 class Row:
-    """One meaning. `code` is ours and stable; `codes` are the provider's, each with all that is dotted below; none: any.
+    """One meaning. `code` is ours and stable; `codes` are the provider's, with all that is dotted below; none: any.
 
     `statuses` and `message` (a pattern) narrow the row where they are set. `tries` is how often at most to try
     again (None: until the phase's deadline); `is_worth_again` whether a person may well send a failed job again.
@@ -103,7 +103,7 @@ TABLE: tuple[Row, ...] = (
         _E.CREDENTIALS,
         message=r"^\W*(<\d+>\s*[\w.]+:\s*)?(the budget\b.{0,80}\bexhausted|您在.?预算管理.{0,20}用尽)",
         scope=_S.MONEY,
-        hint="the month's budget in Model Studio's Budget Management is spent: raise or reset it, then resume the account",
+        hint="the month's budget in the console's Budget Management is spent: raise it, then resume the account",
     ),
     Row(
         "wrong_route",

@@ -105,7 +105,7 @@ def _error(event: Event, frame: Mapping[str, Any], said: _Said) -> Refused | Non
     no = answers.refused(Answer(0, {}, b"", said.request_id), frame)
     if event.name != "error" and not no.code:
         return None
-    status = event.status if event.status and event.status >= 400 else _status(no.code)
+    status = event.status if event.status >= 400 else _status(no.code)
     return Refused(status, no.code or "InternalError", no.message, no.request_id)
 
 
