@@ -9,8 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import OpenAI
 
+from ops.sandbox.batches import Batch
+from ops.sandbox.lines import Line
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 
@@ -219,6 +223,27 @@ class TestLife:
 
         assert (made["status"], made["in_progress_at"]) == ("validating", None)
         assert made["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+
+    @given(
+        created_at=st.floats(1.7e9, 1.9e9),
+        spans=st.tuples(*[st.floats(0, 5_000)] * 3),
+        line_seconds=st.floats(0, 60),
+        count=st.integers(1, 50),
+    )
+    def test_a_batch_that_is_completed_has_answered_every_line(
+        self, created_at: float, spans: tuple[float, float, float], line_seconds: float, count: int
+    ) -> None:
+        validating, running, finalizing = spans
+        batch = Batch(
+            "b", "o", "r", "f", "out", "err", CHAT, "24h", {}, created_at, validating, running, line_seconds,
+            finalizing, 86_400, False, lines=[Line(str(n), {}) for n in range(count)],
+        )  # fmt: skip
+
+        assert batch.end == "completed"
+        assert batch.due(batch.settled_at) == count
+        assert batch.due(batch.stopped_at) == count
+        assert batch.due(batch.started_at - 1) == 0
+        assert 0 <= batch.due((batch.started_at + batch.stopped_at) / 2) <= count
 
     def test_every_line_is_answered_under_its_own_id(self, wire: httpx.Client) -> None:
         batch = get(wire, create(wire, [line("one"), line("二", "河很快。没人游泳。")]))

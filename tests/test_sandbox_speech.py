@@ -16,6 +16,7 @@ from dashscope import MultiModalConversation
 from dashscope.audio.qwen_tts import SpeechSynthesizer
 from fastcrc import crc64
 
+from ops.sandbox import bills
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 
@@ -224,6 +225,12 @@ class TestBill:
         assert [task["usage"] for task in ledger["tasks"]] == [{"characters": 4}, {"characters": 8}]
         assert [task["billed_micros"] for task in ledger["tasks"]] == [320, 640]  # 0.80 CNY for 10,000
         assert ledger["paid"] == {"qwen3-tts-flash": {"tasks": 2, "characters": 12, "billed_micros": 960}}
+
+    def test_tokens_of_sound_are_counted_without_a_rounding_error(self) -> None:
+        counted = [bills.speech_tokens("字" * han + "x" * others) for han in range(40) for others in range(40)]
+
+        exact = [6 * han + 3 * others for han in range(40) for others in range(40)]  # 50 a second
+        assert [tokens["output_tokens"] for tokens in counted] == exact
 
     @pytest.mark.parametrize("what", ["lost_answer", "truncated", "lost_body"])
     def test_an_answer_that_is_lost_is_billed(self, sandbox: Sandbox, wire: httpx.Client, what: str) -> None:
