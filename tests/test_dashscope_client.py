@@ -285,7 +285,8 @@ def test_stricter_inspection_is_asked_for_where_the_account_wants_it() -> None:
         client(made.url, data_inspection=True).create(ASKED, 5)
         client(made.url).create(ASKED, 5)
 
-    assert [header(request, "x-dashscope-datainspection") for request in made.requests] == ["enable", None]
+    asked = [header(request, "x-dashscope-datainspection") for request in made.requests]
+    assert asked == ['{"input":"cip","output":"cip"}', None]
 
 
 def test_a_query_with_a_bad_key_is_not_repeated(tmp_path: Path) -> None:

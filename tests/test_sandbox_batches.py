@@ -31,6 +31,10 @@ AT_ONCE = Options(
     batch_finalizing_seconds=0,
 )
 STAGED = {"batch_validating_seconds": 100, "batch_run_seconds": 1000, "batch_finalizing_seconds": 100}
+OFFERED_ABROAD = {
+    **dict.fromkeys(("qwen-plus", "qwen-max", "qwen-turbo"), "completed"),
+    **dict.fromkeys(("qwen-flash", "qwen3.5-plus", "qwen3.6-flash"), "failed"),
+}
 RECORDED = [
     "id", "object", "endpoint", "errors", "input_file_id", "completion_window", "status", "output_file_id",
     "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at",
@@ -274,6 +278,20 @@ class TestLife:
         assert refused["2"]["response"]["body"]["error"]["code"] == "invalid_parameter_error"
         assert rows(wire, batch["output_file_id"]).keys() == {"1"}
 
+    def test_a_line_of_more_input_than_its_family_takes_fails_alone(self, wire: httpx.Client) -> None:
+        long = "水" * 256_001
+        batch = get(wire, create(wire, [line("1", "x", model="qwen3.6-plus"), line("2", long, model="qwen3.6-plus")]))
+
+        assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+        assert get(wire, create(wire, [line("1", long, model="qwen-plus")]))["request_counts"]["failed"] == 0
+
+    def test_singapore_offers_other_models_in_batches(self, sandbox: Sandbox, wire: httpx.Client) -> None:
+        sandbox.set(region="ap-southeast-1")
+
+        ends = {name: get(wire, create(wire, [line("1", model=name)]))["status"] for name in OFFERED_ABROAD}
+
+        assert ends == OFFERED_ABROAD
+
     def test_a_line_may_be_refused_by_a_fault(self, sandbox: Sandbox, wire: httpx.Client) -> None:
         sandbox.fault(where="line", what="error", code="DataInspectionFailed", prompt_contains="naughty")
         sandbox.fault(where="any", what="error", model="qwen-plus")
@@ -320,7 +338,10 @@ class TestFlaws:
             (b"[" * 100_000, "invalid_json_line", 1),
             (jsonl([line("1"), line("1")]), "duplicate_custom_id", 2),
             (jsonl([line("1"), line("2", model="qwen-flash")]), "mismatched_model", 2),
-            (jsonl([line("1", model="qwen3-32b")]), "model_not_found", 1),
+            (jsonl([line("1"), line("2", enable_thinking=True)]), "mismatched_thinking_mode", 2),
+            (jsonl([line("1", model="qwen-max")]), "model_not_found", 1),
+            (jsonl([line("1", model="qwen-turbo")]), "model_not_found", 1),
+            (jsonl([line("1", "x" * 6_000_000)]), "invalid_json_line", 1),
             (jsonl([line("1", model="nothing")]), "model_not_found", 1),
             (jsonl([line("1") | {"url": "/v1/chat/completion"}]), "url_not_found", 1),
             (jsonl([line("1", model="batch-test-model")]), "mismatched_test_url", 1),

@@ -22,7 +22,7 @@ from worker.kinds.kind import Source
 from worker.models import Job
 
 MODEL, INSTRUCTED, OLD = (
-    catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts")
+    catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts-2025-04-10")
 )
 LINK = "http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.wav?Expires=1"
 BILINGUAL = (
