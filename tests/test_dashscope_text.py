@@ -284,6 +284,41 @@ def test_a_stream_cut_at_any_byte_is_opened_all_the_same() -> None:
     assert opened(Streamed(200, {}, iter([])))[1] is False
 
 
+def test_words_in_parts_are_read_too() -> None:
+    parts = [{"text": "Re"}, {"text": "d."}]
+    whole = {"output": {"choices": [{"message": {"role": "assistant", "content": parts}, "finish_reason": "stop"}]}}
+    body = event(native([parts[0]])) + event(native([parts[1]])) + event(native([], "stop"))  # type: ignore[arg-type]
+
+    assert answered(streams(body), NATIVE)["content"] == "Red."
+    assert answered(peers.answers(200, json.dumps(whole).encode()), NATIVE)["content"] == "Red."
+
+
+# The samples of 'Qwen-TTS API reference' and 'DashScope API reference': what stands beside a result is no refusal.
+BESIDE = {"status_code": 200, "code": "", "message": "", "request_id": "5c63c65c"}
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {
+            "text": None,
+            "finish_reason": "stop",
+            "choices": None,
+            "audio": {"data": "", "url": "http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/1d/a.wav", "id": "a"},
+        },
+        {"text": None, "finish_reason": None, "choices": [{"finish_reason": "stop", "message": {"content": "Hi"}}]},
+        {"finish_reason": "stop", "text": "Hi"},
+    ],
+)
+def test_empty_codes_beside_a_result_are_no_refusal(output: dict[str, Any]) -> None:
+    body = json.dumps({**BESIDE, "output": output, "usage": {"characters": 195}}).encode()
+
+    for asked in (NATIVE, Request(NATIVE.path, {}, NATIVE.body)):
+        accepted = said(peers.answers(200, body), asked)
+        assert isinstance(accepted, Accepted)
+        assert (accepted.output, accepted.usage, accepted.request_id) == (output, {"characters": 195}, "5c63c65c")
+
+
 def test_an_error_before_the_first_word_is_a_refusal_with_the_status_of_its_comment() -> None:
     assert said(streams(event(THROTTLED, "error", 429)), NATIVE) == Refused(
         429, "Throttling.AllocationQuota", "Allocated quota exceeded.", "r"

@@ -32,6 +32,9 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
     (413, "BadRequest.TooLarge", "Payload Too Large", FAIL),
     (400, "InvalidURL", "", RETRY),
     (400, "InvalidURL.ConnectionRefused", "", RETRY),
+    (400, "InvalidURL", "File size is larger than 15MB.", FAIL),
+    (400, "InvalidURL", "File type is not supported. Allowed types are: .wav, .mp3.", FAIL),
+    (403, "AccessDenied", "Access denied, please make sure your account is in good standing.", STOP),
     (400, "InvalidURL.Timeout", "", RETRY),
     (400, "InvalidFile.DownloadFailed", "The audio file cannot be downloaded.", RETRY),
     (400, "InvalidParameter.FileDownload", "download for input video error", RETRY),
@@ -111,6 +114,7 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
             "InvokePluginFailed",
             "AppProcessFailed",
             "RetrievalFailed",
+            "RetrivalFailed",  # as the page spells it
         )
     ),
     (500, "InternalError.Algo", "Range of input length should be [0, 600]", FAIL),
@@ -143,6 +147,7 @@ def test_no_row_is_hidden_by_one_before_it() -> None:
         (400, "BadRequest", "", FAIL),
         (400, "invalid_value", "The requested voice 'xxx' is not supported.", FAIL),
         (429, "Throttling.AllocationQuota", "The daily quota of the model is exceeded.", WAIT),
+        (429, "Throttling.AllocationQuota", "Batch requests are throttled due to system capacity limits.", WAIT),
         (500, "InternalError.Algo.InvalidParameter", "", FAIL),
         (503, "ServiceUnavailableError", "", RETRY),
     ]
@@ -171,6 +176,12 @@ def test_a_code_that_only_begins_like_a_known_one_is_not_it() -> None:
         ("Arrearage", "", Scope.MONEY),
         ("Throttling", "The budget configured in Budget Management has been exhausted.", Scope.MONEY),
         ("ServiceOverloaded", "", Scope.CAPACITY),
+        (
+            "Throttling.AllocationQuota",
+            "Too many requests. Batch requests are being throttled due to system capacity limits.",
+            Scope.CAPACITY,
+        ),
+        ("AccessDenied", "Access denied, please make sure your account is in good standing.", Scope.MONEY),
         ("InvalidApiKey", "", Scope.KEY),
         ("Model.AccessDenied", "", Scope.MODEL),
         ("ModelServingError", "", Scope.CAPACITY),

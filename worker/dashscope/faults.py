@@ -85,6 +85,7 @@ _V, _E, _S = Verdict, ErrorClass, Scope
 
 _SEE_MODELS = "compare the account's region and host with the model's regions and ids in GET /v1/models"
 _SEE_LINK = "the provider must be able to fetch the link without a login; long-lived, public or oss:// links work"
+_TOP_UP = "the account is in arrears: top it up in Alibaba Cloud's console, then resume the account"
 _OUTPUT_REFUSED = "what was made did not pass the provider's inspection; another seed may"
 _INPUT_REFUSED = "the provider's inspection refuses this prompt or media; change it"
 
@@ -120,6 +121,14 @@ TABLE: tuple[Row, ...] = (
         "InvalidParameter",
         message=r"model (does )?not (exist|found)",
         hint=_SEE_MODELS,
+    ),
+    Row(
+        "unsupported_file",
+        _V.FAIL,
+        _E.VALIDATION,
+        "InvalidURL",
+        message=r"(longer|larger) than|not supported",
+        hint="the model's page names the formats, sizes and lengths that it takes",
     ),
     Row(
         "input_unreadable",
@@ -211,7 +220,16 @@ TABLE: tuple[Row, ...] = (
         _E.CREDENTIALS,
         "Arrearage PrepaidBillOverdue PostpaidBillOverdue",
         scope=_S.MONEY,
-        hint="the account is in arrears: top it up in Alibaba Cloud's console, then resume the account",
+        hint=_TOP_UP,
+    ),
+    Row(
+        "arrears",
+        _V.STOP_ACCOUNT,
+        _E.CREDENTIALS,
+        "AccessDenied",
+        message=r"good standing|overdue",
+        scope=_S.MONEY,
+        hint=_TOP_UP,
     ),
     Row(
         "not_purchased",
@@ -263,6 +281,14 @@ TABLE: tuple[Row, ...] = (
         message=r"\b(daily|per day|today)\b",
         scope=_S.DAILY,
         hint="the day's quota is spent; it is renewed at 00:00 in Shanghai",
+    ),
+    Row(
+        "no_capacity",
+        _V.WAIT,
+        _E.PROVIDER,
+        "Throttling insufficient_quota",
+        message=r"system capacity",
+        scope=_S.CAPACITY,
     ),
     Row("allocation_exceeded", _V.WAIT, _E.QUOTA, "Throttling.AllocationQuota insufficient_quota", scope=_S.ALLOCATION),
     Row("burst_exceeded", _V.WAIT, _E.QUOTA, "Throttling.BurstRate limit_burst_rate", scope=_S.BURST),
@@ -356,7 +382,7 @@ TABLE: tuple[Row, ...] = (
         _V.RETRY,
         _E.PROVIDER,
         "InternalError SystemError ModelServiceFailed RewriteFailed RequestTimeOut ResponseTimeout"
-        " InvokePluginFailed AppProcessFailed RetrievalFailed",
+        " InvokePluginFailed AppProcessFailed RetrievalFailed RetrivalFailed",
     ),
 )
 
