@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
@@ -130,6 +130,12 @@ class Job(Answer):
     urls: dict[str, str]
 
 
+class Submitted(Job):
+    """The job that was made, or the first one under the same Idempotency-Key."""
+
+    warnings: list[Fault] = Field(description="of what was taken all the same: a model that others report as retired")
+
+
 class File(Answer):
     """A file in the bucket, to be named by its key in a job's input."""
 
@@ -194,6 +200,11 @@ class Model(BaseModel):
     default: dict[str, Any] = Field(description="what is sent when the input says nothing")
     regions: dict[str, dict[str, Any]]
     currency: Literal["CNY"]
+    retired: date | None = Field(description="when the provider ended it")
+    retired_by: Literal["notice", "reports"] | None = Field(
+        description="notice: jobs are refused; reports: taken, warned"
+    )
+    successor: str | None = Field(description="what to take instead of a retired one")
 
 
 class Lane(Answer):
@@ -220,6 +231,7 @@ class Estimate(Answer):
     model: str
     input: dict[str, Any]
     cost: dict[str, Any] = Field(examples=[{"currency": "CNY", "estimated": "3.00"}])
+    warnings: list[Fault] = Field(description="of what would be taken all the same")
 
 
 class Cancellation(Answer):
@@ -288,6 +300,7 @@ class Schedule(Answer):
     job_id: UUID | None = Field(description="of its last run that submitted one")
     created_at: datetime
     updated_at: datetime
+    warnings: list[Fault] = Field(description="of its template: a model that others report as retired")
     urls: dict[str, str]
 
 

@@ -44,9 +44,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Quote:
-    """What the rows would cost: each one's price in CNY (None: not known), and the sum of those known."""
+    """What the rows would cost: each one's price in CNY (None: not known), and the sum of those known; and warnings."""
 
     prices: Sequence[Decimal | None]
+    warnings: Sequence[Mapping[str, Any]]
 
     @property
     def total(self) -> Decimal:
@@ -83,18 +84,23 @@ def keyed(bodies: Iterable[tuple[int, Mapping[str, Any]]], key: str | None) -> l
 
 def quote(client: Client, rows: Sequence[Row]) -> Quote:
     """What the rows would cost, by the API's own dry run; `BadCampaign` with every wrong line."""
-    prices: list[Decimal | None] = []
+    priced: list[dict[str, Any]] = []
     faults: list[str] = []
     for row in rows:
         try:
-            prices.append(price(client.dry_run(row.body)))
+            priced.append(client.dry_run(row.body))
         except ApiError as error:
             if error.status != _WRONG_INPUT:
                 raise
             faults += [f"line {row.line}: {fault}" for fault in faults_of(error)]
     if faults:
         raise BadCampaign("\n".join(["Nothing was submitted. What is wrong:", *faults]))
-    return Quote(prices)
+    return Quote([price(document) for document in priced], warnings(priced))
+
+
+def warnings(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What the API warns of in its answers, each sentence once."""
+    return list({one["message"]: one for document in documents for one in document["warnings"]}.values())
 
 
 def price(document: Mapping[str, Any]) -> Decimal | None:

@@ -113,6 +113,7 @@ def create(
         return
     show.OUT.print(made["id"])
     show.ERR.print(f"{made['explained']}, {made['time_zone']}; next {_fires(made)}.", markup=False)
+    show.warnings(made["warnings"])
 
 
 @_schedules.command("pause")

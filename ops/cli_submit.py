@@ -110,6 +110,7 @@ def submit(
         if csv:
             show.ERR.print(show.price(campaign.quote(client, rows).prices))
         jobs: Sequence[Job] = [client.submit(row.body, row.key or None) for row in rows]
+        show.warnings(campaign.warnings(jobs))
         if wait or download:
             jobs = _ended(client, jobs, quiet=as_json)
         if download:
@@ -144,6 +145,7 @@ def estimate(
         show.document(priced)
     else:
         show.OUT.print(show.price([campaign.price(priced)]))
+        show.warnings(campaign.warnings([priced]))
 
 
 def _input(path: Path | None, given: list[str] | None, **named: Any) -> dict[str, Any]:
@@ -208,9 +210,11 @@ def _uploaded(
 def _print_price(client: Client, rows: Sequence[Row], as_json: bool) -> None:
     quote = campaign.quote(client, rows)
     if as_json:
-        show.document({"jobs": len(rows), "cost": {"currency": "CNY", "estimated": str(quote.total)}})
+        cost = {"currency": "CNY", "estimated": str(quote.total)}
+        show.document({"jobs": len(rows), "cost": cost, "warnings": quote.warnings})
     else:
         show.OUT.print(show.price(quote.prices))
+        show.warnings(quote.warnings)
 
 
 def _ended(client: Client, jobs: Sequence[Job], quiet: bool) -> Sequence[Job]:

@@ -128,8 +128,15 @@ def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     rows = table("model", "makes", "seconds", "CNY", wide=["CNY"])
     for model in found:
         lengths = sorted({*model["durations"][:1], *model["durations"][-1:]})
-        row(rows, model["id"], ", ".join(model["kinds"]), "-".join(map(str, lengths)), _prices(model))
+        name = f"{model['id']} (retired: {model['successor']})" if model["retired"] else model["id"]
+        row(rows, name, ", ".join(model["kinds"]), "-".join(map(str, lengths)), _prices(model))
     return rows
+
+
+def warnings(found: Iterable[Mapping[str, Any]]) -> None:
+    """Say on stderr what the API warns of."""
+    for warning in found:
+        ERR.print(f"Warning: {warning['message']}", markup=False, soft_wrap=True)
 
 
 def name(job: Job) -> str:

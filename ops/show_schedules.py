@@ -41,6 +41,7 @@ def facts(schedule: Schedule) -> RenderableType:
         "overlap": f"{schedule['overlap']}; missed: {schedule['missed']}",
         "makes": " · ".join(filter(None, [template["kind"], template.get("model")])),
         "input": json.dumps(template["input"], ensure_ascii=False),
+        "warnings": "\n".join(warning["message"] for warning in schedule["warnings"]),
         "since": local(schedule, schedule["since"]) if schedule["since"] else "",
     }.items():
         if value:
@@ -50,10 +51,11 @@ def facts(schedule: Schedule) -> RenderableType:
 
 def runs(schedule: Schedule, runs: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Runs, one a line; one that submitted a job is what that is."""
-    rows = show.table("fire time", "by", "became", "job, or why none", wide=["job, or why none"])
+    rows = show.table("fire time", "by", "became", "job, and why", wide=["job, and why"])
     for run in runs:
         became = show.state({"state": run["job_state"] or run["outcome"]})
-        show.row(rows, local(schedule, run["fire_at"]), run["trigger"], became, run["job_id"] or escape(run["why"]))
+        what = "\n".join(filter(None, [run["job_id"], escape(run["why"])]))
+        show.row(rows, local(schedule, run["fire_at"]), run["trigger"], became, what)
     return rows
 
 

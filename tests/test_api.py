@@ -104,7 +104,7 @@ class TestSubmitting:
         assert (made["metadata"], made["custom_id"], made["state"]) == ({"sku": "A17"}, "row-17", "queued")
         assert api.sql("select entry, micros from ledger") == [{"entry": "reserve", "micros": 1_500_000}]
         shown = http.get(made["urls"]["self"]).json()
-        assert shown == made | {"waiting_on": made["waiting_on"] | {"position": 1}}
+        assert {**shown, "warnings": []} == made | {"waiting_on": made["waiting_on"] | {"position": 1}}
 
     def test_the_documented_example_of_each_kind_can_be_sent_as_it_is(self, http: httpx.Client) -> None:
         assert {kind: post(http, example(kind)).status_code for kind in OFFERED} == dict.fromkeys(OFFERED, 201)
@@ -185,6 +185,44 @@ class TestSubmitting:
         assert answer.json()["cost"] == {"currency": "CNY", "estimated": "1.50"}
         assert api.sql("select id from jobs") == []
         assert faults(post(http, CLIP | {"x": 1}, "/v1/jobs?dry_run=true")) == {"/x": "unknown_field"}
+
+    def test_a_model_that_others_report_as_retired_is_taken_with_a_warning(self, http: httpx.Client) -> None:
+        picture = {"kind": "text-to-image", "model": "qwen-image-plus", "input": {"prompt": "a shop"}}
+        keyed = {"idempotency-key": "k"}
+
+        made, again = (http.post("/v1/jobs", json=picture, headers=keyed) for _ in range(2))
+        dry, priced = post(http, picture, "/v1/jobs?dry_run=true"), post(http, picture, "/v1/estimates")
+
+        message = "qwen-image-plus was retired by the provider, by others' reports on 2026-10-10: take qwen-image-2.0"
+        warned = [{"pointer": "/model", "code": "retired_model", "message": message}]
+        assert [answer.status_code for answer in (made, again, dry, priced)] == [201, 200, 200, 200]
+        assert [answer.json()["warnings"] for answer in (made, again, dry, priced)] == [warned] * 4
+        assert post(http, CLIP).json()["warnings"] == []
+        reduced = {"documents": [{"text": "x"}], "reduce_model": "qwen3-max"}
+        summary = post(http, {"kind": "summary", "model": "qwen-flash", "input": reduced}, "/v1/jobs?dry_run=true")
+        assert [warning["pointer"] for warning in summary.json()["warnings"]] == ["/input/reduce_model"]
+
+    def test_a_model_that_the_provider_has_retired_is_refused_and_the_next_one_named(
+        self, http: httpx.Client, api: Served
+    ) -> None:
+        answer = post(http, {"kind": "text", "model": "qwen-turbo", "input": {"prompt": "x"}})
+
+        assert faults(answer) == {"/model": "retired_model"}
+        assert "on 2026-10-10: take qwen3.6-flash" in answer.text
+        assert api.sql("select id from jobs") == []
+        shown = http.get("/v1/models/qwen-turbo").json()
+        assert (shown["retired"], shown["retired_by"], shown["successor"]) == ("2026-10-10", "notice", "qwen3.6-flash")
+
+    def test_batches_are_refused_where_no_account_can_have_them(self, environment: dict[str, str]) -> None:
+        abroad = {**environment, "NORIA_DASHSCOPE_REGION": "ap-southeast-1"}
+        batched = {"documents": [{"text": "x"}], "mode": "batch"}
+        with served(abroad) as api, api.http(api.key("spring")) as http:
+            refused = post(http, {"kind": "summary", "model": "qwen-flash", "input": batched})
+            taken = post(http, {"kind": "summary", "model": "qwen-plus", "input": batched})
+
+        assert faults(refused) == {"/model": "model_not_in_region"}
+        assert "qwen-flash by batch is offered in cn-beijing" in refused.text
+        assert taken.status_code == 201
 
     def test_an_estimate_is_the_dry_run_of_kind_model_and_input(self, http: httpx.Client) -> None:
         answer = post(http, CLIP, "/v1/estimates")

@@ -39,7 +39,7 @@ families:
             - {from: 2026-06-01, unit: tokens, per: 1000, cny: 3}
     models:
       one: {}
-      two: {retired: 2026-05-01, aliases: [deux]}
+      two: {retired: 2026-05-01, retired_by: notice, successor: one, aliases: [deux]}
 """
 
 
@@ -143,7 +143,19 @@ def test_limits_are_the_published_ones(name: str, region: str, rps: float, concu
         ("qwen-image", SINGAPORE, {"images": 1}, 256_873),
         ("z-image-turbo", SINGAPORE, {"images": 1, "prompt_extend": False}, 110_089),
         ("z-image-turbo", SINGAPORE, {"images": 1, "prompt_extend": True}, 220_177),
-        ("wan2.6-t2i", SINGAPORE, {"images": 4}, None),
+        ("wan2.6-t2i", SINGAPORE, {"images": 4}, 880_708),
+        ("wan2.5-t2i-preview", SINGAPORE, {"images": 1}, 220_177),
+        ("wan2.1-t2i-plus", SINGAPORE, {"images": 1}, 366_962),
+        ("wan2.1-t2i-turbo", SINGAPORE, {"images": 1}, 183_481),
+        ("wan2.7-image", SINGAPORE, {"images": 1}, 220_177),
+        ("wan2.7-image-pro", SINGAPORE, {"images": 1}, 562_065),
+        ("qwen-image-2.0", BEIJING, {"images": 1}, 200_000),
+        ("qwen-image-2.0", SINGAPORE, {"images": 1}, 256_873),
+        ("qwen-image-2.0-pro", BEIJING, {"images": 2}, 1_000_000),
+        ("qwen-image-2.0-pro", SINGAPORE, {"images": 1}, 550_443),
+        ("qwen-image-max", BEIJING, {"images": 1}, 500_000),
+        ("z-image-turbo", BEIJING, {"images": 1, "prompt_extend": False}, 100_000),
+        ("z-image-turbo", BEIJING, {"images": 1, "prompt_extend": True}, 200_000),
         ("wan2.6-t2v", "eu-central-1", {"seconds": 5, "tier": "720P"}, None),
         ("wan2.6-t2v", "mars", {"seconds": 5, "tier": "720P"}, None),
         ("wan2.6-t2v", BEIJING, {"seconds": 5}, None),
@@ -182,7 +194,31 @@ MILLION = 1_000_000
         ("qwen-plus", BEIJING, {"input_tokens": 1000, "cached_tokens": 500, "output_tokens": 0}, 400 + 80),
         ("qwen-plus", BEIJING, {"input_tokens": 10, "cached_tokens": 500, "output_tokens": 0}, 2),
         ("qwen-plus", SINGAPORE, {"input_tokens": 1000, "output_tokens": 1000}, 2_936 + 8_807),
-        ("qwen-plus", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1}, None),
+        ("qwen-plus", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1000}, 2_642_100 + 26_421),
+        (
+            "qwen-plus",
+            SINGAPORE,
+            {"input_tokens": 300_000, "output_tokens": 1000, "thinking": True},
+            2_642_100 + 88_071,
+        ),
+        ("qwen-plus", SINGAPORE, {"input_tokens": 1_000_001, "output_tokens": 1}, None),
+        ("qwen-flash", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1000}, 550_500 + 14_678),
+        ("qwen3-max", SINGAPORE, {"input_tokens": 100_000, "output_tokens": 1000}, 1_761_400 + 88_071),
+        ("qwen3-max", SINGAPORE, {"input_tokens": 200_000, "output_tokens": 1000}, 4_403_600 + 110_089),
+        ("qwen3-32b", SINGAPORE, {"input_tokens": 1000, "output_tokens": 1000}, 1_174 + 4_697),
+        ("qwen3.5-plus", BEIJING, {"input_tokens": 300_000, "output_tokens": 1000}, 1_200_000 + 24_000),
+        ("qwen3.5-plus", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1000}, 1_101_000 + 22_018),
+        ("qwen3.5-flash", BEIJING, {"input_tokens": 200_000, "output_tokens": 1000}, 160_000 + 8_000),
+        ("qwen3.5-flash", BEIJING, {"input_tokens": 300_000, "output_tokens": 1000}, 360_000 + 12_000),
+        ("qwen3.5-flash", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1000}, 220_200 + 2_936),
+        ("qwen3.6-plus", BEIJING, {"input_tokens": 300_000, "output_tokens": 1000}, 2_400_000 + 48_000),
+        ("qwen3.6-plus", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1000}, 4_496_520 + 44_965),
+        ("qwen3.6-flash", BEIJING, {"input_tokens": 1000, "output_tokens": 1000}, 1_200 + 7_200),
+        ("qwen3.6-flash", SINGAPORE, {"input_tokens": 300_000, "output_tokens": 1000}, 2_248_260 + 29_976),
+        # no price is listed for what the cache of these had
+        ("qwen3.5-plus", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 800),
+        ("qwen3.5-flash", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 200),
+        ("qwen3.6-plus", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 2_000),
         ("qwen-plus", BEIJING, {"input_tokens": 1000}, None),
         ("qwen-plus", BEIJING, {"output_tokens": 1000}, None),
         ("qwen-flash", BEIJING, {"input_tokens": MILLION, "output_tokens": 1000}, 1_200_000 + 12_000),
@@ -192,6 +228,8 @@ MILLION = 1_000_000
         ("qwen-plus@batch", BEIJING, {"input_tokens": 1000, "cached_tokens": 500, "output_tokens": 0}, 400),
         ("qwen-plus@tasks", BEIJING, {"input_tokens": 1000, "output_tokens": 1000}, 800 + 2_000),
         ("qwen3-tts-flash", BEIJING, {"characters": 100_000}, 8_000_000),
+        ("qwen3-tts-flash", SINGAPORE, {"characters": 10_000}, 733_924),
+        ("qwen3-tts-instruct-flash", SINGAPORE, {"characters": 10_000}, 800_000),
         ("qwen-tts", BEIJING, {"input_tokens": 1000, "output_tokens": 5000}, 1_600 + 50_000),
     ],
 )
@@ -235,6 +273,67 @@ def test_the_other_ways_to_a_model_are_models_that_no_user_sees() -> None:
     with pytest.raises(UnknownModel, match=r"near it: .*qwen-plus") as raised:
         catalogue.offered("qwen-plus@batch")
     assert "@" not in raised.value.faults[0].message.partition("near it")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "regions"),
+    [
+        ("qwen-plus", {BEIJING, SINGAPORE}),
+        ("qwen-flash", {BEIJING}),
+        ("qwen3.6-plus", {BEIJING}),
+        ("qwen-max", {SINGAPORE}),
+        ("qwen-turbo", {SINGAPORE}),
+    ],
+)
+def test_batches_are_had_where_the_provider_lists_them(name: str, regions: set[str]) -> None:
+    batch = catalog.load().variant(name, Variant.BATCH)
+
+    assert batch is not None
+    assert set(batch.regions) == regions
+
+
+@pytest.mark.parametrize("each", [m for m in catalog.load().models() if m.retired], ids=lambda m: m.id)
+def test_a_retired_model_names_one_to_take_instead(each: Model) -> None:
+    successor = model(each.successor or "")
+
+    assert successor.retired is None
+    assert set(each.kinds) <= set(successor.kinds)
+    assert each.end
+    assert each.end.endswith(f"take {successor.id}")
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("qwen-turbo", "notice"),
+        ("qwen-tts", "notice"),
+        *((name, "reports") for name in ("qwen3-max", "qwen3-32b", "qwen-image", "qwen-image-plus", "qwen-image-max")),
+        *((name, "reports") for name in ("qwen-tts-latest", "qwen-tts-2025-05-22", "qwen-tts-2025-04-10")),
+        *((name, None) for name in ("qwen-max", "qwen-plus", "qwen3-tts-flash", "qwen-image-2.0")),
+    ],
+)
+def test_who_says_that_a_model_has_ended_is_on_record(name: str, by: str | None) -> None:
+    assert model(name).retired_by == by
+
+
+def test_no_default_is_a_model_that_has_ended() -> None:
+    works = ("speech", "text", "summary", "reduce")
+
+    assert [work for work in works if model(catalog.load().default(work) or "").retired] == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("retired: 2026-05-01", "go together"),
+        ("successor: one", "go together"),
+        ("retired: 2026-05-01, retired_by: reports, successor: three", "its successor three is not offered"),
+        ("retired: 2026-05-01, retired_by: reports, successor: two", "its successor two is not offered"),
+    ],
+)
+def test_a_retirement_that_leads_nowhere_is_a_slip_of_the_files(entry: str, message: str) -> None:
+    with pytest.raises(CatalogError, match=message):
+        catalog.parse(SMALL.replace("retired: 2026-05-01, retired_by: notice, successor: one", entry))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +387,14 @@ def test_a_size_has_the_tier_it_is_billed_in() -> None:
         ("wan2.6-t2v", "624*624", False),
         ("wan2.5-t2i-preview", "768*2700", True),
         ("wan2.5-t2i-preview", "512*2700", False),
+        ("wan2.5-t2i-preview", "1280*1280", True),
+        ("wan2.5-t2i-preview", "1440*1440", True),
+        ("wan2.5-t2i-preview", "1279*1280", False),
+        ("wan2.5-t2i-preview", "1024*1024", False),
+        ("wan2.5-t2i-preview", "1441*1440", False),
+        ("qwen-image-2.0", "2688*1536", True),
+        ("qwen-image-2.0-pro", "1536*2688", True),
+        ("qwen-image-2.0", "2048*2049", False),
         ("wan2.2-t2i-plus", "512*1440", True),
         ("wan2.2-t2i-plus", "768*2700", False),
         ("wan2.7-image", "2K", True),

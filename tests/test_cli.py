@@ -85,6 +85,26 @@ def test_a_submitted_job_is_printed_as_its_id_alone(noria: Shell, api: Served) -
     assert row.input["duration"] == 5
 
 
+RETIRED = ["text-to-image", "--model", "qwen-image-plus", "--prompt", "a shop"]
+
+
+@pytest.mark.parametrize(
+    "command", [["submit", *RETIRED], ["submit", *RETIRED, "--dry-run"], ["estimate", *RETIRED]], ids=" ".join
+)
+def test_a_warning_is_said_on_stderr(noria: Shell, api: Served, command: list[str]) -> None:
+    said = noria(*command)
+
+    assert said.code == 0
+    assert "take qwen-image-2.0" in said.err
+    assert "take" not in said.out
+    assert "take" not in noria(*SUBMIT).err
+
+
+def test_models_say_which_are_retired(noria: Shell, api: Served) -> None:
+    assert "qwen-image-2.0" in noria("models", "text-to-image").out
+    assert "(retired:" in noria("models", "text-to-image").out
+
+
 def test_json_is_one_document_and_nothing_else_on_stdout(noria: Shell, api: Served) -> None:
     made = noria(*SUBMIT, "--json").json
     job_id = made["id"]
@@ -248,7 +268,7 @@ def test_a_dry_run_prices_and_submits_nothing(noria: Shell, api: Served) -> None
 
     said = noria("submit", "--csv", "campaign.csv", "--dry-run", "--json")
 
-    assert said.json == {"jobs": 2, "cost": {"currency": "CNY", "estimated": "1.64"}}
+    assert said.json == {"jobs": 2, "cost": {"currency": "CNY", "estimated": "1.64"}, "warnings": []}
     assert noria("list", "--json").json == []
 
 

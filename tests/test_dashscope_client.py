@@ -111,6 +111,19 @@ def test_a_task_id_counts_even_beside_a_code() -> None:
             "DataInspectionFailed",
         ),
         (401, {"error": {"code": "invalid_api_key", "message": "no"}, "request_id": "r"}, "invalid_api_key"),
+        (429, {"message": "no", "request_id": "r"}, ""),  # a spent budget, of which no code is documented
+        (429, {"code": None, "message": "no", "request_id": "r"}, ""),
+        (429, {"error": {"message": "no", "type": None, "code": None}, "request_id": "r"}, ""),
+        (
+            500,
+            {"code": "InternalError.Algo.DataInspectionFailed", "message": "no", "request_id": "r"},
+            "InternalError.Algo.DataInspectionFailed",
+        ),
+        (
+            500,
+            {"error": {"code": "data_inspection_failed", "message": "no"}, "request_id": "r"},
+            "data_inspection_failed",
+        ),
         (
             400,
             {"error": {"code": None, "type": "invalid_request", "message": "no"}, "request_id": "r"},
@@ -272,7 +285,8 @@ def test_stricter_inspection_is_asked_for_where_the_account_wants_it() -> None:
         client(made.url, data_inspection=True).create(ASKED, 5)
         client(made.url).create(ASKED, 5)
 
-    assert [header(request, "x-dashscope-datainspection") for request in made.requests] == ["enable", None]
+    asked = [header(request, "x-dashscope-datainspection") for request in made.requests]
+    assert asked == ['{"input":"cip","output":"cip"}', None]
 
 
 def test_a_query_with_a_bad_key_is_not_repeated(tmp_path: Path) -> None:

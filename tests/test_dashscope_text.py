@@ -21,7 +21,7 @@ from worker.catalog import Surface
 from worker.dashscope.answers import Accepted, Refused, ServerTrouble
 from worker.dashscope.client import Client
 from worker.egress import Streamed, wires
-from worker.egress.events import Event, events
+from worker.egress.events import Event, events, opened
 from worker.errors import Ambiguous
 from worker.kinds import Request, text
 from worker.settings import Account
@@ -215,6 +215,108 @@ def test_an_answer_without_a_stream_is_taken_all_the_same(asked: Request) -> Non
     )
 
     assert answered(peers.answers(200, json.dumps(whole).encode()), asked)["content"] == "Red."
+
+
+@EITHER
+@pytest.mark.parametrize(
+    "content_type",
+    ["", "text/event-stream", "Text/Event-Stream;charset=utf-8", "TEXT/EVENT-STREAM;CHARSET=UTF-8", "application/json"],
+)
+def test_a_stream_is_told_by_its_body_whatever_its_content_type_says(asked: Request, content_type: str) -> None:
+    named = {"content_type": content_type} if content_type else {}
+
+    assert answered(peers.answers(200, frames(asked, "Re", "d."), **named), asked)["content"] == "Red."
+
+
+@EITHER
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda body: b"\xef\xbb\xbf" + body,
+        lambda body: b"\r\n\n" + body,
+        lambda body: body.replace(b"\n", b"\r\n"),
+        lambda body: body.replace(b"\n", b"\r"),
+        lambda body: body.replace(b"data: ", b"data:"),
+        lambda body: body.replace(b"data:", b": a comment\n:another\ndata:"),
+        lambda body: body.replace(b"event:result\n", b"event: result\n"),
+        lambda body: body.replace(b":HTTP_STATUS/200\n", b""),
+    ],
+    ids=["mark", "blanks", "CRLF", "CR", "no space", "comments", "space", "no status"],
+)
+def test_a_stream_may_be_spelled_in_many_ways(asked: Request, spelled: Any) -> None:
+    script = peers.answers(200, spelled(frames(asked, "Re", "d.")))
+
+    assert answered(script, asked)["content"] == "Red."
+
+
+@EITHER
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream", "text/event-stream;charset=UTF-8"])
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \n"])
+def test_an_error_in_json_where_a_stream_was_asked_for_is_a_refusal(
+    asked: Request, content_type: str, before: bytes
+) -> None:
+    body = before + json.dumps(THROTTLED).encode()
+
+    for status in (200, 429):
+        refused = said(peers.answers(status, body, content_type=content_type), asked)
+        assert isinstance(refused, Refused)
+        assert (refused.http_status, refused.code) == (status, "Throttling.AllocationQuota")
+
+
+def test_a_refusal_by_an_event_under_its_own_status_is_read_as_one() -> None:
+    frame = event(THROTTLED, "error", 429)
+    bare = frame.replace(b":HTTP_STATUS/429\n", b"")
+    strange = {"code": "Strange", "message": "no", "request_id": "r"}
+
+    for body in (frame, bare):
+        refused = said(peers.answers(429, body, content_type="text/event-stream;charset=UTF-8"), NATIVE)
+        assert refused == Refused(429, "Throttling.AllocationQuota", "Allocated quota exceeded.", "r")
+    told = said(peers.answers(403, event(strange, "error", 403), content_type="text/event-stream"), NATIVE)
+    assert told == Refused(403, "Strange", "no", "r")
+
+
+def test_a_stream_cut_at_any_byte_is_opened_all_the_same() -> None:
+    body = b"\xef\xbb\xbf" + frames(NATIVE, "Red.")
+
+    for cut in range(1, 40):
+        answer, is_json = opened(Streamed(200, {}, iter([body[:cut], body[cut:]])))
+        assert (is_json, next(iter(events(answer))).data) == (False, json.dumps(native("Red.")))
+    assert opened(Streamed(200, {}, iter([])))[1] is False
+
+
+def test_words_in_parts_are_read_too() -> None:
+    parts = [{"text": "Re"}, {"text": "d."}]
+    whole = {"output": {"choices": [{"message": {"role": "assistant", "content": parts}, "finish_reason": "stop"}]}}
+    body = event(native([parts[0]])) + event(native([parts[1]])) + event(native([], "stop"))  # type: ignore[arg-type]
+
+    assert answered(streams(body), NATIVE)["content"] == "Red."
+    assert answered(peers.answers(200, json.dumps(whole).encode()), NATIVE)["content"] == "Red."
+
+
+# The samples of 'Qwen-TTS API reference' and 'DashScope API reference': what stands beside a result is no refusal.
+BESIDE = {"status_code": 200, "code": "", "message": "", "request_id": "5c63c65c"}
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {
+            "text": None,
+            "finish_reason": "stop",
+            "choices": None,
+            "audio": {"data": "", "url": "http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/1d/a.wav", "id": "a"},
+        },
+        {"text": None, "finish_reason": None, "choices": [{"finish_reason": "stop", "message": {"content": "Hi"}}]},
+        {"finish_reason": "stop", "text": "Hi"},
+    ],
+)
+def test_empty_codes_beside_a_result_are_no_refusal(output: dict[str, Any]) -> None:
+    body = json.dumps({**BESIDE, "output": output, "usage": {"characters": 195}}).encode()
+
+    for asked in (NATIVE, Request(NATIVE.path, {}, NATIVE.body)):
+        accepted = said(peers.answers(200, body), asked)
+        assert isinstance(accepted, Accepted)
+        assert (accepted.output, accepted.usage, accepted.request_id) == (output, {"characters": 195}, "5c63c65c")
 
 
 def test_an_error_before_the_first_word_is_a_refusal_with_the_status_of_its_comment() -> None:

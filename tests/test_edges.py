@@ -20,7 +20,7 @@ from worker.errors import ClaimLost, Conflict
 from worker.models import Job
 from worker.states import State
 
-MODELS = ("wan2.5-t2v-preview", "wan2.5-i2v-preview", "wan2.6-t2i", "qwen-image-max", "wan2.6-t2v")
+MODELS = ("wan2.5-t2v-preview", "wan2.5-i2v-preview", "wan2.6-t2i", "qwen-image-2.0-pro", "wan2.6-t2v")
 PICTURE = "https://example.com/cat.png"
 
 
@@ -111,7 +111,7 @@ def test_a_gateways_request_id_proves_nothing(play: Stage) -> None:
 
 
 def test_a_result_that_was_on_record_is_not_paid_for_again(play: Stage) -> None:
-    job = play.submit("text-to-image", "qwen-image-max", input={"prompt": "a shop"})
+    job = play.submit("text-to-image", "qwen-image-2.0-pro", input={"prompt": "a shop"})
     taken, step, clock = play.begin(job)
     begun = play.ctx.record(taken, next(step), clock)
     answer = step.send(begun)  # type: ignore[attr-defined]

@@ -11,6 +11,9 @@ from worker.errors import ErrorClass
 RETRY, WAIT, FAIL = Verdict.RETRY, Verdict.WAIT, Verdict.FAIL
 STOP, OURS, EXPECTED = Verdict.STOP_ACCOUNT, Verdict.MISCONFIGURED, Verdict.EXPECTED
 
+# Of a spent budget the documents give the message alone.
+BUDGET_CODES = ("", "BudgetExhausted", "Throttling", "Throttling.RateQuota", "insufficient_quota", "AccessDenied")
+
 # The documents' catalogue: status, code, message, what is to be done.
 DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
     (400, "InvalidParameter", "size must be one of 832*480", FAIL),
@@ -29,11 +32,17 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
     (413, "BadRequest.TooLarge", "Payload Too Large", FAIL),
     (400, "InvalidURL", "", RETRY),
     (400, "InvalidURL.ConnectionRefused", "", RETRY),
+    (400, "InvalidURL", "File size is larger than 15MB.", FAIL),
+    (400, "InvalidURL", "File type is not supported. Allowed types are: .wav, .mp3.", FAIL),
+    (403, "AccessDenied", "Access denied, please make sure your account is in good standing.", STOP),
     (400, "InvalidURL.Timeout", "", RETRY),
-    *(
-        (400, f"InvalidFile.{what}", "", FAIL)
-        for what in ("Format", "Size", "Resolution", "Duration", "DownloadFailed")
-    ),
+    (400, "InvalidFile.DownloadFailed", "The audio file cannot be downloaded.", RETRY),
+    (400, "InvalidParameter.FileDownload", "download for input video error", RETRY),
+    (400, "InvalidParameter", "Failed to download multimodal content.", RETRY),
+    (400, "InvalidParameter", "<400> InternalError.Algo.InvalidParameter: Download multimodal file timed out", RETRY),
+    (400, "invalid_parameter_error", "download image failed", RETRY),
+    (400, "InvalidParameter", "oss download error.", RETRY),
+    *((400, f"InvalidFile.{what}", "", FAIL) for what in ("Format", "Size", "Resolution", "Duration")),
     (400, "InvalidImage.FileFormat", "", FAIL),
     (400, "InvalidImageResolution", "", FAIL),
     (400, "InvalidImageFormat", "", FAIL),
@@ -42,6 +51,10 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
     (400, "InvalidInputLength", "", FAIL),
     (400, "DataInspectionFailed", "Input data may contain inappropriate content.", FAIL),
     (400, "data_inspection_failed", "Output data may contain inappropriate content.", FAIL),
+    (400, "InternalError.DataInspection", "Input data may contain inappropriate content.", FAIL),
+    (400, "InternalError.Algo.DataInspectionFailed", "Output data may contain inappropriate content.", FAIL),
+    (500, "InternalError.Algo", "<400> InternalError.Algo: Output data may contain inappropriate content.", FAIL),
+    (500, "InternalError.Algo", "Input text data may contain inappropriate content.", FAIL),
     (400, "IPInfringementSuspect", "", FAIL),
     (400, "FaqRuleBlocked", "", FAIL),
     (400, "CustomRoleBlocked", "", FAIL),
@@ -81,6 +94,7 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
     (429, "Throttling.AllocationQuota", "Allocated quota exceeded, please increase your quota limit.", WAIT),
     (429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details.", WAIT),
     (429, "Throttling.AllocationQuota", "Free allocated quota exceeded.", STOP),
+    *((429, code, "The budget configured in Budget Management has been exhausted.", STOP) for code in BUDGET_CODES),
     (429, "CommodityNotPurchased", "", STOP),
     (429, "PrepaidBillOverdue", "", STOP),
     (429, "PostpaidBillOverdue", "", STOP),
@@ -100,6 +114,7 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
             "InvokePluginFailed",
             "AppProcessFailed",
             "RetrievalFailed",
+            "RetrivalFailed",  # as the page spells it
         )
     ),
     (500, "InternalError.Algo", "Range of input length should be [0, 600]", FAIL),
@@ -107,6 +122,8 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
     (500, "ModelServingError", "Too many requests. Your requests are being throttled", WAIT),
     (503, "ModelServingError", "Too many requests", WAIT),
     (503, "ModelUnavailable", "", WAIT),
+    (503, "ServiceOverloaded", "", WAIT),
+    (429, "ResourceExhausted", "", WAIT),
 ]
 
 
@@ -130,6 +147,7 @@ def test_no_row_is_hidden_by_one_before_it() -> None:
         (400, "BadRequest", "", FAIL),
         (400, "invalid_value", "The requested voice 'xxx' is not supported.", FAIL),
         (429, "Throttling.AllocationQuota", "The daily quota of the model is exceeded.", WAIT),
+        (429, "Throttling.AllocationQuota", "Batch requests are throttled due to system capacity limits.", WAIT),
         (500, "InternalError.Algo.InvalidParameter", "", FAIL),
         (503, "ServiceUnavailableError", "", RETRY),
     ]
@@ -156,6 +174,14 @@ def test_a_code_that_only_begins_like_a_known_one_is_not_it() -> None:
         ("Throttling.AllocationQuota", "Free allocated quota exceeded.", Scope.FREE_QUOTA),
         ("Throttling.AllocationQuota", "Your daily quota is exceeded", Scope.DAILY),
         ("Arrearage", "", Scope.MONEY),
+        ("Throttling", "The budget configured in Budget Management has been exhausted.", Scope.MONEY),
+        ("ServiceOverloaded", "", Scope.CAPACITY),
+        (
+            "Throttling.AllocationQuota",
+            "Too many requests. Batch requests are being throttled due to system capacity limits.",
+            Scope.CAPACITY,
+        ),
+        ("AccessDenied", "Access denied, please make sure your account is in good standing.", Scope.MONEY),
         ("InvalidApiKey", "", Scope.KEY),
         ("Model.AccessDenied", "", Scope.MODEL),
         ("ModelServingError", "", Scope.CAPACITY),
@@ -207,6 +233,58 @@ def test_refused_output_may_be_sent_again_and_refused_input_may_not() -> None:
     assert faults.failure(made, "DataInspectionFailed", "Output …", "r").retryable
     assert not faults.failure(asked, "DataInspectionFailed", "Input …", "r").retryable
     assert made.cls is asked.cls is ErrorClass.CONTENT
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "refused"),
+    [
+        (
+            "data_inspection_failed",
+            "<400> InternalError.Algo.DataInspectionFailed: Output data may contain inappropriate content.",
+            "output_refused",
+        ),
+        (
+            "data_inspection_failed",
+            "<400> InternalError.Algo.DataInspectionFailed: Input text data may contain inappropriate content.",
+            "input_refused",
+        ),
+        ("DataInspectionFailed", "The output data may contain inappropriate content.", "output_refused"),
+        ("DataInspectionFailed", "Input or output data may contain inappropriate content.", "input_refused"),
+        ("DataInspectionFailed", "Input xxx data may contain inappropriate content.", "input_refused"),
+        (
+            "InternalError.Algo",
+            "<400> InternalError.Algo: Output data may contain inappropriate content.",
+            "output_refused",
+        ),
+        ("InternalError.DataInspection", "Output data may contain inappropriate content.", "output_refused"),
+        ("InternalError.Algo.DataInspectionFailed", "", "input_refused"),
+        ("IPInfringementSuspect", "Output data is suspected of being involved in IP infringement.", "output_refused"),
+    ],
+)
+def test_whether_the_input_or_the_output_was_refused_is_read_anywhere_in_the_message(
+    code: str, message: str, refused: str
+) -> None:
+    assert faults.classify(400, code, message).code == refused
+
+
+@pytest.mark.parametrize(
+    ("message", "stops"),
+    [
+        (
+            "The budget configured in Budget Management has been exhausted. You will be unable to make further API "
+            "calls until the budget limit is increased or reset.",
+            True,
+        ),
+        ("您在「预算管理」中设置的预算额度已用尽。在提高或重置预算额度前，您将无法继续调用 API。", True),
+        ("<429> Throttling: The budget configured in Budget Management has been exhausted.", True),
+        ("input.text: 'The budget configured in Budget Management has been exhausted' is no text", False),
+        ("Requests throttling triggered.", False),
+    ],
+)
+def test_a_spent_budget_is_money_whatever_its_code(message: str, stops: bool) -> None:
+    row = faults.classify(429, "Throttling", message)
+
+    assert (row.code, row.scope) == (("budget_spent", Scope.MONEY) if stops else ("rate_exceeded", Scope.RATE))
 
 
 def test_a_failure_keeps_the_providers_words_and_its_request_id() -> None:

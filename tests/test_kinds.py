@@ -201,13 +201,28 @@ def test_a_model_that_the_region_does_not_serve_names_the_regions() -> None:
 
 
 def test_a_retired_model_is_refused() -> None:
-    retired = catalog.load().model("wan2.6-t2v").model_copy(update={"retired": date(2026, 11, 1)})
+    ended = {"retired": date(2026, 11, 1), "retired_by": "notice", "successor": "wan2.7-t2v"}
+    retired = catalog.load().model("wan2.6-t2v").model_copy(update=ended)
 
     with pytest.raises(InvalidInput) as raised:
         KINDS["text-to-video"].check(retired, INPUTS["text-to-video"], None)
 
     assert raised.value.faults[0].code == "retired_model"
-    assert "2026-11-01" in raised.value.faults[0].message
+    assert "on 2026-11-01: take wan2.7-t2v;" in raised.value.faults[0].message
+
+
+def test_a_model_that_only_others_call_retired_is_taken() -> None:
+    assert checked("qwen-image-max", prompt=PROMPT)["n"] == 1
+
+
+def test_a_summary_is_reduced_by_no_model_that_has_ended() -> None:
+    model, documents = catalog.load().model("qwen-flash"), [{"text": "words"}]
+
+    with pytest.raises(InvalidInput) as raised:
+        KINDS["summary"].check(model, {"documents": documents, "reduce_model": "qwen-turbo"}, None)
+
+    assert [(fault.pointer, fault.code) for fault in raised.value.faults] == [("/input/reduce_model", "retired_model")]
+    assert "take qwen3.6-flash" in raised.value.faults[0].message
 
 
 def test_shots_are_chosen_only_while_the_prompt_is_extended() -> None:
@@ -223,7 +238,7 @@ def test_silence_and_a_sound_track_contradict_each_other() -> None:
     assert faults("wan2.6-i2v-flash", raw)["/input/audio"].code == "contradiction"
 
 
-@pytest.mark.parametrize(("name", "most"), [("wan2.6-t2i", 4), ("qwen-image", 1), ("qwen-image-2.0", 6)])
+@pytest.mark.parametrize(("name", "most"), [("wan2.6-t2i", 4), ("z-image-turbo", 1), ("qwen-image-2.0", 6)])
 def test_a_call_makes_at_most_as_many_pictures_as_its_model(name: str, most: int) -> None:
     assert checked(name, prompt=PROMPT, n=most)["n"] == most
     assert faults(name, {"prompt": PROMPT, "n": most + 1})["/input/n"].code == "not_allowed"
@@ -407,7 +422,7 @@ def test_a_sequence_of_pictures_is_never_made_by_default() -> None:
 
 
 def test_a_model_that_answers_in_the_call_gets_no_async_header() -> None:
-    assert request("qwen-image-max", prompt=PROMPT).headers == {}
+    assert request("qwen-image-2.0-pro", prompt=PROMPT).headers == {}
 
 
 @pytest.mark.parametrize("field", ["img_url", "last_frame_url"])
@@ -573,6 +588,7 @@ def test_whether_a_clip_has_sound_moves_its_price(reported: dict[str, Any], audi
     [
         ({"usage": {"image_count": 1}, "output": {"results": [{"url": "https://o/1"}, {"code": "X"}]}}, 1),
         ({"usage": {"image_count": "2"}}, 2),
+        ({"usage": {"output_image_count": 2, "width": 1664}}, 2),  # of qwen-image-3.0
         ({"output": {"results": [{"url": "https://o/1"}, {"url": "https://o/2"}, {"url": "https://o/3"}]}}, 3),
         ({"usage": {"height": 928, "image_count": 1, "width": 1664}}, 1),
         ({"usage": None, "output": None}, 4),

@@ -367,12 +367,24 @@ def test_a_lane_that_is_throttled_is_parked_for_less_than_a_minute(play: Stage, 
     assert timedelta(0) < until - play.now() < timedelta(minutes=1)
 
 
+BUDGET = "The budget configured in Budget Management has been exhausted."
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ({"code": "Arrearage"}, "top it up"),
+        ({"code": "BudgetExhausted"}, "raise it"),
+        ({"code": "Throttling", "status": 429, "message": BUDGET}, "raise it"),
+    ],
+    ids=["arrears", "budget", "budget without a code of its own"],
+)
 def test_a_stop_raises_one_alarm_however_many_jobs_are_turned_away(
-    environment: dict[str, str], sandbox: Sandbox, httpserver: HTTPServer
+    environment: dict[str, str], sandbox: Sandbox, httpserver: HTTPServer, said: dict[str, Any], advice: str
 ) -> None:
     httpserver.expect_request("/alarm", method="POST").respond_with_data("ok")
     with stage(environment, sandbox, alert_url=httpserver.url_for("/alarm")) as play:
-        sandbox.fault(where="create", what="error", code="Arrearage")
+        sandbox.fault(where="create", what="error", **said)
         jobs = [play.submit() for _ in range(3)]
         messages = play.tick()
         taken = [play.spend(claim.id, claim.number) for message in messages for claim in message.claims]
@@ -385,9 +397,9 @@ def test_a_stop_raises_one_alarm_however_many_jobs_are_turned_away(
 
         assert creates(play) == 3
         ((request, _),) = httpserver.log
-        said = json.loads(request.get_data())
-        assert said["type"] == "account.stopped"
-        assert "top it up" in said["data"]["why"]
+        alarm = json.loads(request.get_data())
+        assert alarm["type"] == "account.stopped"
+        assert advice in alarm["data"]["why"]
         assert {code(play, job) for job in jobs} == {"account"}
 
 

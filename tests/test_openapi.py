@@ -112,7 +112,8 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             " select id, project_id, 1, 'o', 'a', 'cn-beijing', model, '' from jobs"
         )
         said: dict[type[answers.Answer], Any] = {
-            answers.Job: job,
+            answers.Submitted: job,
+            answers.Job: http.get(job["urls"]["self"]).json(),
             answers.JobList: http.get("/v1/jobs").json(),
             answers.EventList: http.get(job["urls"]["events"]).json(),
             answers.AttemptList: http.get(job["urls"]["attempts"]).json(),

@@ -9,8 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import OpenAI
 
+from ops.sandbox.batches import Batch
+from ops.sandbox.lines import Line
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 
@@ -27,6 +31,10 @@ AT_ONCE = Options(
     batch_finalizing_seconds=0,
 )
 STAGED = {"batch_validating_seconds": 100, "batch_run_seconds": 1000, "batch_finalizing_seconds": 100}
+OFFERED_ABROAD = {
+    **dict.fromkeys(("qwen-plus", "qwen-max", "qwen-turbo"), "completed"),
+    **dict.fromkeys(("qwen-flash", "qwen3.5-plus", "qwen3.6-flash"), "failed"),
+}
 RECORDED = [
     "id", "object", "endpoint", "errors", "input_file_id", "completion_window", "status", "output_file_id",
     "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at",
@@ -220,6 +228,27 @@ class TestLife:
         assert (made["status"], made["in_progress_at"]) == ("validating", None)
         assert made["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
 
+    @given(
+        created_at=st.floats(1.7e9, 1.9e9),
+        spans=st.tuples(*[st.floats(0, 5_000)] * 3),
+        line_seconds=st.floats(0, 60),
+        count=st.integers(1, 50),
+    )
+    def test_a_batch_that_is_completed_has_answered_every_line(
+        self, created_at: float, spans: tuple[float, float, float], line_seconds: float, count: int
+    ) -> None:
+        validating, running, finalizing = spans
+        batch = Batch(
+            "b", "o", "r", "f", "out", "err", CHAT, "24h", {}, created_at, validating, running, line_seconds,
+            finalizing, 86_400, False, lines=[Line(str(n), {}) for n in range(count)],
+        )  # fmt: skip
+
+        assert batch.end == "completed"
+        assert batch.due(batch.settled_at) == count
+        assert batch.due(batch.stopped_at) == count
+        assert batch.due(batch.started_at - 1) == 0
+        assert 0 <= batch.due((batch.started_at + batch.stopped_at) / 2) <= count
+
     def test_every_line_is_answered_under_its_own_id(self, wire: httpx.Client) -> None:
         batch = get(wire, create(wire, [line("one"), line("二", "河很快。没人游泳。")]))
 
@@ -248,6 +277,20 @@ class TestLife:
         assert refused["2"]["response"]["status_code"] == 400
         assert refused["2"]["response"]["body"]["error"]["code"] == "invalid_parameter_error"
         assert rows(wire, batch["output_file_id"]).keys() == {"1"}
+
+    def test_a_line_of_more_input_than_its_family_takes_fails_alone(self, wire: httpx.Client) -> None:
+        long = "水" * 256_001
+        batch = get(wire, create(wire, [line("1", "x", model="qwen3.6-plus"), line("2", long, model="qwen3.6-plus")]))
+
+        assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+        assert get(wire, create(wire, [line("1", long, model="qwen-plus")]))["request_counts"]["failed"] == 0
+
+    def test_singapore_offers_other_models_in_batches(self, sandbox: Sandbox, wire: httpx.Client) -> None:
+        sandbox.set(region="ap-southeast-1")
+
+        ends = {name: get(wire, create(wire, [line("1", model=name)]))["status"] for name in OFFERED_ABROAD}
+
+        assert ends == OFFERED_ABROAD
 
     def test_a_line_may_be_refused_by_a_fault(self, sandbox: Sandbox, wire: httpx.Client) -> None:
         sandbox.fault(where="line", what="error", code="DataInspectionFailed", prompt_contains="naughty")
@@ -295,7 +338,10 @@ class TestFlaws:
             (b"[" * 100_000, "invalid_json_line", 1),
             (jsonl([line("1"), line("1")]), "duplicate_custom_id", 2),
             (jsonl([line("1"), line("2", model="qwen-flash")]), "mismatched_model", 2),
-            (jsonl([line("1", model="qwen3-32b")]), "model_not_found", 1),
+            (jsonl([line("1"), line("2", enable_thinking=True)]), "mismatched_thinking_mode", 2),
+            (jsonl([line("1", model="qwen-max")]), "model_not_found", 1),
+            (jsonl([line("1", model="qwen-turbo")]), "model_not_found", 1),
+            (jsonl([line("1", "x" * 6_000_000)]), "invalid_json_line", 1),
             (jsonl([line("1", model="nothing")]), "model_not_found", 1),
             (jsonl([line("1") | {"url": "/v1/chat/completion"}]), "url_not_found", 1),
             (jsonl([line("1", model="batch-test-model")]), "mismatched_test_url", 1),

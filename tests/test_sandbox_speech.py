@@ -16,6 +16,7 @@ from dashscope import MultiModalConversation
 from dashscope.audio.qwen_tts import SpeechSynthesizer
 from fastcrc import crc64
 
+from ops.sandbox import bills
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 
@@ -74,7 +75,7 @@ class TestOfficialSdk:
         answer = SpeechSynthesizer.call(model="qwen3-tts-flash", text="你好世界", voice="Cherry", api_key=KEY)
 
         assert answer.status_code == 200
-        assert answer.usage["characters"] == 4
+        assert answer.usage["characters"] == 8
         assert httpx.get(answer.output.audio["url"]).content[:4] == b"RIFF"
 
     def test_a_stream_carries_the_samples_and_then_the_link(self) -> None:
@@ -105,7 +106,12 @@ class TestAnswer:
         assert output["audio"]["id"] == f"audio_{request_id}"
         assert output["audio"]["url"].startswith("http://")
         assert f"Expires={output['audio']['expires_at']}&" in output["audio"]["url"]
-        assert answer.json()["usage"] == {"characters": 4}
+        assert answer.json()["usage"] == {"characters": 8}
+
+    def test_the_documented_sample_is_billed_as_documented(self, wire: httpx.Client) -> None:
+        sample = "那我来给大家推荐一款T恤，这款呢真的是超级好看。"  # 21 Han characters, a letter, two marks
+
+        assert wire.post(PATH, json=body(sample)).json()["usage"] == {"characters": 2 * 21 + 3}
 
     def test_the_older_models_count_tokens(self, wire: httpx.Client) -> None:
         answer = speak(wire, model="qwen-tts")
@@ -190,7 +196,7 @@ class TestStream:
         assert [line.partition(":")[0] for line in events(content)[0]] == ["id", "event", "", "data"]
         assert first["output"]["finish_reason"] == "null"
         assert "usage" not in first
-        assert last["usage"] == {"characters": 20}
+        assert last["usage"] == {"characters": 40}
         assert last["output"]["audio"]["data"] == ""
 
     def test_a_refusal_is_an_event_under_200(self, wire: httpx.Client) -> None:
@@ -216,9 +222,15 @@ class TestBill:
             speak(wire, text)
         ledger = sandbox.ledger()
 
-        assert [task["usage"] for task in ledger["tasks"]] == [{"characters": 2}, {"characters": 4}]
-        assert [task["billed_micros"] for task in ledger["tasks"]] == [160, 320]  # 0.80 CNY for 10,000
-        assert ledger["paid"] == {"qwen3-tts-flash": {"tasks": 2, "characters": 6, "billed_micros": 480}}
+        assert [task["usage"] for task in ledger["tasks"]] == [{"characters": 4}, {"characters": 8}]
+        assert [task["billed_micros"] for task in ledger["tasks"]] == [320, 640]  # 0.80 CNY for 10,000
+        assert ledger["paid"] == {"qwen3-tts-flash": {"tasks": 2, "characters": 12, "billed_micros": 960}}
+
+    def test_tokens_of_sound_are_counted_without_a_rounding_error(self) -> None:
+        counted = [bills.speech_tokens("字" * han + "x" * others) for han in range(40) for others in range(40)]
+
+        exact = [6 * han + 3 * others for han in range(40) for others in range(40)]  # 50 a second
+        assert [tokens["output_tokens"] for tokens in counted] == exact
 
     @pytest.mark.parametrize("what", ["lost_answer", "truncated", "lost_body"])
     def test_an_answer_that_is_lost_is_billed(self, sandbox: Sandbox, wire: httpx.Client, what: str) -> None:
@@ -227,7 +239,7 @@ class TestBill:
         with pytest.raises(httpx.TransportError):
             wire.post(PATH, json=body())
 
-        assert sandbox.ledger()["totals"]["billed_micros"] == 320
+        assert sandbox.ledger()["totals"]["billed_micros"] == 640
 
     @pytest.mark.parametrize("what", ["reset", "html", "error", "task_fails"])
     def test_a_call_that_fails_is_not(self, sandbox: Sandbox, wire: httpx.Client, what: str) -> None:

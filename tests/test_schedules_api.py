@@ -177,6 +177,39 @@ def test_a_run_shows_its_job_and_the_jobs_its_variables(http: httpx.Client, api:
     assert http.get(schedule["urls"]["self"]).json()["job_id"] == job["id"]
 
 
+def test_a_schedule_of_a_retired_model_says_so_when_it_is_made_and_when_it_fires(
+    http: httpx.Client, api: Served
+) -> None:
+    picture = {"kind": "text-to-image", "model": "qwen-image-plus", "input": {"prompt": "a shop"}}
+    schedule = made(http, template=picture)
+    due(api, schedule)
+
+    assert fire(api) == 1
+
+    (run,) = http.get(schedule["urls"]["runs"]).json()["data"]
+    (warning,) = schedule["warnings"]
+    assert (warning["pointer"], warning["code"]) == ("/template/model", "retired_model")
+    assert "take qwen-image-2.0" in warning["message"]
+    assert (run["outcome"], run["why"]) == ("submitted", warning["message"])
+    assert made(http, name="other")["warnings"] == []
+
+
+def test_a_schedule_whose_model_the_provider_retires_is_refused_and_says_which_to_take(
+    http: httpx.Client, api: Served
+) -> None:
+    schedule = made(http)
+    question = {"kind": "text", "model": "qwen-turbo", "input": {"prompt": "x"}}
+    api.sql("update schedules set template = '" + json.dumps(question) + "'")
+    due(api, schedule)
+
+    assert fire(api) == 0
+
+    (run,) = http.get(schedule["urls"]["runs"]).json()["data"]
+    assert run["outcome"] == "refused"
+    assert "take qwen3.6-flash" in run["why"]
+    assert "take qwen3.6-flash" in http.get(schedule["urls"]["self"]).json()["warnings"][0]["message"]
+
+
 def test_a_pause_and_a_resume_are_shown_in_the_next_times(http: httpx.Client) -> None:
     path = made(http)["urls"]["self"]
 

@@ -22,7 +22,7 @@ from worker.kinds.kind import Source
 from worker.models import Job
 
 MODEL, INSTRUCTED, OLD = (
-    catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts")
+    catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts-2025-04-10")
 )
 LINK = "http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.wav?Expires=1"
 BILINGUAL = (
@@ -132,7 +132,39 @@ def test_words_hold_no_text_and_the_estimate_counts_every_character() -> None:
 
     assert speech.words(dialogue) == "1,004 characters, 2 voices"
     assert speech.words(plain) == "12,300 characters, Cherry"
-    assert speech.estimate(MODEL, dialogue).units["characters"] == 1004
+    assert speech.estimate(MODEL, dialogue).units["characters"] == 2004
+    assert speech.estimate(MODEL, plain).units["characters"] == 12_300
+
+
+# The sample of 'Qwen-TTS API reference', whose answer says `"usage": {"characters": 195}`.
+SAMPLE = (
+    "那我来给大家推荐一款T恤，这款呢真的是超级好看，这个颜色呢很显气质，而且呢也是搭配的绝佳单品，大家可以闭眼入，"
+    "真的是非常好看，对身材的包容性也很好，不管啥身材的宝宝呢，穿上去都是很好看的。推荐宝宝们下单哦。"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "billed"),
+    [
+        (SAMPLE, 195),
+        ("word, 1", 7),
+        ("你好，世界！", 10),
+        ("漢字 and 汉字", 13),
+        ("ひらがなカタカナ", 8),
+        ("한국어 大韓民國", 12),
+        ("㐀𠀀\uf900", 6),  # an extension, another above 16 bits, a compatibility ideograph
+        ("人々〇", 6),
+        ("、。「」ー", 5),
+        ("🙂", 1),
+    ],
+)
+def test_a_han_character_is_billed_twice_and_all_others_once(text: str, billed: int) -> None:
+    segment = speech_segment.SpeechSegment(text=text, voice="Cherry", language="Auto")
+    whole = speech_input.Speech(text=text)
+
+    assert speech_segment.estimate(MODEL, segment).units["characters"] == billed
+    assert speech.estimate(MODEL, whole).units["characters"] == billed
+    assert speech_segment.usage(segment, {}).units["characters"] == billed
 
 
 def test_models_that_bill_tokens_have_an_estimate_too() -> None:
@@ -180,10 +212,10 @@ def test_the_recording_is_where_the_answer_says(output: dict[str, Any], links: l
         ({"usage": {"characters": "4", "input_tokens": 0}}, {"characters": 4}),
         (
             {"usage": {"input_tokens": 2, "output_tokens": 50}},
-            {"characters": 2, "input_tokens": 2, "output_tokens": 50},
+            {"characters": 4, "input_tokens": 2, "output_tokens": 50},
         ),
-        ({"usage": [1]}, {"characters": 2}),
-        ({}, {"characters": 2}),
+        ({"usage": [1]}, {"characters": 4}),
+        ({}, {"characters": 4}),
     ],
 )
 def test_use_is_what_the_provider_counted(answer: dict[str, Any], units: dict[str, Any]) -> None:
@@ -246,7 +278,7 @@ def test_a_bilingual_script_becomes_one_narration_of_the_right_length(play: Stag
     silence = sum(round((0.7 if is_paragraph else 0.25) * 24_000) for is_paragraph in breaks)
     assert frames(made["wav"]) == sum(map(frames, recorded(play, job))) + silence
     assert job.usage == {
-        "characters": sum(note["characters"] for note in notes),
+        "characters": sum(speech_segment.billed(part["input"]["text"]) for part in children(play, job)),
         "segments": len(notes),
         "seconds": round(frames(made["wav"]) / 24_000, 3),
     }

@@ -745,6 +745,13 @@ def test_tasks_are_made_where_they_are_served_and_calls_where_a_refusal_is_remem
         (MODEL, {"deadline_hours": 24, "window": "2d"}, modes.FEW, "calls", "which may take 48"),
         (MODEL, {}, modes.FEW - 1, "calls", "they are few"),
         (MODEL, {"enable_thinking": True}, modes.FEW, "calls", "think only in calls"),
+        (
+            "qwen-max",
+            {},
+            modes.FEW,
+            "calls",
+            "is not had in batches",
+        ),  # in Singapore alone, and the account is Beijing's
     ],
 )
 def test_auto_takes_the_cheaper_way_that_the_deadline_allows_and_says_why(

@@ -89,6 +89,9 @@ class Catalog:
         self._defaults = dict(defaults or {})
         if strange := sorted(name for name in self._defaults.values() if name not in self._named):
             raise CatalogError(f"defaults: there is no model {', '.join(strange)}")
+        for model in self.every:
+            if model.successor and (model.successor not in self._named or self._named[model.successor].retired):
+                raise CatalogError(f"{model.id}: its successor {model.successor} is not offered")
 
     def model(self, name: str) -> Model:
         """The model that goes by this name, whatever its case; raises UnknownModel, which lists near ones."""
@@ -108,13 +111,19 @@ class Catalog:
         """Every model that users may name, or those that make one kind of thing."""
         return tuple(model for model in self.every if not model.variant and (kind is None or kind in model.kinds))
 
-    def variant(self, name: str, variant: Variant) -> Model | None:
+    def variant(self, name: str, variant: str | None) -> Model | None:
         """Another way to have that model; None when the provider has none."""
         return self._named.get(f"{self.model(name).id}@{variant}")
 
     def default(self, work: str) -> str | None:
         """The id of the model for a kind, or a part of its work, when nobody names one; None: it must be named."""
         return self._defaults.get(work)
+
+    def warnings(self, kind: str, model: str | None, wanted: Mapping[str, Any]) -> list[Fault]:
+        """What is taken though it may have ended: models of a submission that others report as retired."""
+        named = {"/model": model or self.default(kind), "/input/reduce_model": wanted.get("reduce_model")}
+        found = {pointer: self._named.get(str(name).strip().lower()) for pointer, name in named.items()}
+        return [Fault(pointer, "retired_model", each.end) for pointer, each in found.items() if each and each.end]
 
     def tier(self, size: str) -> str | None:
         """The tier that a video of this size is billed in ("720P"); None for a size of no tier."""
@@ -213,7 +222,7 @@ def _entry(model: Model, variant: Variant) -> dict[str, Any]:
         **model.model_dump(by_alias=True),
         "id": f"{model.id}@{variant}",
         "variant": variant,
-        "batch": False,
+        "batch": (),
         "sync": False,
         "repeatable": False,
     }
@@ -228,6 +237,7 @@ def _batched(model: Model) -> dict[str, Any]:
             "prices": [row.at(_HALF).model_dump(by_alias=True) for row in there.prices],
         }
         for place, there in model.regions.items()
+        if place in model.batch
     }
 
 

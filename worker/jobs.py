@@ -57,6 +57,7 @@ class Prepared:
     sync: bool
     input: dict[str, Any]
     estimate: int | None
+    warnings: list[Fault] = field(default_factory=list)  # of what is taken all the same
 
     @property
     def digest(self) -> bytes:
@@ -69,6 +70,8 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
     kind, model = _kind_and_model(catalog, submission)
     regions = _regions(settings, model)
     checked = kind.check(model, submission.input, None)  # any of the regions: admission finds one with room
+    if variant := catalog.variant(model.id, getattr(checked, "mode", None)):
+        _regions(settings, variant)
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,
@@ -76,6 +79,7 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
         sync=model.sync and kind.fan_out is None,
         input=checked.model_dump(mode="json", exclude_none=True),
         estimate=_dearest(model, usage, regions, on.date()),
+        warnings=catalog.warnings(kind.name, model.id, submission.input),
     )
 
 
@@ -259,7 +263,9 @@ def _regions(settings: Settings, model: Model) -> list[str]:
     if served := [region for region in have if model.region(region)]:
         return served
     offered = ", ".join(model.regions)
-    message = f"{model.id} is offered in {offered}; the configured accounts are in {', '.join(sorted(have))}"
+    name, _, way = model.id.partition("@")
+    what = f"{name} by {way}" if way else name
+    message = f"{what} is offered in {offered}; the configured accounts are in {', '.join(sorted(have))}"
     raise InvalidInput([Fault("/model", "model_not_in_region", message)])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Container
 from datetime import date
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -168,7 +168,7 @@ class Model(Entry):
     thinking: Thinking = Thinking.NONE
     thinks_unstreamed: bool = False  # it may think in a call that does not stream its answer
     token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
-    batch: bool = False  # the Batch API has it
+    batch: tuple[str, ...] = ()  # the regions whose Batch API has it
     requires: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     sizes: Sizes | None = None
@@ -184,6 +184,8 @@ class Model(Entry):
     run_seconds: RunSeconds
     regions: dict[str, ModelInRegion]
     retired: date | None = None
+    retired_by: Literal["notice", "reports"] | None = None
+    successor: str | None = None  # the id of the model to take instead
 
     @cached_property
     def choices(self) -> dict[str, Container[Any]]:
@@ -211,6 +213,14 @@ class Model(Entry):
         if self.variant:
             return frozenset({self.id})
         return frozenset({self.id, *self.aliases, *(there.id for there in self.regions.values())})
+
+    @property
+    def end(self) -> str | None:
+        """When it was retired, by whose word, and what to take instead; None where it was not."""
+        if self.retired is None:
+            return None
+        whose = "the provider" if self.retired_by == "notice" else "the provider, by others' reports"
+        return f"{self.id} was retired by {whose} on {self.retired}: take {self.successor}"
 
     def region(self, region: str) -> ModelInRegion | None:
         """The model as that region serves it; None when it does not."""
@@ -246,6 +256,9 @@ class Model(Entry):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         """A default that the model itself would refuse is a slip of the file's; so is a picture's or clip's gap."""
+        ending = (self.retired, self.retired_by, self.successor)
+        if any(ending) != all(ending):
+            raise ValueError("retired, retired_by and successor go together")
         gaps = [name for name in _OF_MEDIA if self.protocol in _MEDIA and getattr(self, name) is None]
         if gaps:
             raise ValueError(f"{', '.join(gaps)}: nothing is said of it")

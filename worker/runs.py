@@ -141,7 +141,8 @@ def _submitted(desk: Desk, schedule: Schedule, fire_at: datetime, run_id: uuid.U
         _log.exception("a schedule's submission failed", schedule=str(schedule.id))
         return Verdict(Outcome.REFUSED, _OURS)
     schedule.job_id, schedule.since = job.id, occasion.until
-    return Verdict(Outcome.SUBMITTED, "", job)
+    warnings = desk.catalog.warnings(job.kind, job.model, job.input)
+    return Verdict(Outcome.SUBMITTED, "; ".join(warning.message for warning in warnings), job)
 
 
 def _job(desk: Desk, schedule: Schedule, occasion: Occasion) -> Job:
@@ -171,4 +172,5 @@ def _replaced(desk: Desk, schedule: Schedule, before: Job, verdict: Verdict) -> 
         became = jobs.cancel(desk.connection, schedule.project_id, before.id, desk.now)[1]
     except NoriaError as error:
         became = str(error)
-    return Verdict(verdict.outcome, f"job {before.id} of the run before was asked to stop: {became}", verdict.job)
+    why = f"job {before.id} of the run before was asked to stop: {became}"
+    return Verdict(verdict.outcome, f"{why}; {verdict.why}" if verdict.why else why, verdict.job)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, select
 
-from worker import cron
+from worker import catalog, cron
 from worker.errors import InvalidInput, NotFound
 from worker.models import Job, Run, Schedule
 from worker.reading import moment as written
@@ -76,7 +77,8 @@ def following(schedule: Schedule, moment: datetime) -> datetime | None:
 
 def shown(schedule: Schedule) -> dict[str, Any]:
     """The schedule as the API and the command line show it."""
-    path = f"/v1/schedules/{schedule.id}"
+    path, template = f"/v1/schedules/{schedule.id}", schedule.template
+    warnings = catalog.load().warnings(template["kind"], template.get("model"), template.get("input") or {})
     return {
         "id": str(schedule.id),
         "object": "schedule",
@@ -93,6 +95,7 @@ def shown(schedule: Schedule) -> dict[str, Any]:
         "job_id": str(schedule.job_id) if schedule.job_id else None,
         "created_at": written(schedule.created_at),
         "updated_at": written(schedule.updated_at),
+        "warnings": [{**asdict(warning), "pointer": f"/template{warning.pointer}"} for warning in warnings],
         "urls": {"self": path, "runs": f"{path}/runs"},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -48,9 +49,12 @@ Place = Annotated[int, Query(ge=0, le=_MOST, description="the sequence after whi
 @router.post(
     "",
     status_code=201,
-    response_model=answers.Job,
+    response_model=answers.Submitted,
     responses={
-        200: {"model": answers.Job | answers.Estimate, "description": "a replay (Idempotency-Replayed), or a dry run"},
+        200: {
+            "model": answers.Submitted | answers.Estimate,
+            "description": "a replay (Idempotency-Replayed), or a dry run",
+        },
         **describe.refusals(409, 413, 415),
     },
     openapi_extra=describe.body(JobCreate),
@@ -64,16 +68,17 @@ def submit(
 ) -> Response:
     """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
     prepared = submissions.job(here, body, mine.now)
+    warned = {"warnings": [asdict(warning) for warning in prepared.warnings]}
     if dry_run:
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.input)
         return JSONResponse(estimate(prepared))
     job, replay = _submitted(here, mine, prepared, idempotency_key)
     if replay is not None:
-        return JSONResponse(replay, headers={"idempotency-replayed": "true"})
+        return JSONResponse(replay | warned, headers={"idempotency-replayed": "true"})
     here.tell(job, mine.project)
     made = reading.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
-    return JSONResponse(made, 201, headers={"location": made["urls"]["self"]})
+    return JSONResponse(made | warned, 201, headers={"location": made["urls"]["self"]})
 
 
 @router.get("", response_model=answers.JobList)
@@ -190,6 +195,7 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
         "model": prepared.model,
         "input": prepared.input,
         "cost": {"currency": "CNY", "estimated": money.shown(prepared.estimate)},
+        "warnings": [asdict(warning) for warning in prepared.warnings],
     }
 
 

@@ -93,10 +93,12 @@ class Batch:
     def due(self, now: float) -> int:
         """Return how many lines have been answered by `now`."""
         ran = min(now, self.stopped_at) - self.started_at
-        if self.flaws or ran < 0:
+        if self.flaws or now < self.started_at or ran < 0:
             return 0
-        share = 1.0 if ran >= self.run_seconds else ran / self.run_seconds
-        return int(len(self.lines) * share)
+        # By the instants, as `end` has it: a difference of two of them is not exactly the seconds between.
+        if self.end == "completed" and now >= self.stopped_at:
+            return len(self.lines)
+        return int(len(self.lines) * ran / self.run_seconds) if ran else 0
 
     def row(self) -> dict[str, Any]:
         """Return what the journal keeps; the lines are in the input file, what became of them follows."""

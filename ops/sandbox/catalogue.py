@@ -7,9 +7,16 @@ CATALOGUE = {
         400,
         "Unable to download the media resource during the data inspection process.",
     ),
+    "InvalidParameter.FileDownload": (400, "download for input video error"),
+    "InvalidFile.DownloadFailed": (400, "The audio file cannot be downloaded."),
     "BadRequest.InputDownloadFailed": (400, "Failed to download the input file."),
     "InvalidURL": (400, "The input link cannot be used."),
     "DataInspectionFailed": (400, "Input data may contain inappropriate content."),
+    "InternalError.DataInspection": (400, "Input data may contain inappropriate content."),
+    "InternalError.Algo.DataInspectionFailed": (
+        400,
+        "<400> InternalError.Algo.DataInspectionFailed: Output data may contain inappropriate content.",
+    ),
     "IPInfringementSuspect": (400, "Input data is suspected of being involved in IP infringement."),
     "Arrearage": (400, "Access denied, please make sure your account is in good standing."),
     "InvalidApiKey": (401, "Invalid API-key provided."),
@@ -27,6 +34,12 @@ CATALOGUE = {
     "Throttling.RateQuota": (429, "Requests rate limit exceeded, please try again later."),
     "Throttling.BurstRate": (429, "Request rate increased too quickly. Please slow down."),
     "Throttling.AllocationQuota": (429, "Allocated quota exceeded, please increase your quota limit."),
+    # "Budget management" gives the message and no code: this one is the sandbox's.
+    "BudgetExhausted": (
+        429,
+        "The budget configured in Budget Management has been exhausted. You will be unable to make further API calls "
+        "until the budget limit is increased or reset.",
+    ),
     "PrepaidBillOverdue": (429, "The prepaid bill is overdue."),
     "PostpaidBillOverdue": (429, "The postpaid bill is overdue."),
     "CommodityNotPurchased": (429, "Commodity has not purchased yet."),
@@ -39,5 +52,7 @@ CATALOGUE = {
         503,
         "Too many requests. Your requests are being throttled due to system capacity limits.",
     ),
+    "ServiceOverloaded": (503, "The service is overloaded, please try again later."),
+    "ResourceExhausted": (429, "Resource exhausted, please try again later."),
     "ModelUnavailable": (503, "Model is unavailable, please try again later."),
 }

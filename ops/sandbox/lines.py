@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ops.sandbox import chat, envelope, text
+from ops.sandbox import asking, chat, envelope, text
 from ops.sandbox.faults import Rule
 from ops.sandbox.models import Model
-from ops.sandbox.refusals import Refusal
+from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.text import Answer
 
 CHAT, TEST = "/v1/chat/completions", "/v1/chat/ds-test"
@@ -92,6 +92,8 @@ def _answer(ask: chat.Ask, models: Mapping[str, Model], rule: Rule | None, seed:
     if ask.model == TEST_MODEL:
         return TESTED
     model = chat.find(models, ask)
+    if model.batch_input and asking.input_tokens(ask.messages, ask.parameters) > model.batch_input:
+        raise invalid(f"Range of input length should be [1, {model.batch_input}]")
     # Nothing is streamed in a batch, and yet its calls may think; its input is never found in a cache.
     text.check(model, ask.messages, ask.parameters | {"stream": True})
     return text.answer(model, ask.messages, ask.parameters, seed)
@@ -117,6 +119,7 @@ class _Before:
     models: Mapping[str, Model]
     lines: dict[str, Line] = field(default_factory=dict)  # by custom_id
     model: str | None = None
+    thinks: bool | None = None
 
 
 def _of_file(rows: list[bytes], most: int) -> Iterator[Flaw]:
@@ -144,6 +147,7 @@ def _of_line(row: bytes, before: _Before) -> Flaw | None:
         line = Line(document["custom_id"], document["body"])
         before.lines[line.custom_id] = line
         before.model = before.model or line.body["model"]
+        before.thinks = line.body.get("enable_thinking")
     return flaw
 
 
@@ -188,6 +192,15 @@ def _model(document: dict[str, Any], before: _Before) -> Flaw | None:
     return None
 
 
+def _thinking(document: dict[str, Any], before: _Before) -> Flaw | None:
+    """The flaw of a second thinking mode: documented as forbidden, the code is ours."""
+    asked = document["body"].get("enable_thinking")
+    if not before.lines or asked == before.thinks:
+        return None
+    message = "The thinking mode of this line does not match the rest of the batch: one mode per file."
+    return Flaw("mismatched_thinking_mode", message, "body.enable_thinking")
+
+
 def _custom_id(document: dict[str, Any], before: _Before) -> Flaw | None:
     if document["custom_id"] not in before.lines:
         return None
@@ -195,4 +208,4 @@ def _custom_id(document: dict[str, Any], before: _Before) -> Flaw | None:
     return Flaw("duplicate_custom_id", message, "custom_id")
 
 
-CHECKS: tuple[Callable[[dict[str, Any], _Before], Flaw | None], ...] = (_shape, _url, _model, _custom_id)
+CHECKS: tuple[Callable[[dict[str, Any], _Before], Flaw | None], ...] = (_shape, _url, _model, _thinking, _custom_id)

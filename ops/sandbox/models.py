@@ -85,6 +85,7 @@ class Model:
     token_prices: tuple[Tier, ...]  # by input tokens, ascending
     caches: bool  # bills what it has seen before at a discount
     batch: bool  # offered by the Batch API
+    batch_input: int | None  # tokens of input, of a batch's line at most
     voices: tuple[str, ...]
     takes_instructions: bool
 
@@ -143,7 +144,8 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         is_message=row.get("is_message", False),
         token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
         caches=row.get("caches", False),
-        batch=row.get("batch", False),
+        batch=row.get("batch" if is_home else "batch_abroad", False),
+        batch_input=row.get("batch_input"),
         voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
         takes_instructions=row.get("takes_instructions", False),
     )

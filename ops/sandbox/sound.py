@@ -13,7 +13,7 @@ from ops.sandbox import tokens
 
 RATE = 24_000  # samples a second
 BYTES = 2  # a sample
-HAN_SECONDS, OTHER_SECONDS = 0.12, 0.06  # a character
+HAN_SAMPLES, OTHER_SAMPLES = 2_880, 1_440  # a character: 0.12 and 0.06 s
 LOUD = 9_000  # of 32,767
 SCALE = (0, 2, 4, 7, 9, 12, 14, 16, 19, 21)  # half-tones above the voice: whatever follows sounds bearable
 LOWEST, HALF_TONES = 130.8, 18  # Hz, and how far apart voices are
@@ -32,10 +32,10 @@ def wav(text: str, voice: str) -> bytes:
     return struct.pack("<4sI4s", b"RIFF", 36 + len(samples), b"WAVE") + form + _chunk(b"data", samples)
 
 
-def seconds(text: str) -> float:
-    """Return how long a text sounds."""
+def length(text: str) -> int:
+    """Return how long a text sounds, in samples."""
     characters = len(tokens.HAN.findall(text))
-    return characters * HAN_SECONDS + (len(text) - characters) * OTHER_SECONDS
+    return characters * HAN_SAMPLES + (len(text) - characters) * OTHER_SAMPLES
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -48,7 +48,7 @@ def _is_han(character: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _tone(half_tones: int, is_long: bool) -> bytes:
-    count = round(RATE * (HAN_SECONDS if is_long else OTHER_SECONDS))
+    count = HAN_SAMPLES if is_long else OTHER_SAMPLES
     step = math.tau * LOWEST * 2 ** (half_tones / 12) / RATE
     # Swelling and fading, so that no tone begins or ends with a click.
     samples = array("h", (round(LOUD * math.sin(math.pi * at / count) * math.sin(step * at)) for at in range(count)))

@@ -5,6 +5,7 @@ Nothing here decides what to do: what the codes mean is `faults`' business.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from worker.errors import Ambiguous
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNSETTLED = frozenset({408, 499})  # refusals by the number, but the request may have gone through
+_INSPECTED = re.compile(r"data_?inspection", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,11 @@ def created(answer: Answer) -> Accepted | Refused:
 
 
 def denied(no: Refused) -> Refused:
-    """A create call's answer that is no acceptance, if it is a definite refusal; raises what it is instead."""
-    if not no.code:
+    """A create call's answer that is no acceptance, if it is a definite refusal; raises what it is instead.
+
+    A 429 is one without a code too: none is documented for a spent budget ('Budget management').
+    """
+    if not no.code and not (no.http_status == 429 and no.message and no.request_id):
         raise Ambiguous(f"HTTP {no.http_status} without the provider's envelope", no.request_id)
     if not is_definite(no):
         raise ServerTrouble(f"HTTP {no.http_status} {no.code}", no)
@@ -111,8 +116,9 @@ def denied(no: Refused) -> Refused:
 
 
 def is_definite(no: Refused) -> bool:
-    """Whether nothing was made: by a 4xx, or by a code in a 200."""
-    return no.http_status < 300 or (400 <= no.http_status < 500 and no.http_status not in UNSETTLED)
+    """Whether nothing was made: by a 4xx, by a code in a 200, or because an inspection refused it by any status."""
+    is_client_error = 400 <= no.http_status < 500 and no.http_status not in UNSETTLED
+    return no.http_status < 300 or is_client_error or _INSPECTED.search(no.code) is not None
 
 
 def task(answer: Answer) -> TaskSeen | Refused:

@@ -39,6 +39,11 @@ def word(body: Mapping[str, Any], name: str) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
+def words(body: Mapping[str, Any], name: str) -> str:
+    """A field as text; of a list, as the multimodal path has it, the texts of its parts."""
+    return "".join(word(part, "text") for part in listed(body, name)) or word(body, name)
+
+
 def listed(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The objects in a field that is a list; none when it is missing or anything else."""
     value = body.get(name)

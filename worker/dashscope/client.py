@@ -23,7 +23,7 @@ from worker.dashscope.answers import Accepted, Page, Refused, TaskSeen
 from worker.dashscope.batches import Batches
 from worker.dashscope.session import BODY_CAP, Session
 from worker.egress import Bounds, Streamed, Wire
-from worker.egress.events import events
+from worker.egress.events import events, opened
 from worker.settings import Account
 
 STREAM_CAP = 64 << 20  # bytes: a frame has 300 of them for a word or two
@@ -66,7 +66,8 @@ class Client:
         headers = {**(_STREAMED if request.streams else {}), "Content-Type": "application/json", **request.headers}
         content = json.dumps(request.body, ensure_ascii=False, separators=(",", ":")).encode()
         with self._session.once(request.surface, request.path, bounds, headers, content) as answer:
-            if request.streams and _is_stream(answer):
+            answer, is_json = opened(answer)
+            if request.streams and not is_json and _may_stream(answer):
                 return streams.assembled(events(answer), answer.headers.get("x-request-id"), request.reasoning)
             said = answers.created(egress.whole(answer))
         return said if request.reasoning or isinstance(said, Refused) else answers.without_reasoning(said)
@@ -124,5 +125,6 @@ class Client:
         return uploads.put(self._session, model, uploads.File(name, content_type, data, length), deadline)
 
 
-def _is_stream(answer: Streamed) -> bool:
-    return answer.status < 300 and answer.headers.get("content-type", "").startswith("text/event-stream")
+def _may_stream(answer: Streamed) -> bool:
+    """Whether the body may be events: of a success always, of a refusal where it says so."""
+    return answer.status < 300 or answer.headers.get("content-type", "").lower().startswith("text/event-stream")

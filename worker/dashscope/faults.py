@@ -52,7 +52,7 @@ OF_A_MODEL = frozenset({Scope.FREE_QUOTA, Scope.MODEL})
 
 @dataclass(frozen=True)
 class Row:
-    """One meaning. `code` is ours and stable; `codes` are the provider's, each with all that is dotted below.
+    """One meaning. `code` is ours and stable; `codes` are the provider's, with all that is dotted below; none: any.
 
     `statuses` and `message` (a pattern) narrow the row where they are set. `tries` is how often at most to try
     again (None: until the phase's deadline); `is_worth_again` whether a person may well send a failed job again.
@@ -73,7 +73,10 @@ class Row:
         """Whether such an answer means this; `code` as `_plain` leaves it."""
         return (
             (not self.statuses or status in self.statuses)
-            and any(code == known or code.startswith(known + ".") for known in map(_plain, self.codes.split()))
+            and (
+                not self.codes
+                or any(code == known or code.startswith(known + ".") for known in map(_plain, self.codes.split()))
+            )
             and re.search(self.message, message, re.IGNORECASE) is not None
         )
 
@@ -82,9 +85,27 @@ _V, _E, _S = Verdict, ErrorClass, Scope
 
 _SEE_MODELS = "compare the account's region and host with the model's regions and ids in GET /v1/models"
 _SEE_LINK = "the provider must be able to fetch the link without a login; long-lived, public or oss:// links work"
+_TOP_UP = "the account is in arrears: top it up in Alibaba Cloud's console, then resume the account"
+_OUTPUT_REFUSED = "what was made did not pass the provider's inspection; another seed may"
+_INPUT_REFUSED = "the provider's inspection refuses this prompt or media; change it"
+
+# An inspection's codes: of the gateway, of a model's service, and what these two put it under.
+_INSPECTED = "DataInspectionFailed InternalError.DataInspection InternalError.Algo.DataInspectionFailed"
+_INAPPROPRIATE = r"inappropriate content"  # in messages of codes that say nothing of it
+_OF_OUTPUT = r"(?<!input or )\boutput\b"  # anywhere: "<400> InternalError.Algo.DataInspectionFailed: Output data may …"
 
 # The first row that fits is the meaning, so a narrower one stands before a wider one.
 TABLE: tuple[Row, ...] = (
+    Row(
+        # Alibaba docs, 'Budget management' (2026-09-25), in either language, at the beginning, so that no echo of an
+        # input is taken for it. The page gives HTTP 429 and no code.
+        "budget_spent",
+        _V.STOP_ACCOUNT,
+        _E.CREDENTIALS,
+        message=r"^\W*(<\d+>\s*[\w.]+:\s*)?(the budget\b.{0,80}\bexhausted|您在.?预算管理.{0,20}用尽)",
+        scope=_S.MONEY,
+        hint="the month's budget in the console's Budget Management is spent: raise it, then resume the account",
+    ),
     Row(
         "wrong_route",
         _V.MISCONFIGURED,
@@ -102,10 +123,28 @@ TABLE: tuple[Row, ...] = (
         hint=_SEE_MODELS,
     ),
     Row(
+        "unsupported_file",
+        _V.FAIL,
+        _E.VALIDATION,
+        "InvalidURL",
+        message=r"(longer|larger) than|not supported",
+        hint="the model's page names the formats, sizes and lengths that it takes",
+    ),
+    Row(
         "input_unreadable",
         _V.RETRY,
         _E.VALIDATION,
-        "InvalidParameter.DataInspection BadRequest.InputDownloadFailed InvalidURL",
+        "InvalidParameter.DataInspection InvalidParameter.FileDownload BadRequest.InputDownloadFailed"
+        " InvalidFile.DownloadFailed InvalidURL",
+        tries=3,
+        hint=_SEE_LINK,
+    ),
+    Row(
+        "input_unreadable",
+        _V.RETRY,
+        _E.VALIDATION,
+        "InvalidParameter invalid_parameter_error InternalError.Algo.InvalidParameter",
+        message=r"\bdownload (\w+ )*(failed|error|timed out|timeout)|(failed|unable) to download",
         tries=3,
         hint=_SEE_LINK,
     ),
@@ -123,6 +162,23 @@ TABLE: tuple[Row, ...] = (
         "InvalidParameter invalid_parameter_error",
         message=r"enable_thinking",
         hint="send enable_thinking false with calls that do not stream",
+    ),
+    Row(
+        "output_refused",
+        _V.FAIL,
+        _E.CONTENT,
+        "InternalError InvalidParameter invalid_parameter_error",
+        message=rf"{_OF_OUTPUT}.*{_INAPPROPRIATE}",
+        is_worth_again=True,
+        hint=_OUTPUT_REFUSED,
+    ),
+    Row(
+        "input_refused",
+        _V.FAIL,
+        _E.CONTENT,
+        "InternalError InvalidParameter invalid_parameter_error",
+        message=_INAPPROPRIATE,
+        hint=_INPUT_REFUSED,
     ),
     Row("invalid_parameter", _V.FAIL, _E.VALIDATION, "InvalidParameter invalid_parameter_error invalid_value"),
     Row(
@@ -146,17 +202,17 @@ TABLE: tuple[Row, ...] = (
         "output_refused",
         _V.FAIL,
         _E.CONTENT,
-        "DataInspectionFailed",
-        message=r"^\W*output",
+        f"{_INSPECTED} IPInfringementSuspect",
+        message=_OF_OUTPUT,
         is_worth_again=True,
-        hint="what was made did not pass the provider's inspection; another seed may",
+        hint=_OUTPUT_REFUSED,
     ),
     Row(
         "input_refused",
         _V.FAIL,
         _E.CONTENT,
-        "DataInspectionFailed IPInfringementSuspect FaqRuleBlocked CustomRoleBlocked",
-        hint="the provider's inspection refuses this prompt or media; change it",
+        f"{_INSPECTED} IPInfringementSuspect FaqRuleBlocked CustomRoleBlocked",
+        hint=_INPUT_REFUSED,
     ),
     Row(
         "arrears",
@@ -164,7 +220,16 @@ TABLE: tuple[Row, ...] = (
         _E.CREDENTIALS,
         "Arrearage PrepaidBillOverdue PostpaidBillOverdue",
         scope=_S.MONEY,
-        hint="the account is in arrears: top it up in Alibaba Cloud's console, then resume the account",
+        hint=_TOP_UP,
+    ),
+    Row(
+        "arrears",
+        _V.STOP_ACCOUNT,
+        _E.CREDENTIALS,
+        "AccessDenied",
+        message=r"good standing|overdue",
+        scope=_S.MONEY,
+        hint=_TOP_UP,
     ),
     Row(
         "not_purchased",
@@ -216,6 +281,14 @@ TABLE: tuple[Row, ...] = (
         message=r"\b(daily|per day|today)\b",
         scope=_S.DAILY,
         hint="the day's quota is spent; it is renewed at 00:00 in Shanghai",
+    ),
+    Row(
+        "no_capacity",
+        _V.WAIT,
+        _E.PROVIDER,
+        "Throttling insufficient_quota",
+        message=r"system capacity",
+        scope=_S.CAPACITY,
     ),
     Row("allocation_exceeded", _V.WAIT, _E.QUOTA, "Throttling.AllocationQuota insufficient_quota", scope=_S.ALLOCATION),
     Row("burst_exceeded", _V.WAIT, _E.QUOTA, "Throttling.BurstRate limit_burst_rate", scope=_S.BURST),
@@ -297,13 +370,19 @@ TABLE: tuple[Row, ...] = (
         "InternalError.Algo",
         message=r"parameter|range of input|must be|should be",
     ),
-    Row("no_capacity", _V.WAIT, _E.PROVIDER, "ModelServingError ModelUnavailable", scope=_S.CAPACITY),
+    Row(
+        "no_capacity",
+        _V.WAIT,
+        _E.PROVIDER,
+        "ModelServingError ModelUnavailable ServiceOverloaded ResourceExhausted",
+        scope=_S.CAPACITY,
+    ),
     Row(
         "provider_error",
         _V.RETRY,
         _E.PROVIDER,
         "InternalError SystemError ModelServiceFailed RewriteFailed RequestTimeOut ResponseTimeout"
-        " InvokePluginFailed AppProcessFailed RetrievalFailed",
+        " InvokePluginFailed AppProcessFailed RetrievalFailed RetrivalFailed",
     ),
 )
 

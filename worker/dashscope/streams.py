@@ -16,7 +16,7 @@ from typing import Any
 
 from worker.dashscope import answers
 from worker.dashscope.answers import Accepted, Refused, ServerTrouble
-from worker.dashscope.bodies import field, listed, number, read, word
+from worker.dashscope.bodies import field, listed, number, read, word, words
 from worker.egress import Answer
 from worker.egress.events import Event
 from worker.errors import Ambiguous
@@ -56,13 +56,13 @@ class _Said:
         return {"choices": [{"finish_reason": self.finish_reason, "message": message}]}
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        words, thought = word(message, "content"), word(message, "reasoning_content")
-        self.content.append(words)
+        said, thought = words(message, "content"), word(message, "reasoning_content")
+        self.content.append(said)
         self.reasoning.append(thought)
         calls = listed(message, "tool_calls")
         for call in calls:
             self._call(call)
-        self.began = self.began or bool(words or thought or calls)
+        self.began = self.began or bool(said or thought or calls)
 
     def _call(self, piece: Mapping[str, Any]) -> None:
         """A piece of a call of a tool: its name comes once, its arguments bit by bit."""
@@ -105,7 +105,7 @@ def _error(event: Event, frame: Mapping[str, Any], said: _Said) -> Refused | Non
     no = answers.refused(Answer(0, {}, b"", said.request_id), frame)
     if event.name != "error" and not no.code:
         return None
-    status = event.status if event.status and event.status >= 400 else _status(no.code)
+    status = event.status if event.status >= 400 else _status(no.code)
     return Refused(status, no.code or "InternalError", no.message, no.request_id)
 
 

@@ -62,10 +62,11 @@ def video_asked(wanted: BaseModel) -> dict[str, Any]:
 
 
 def image_usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
-    """Pictures: `image_count`, else as many as there are links, else as many as were asked for."""
+    """Pictures: `image_count` (of qwen-image-3.0 `output_image_count`), else links, else as many as were asked for."""
     said = mapping(answer.get("usage"))
+    told = number(said.get("image_count")) or number(said.get("output_image_count"))
     links = len(sources(mapping(answer.get("output")), "image", "png"))
-    return _settled(said, image_asked(wanted), {"images": number(said.get("image_count")) or links or None})
+    return _settled(said, image_asked(wanted), {"images": told or links or None})
 
 
 def image_asked(wanted: BaseModel) -> dict[str, Any]:

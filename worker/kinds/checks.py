@@ -80,9 +80,8 @@ def _serves(kind: str, model: Model, region: str | None) -> None:
         made = " or ".join(model.kinds)
         message = f"{model.id} makes {made}: say so as the kind, or take a model for {kind}: {others}"
         raise InvalidInput([Fault("/model", "wrong_kind", message)])
-    if model.retired:
-        message = f"{model.id} was retired by the provider on {model.retired}; others for {kind}: {others}"
-        raise InvalidInput([Fault("/model", "retired_model", message)])
+    if model.end and model.retired_by == "notice":  # by reports alone it is taken, with a warning
+        raise InvalidInput([Fault("/model", "retired_model", f"{model.end}; others for {kind}: {others}")])
     if region is not None and model.region(region) is None:
         message = f"{model.id} is not served in {region}, but in {', '.join(model.regions)}"
         raise InvalidInput([Fault("/model", "not_in_region", message)])

@@ -21,8 +21,9 @@ def request(_model: Model, _region: str, _wanted: BaseModel) -> Request:
 
 
 def estimate(_: Model, wanted: BaseModel) -> Usage:
-    """Every character."""
-    return speech_segment.spoken(_read(wanted).characters)
+    """Every character, as the provider counts them."""
+    said = _read(wanted)
+    return speech_segment.spoken("".join([said.text or "", *(part.text for part in said.paragraphs or ())]))
 
 
 def words(wanted: BaseModel) -> str:

@@ -76,7 +76,9 @@ def _reducing(model: Model, wanted: Summary, region: str | None) -> Model:
         found = catalog.load().offered(wanted.reduce_model or catalog.load().default("reduce") or model.id)
     except InvalidInput as error:
         raise _fault("reduce_model", error.faults[0].code, error.faults[0].message) from None
-    if NAME not in found.kinds or found.retired or (region is not None and found.region(region) is None):
+    if found.end and found.retired_by == "notice":
+        raise _fault("reduce_model", "retired_model", found.end)
+    if NAME not in found.kinds or (region is not None and found.region(region) is None):
         raise _fault("reduce_model", "wrong_model", f"{found.id} makes no summaries here")
     return found
 

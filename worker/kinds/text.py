@@ -132,10 +132,17 @@ def result(output: Mapping[str, Any]) -> dict[str, Any]:
         "reasoning": message.get("reasoning_content"),
     }
     return {
-        "content": message.get("content") or output.get("text") or "",
+        "content": _content(message.get("content")) or output.get("text") or "",
         "finish_reason": choice.get("finish_reason") or output.get("finish_reason"),
         **{name: value for name, value in told.items() if value},
     }
+
+
+def _content(said: Any) -> Any:
+    """What a message says; the multimodal path has it in parts."""
+    if not isinstance(said, list):
+        return said
+    return "".join(str(answers.mapping(part).get("text") or "") for part in said)
 
 
 def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:

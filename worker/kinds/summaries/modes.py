@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from worker import catalog
 from worker.catalog import Variant
 from worker.kinds.summaries.form import Mode, Summary
@@ -9,19 +11,20 @@ from worker.kinds.summaries.form import Mode, Summary
 FEW = 100  # documents, which calls do in minutes
 
 
-def chosen(model: str, wanted: Summary, count: int) -> tuple[Mode, str]:
-    """The mode for so many documents, and the reason in a few words."""
+def chosen(model: str, wanted: Summary, count: int, regions: Container[str]) -> tuple[Mode, str]:
+    """The mode for so many documents, and the reason in a few words; `regions` are those of the accounts."""
     if wanted.mode is not Mode.AUTO:
         return wanted.mode, "as asked"
-    why_not = _why_no_batch(model, wanted, count)
+    why_not = _why_no_batch(model, wanted, count, regions)
     if why_not:
         return Mode.CALLS, why_not
     time = f"there are {wanted.deadline_hours:g} hours" if wanted.deadline_hours else "there is no deadline"
     return Mode.BATCH, f"it is half the price, and {time}"
 
 
-def _why_no_batch(model: str, wanted: Summary, count: int) -> str | None:
-    if catalog.load().variant(model, Variant.BATCH) is None:
+def _why_no_batch(model: str, wanted: Summary, count: int, regions: Container[str]) -> str | None:
+    batched = catalog.load().variant(model, Variant.BATCH)
+    if batched is None or not any(region in regions for region in batched.regions):
         return f"{model} is not had in batches"
     if wanted.enable_thinking:
         return "models think only in calls"

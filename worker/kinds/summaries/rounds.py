@@ -54,7 +54,8 @@ def _survey(parent: Parent, wanted: Summary, store: Store) -> tuple[list[Item], 
     if items is None:
         items = intake.listed(wanted.documents, store)
         listed = store.put(intake.LIST, intake.kept(items), "application/jsonl").key
-    mode, why = modes.chosen(parent.model, wanted, len(items))
+    regions = {account.region for account in parent.settings.all_accounts}
+    mode, why = modes.chosen(parent.model, wanted, len(items), regions)
     note: dict[str, Any] = {"mode": str(mode), "documents": len(items), "at": 0, "digest_at": 0}
     note |= {"errors": {}, "tries": {}, "cut": 0, "parts": []}
     if listed:
