@@ -12,6 +12,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,7 @@ import httpx_sse
 import pytest
 import redis
 from serving import CLIP, PATIENCE, Served, eventually, served, settings_of
+from sqlalchemy.event import listen, remove
 from structlog.testing import capture_logs
 
 from api import submissions
@@ -70,6 +72,21 @@ def faults(answer: httpx.Response) -> dict[str, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "invalid_input"
     return {fault["pointer"]: fault["code"] for fault in answer.json()["errors"]}
+
+
+@contextmanager
+def read(api: Served) -> Iterator[list[int]]:
+    """The bytes of each result that the API gets from Postgres."""
+    results: list[int] = []
+
+    def note(_: Any, cursor: Any, *__: Any) -> None:
+        found = cursor.pgresult
+        cells = [found.get_value(row, n) for row in range(found.ntuples) for n in range(found.nfields)]
+        results.append(sum(len(cell) for cell in cells if cell))
+
+    listen(api.engine, "after_cursor_execute", note)
+    yield results
+    remove(api.engine, "after_cursor_execute", note)
 
 
 def ids(answer: httpx.Response) -> list[str]:
@@ -462,6 +479,32 @@ class TestListing:
         assert seen == made[::-1]
         assert [page["has_more"] for page in (first, second, third)] == [True, True, False]
         assert third["next_cursor"] is None
+
+    def test_no_list_reads_what_it_does_not_show(self, http: httpx.Client, api: Served) -> None:
+        """Twenty pages of a hundred such jobs, loaded whole and cut then, took 3 GB."""
+        narration = submitted(http, kind="speech", model=None, input={"text": "a long story. " * 10_000})
+        api.sql("update jobs set result = input, note = input, sources = jsonb_build_array(input)")
+        job = {"id": narration["id"]}
+        api.sql(
+            """insert into jobs (project_id, kind, model, input, result, parent_id, round, place)
+               select project_id, kind, model, input, input, id, 1, 0 from jobs where id = :id""",
+            **job,
+        )
+        api.sql(
+            """insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash, output)
+               select id, project_id, 1, '', '', '', model, '', input from jobs where id = :id""",
+            **job,
+        )
+        template = {"kind": "speech", "input": narration["input"]}
+        post(http, {"name": "n", "cron": "0 0 * * *", "template": template}, "/v1/schedules")
+        url = narration["urls"]["self"]
+
+        for path in ("/v1/jobs", f"{url}/children", f"{url}/attempts", f"{url}/events", "/v1/schedules"):
+            with read(api) as results:
+                answer = http.get(path)
+
+            assert len(answer.json()["data"]) == 1
+            assert max(results) < 10_000, path
 
 
 class TestHistory:

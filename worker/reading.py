@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, bindparam, func, null, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
 from worker import money, waiting
-from worker.elision import elided
 from worker.errors import NotFound
 from worker.models import Attempt, Event, File, Job, Output
 from worker.states import TERMINAL, State
@@ -51,10 +50,19 @@ def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job
     return Job.of(row)
 
 
+def brief(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
+    """The project's job as lists have it, with what is long cut; raises NotFound."""
+    statement = select(*_LISTED).where(Job.project_id == project_id, Job.id == job_id)
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id}")
+    return Job.of(row)
+
+
 def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
-    """At most `limit` top-level jobs, the newest first."""
+    """At most `limit` top-level jobs, the newest first, as lists show them: long inputs and results are cut."""
     statement = (
-        select(*Job.__table__.c)
+        select(*_LISTED)
         .where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
         .order_by(Job.id.desc())
         .limit(limit)
@@ -65,9 +73,12 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
 def children(
     connection: Connection, parent: Job, states: Sequence[str], after: tuple[int, int], limit: int
 ) -> list[Job]:
-    """At most `limit` of the job's children after a (round, place), in that order; all states where none is named."""
+    """At most `limit` of the job's children after a (round, place), in that order, cut as `page` cuts them.
+
+    All states where none is named.
+    """
     places = tuple_(Job.round, Job.place)
-    statement = select(*Job.__table__.c).where(Job.parent_id == parent.id, places > after)
+    statement = select(*_LISTED).where(Job.parent_id == parent.id, places > after)
     if states:
         statement = statement.where(Job.state.in_(states))
     rows = connection.execute(statement.order_by(Job.round, Job.place).limit(limit)).mappings()
@@ -92,8 +103,8 @@ def sequences(connection: Connection, job_ids: Collection[uuid.UUID]) -> dict[uu
 
 
 def attempts(connection: Connection, job: Job) -> list[Attempt]:
-    """Every create call of the job, oldest first."""
-    statement = select(*Attempt.__table__.c).where(Attempt.job_id == job.id).order_by(Attempt.number)
+    """Every create call of the job, oldest first, without its `output`, which is the job's."""
+    statement = select(*_CALL).where(Attempt.job_id == job.id).order_by(Attempt.number)
     return [Attempt.of(row) for row in connection.execute(statement).mappings()]
 
 
@@ -142,12 +153,6 @@ def documents(connection: Connection, project: str, jobs: Sequence[Job], now: da
     return [
         shown(project, job, stored[job.id], requests.get(job.id), causes[job.id], made_of.get(job.id)) for job in jobs
     ]
-
-
-def listed(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
-    """The same for a page of them: what is long in an input or a result is cut, and says so by ending in "…"."""
-    whole = documents(connection, project, jobs, now)
-    return [{**job, "input": elided(job["input"]), "result": elided(job["result"])} for job in whole]
 
 
 def shown(
@@ -287,6 +292,15 @@ def moment(at: datetime | None) -> str | None:
     """RFC 3339 in UTC, to the millisecond."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
 
+
+_SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; a text that was cut ends in "…"
+    "input": func.shortened(Job.input, type_=JSONB),
+    "result": func.shortened(Job.result, type_=JSONB),
+    "note": null(),
+    "sources": null(),
+}
+_LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
+_CALL = [null().label("output") if column.name == "output" else column for column in Attempt.__table__.c]
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))

@@ -82,7 +82,7 @@ def search(here: Here, mine: Mine, wanted: Annotated[JobQuery, Query()]) -> Resp
     with here.engine.connect() as connection:
         found = reading.page(connection, mine.project.id, wanted.filter(_model_id(here, wanted)), wanted.limit + 1)
         page = found[: wanted.limit]
-        data = reading.listed(connection, mine.project.name, page, mine.now)
+        data = reading.documents(connection, mine.project.name, page, mine.now)
     return answers.listed(data, str(page[-1].id) if len(found) > len(page) else None)
 
 
@@ -113,7 +113,7 @@ def events(
     """The job's history. With `Accept: text/event-stream` it goes on until the job has ended."""
     after = cursor if last_event_id is None else last_event_id
     with here.engine.connect() as connection:
-        job = reading.one(connection, mine.project.id, job_id)
+        job = reading.brief(connection, mine.project.id, job_id)
         if "text/event-stream" in accept:
             return _stream(here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
@@ -126,7 +126,7 @@ def events(
 def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Every create call to the provider: what may have cost money."""
     with here.engine.connect() as connection:
-        made = reading.attempts(connection, reading.one(connection, mine.project.id, job_id))
+        made = reading.attempts(connection, reading.brief(connection, mine.project.id, job_id))
     return answers.listed([reading.attempt_shown(attempt) for attempt in made])
 
 
@@ -134,10 +134,10 @@ def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
 def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery, Query()]) -> Response:
     """The parts that a job is made in, each a job itself, in the order of their rounds and places."""
     with here.engine.connect() as connection:
-        parent = reading.one(connection, mine.project.id, job_id)
+        parent = reading.brief(connection, mine.project.id, job_id)
         found = reading.children(connection, parent, wanted.state, wanted.after, wanted.limit + 1)
         page = found[: wanted.limit]
-        data = reading.listed(connection, mine.project.name, page, mine.now)
+        data = reading.documents(connection, mine.project.name, page, mine.now)
     return answers.listed(data, f"{page[-1].round}-{page[-1].place}" if len(found) > len(page) else None)
 
 
