@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -30,6 +30,7 @@ from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
 from worker import jobs, keys, moves
+from worker.catalog import Model
 from worker.context import engine as make_engine
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
 from worker.kinds import OFFERED
@@ -72,6 +73,15 @@ def faults(answer: httpx.Response) -> dict[str, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "invalid_input"
     return {fault["pointer"]: fault["code"] for fault in answer.json()["errors"]}
+
+
+@contextmanager
+def changed(model: Model, **fields: Any) -> Iterator[None]:
+    """The catalog's model as another release may have it."""
+    kept = {name: getattr(model, name) for name in fields}
+    model.__dict__.update(fields)
+    yield
+    model.__dict__.update(kept)
 
 
 @contextmanager
@@ -270,7 +280,7 @@ class TestSubmitting:
 class TestIdempotency:
     def test_the_same_key_and_body_give_the_first_job(self, http: httpx.Client) -> None:
         first = post(http, CLIP, idempotency_key="k1")
-        again = post(http, CLIP | {"model": "wan2.5-t2v-plus"}, idempotency_key="k1")
+        again = post(http, dict(reversed(CLIP.items())), idempotency_key="k1")
 
         assert (first.status_code, again.status_code) == (201, 200)
         assert again.json()["id"] == first.json()["id"]
@@ -280,9 +290,36 @@ class TestIdempotency:
     def test_another_body_under_a_known_key_is_a_conflict(self, http: httpx.Client) -> None:
         post(http, CLIP, idempotency_key="k1")
 
-        answer = post(http, CLIP | {"custom_id": "other"}, idempotency_key="k1")
+        for other in ({"custom_id": "other"}, {"model": "wan2.5-t2v-plus"}):
+            answer = post(http, CLIP | other, idempotency_key="k1")
 
-        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_key_reused")
+            assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_key_reused")
+        assert faults(post(http, CLIP | {"other": 1}, idempotency_key="k1")) == {"/other": "unknown_field"}
+
+    def test_a_repeat_finds_its_job_whatever_the_catalog_has_become(self, http: httpx.Client, api: Served) -> None:
+        first = post(http, CLIP, idempotency_key="k1").json()
+        model = api.app.state.context.catalog.model(CLIP["model"])
+
+        with changed(model, default=model.default | {"watermark": True}):
+            with_another_default = post(http, CLIP, idempotency_key="k1")
+        with changed(model, retired=date(2026, 1, 1)):
+            retired = post(http, CLIP, idempotency_key="k1")
+            new = post(http, CLIP, idempotency_key="k2")
+
+        assert [with_another_default.json()["id"], retired.json()["id"]] == [first["id"]] * 2
+        assert retired.headers["idempotency-replayed"] == "true"
+        assert faults(new) == {"/model": "retired_model"}
+
+    def test_a_key_that_was_kept_with_the_digest_of_older_releases_finds_its_job(
+        self, http: httpx.Client, api: Served
+    ) -> None:
+        first = post(http, CLIP, idempotency_key="k1").json()
+        context = api.app.state.context
+        prepared = jobs.prepare(context.catalog, context.settings, jobs.Submission(**CLIP), datetime.now(UTC))
+        api.sql("update idempotency_keys set request_hash = :old", old=prepared.digest)
+
+        assert post(http, CLIP, idempotency_key="k1").json()["id"] == first["id"]
+        assert post(http, CLIP | {"custom_id": "other"}, idempotency_key="k1").status_code == 409
 
     def test_submissions_under_one_key_that_race_make_one_job(self, http: httpx.Client, api: Served) -> None:
         barrier = threading.Barrier(8)
@@ -309,7 +346,9 @@ class TestIdempotency:
             with api.engine.begin() as connection:
                 now = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
                 prepared = jobs.prepare(context.catalog, context.settings, said, now)
-                job, _ = jobs.submit(connection, Project.of(project), prepared, "held", now)
+                job, _ = jobs.submit(
+                    connection, Project.of(project), prepared, jobs.Sent("held", jobs.digest(CLIP)), now
+                )
                 answer = pool.submit(post, http, CLIP, idempotency_key="held")
                 eventually(lambda: api.sql("select 1 from pg_locks where not granted"))
             assert answer.result(PATIENCE).json()["id"] == str(job.id)

@@ -22,7 +22,7 @@ from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
 from worker import inputs, jobs, money, reading, waiting
 from worker.errors import Conflict, InvalidInput
-from worker.jobs import Prepared
+from worker.jobs import Prepared, Sent
 from worker.models import Job, Output
 from worker.states import TERMINAL, State
 
@@ -63,14 +63,21 @@ def submit(
     dry_run: Annotated[bool, Query(description="check and price only")] = False,
 ) -> Response:
     """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
-    prepared = submissions.job(here, body, mine.now)
+    try:
+        prepared = submissions.job(here, body, mine.now)
+    except InvalidInput:
+        # it may have been right when it came first, by the catalog of that day
+        if dry_run or (first := _first(here, mine, body, idempotency_key)) is None:
+            raise
+        return _replay(first)
     if dry_run:
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.input)
         return JSONResponse(estimate(prepared))
-    job, replay = _submitted(here, mine, prepared, idempotency_key)
+    sent = Sent(idempotency_key, jobs.digest(body)) if idempotency_key else None
+    job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
-        return JSONResponse(replay, headers={"idempotency-replayed": "true"})
+        return _replay(replay)
     here.tell(job, mine.project)
     made = reading.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
     return JSONResponse(made, 201, headers={"location": made["urls"]["self"]})
@@ -193,15 +200,30 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _submitted(here: Context, mine: Tenant, prepared: Prepared, key: str | None) -> tuple[Job, dict[str, Any] | None]:
+def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> dict[str, Any] | None:
+    """What the same body made under this key before; None: nothing."""
+    if key is None:
+        return None
+    with suppress(Conflict, RecursionError), here.engine.connect() as connection:
+        sent = Sent(key, jobs.digest(body))
+        first = jobs.replayed(connection, mine.project, sent, None)
+        return _document(connection, mine, first) if first else None
+    return None
+
+
+def _replay(document: dict[str, Any]) -> Response:
+    return JSONResponse(document, headers={"idempotency-replayed": "true"})
+
+
+def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, dict[str, Any] | None]:
     """The job, committed; and where it was made before, its document. Raises a problem when the project is full."""
     for _ in range(_RACES):
         with suppress(jobs.IdempotencyRace), here.engine.begin() as connection:
             is_full = here.waiting.is_full(connection, mine.project.id)
-            if is_full and not (key and jobs.replayed(connection, mine.project, prepared, key)):
+            if is_full and not (sent and jobs.replayed(connection, mine.project, sent, prepared)):
                 raise here.waiting.refuse()
             now = moment(connection)
-            job, replayed = jobs.submit(connection, mine.project, prepared, key, now)
+            job, replayed = jobs.submit(connection, mine.project, prepared, sent, now)
             return job, _document(connection, mine, job) if replayed else None
     raise Conflict("idempotency_key_busy", "other submissions under this Idempotency-Key are on their way")
 
