@@ -131,7 +131,8 @@ def submit(
 def replayed(connection: Connection, project: Project, sent: Sent, prepared: Prepared | None) -> Job | None:
     """The job that the first submission under this Idempotency-Key made; None when this is the first.
 
-    `prepared` is None where the catalog refuses now what it took then. Raises Conflict when the key came with another body.
+    `prepared` is None where the catalog refuses now what it took then. Raises Conflict when the key came with another
+    body.
     """
     statement = select(IdempotencyKey.request_hash, IdempotencyKey.job_id).where(
         IdempotencyKey.project_id == project.id, IdempotencyKey.key == sent.key

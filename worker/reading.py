@@ -23,6 +23,7 @@ from worker.states import TERMINAL, State
 from worker.waiting import Waiting
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
+LOOKED_THROUGH = 10_000  # jobs, for a part of their prompts: no index finds those
 _ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
@@ -40,6 +41,7 @@ class Filter:
     created_before: datetime | None = None
     q: str | None = None
     before: uuid.UUID | None = None
+    last: uuid.UUID | None = None  # the oldest job that is looked at
 
 
 def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
@@ -68,6 +70,19 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
         .limit(limit)
     )
     return [Job.of(row) for row in connection.execute(statement).mappings()]
+
+
+def last_to_look_at(
+    connection: Connection, project_id: uuid.UUID, wanted: Filter, most: int = LOOKED_THROUGH
+) -> uuid.UUID | None:
+    """The last job of as many as one search may look through, found by the index; None: there are fewer."""
+    statement = select(Job.id).where(Job.project_id == project_id, Job.parent_id.is_(None))
+    if wanted.before:
+        statement = statement.where(Job.id < wanted.before)
+    found: uuid.UUID | None = connection.execute(
+        statement.order_by(Job.id.desc()).offset(most - 1).limit(1)
+    ).scalar_one_or_none()
+    return found
 
 
 def children(
@@ -362,6 +377,8 @@ def _conditions(wanted: Filter) -> list[Any]:
         conditions.append(Job.created_at < wanted.created_before)
     if wanted.before:
         conditions.append(Job.id < wanted.before)
+    if wanted.last:
+        conditions.append(Job.id >= wanted.last)
     if wanted.q:
         pattern = "%" + wanted.q.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
         conditions.append(or_(Job.input["prompt"].astext.ilike(pattern), Job.custom_id.ilike(pattern)))

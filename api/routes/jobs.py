@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse
+from psycopg.errors import QueryCanceled
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from api import answers, describe, streams, submissions
-from api.auth import Mine, Tenant
+from api.auth import Following, Mine, Searching, Tenant, follows
 from api.context import Context, Here, moment
+from api.problems import problem
 from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
 from worker import inputs, jobs, money, reading, waiting
@@ -28,6 +32,7 @@ from worker.states import TERMINAL, State
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
 _RACES = 5  # submissions under one key at once that may overtake this one
+_SEARCH_SECONDS = 5
 _MOST = 2**31 - 1  # of numbers in addresses and headers
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
@@ -84,13 +89,19 @@ def submit(
 
 
 @router.get("", response_model=answers.JobList)
-def search(here: Here, mine: Mine, wanted: Annotated[JobQuery, Query()]) -> Response:
-    """List jobs, the newest first. `metadata.KEY=value` finds by metadata; several filters narrow together."""
-    with here.engine.connect() as connection:
-        found = reading.page(connection, mine.project.id, wanted.filter(_model_id(here, wanted)), wanted.limit + 1)
+def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) -> Response:
+    """List jobs, the newest first. `metadata.KEY=value` finds by metadata; several filters narrow together.
+
+    With `q` a page looks through some ten thousand jobs, and may hold few or none although `has_more` is true.
+    """
+    said = wanted.filter(_model_id(here, wanted))
+    with here.engine.connect() as connection, _in_time(connection):
+        last = reading.last_to_look_at(connection, mine.project.id, said) if said.q else None
+        found = reading.page(connection, mine.project.id, replace(said, last=last), wanted.limit + 1)
         page = found[: wanted.limit]
         data = reading.documents(connection, mine.project.name, page, mine.now)
-    return answers.listed(data, str(page[-1].id) if len(found) > len(page) else None)
+    cursor = page[-1].id if len(found) > len(page) else last
+    return answers.listed(data, str(cursor) if cursor else None)
 
 
 @router.get("/{job_id}", response_model=answers.Job)
@@ -109,10 +120,10 @@ def show(here: Here, mine: Mine, job_id: JobId) -> Response:
     },
 )
 def events(
+    request: Request,
     here: Here,
-    mine: Mine,
+    mine: Following,
     job_id: JobId,
-    accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: Annotated[int | None, Header(ge=0, le=_MOST, description="of a stream: go on after it")] = None,
     cursor: Place = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="events on a page")] = 500,
@@ -121,7 +132,7 @@ def events(
     after = cursor if last_event_id is None else last_event_id
     with here.engine.connect() as connection:
         job = reading.brief(connection, mine.project.id, job_id)
-        if "text/event-stream" in accept:
+        if follows(request):
             return _stream(here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
     page: Sequence[Any] = found[:limit]
@@ -235,10 +246,22 @@ def _document(connection: Connection, mine: Tenant, job: Job) -> dict[str, Any]:
 def _stream(here: Context, job: Job, after: int) -> Response:
     if after == job.sequence and State(job.state) in TERMINAL:
         return Response(status_code=204)  # tells an EventSource not to come back
-    here.watch.admit()
     # a proxy that gathers the answer before it passes it on would keep the stream to itself
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return EventSourceResponse(streams.stream(here.engine, here.watch, job, after), headers=headers)
+
+
+@contextmanager
+def _in_time(connection: Connection) -> Iterator[None]:
+    """Bounds what a search may take; raises a problem, 503, for one that takes more."""
+    connection.exec_driver_sql(f"set local statement_timeout = '{_SEARCH_SECONDS}s'")
+    try:
+        yield
+    except OperationalError as error:
+        if not isinstance(error.orig, QueryCanceled):
+            raise
+        detail = f"this search takes more than {_SEARCH_SECONDS} s: narrow it, by state, kind or time"
+        raise problem(503, "search_too_long", detail, retry_after=_SEARCH_SECONDS) from None
 
 
 def _filename(output: Output) -> str:
