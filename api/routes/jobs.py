@@ -194,6 +194,8 @@ def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
 def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Make a job again that failed, expired or was canceled; of one made in parts, only those that did not succeed."""
     with here.engine.begin() as connection:
+        if here.waiting.is_full(connection, mine.project.id):
+            raise here.waiting.refuse()
         job = jobs.retry(connection, mine.project.id, job_id, moment(connection))
         document = _document(connection, mine, job)
     here.tell(job, mine.project)
