@@ -62,11 +62,13 @@ end
 $$
 """
 
-# What has 1,000 characters in all has nothing to be cut.
+# What has 1,000 characters in all has nothing to be cut; what takes more bytes than that is not written out to see it.
+# The path `$` gives the value unpacked: each look into a packed one would unpack it anew.
 _SHORTENED = """
 create function shortened(value jsonb) returns jsonb
 language sql immutable parallel safe
-return case when length(value::text) <= 1000 then value else (shortened_within(value, 32, 4000)).short end
+return case when pg_column_size(value) <= 1000 and length(value::text) <= 1000 then value
+            else (shortened_within(jsonb_path_query_first(value, '$'), 32, 4000)).short end
 """
 
 
