@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -22,6 +23,7 @@ from api.routes import files, health, jobs, limits, models, resolve, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
+_THREADS = 64  # more than all gates together let in, so that a key is looked up and a stream is read meanwhile
 _LAST_WORDS = 2.0  # seconds that hints and events may still take at the end
 
 
@@ -43,9 +45,11 @@ def create_app(given: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    to_thread.current_default_thread_limiter().total_tokens = _THREADS
     yield
     app.state.context.sender.stop(_LAST_WORDS)
     app.state.context.engine.dispose()
+    app.state.context.beside.dispose()
 
 
 @cache

@@ -6,6 +6,7 @@ project that the header Noria-Project names; a project's own key may name its ow
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -14,6 +15,7 @@ from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.context import Context, Here
+from api.gates import Gate, Gates
 from api.problems import problem
 from worker import keys
 from worker.errors import NotFound
@@ -34,7 +36,7 @@ class Tenant:
     now: datetime
 
 
-def caller(
+def _caller(
     request: Request,
     here: Here,
     said: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
@@ -53,15 +55,48 @@ def caller(
     return known
 
 
-def tenant(who: Annotated[Caller, Depends(caller)]) -> Tenant:
-    """The project that the request is about; raises a problem, 400, when an operator did not name it."""
-    if who.project is None:
-        raise problem(400, "project_required", "an operator's key names the project in the header Noria-Project")
-    return Tenant(who.project, who.now)
+def through(gate: Callable[[Gates, Request], Gate]) -> Callable[..., AsyncIterator[Caller]]:
+    """A dependency: who asks, with a place in a gate of the project's until the answer is sent."""
+
+    async def caller(request: Request, here: Here, who: Annotated[Caller, Depends(_caller)]) -> AsyncIterator[Caller]:
+        async with gate(here.gates, request).place(who.project.id if who.project else None):
+            yield who
+
+    return caller
 
 
-Anyone = Annotated[Caller, Depends(caller)]
-Mine = Annotated[Tenant, Depends(tenant)]
+def tenant_of(caller: Callable[..., AsyncIterator[Caller]]) -> Callable[..., Awaitable[Tenant]]:
+    """A dependency: the project that such a request is about; raises a problem, 400, when an operator named none."""
+
+    async def tenant(who: Caller = Depends(caller)) -> Tenant:  # noqa: B008 - as an annotation it would not be found
+        if who.project is None:
+            raise problem(400, "project_required", "an operator's key names the project in the header Noria-Project")
+        return Tenant(who.project, who.now)
+
+    return tenant
+
+
+def _narrows(request: Request) -> bool:
+    """Whether a list's query asks for more than the next page, so that much may be looked through."""
+    return bool(request.query_params.keys() - {"cursor", "limit"})
+
+
+def follows(request: Request) -> bool:
+    """Whether a history is asked for as it grows."""
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+_at_once = through(lambda gates, _: gates.requests)
+_search = through(lambda gates, request: gates.searches if _narrows(request) else gates.requests)
+_history = through(lambda gates, request: gates.streams if follows(request) else gates.requests)
+_file = through(lambda gates, _: gates.files)
+
+Anyone = Annotated[Caller, Depends(_at_once)]
+Asking = Annotated[Caller, Depends(through(lambda gates, _: gates.lookups))]  # of the provider
+Mine = Annotated[Tenant, Depends(tenant_of(_at_once))]
+Searching = Annotated[Tenant, Depends(tenant_of(_search))]
+Following = Annotated[Tenant, Depends(tenant_of(_history))]
+Transferring = Annotated[Tenant, Depends(tenant_of(_file))]  # to the bucket
 
 
 def _known(here: Context, plain: str, acting: str | None) -> Caller | None:

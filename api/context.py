@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy import Connection, Engine
 
+from api.gates import Gates, gates
 from api.limits import Rates, Waiting
 from api.probes import Probes, probes
 from api.streams import Watch
@@ -22,7 +23,7 @@ from worker.postgres import engine
 from worker.settings import Settings
 from worker.storage import Bucket
 
-_CONNECTIONS = 16  # requests are short, so a few serve the forty threads
+_CONNECTIONS = 28  # as many as the gates let handlers run that hold one; looks at keys are short
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Context:
     settings: Settings
     catalog: Catalog
     engine: Engine
+    beside: Engine  # for whether the database answers, whatever the requests hold of the other
     bucket: Bucket
     sender: Sender
     rates: Rates
     waiting: Waiting
     watch: Watch
     probes: Probes
+    gates: Gates
 
     @cached_property
     def provider(self) -> worker_context.Context:
@@ -53,18 +56,21 @@ class Context:
 
 def make(settings: Settings) -> Context:
     """The context of this process; opens no connection yet."""
-    database, bucket = engine(settings, threads=_CONNECTIONS), Bucket(settings)
+    database, beside = engine(settings, threads=_CONNECTIONS), engine(settings, threads=2)
+    bucket = Bucket(settings)
     celery = broker.celery_app(settings)
     return Context(
         settings=settings,
         catalog=catalog.load(),
         engine=database,
+        beside=beside,
         bucket=bucket,
         sender=Sender(celery),
         rates=Rates(settings.api_rate),
         waiting=Waiting(settings.max_waiting),
         watch=Watch(database),
-        probes=probes(settings, database, bucket),
+        probes=probes(settings, beside, bucket),
+        gates=gates(settings.max_input_bytes),
     )
 
 
@@ -74,7 +80,7 @@ def moment(connection: Connection) -> datetime:
     return now
 
 
-def here(request: Request) -> Context:
+async def here(request: Request) -> Context:
     """The app's context."""
     context: Context = request.app.state.context
     return context

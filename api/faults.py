@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from worker.errors import Fault
+from pydantic import ValidationError
+
+from worker.errors import MOST_FAULTS, Fault
 
 DEPTH = 32  # of objects and lists in one another; an input needs four
+NUMBERS = 2**63  # Postgres keeps integers below it, and no field of ours comes near it
 
 _CODES = {
     "missing": "required",
@@ -31,6 +34,12 @@ def fault(slip: Mapping[str, Any], prefix: str = "") -> Fault:
     )
 
 
+def named(error: ValidationError, prefix: str = "") -> list[Fault]:
+    """A validation's errors as faults, the first of them where there are many."""
+    slips = error.errors(include_url=False, include_input=False)[:MOST_FAULTS]
+    return [fault(slip, prefix) for slip in slips]
+
+
 def pointer(where: tuple[Any, ...]) -> str:
     """A JSON pointer (RFC 6901) that can be written as UTF-8, whatever the names hold."""
     steps = (_storable(str(step)).replace("~", "~0").replace("/", "~1") for step in where)
@@ -38,17 +47,18 @@ def pointer(where: tuple[Any, ...]) -> str:
 
 
 def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
-    """The body without what Postgres refuses in text and without what is nested too deep, and where that was."""
+    """The body without what Postgres refuses and without what is nested too deep, and where that was."""
     found: list[Fault] = []
     return _scrub(value, (), found), found
 
 
 def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
     if len(where) > DEPTH:
-        found.append(Fault(pointer(where), "too_deep", f"lies more than {DEPTH} levels deep"))
-        return None
+        return _refused(None, where, found, "too_deep", f"lies more than {DEPTH} levels deep")
     if isinstance(value, str):
         return _text(value, where, found)
+    if isinstance(value, int | float) and not -NUMBERS <= value < NUMBERS:  # also what is no number
+        return _refused(None, where, found, "bad_number", "is no number below 2^63, which can be kept")
     if isinstance(value, list):
         return [_scrub(item, (*where, n), found) for n, item in enumerate(value)]
     if isinstance(value, dict):
@@ -59,8 +69,16 @@ def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
 def _text(value: str, where: tuple[Any, ...], found: list[Fault]) -> str:
     if not _UNSTORABLE.search(value):
         return value
-    found.append(Fault(pointer(where), "bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored"))
+    said = "holds a NUL or half of a surrogate pair, which cannot be stored"
+    _refused(None, where, found, "bad_text", said)
     return _storable(value)
+
+
+def _refused(instead: Any, where: tuple[Any, ...], found: list[Fault], code: str, message: str) -> Any:
+    """What goes on in a value's stead, so that the rest is looked through too."""
+    if len(found) < MOST_FAULTS:
+        found.append(Fault(pointer(where), code, message))
+    return instead
 
 
 def _storable(text: str) -> str:

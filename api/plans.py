@@ -24,7 +24,8 @@ def plan(here: Context, body: Any, kept: dict[str, Any], on: datetime) -> Plan:
     whole = {**kept, **clean} if isinstance(clean, dict) else clean
     said, of_form = submissions.read(ScheduleCreate, whole, here.settings)
     of_rest = _faults(here, whole, on) if isinstance(whole, dict) else []
-    found += of_form + [fault for fault in of_rest if not submissions.is_said(fault, of_form)]
+    found += submissions.unsaid(of_form, found)
+    found += submissions.unsaid(of_rest, found)
     if found or said is None:
         raise InvalidInput(found)
     return Plan(**said.model_dump())
@@ -50,5 +51,5 @@ def _of_template(here: Context, template: dict[str, Any], fire_at: datetime, tim
     try:
         submissions.job(here, filled, fire_at)
     except InvalidInput as error:
-        found = found + [fault for fault in error.faults if not submissions.is_said(fault, found)]
+        found = found + submissions.unsaid(error.faults, found)
     return [Fault("/template" + fault.pointer, fault.code, fault.message) for fault in found]

@@ -6,9 +6,10 @@ meanwhile waits for that look's end with the rest, and is told after a second th
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from importlib import resources
 
 import redis
@@ -36,10 +37,11 @@ class Probes:
         self._under_way: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
 
-    def found(self) -> dict[str, str | None]:
+    async def found(self) -> dict[str, str | None]:
         """What is wrong with each thing; None: nothing."""
         looks = {name: self._begin(name) for name in self._looks}
-        wait(looks.values(), PATIENCE)
+        # shielded, or a client that goes away would end the look for all
+        await asyncio.wait([asyncio.shield(asyncio.wrap_future(look)) for look in looks.values()], timeout=PATIENCE)
         return {name: _outcome(look) for name, look in looks.items()}
 
     def _begin(self, name: str) -> Future[None]:

@@ -61,13 +61,14 @@ def _unreadable(_: Any, __: Request, error: RequestValidationError) -> Problem:
     slips = error.errors()
     if any(slip["loc"][0] == "path" for slip in slips):
         return problem(404, errors.NotFound.code, "an id of that form belongs to nothing")
-    return _of_faults([faults.fault(slip) for slip in slips])
+    return _of_faults([faults.fault(slip) for slip in slips[: errors.MOST_FAULTS]])
 
 
 def _of_faults(found: list[errors.Fault]) -> Problem:
     shown = [{"pointer": fault.pointer, "code": fault.code, "message": fault.message} for fault in found]
     wrong = "; ".join(f"{fault.pointer or '/'} {fault.message}" for fault in found[:3])
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    more += ": no further ones were looked for" if len(found) >= errors.MOST_FAULTS else ""
     return problem(422, errors.InvalidInput.code, wrong + more, errors=shown)
 
 

@@ -175,7 +175,9 @@ class JobQuery(BaseModel):
     custom_id: Text | None = Field(None, description="your own id")
     created_after: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
     created_before: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
-    q: Annotated[Text, Field(max_length=200)] | None = Field(None, description="a part of the prompt or custom_id")
+    q: Annotated[Text, Field(max_length=200)] | None = Field(
+        None, description="a part of the prompt or custom_id; a page looks through 10,000 jobs"
+    )
     cursor: uuid.UUID | None = Field(None, description="the next_cursor of the page before")
     limit: int = Field(20, ge=1, le=100, description="jobs on a page")
 

@@ -18,14 +18,12 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import Engine, Row
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.problems import problem
 from worker import log, reading
 from worker.models import Event, Job
 from worker.states import TERMINAL, State
 
 HEARTBEAT = 15.0  # seconds; proxies close what is silent for longer, thirty at the least
 _LOOK_SECONDS = 1.0
-_MOST = 1000  # streams of one process
 _PAGE = 500  # events in one read
 
 _log = log.get(__name__)
@@ -71,11 +69,6 @@ class Watch:
             yield follower
         finally:
             self._followers.discard(follower)
-
-    def admit(self) -> None:
-        """Raises a problem, 429, when this process has as many streams as it takes."""
-        if len(self._followers) >= _MOST:
-            raise problem(429, "too_many_streams", "too many streams are open: ask for JSON", retry_after=5)
 
     async def _look(self) -> None:
         while self._followers:

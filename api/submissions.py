@@ -7,6 +7,8 @@ submission once.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +26,7 @@ from worker.kinds import OFFERED
 from worker.settings import Settings
 
 BODY_LIMIT = 1 << 20  # bytes
+_DIGITS = 20  # of an integer: 2^63 has 19, and a sign
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -42,8 +45,10 @@ async def json_body(request: Request) -> Any:
         if len(read) > BODY_LIMIT:
             raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes")
     try:
-        return json.loads(read, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and numbers of thousands of digits
+        return json.loads(read, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
+    except RecursionError:
+        raise InvalidInput([Fault("", "too_deep", f"is nested more than {faults.DEPTH} levels deep")]) from None
+    except ValueError as error:  # also bytes that are no UTF-8
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
         raise problem(400, "invalid_json", f"the body is not JSON: {reason}") from None
 
@@ -66,7 +71,7 @@ def decision(here: Context, body: Any) -> ResolveCreate:
     clean, found = faults.scrubbed(body)
     said, of_form = read(ResolveCreate, clean, here.settings)
     if said is None or found:
-        raise InvalidInput(found + of_form)
+        raise InvalidInput(found + unsaid(of_form, found))
     return said
 
 
@@ -77,19 +82,29 @@ def read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[F
     try:
         return form.model_validate(body, strict=True, context=settings), []
     except ValidationError as error:
-        return None, [faults.fault(slip) for slip in error.errors(include_url=False)]
+        return None, faults.named(error)
 
 
-def is_said(fault: Fault, already: list[Fault]) -> bool:
-    """Whether one of those faults is about the same field, or about what holds it."""
-    return any(fault.pointer == other.pointer or fault.pointer.startswith(other.pointer + "/") for other in already)
+def unsaid(found: list[Fault], already: list[Fault]) -> list[Fault]:
+    """Those of the faults that are about other fields than the faults before, and not about what lies in one."""
+    said = {fault.pointer for fault in already}
+    return [fault for fault in found if not said.intersection(_around(fault.pointer))]
+
+
+def _around(pointer: str) -> Iterator[str]:
+    """The pointer, and those to all that hold what it points to."""
+    while pointer:
+        yield pointer
+        pointer = pointer.rpartition("/")[0]
+    yield ""
 
 
 def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime) -> Prepared:
     clean, found = faults.scrubbed(body)
     said, of_form = read(form, clean, here.settings)
     prepared, of_catalog = _priced(here, said, clean, on)
-    found += of_form + [fault for fault in of_catalog if not is_said(fault, of_form)]
+    found += unsaid(of_form, found)
+    found += unsaid(of_catalog, found)
     if found or prepared is None:
         raise InvalidInput(found)
     return prepared
@@ -123,9 +138,10 @@ def _of_input(submission: Submission) -> list[Fault]:
     try:
         OFFERED[submission.kind].input.model_validate(submission.input)
     except ValidationError as error:
-        return [faults.fault(slip, "/input") for slip in error.errors(include_url=False)]
+        return faults.named(error, "/input")
     return []
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _integer(digits: str) -> int | float:
+    """The number; infinite where it is too long, since to read one takes the square of its digits."""
+    return int(digits) if len(digits) <= _DIGITS else math.inf

@@ -6,6 +6,7 @@ and no memory, and what is wrong with a file is known before the bucket sees it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, BinaryIO
@@ -14,11 +15,13 @@ from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from api.auth import Transferring
 from api.context import Here
 from api.problems import problem
 from worker.errors import Fault, InvalidInput
 
 FIELD = "file"
+_SECONDS = 600
 _FRAMING = 64 << 10  # bytes beside the file's own: boundaries, and the part's headers
 
 
@@ -30,13 +33,13 @@ class Upload:
     body: BinaryIO
 
 
-async def upload(request: Request, here: Here) -> AsyncIterator[Upload]:
+async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator[Upload]:
     """The file of a multipart body, for as long as the request lasts.
 
-    Raises problems: 413 over the limit, 415 and 400 for what is no multipart form; InvalidInput unless there is one
-    part in it, called `file`, with a file name.
+    Raises problems: 408 where it is not whole in ten minutes, 413 over the limit, 415 and 400 for what is no multipart
+    form; InvalidInput unless there is one part in it, called `file`, with a file name.
     """
-    form = await _read(request, here.settings.max_input_bytes)
+    form = await _in_time(request, here.settings.max_input_bytes)
     try:
         yield _only(form, here.settings.max_input_bytes)
     finally:
@@ -44,6 +47,15 @@ async def upload(request: Request, here: Here) -> AsyncIterator[Upload]:
 
 
 Given = Annotated[Upload, Depends(upload)]
+
+
+async def _in_time(request: Request, limit: int) -> FormData:
+    """The form; a sender that drips would else keep its place, and what it sent so far, for ever."""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise problem(408, "too_slow", f"a file has to come within {_SECONDS} s") from None
 
 
 async def _read(request: Request, limit: int) -> FormData:

@@ -183,7 +183,7 @@ def _found(client: Client, which: str) -> Schedule:
     found = next(client.schedules(which), None)
     if found is None:
         raise NoSuchSchedule(f"There is no schedule {which}: `noria schedules list` shows those that there are.")
-    return found
+    return client.schedule(found["id"])  # a list cuts what is long in a template
 
 
 def _fires(schedule: Schedule) -> str:

@@ -52,7 +52,7 @@ PROCESSES = {
         after=frozenset(),
     ),
     "api": Process(
-        "uvicorn api.app:app --host {host} --port {api} --timeout-graceful-shutdown 5",
+        "uvicorn api.app:app --host {host} --port {api} --http h11 --timeout-graceful-shutdown 5",
         lambda ports: answers_http(ports["api"], "/healthz"),
     ),
     "worker-control": Process(

@@ -73,7 +73,9 @@ def served(environment: dict[str, str], **more: Any) -> Iterator[Served]:
     """The API on the servers of `environment`, until the block ends."""
     app = create_app(settings_of(environment, **more))
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="api")
     thread.start()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -154,6 +155,31 @@ def test_a_round_is_made_in_portions_without_waiting_for_the_first(play: Stage) 
     assert [(child["round"], child["place"]) for child in _children(play, job)] == [(1, n) for n in range(5)]
     assert done.state == "succeeded"
     assert done.note == {"seen": 5}
+
+
+def test_a_project_has_so_many_parts_at_work_and_its_parents_wait_for_room(
+    sandbox: Sandbox, environment: dict[str, str]
+) -> None:
+    with stage(environment | {"NORIA_MAX_WAITING": "2"}, sandbox) as play:
+        play.sql("update lanes set paused_at = now()")
+        job = _make(play, [["one", "two", "three"]], portion=2)
+        other = _make(play, [["four"]])
+        play.drive(lambda: _waits(play, job) and _waits(play, other), bool)
+        full = [len(_children(play, parent)) for parent in (job, other)]
+        play.sql(ENDED + " where parent_id = :id and place = 0", id=job.id)
+        play.sql("update jobs set run_at = now() where id = :id", id=job.id)
+        play.drive(lambda: _children(play, job), lambda found: len(found) == 3)
+        play.sql("update lanes set paused_at = null")
+        play.sql("update jobs set run_at = now() where id = :id and run_at is not null", id=other.id)
+
+        assert full == [2, 0]
+        assert (play.until(job).state, play.until(other).state) == ("succeeded", "succeeded")
+
+
+def _waits(play: Stage, job: Job) -> bool:
+    found = play.job(job)
+    is_due = found.run_at is None or found.run_at < play.now() + timedelta(seconds=2)
+    return found.state == "gathering" and found.claimed is None and not is_due
 
 
 def test_two_children_that_end_in_one_instant_are_seen_by_the_tick(play: Stage) -> None:

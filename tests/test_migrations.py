@@ -115,7 +115,8 @@ def test_migrations_make_what_the_models_say(empty: Engine, servers: embedded.Se
         Base.metadata.create_all(connection)
         modelled = _objects(connection)
 
-    assert {line for line in migrated if "alembic_version" not in line} == modelled
+    # functions stand in migrations alone
+    assert {line for line in migrated if "alembic_version" not in line and not line.startswith("routine ")} == modelled
 
 
 def test_alembic_finds_nothing_left_to_migrate(empty: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +18,7 @@ from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
 from worker import catalog, cron, firing, keys, schedules, templates, tick, timetable
-from worker.errors import Conflict, NotFound
+from worker.errors import MOST_FAULTS, Conflict, NotFound
 from worker.models import Project, Schedule
 from worker.runs import Desk, Made
 from worker.schedules import Plan
@@ -210,6 +211,15 @@ class TestTemplates:
 
     def test_what_a_variable_holds_is_not_filled_again(self) -> None:
         assert templates.fill("{{a}}", {"a": "{{b}}", "b": "x"}) == ("{{b}}", [])
+
+    @pytest.mark.parametrize("hostile", ["{{" + " " * 2000, "{{ a" * 2000, "{{" * 2001, "{{a}}" * 20_000])
+    def test_a_hostile_template_takes_no_longer_than_any_other(self, hostile: str) -> None:
+        """It takes a tenth of a millisecond for 1,000 characters; with the cube of the blanks it took 2 s."""
+        began = time.thread_time()
+        _, found = templates.fill({"prompt": hostile}, {"date": "D"})
+
+        assert time.thread_time() - began < 0.5
+        assert 1 <= len(found) <= MOST_FAULTS
 
 
 class TestFiring:

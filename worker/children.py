@@ -56,6 +56,11 @@ def counts(connection: Connection, parent: Job) -> Counts:
     return Counts(row.unfinished, row.failed, row.in_round)
 
 
+def unfinished(connection: Connection, project_id: uuid.UUID, most: int) -> int:
+    """How many of the project's children have not ended; no more than `most` are counted."""
+    return int(connection.execute(_UNFINISHED, {"project": project_id, "most": most}).scalar_one())
+
+
 def ended(connection: Connection, parent: Job, rounds: int) -> list[Ended]:
     """The children of the first `rounds` rounds in the order of their places, with what they made."""
     stored: dict[uuid.UUID, list[Stored]] = {}
@@ -128,6 +133,12 @@ _COUNTS = text(
            count(*) filter (where state in ('failed', 'expired')) as failed,
            count(*) filter (where round = :round) as in_round
       from jobs where parent_id = :parent
+    """
+)
+_UNFINISHED = text(
+    """
+    select count(*) from (select from jobs where project_id = :project and finished_at is null
+                             and parent_id is not null limit :most) as waiting
     """
 )
 _SHOWN = ("id", "round", "place", "kind", "model", "note", "state", "result", "usage", "cost", "error")

@@ -147,6 +147,15 @@ class Context:
         """How the job's children stand."""
         return self.read(lambda connection: children.counts(connection, job))
 
+    def is_full_of_children(self, job: Job) -> bool:
+        """Whether the job's project has as many unfinished children as it may.
+
+        Children alone are counted: parents that wait for room would else take it from each other for ever.
+        """
+        most = self.settings.max_waiting
+        with self.engine.connect() as connection:
+            return children.unfinished(connection, job.project_id, most) >= most
+
     def ended(self, job: Job, rounds: int) -> list[Ended]:
         """The job's children of its first rounds, all of which have ended."""
         return self.read(lambda connection: children.ended(connection, job, rounds))

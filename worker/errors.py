@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+MOST_FAULTS = 100  # that one answer names: nobody corrects more at once, and a body of 1 MB may have 100,000
+
 
 class ErrorClass(StrEnum):
     """Whose fault a failure is, in the words of the API."""
@@ -71,13 +73,13 @@ class NoriaError(Exception):
 
 
 class InvalidInput(NoriaError):
-    """The request is wrong; `faults` names every wrong field."""
+    """The request is wrong; `faults` names every wrong field, the first MOST_FAULTS of them."""
 
     code = "invalid_input"
 
     def __init__(self, faults: list[Fault]) -> None:
-        super().__init__("; ".join(f"{f.pointer}: {f.message}" for f in faults))
-        self.faults = faults
+        self.faults = faults[:MOST_FAULTS]
+        super().__init__("; ".join(f"{f.pointer}: {f.message}" for f in self.faults))
 
 
 class NotFound(NoriaError):

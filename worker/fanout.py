@@ -24,6 +24,8 @@ from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, St
 from worker.models import Job
 from worker.states import Move, State
 
+_ROOM = timedelta(seconds=10)  # after which a parent looks whether its project may have more children
+
 
 def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
     """On to its children; or its end, where nobody wants it any more."""
@@ -67,7 +69,10 @@ def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Clock) -> Moves:
-    """Asks the kind for what comes next, and puts it on record."""
+    """Asks the kind for what comes next, and puts it on record; waits where the project has parts enough at work."""
+    if ctx.is_full_of_children(job):
+        yield Move(State.GATHERING, run_at=clock() + _ROOM)
+        return
     number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
     parent = _parent(ctx, job, number - 1, made)
     shelf = _Shelf(ctx, job, parent, clock, clock() + spans.GATHER)

@@ -61,8 +61,19 @@ class Prepared:
 
     @property
     def digest(self) -> bytes:
-        """What tells one submission from another under the same Idempotency-Key."""
+        """What Idempotency-Keys were kept with until `Sent` was: needed for seven days after that release."""
         return digest([self.submission.kind, self.model, self.input, _rest(self.submission)])
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An Idempotency-Key, and the digest of the body that it came with, as that was sent.
+
+    Not of the complete submission: a catalog with another default would make a repeat another body (ADR 0013).
+    """
+
+    key: str
+    digest: bytes
 
 
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
@@ -84,13 +95,13 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
 
 
 def submit(
-    connection: Connection, project: Project, prepared: Prepared, key: str | None, now: datetime
+    connection: Connection, project: Project, prepared: Prepared, sent: Sent | None, now: datetime
 ) -> tuple[Job, bool]:
     """Makes the job and its reservation, or finds the first one under the same Idempotency-Key: (job, replayed).
 
     Raises Conflict when the key was used with another body, InvalidInput when a file that is named is not there.
     """
-    if key is not None and (first := replayed(connection, project, prepared, key)):
+    if sent is not None and (first := replayed(connection, project, sent, prepared)):
         return first, True
     inputs.check(connection, project.id, prepared.input)
     said = prepared.submission
@@ -114,25 +125,26 @@ def submit(
         "run_at": now,
     }
     job = Job.of(connection.execute(_MAKE, row).mappings().one())
-    if key is not None and not _remember(connection, job, prepared, key):
+    if sent is not None and not _remember(connection, job, sent):
         raise IdempotencyRace
     moves.tell(connection, job, None, "", now)
     money.reserve(connection, job, now)
     return job, False
 
 
-def replayed(connection: Connection, project: Project, prepared: Prepared, key: str) -> Job | None:
+def replayed(connection: Connection, project: Project, sent: Sent, prepared: Prepared | None) -> Job | None:
     """The job that the first submission under this Idempotency-Key made; None when this is the first.
 
-    Raises Conflict when the key came with another body.
+    `prepared` is None where the catalog refuses now what it took then. Raises Conflict when the key came with another
+    body.
     """
     statement = select(IdempotencyKey.request_hash, IdempotencyKey.job_id).where(
-        IdempotencyKey.project_id == project.id, IdempotencyKey.key == key
+        IdempotencyKey.project_id == project.id, IdempotencyKey.key == sent.key
     )
     row = connection.execute(statement).one_or_none()
     if row is None:
         return None
-    if row.request_hash != prepared.digest:
+    if row.request_hash not in (sent.digest, prepared.digest if prepared else None):
         raise Conflict("idempotency_key_reused", "this Idempotency-Key came with another body before")
     return reading.one(connection, project.id, row.job_id)
 
@@ -198,7 +210,7 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
 def digest(value: Any) -> bytes:
     """SHA-256 of the value's canonical JSON."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).digest()
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()
 
 
 def dearest(catalog: Catalog, settings: Settings, kind: str, model: str, wanted: BaseModel, on: date) -> int | None:
@@ -280,13 +292,13 @@ def _rest(said: Submission) -> list[Any]:
     return [said.metadata, said.custom_id, said.priority, said.webhook_url, said.webhook_events]
 
 
-def _remember(connection: Connection, job: Job, prepared: Prepared, key: str) -> bool:
+def _remember(connection: Connection, job: Job, sent: Sent) -> bool:
     row = (
         upsert(IdempotencyKey)
         .values(
             project_id=job.project_id,
-            key=key,
-            request_hash=prepared.digest,
+            key=sent.key,
+            request_hash=sent.digest,
             job_id=job.id,
             created_at=job.created_at,
         )

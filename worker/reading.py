@@ -12,18 +12,18 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, bindparam, func, null, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
 from worker import money, waiting
-from worker.elision import elided
 from worker.errors import NotFound
 from worker.models import Attempt, Event, File, Job, Output
 from worker.states import TERMINAL, State
 from worker.waiting import Waiting
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
+LOOKED_THROUGH = 10_000  # jobs, for a part of their prompts: no index finds those
 _ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
@@ -41,6 +41,7 @@ class Filter:
     created_before: datetime | None = None
     q: str | None = None
     before: uuid.UUID | None = None
+    last: uuid.UUID | None = None  # the oldest job that is looked at
 
 
 def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
@@ -51,10 +52,19 @@ def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job
     return Job.of(row)
 
 
+def brief(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
+    """The project's job as lists have it, with what is long cut; raises NotFound."""
+    statement = select(*_LISTED).where(Job.project_id == project_id, Job.id == job_id)
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id}")
+    return Job.of(row)
+
+
 def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
-    """At most `limit` top-level jobs, the newest first."""
+    """At most `limit` top-level jobs, the newest first, as lists show them: long inputs and results are cut."""
     statement = (
-        select(*Job.__table__.c)
+        select(*_LISTED)
         .where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
         .order_by(Job.id.desc())
         .limit(limit)
@@ -62,12 +72,28 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
     return [Job.of(row) for row in connection.execute(statement).mappings()]
 
 
+def last_to_look_at(
+    connection: Connection, project_id: uuid.UUID, wanted: Filter, most: int = LOOKED_THROUGH
+) -> uuid.UUID | None:
+    """The last job of as many as one search may look through, found by the index; None: there are fewer."""
+    statement = select(Job.id).where(Job.project_id == project_id, Job.parent_id.is_(None))
+    if wanted.before:
+        statement = statement.where(Job.id < wanted.before)
+    found: uuid.UUID | None = connection.execute(
+        statement.order_by(Job.id.desc()).offset(most - 1).limit(1)
+    ).scalar_one_or_none()
+    return found
+
+
 def children(
     connection: Connection, parent: Job, states: Sequence[str], after: tuple[int, int], limit: int
 ) -> list[Job]:
-    """At most `limit` of the job's children after a (round, place), in that order; all states where none is named."""
+    """At most `limit` of the job's children after a (round, place), in that order, cut as `page` cuts them.
+
+    All states where none is named.
+    """
     places = tuple_(Job.round, Job.place)
-    statement = select(*Job.__table__.c).where(Job.parent_id == parent.id, places > after)
+    statement = select(*_LISTED).where(Job.parent_id == parent.id, places > after)
     if states:
         statement = statement.where(Job.state.in_(states))
     rows = connection.execute(statement.order_by(Job.round, Job.place).limit(limit)).mappings()
@@ -92,8 +118,8 @@ def sequences(connection: Connection, job_ids: Collection[uuid.UUID]) -> dict[uu
 
 
 def attempts(connection: Connection, job: Job) -> list[Attempt]:
-    """Every create call of the job, oldest first."""
-    statement = select(*Attempt.__table__.c).where(Attempt.job_id == job.id).order_by(Attempt.number)
+    """Every create call of the job, oldest first, without its `output`, which is the job's."""
+    statement = select(*_CALL).where(Attempt.job_id == job.id).order_by(Attempt.number)
     return [Attempt.of(row) for row in connection.execute(statement).mappings()]
 
 
@@ -142,12 +168,6 @@ def documents(connection: Connection, project: str, jobs: Sequence[Job], now: da
     return [
         shown(project, job, stored[job.id], requests.get(job.id), causes[job.id], made_of.get(job.id)) for job in jobs
     ]
-
-
-def listed(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
-    """The same for a page of them: what is long in an input or a result is cut, and says so by ending in "…"."""
-    whole = documents(connection, project, jobs, now)
-    return [{**job, "input": elided(job["input"]), "result": elided(job["result"])} for job in whole]
 
 
 def shown(
@@ -288,6 +308,15 @@ def moment(at: datetime | None) -> str | None:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
 
 
+_SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; a text that was cut ends in "…"
+    "input": func.shortened(Job.input, type_=JSONB),
+    "result": func.shortened(Job.result, type_=JSONB),
+    "note": null(),
+    "sources": null(),
+}
+_LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
+_CALL = [null().label("output") if column.name == "output" else column for column in Attempt.__table__.c]
+
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
 _OUTPUTS = (
@@ -348,6 +377,8 @@ def _conditions(wanted: Filter) -> list[Any]:
         conditions.append(Job.created_at < wanted.created_before)
     if wanted.before:
         conditions.append(Job.id < wanted.before)
+    if wanted.last:
+        conditions.append(Job.id >= wanted.last)
     if wanted.q:
         pattern = "%" + wanted.q.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
         conditions.append(or_(Job.input["prompt"].astext.ilike(pattern), Job.custom_id.ilike(pattern)))

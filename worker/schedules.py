@@ -148,7 +148,9 @@ def skip(connection: Connection, schedule: Schedule, times: Sequence[datetime], 
 
 
 def _named(connection: Connection, project_id: uuid.UUID, name: str) -> Schedule | None:
-    return next(iter(timetable.page(connection, project_id, name, None, 1)), None)
+    named = select(*Schedule.__table__.c).where(Schedule.project_id == project_id, Schedule.name == name)
+    row = connection.execute(named).mappings().one_or_none()
+    return Schedule.of(row) if row else None
 
 
 def _taken(name: str) -> Conflict:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
-from worker.errors import Fault
+from worker.errors import MOST_FAULTS, Fault
 
 VARIABLES = {
     "date": "the day of the fire time: 2026-03-01",
@@ -29,7 +29,8 @@ VARIABLES = {
 }
 _EDGE = timedelta(minutes=1)
 _FIRST = timedelta(days=1)
-_SPOKEN = re.compile(r"(?P<braces>\{\{\{\{)|\{\{\s*(?P<name>[^{}]*?)\s*\}\}|(?P<open>\{\{)")
+# A name is read once and never given back (`*+`): else blanks are tried in as many ways as there are pairs of them.
+_SPOKEN = re.compile(r"(?P<braces>\{\{\{\{)|\{\{(?P<name>[^{}]*+)\}\}|(?P<open>\{\{)")
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,21 @@ def _spoken(text: str, values: Mapping[str, str], where: str, found: list[Fault]
     def replaced(match: re.Match[str]) -> str:
         if match["braces"]:
             return "{{"
-        if match["name"] in values:
-            return values[match["name"]]
-        found.append(_fault(match, values, where))
+        name = (match["name"] or "").strip()
+        if name in values:
+            return values[name]
+        if len(found) < MOST_FAULTS:
+            found.append(_fault(match, name, values, where))
         return match[0]
 
     return _SPOKEN.sub(replaced, text)
 
 
-def _fault(match: re.Match[str], values: Mapping[str, str], where: str) -> Fault:
+def _fault(match: re.Match[str], name: str, values: Mapping[str, str], where: str) -> Fault:
     if match["open"]:
         return Fault(where, "bad_variable", "has {{ that begins no variable; {{{{ stands for two braces")
     known = ", ".join(values)
-    return Fault(where, "unknown_variable", f"has {{{{{match['name'][:40]}}}}}, and variables are: {known}")
+    return Fault(where, "unknown_variable", f"has {{{{{name[:40]}}}}}, and variables are: {known}")
 
 
 def _below(where: str, name: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, func, select
+from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import catalog, cron
 from worker.errors import InvalidInput, NotFound
@@ -34,8 +35,11 @@ def held(connection: Connection, project_id: uuid.UUID, schedule_id: uuid.UUID) 
 def page(
     connection: Connection, project_id: uuid.UUID, name: str | None, before: uuid.UUID | None, limit: int
 ) -> list[Schedule]:
-    """At most `limit` schedules of the project, the newest first, after the one with the id `before`."""
-    statement = select(*Schedule.__table__.c).where(Schedule.project_id == project_id)
+    """At most `limit` schedules of the project, the newest first, after the one with the id `before`.
+
+    What is long in a template is cut, as in a list of jobs.
+    """
+    statement = select(*_LISTED).where(Schedule.project_id == project_id)
     if name is not None:
         statement = statement.where(Schedule.name == name)
     if before is not None:
@@ -116,6 +120,8 @@ def run_shown(run: Any) -> dict[str, Any]:
     }
 
 
+_SHORT = {"template": func.shortened(Schedule.template, type_=JSONB).label("template")}
+_LISTED = [_SHORT.get(column.name, column) for column in Schedule.__table__.c]
 _RUNS = select(*Run.__table__.c, Job.state.label("job_state")).outerjoin(Job, Job.id == Run.job_id)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from api import answers, describe
-from api.auth import Mine
+from api.auth import Mine, Transferring
 from api.context import Here
 from api.uploads import Given
 from worker import files, reading
@@ -26,7 +26,7 @@ FileId = Annotated[UUID, Path(description="the file's id")]
     responses={200: {"model": answers.File, "description": "it is there already"}, **describe.refusals(413, 415)},
     openapi_extra=describe.upload(),
 )
-def give(here: Here, mine: Mine, given: Given) -> Response:
+def give(here: Here, mine: Transferring, given: Given) -> Response:
     """Put a file into the bucket, to be named by its `key` in a job's input.
 
     Taken are pictures (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), PDF and text of any kind (plain, Markdown, HTML, CSV,
@@ -60,7 +60,7 @@ def show(here: Here, mine: Mine, file_id: FileId) -> Response:
 
 
 @router.delete("/{file_id}", status_code=204, responses=describe.refusals(409))
-def remove(here: Here, mine: Mine, file_id: FileId) -> Response:
+def remove(here: Here, mine: Transferring, file_id: FileId) -> Response:
     """Delete a file. Refused while a job that has not ended names it; a job made again later would miss it."""
     with here.engine.begin() as connection:
         files.remove(connection, here.bucket, mine.project.id, file_id)

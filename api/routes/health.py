@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it can do its work."""
+"""Whether this process lives, and whether it can do its work; asked without a thread or a connection of requests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-def alive() -> dict[str, str]:
+async def alive() -> dict[str, str]:
     """The process lives; nothing is asked of anything else."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", response_model=answers.Readiness, responses={503: {"model": answers.Readiness}})
-def ready(here: Here) -> Response:
+async def ready(here: Here) -> Response:
     """Whether jobs can be taken. Without the broker or the bucket they can: the rows wait until those are back."""
-    wrong = here.probes.found()
+    wrong = await here.probes.found()
     missing = {name for name, why in wrong.items() if why is not None}
     status = "unready" if missing & NEEDED else "degraded" if missing else "ready"
     checks = {name: {"ok": why is None, "why": why} for name, why in wrong.items()}

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse
+from psycopg.errors import QueryCanceled
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from api import answers, describe, streams, submissions
-from api.auth import Mine, Tenant
+from api.auth import Following, Mine, Searching, Tenant, follows
 from api.context import Context, Here, moment
+from api.problems import problem
 from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
 from worker import inputs, jobs, money, reading, waiting
 from worker.errors import Conflict, InvalidInput
-from worker.jobs import Prepared
+from worker.jobs import Prepared, Sent
 from worker.models import Job, Output
 from worker.states import TERMINAL, State
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
 _RACES = 5  # submissions under one key at once that may overtake this one
+_SEARCH_SECONDS = 5
 _MOST = 2**31 - 1  # of numbers in addresses and headers
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
@@ -67,28 +71,41 @@ def submit(
     dry_run: Annotated[bool, Query(description="check and price only")] = False,
 ) -> Response:
     """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
-    prepared = submissions.job(here, body, mine.now)
+    try:
+        prepared = submissions.job(here, body, mine.now)
+    except InvalidInput:
+        # it may have been right when it came first, by the catalog of that day
+        if dry_run or (first := _first(here, mine, body, idempotency_key)) is None:
+            raise
+        return _replay(first)
     warned = {"warnings": [asdict(warning) for warning in prepared.warnings]}
     if dry_run:
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.input)
         return JSONResponse(estimate(prepared))
-    job, replay = _submitted(here, mine, prepared, idempotency_key)
+    sent = Sent(idempotency_key, jobs.digest(body)) if idempotency_key else None
+    job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
-        return JSONResponse(replay | warned, headers={"idempotency-replayed": "true"})
+        return _replay(replay | warned)
     here.tell(job, mine.project)
     made = reading.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
     return JSONResponse(made | warned, 201, headers={"location": made["urls"]["self"]})
 
 
 @router.get("", response_model=answers.JobList)
-def search(here: Here, mine: Mine, wanted: Annotated[JobQuery, Query()]) -> Response:
-    """List jobs, the newest first. `metadata.KEY=value` finds by metadata; several filters narrow together."""
-    with here.engine.connect() as connection:
-        found = reading.page(connection, mine.project.id, wanted.filter(_model_id(here, wanted)), wanted.limit + 1)
+def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) -> Response:
+    """List jobs, the newest first. `metadata.KEY=value` finds by metadata; several filters narrow together.
+
+    With `q` a page looks through some ten thousand jobs, and may hold few or none although `has_more` is true.
+    """
+    said = wanted.filter(_model_id(here, wanted))
+    with here.engine.connect() as connection, _in_time(connection):
+        last = reading.last_to_look_at(connection, mine.project.id, said) if said.q else None
+        found = reading.page(connection, mine.project.id, replace(said, last=last), wanted.limit + 1)
         page = found[: wanted.limit]
-        data = reading.listed(connection, mine.project.name, page, mine.now)
-    return answers.listed(data, str(page[-1].id) if len(found) > len(page) else None)
+        data = reading.documents(connection, mine.project.name, page, mine.now)
+    cursor = page[-1].id if len(found) > len(page) else last
+    return answers.listed(data, str(cursor) if cursor else None)
 
 
 @router.get("/{job_id}", response_model=answers.Job)
@@ -107,10 +124,10 @@ def show(here: Here, mine: Mine, job_id: JobId) -> Response:
     },
 )
 def events(
+    request: Request,
     here: Here,
-    mine: Mine,
+    mine: Following,
     job_id: JobId,
-    accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: Annotated[int | None, Header(ge=0, le=_MOST, description="of a stream: go on after it")] = None,
     cursor: Place = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="events on a page")] = 500,
@@ -118,8 +135,8 @@ def events(
     """The job's history. With `Accept: text/event-stream` it goes on until the job has ended."""
     after = cursor if last_event_id is None else last_event_id
     with here.engine.connect() as connection:
-        job = reading.one(connection, mine.project.id, job_id)
-        if "text/event-stream" in accept:
+        job = reading.brief(connection, mine.project.id, job_id)
+        if follows(request):
             return _stream(here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
     page: Sequence[Any] = found[:limit]
@@ -131,7 +148,7 @@ def events(
 def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Every create call to the provider: what may have cost money."""
     with here.engine.connect() as connection:
-        made = reading.attempts(connection, reading.one(connection, mine.project.id, job_id))
+        made = reading.attempts(connection, reading.brief(connection, mine.project.id, job_id))
     return answers.listed([reading.attempt_shown(attempt) for attempt in made])
 
 
@@ -139,10 +156,10 @@ def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
 def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery, Query()]) -> Response:
     """The parts that a job is made in, each a job itself, in the order of their rounds and places."""
     with here.engine.connect() as connection:
-        parent = reading.one(connection, mine.project.id, job_id)
+        parent = reading.brief(connection, mine.project.id, job_id)
         found = reading.children(connection, parent, wanted.state, wanted.after, wanted.limit + 1)
         page = found[: wanted.limit]
-        data = reading.listed(connection, mine.project.name, page, mine.now)
+        data = reading.documents(connection, mine.project.name, page, mine.now)
     return answers.listed(data, f"{page[-1].round}-{page[-1].place}" if len(found) > len(page) else None)
 
 
@@ -181,6 +198,8 @@ def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
 def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Make a job again that failed, expired or was canceled; of one made in parts, only those that did not succeed."""
     with here.engine.begin() as connection:
+        if here.waiting.is_full(connection, mine.project.id):
+            raise here.waiting.refuse()
         job = jobs.retry(connection, mine.project.id, job_id, moment(connection))
         document = _document(connection, mine, job)
     here.tell(job, mine.project)
@@ -199,15 +218,30 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _submitted(here: Context, mine: Tenant, prepared: Prepared, key: str | None) -> tuple[Job, dict[str, Any] | None]:
+def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> dict[str, Any] | None:
+    """What the same body made under this key before; None: nothing."""
+    if key is None:
+        return None
+    with suppress(Conflict, RecursionError), here.engine.connect() as connection:
+        sent = Sent(key, jobs.digest(body))
+        first = jobs.replayed(connection, mine.project, sent, None)
+        return _document(connection, mine, first) if first else None
+    return None
+
+
+def _replay(document: dict[str, Any]) -> Response:
+    return JSONResponse(document, headers={"idempotency-replayed": "true"})
+
+
+def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, dict[str, Any] | None]:
     """The job, committed; and where it was made before, its document. Raises a problem when the project is full."""
     for _ in range(_RACES):
         with suppress(jobs.IdempotencyRace), here.engine.begin() as connection:
             is_full = here.waiting.is_full(connection, mine.project.id)
-            if is_full and not (key and jobs.replayed(connection, mine.project, prepared, key)):
+            if is_full and not (sent and jobs.replayed(connection, mine.project, sent, prepared)):
                 raise here.waiting.refuse()
             now = moment(connection)
-            job, replayed = jobs.submit(connection, mine.project, prepared, key, now)
+            job, replayed = jobs.submit(connection, mine.project, prepared, sent, now)
             return job, _document(connection, mine, job) if replayed else None
     raise Conflict("idempotency_key_busy", "other submissions under this Idempotency-Key are on their way")
 
@@ -219,10 +253,22 @@ def _document(connection: Connection, mine: Tenant, job: Job) -> dict[str, Any]:
 def _stream(here: Context, job: Job, after: int) -> Response:
     if after == job.sequence and State(job.state) in TERMINAL:
         return Response(status_code=204)  # tells an EventSource not to come back
-    here.watch.admit()
     # a proxy that gathers the answer before it passes it on would keep the stream to itself
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return EventSourceResponse(streams.stream(here.engine, here.watch, job, after), headers=headers)
+
+
+@contextmanager
+def _in_time(connection: Connection) -> Iterator[None]:
+    """Bounds what a search may take; raises a problem, 503, for one that takes more."""
+    connection.exec_driver_sql(f"set local statement_timeout = '{_SEARCH_SECONDS}s'")
+    try:
+        yield
+    except OperationalError as error:
+        if not isinstance(error.orig, QueryCanceled):
+            raise
+        detail = f"this search takes more than {_SEARCH_SECONDS} s: narrow it, by state, kind or time"
+        raise problem(503, "search_too_long", detail, retry_after=_SEARCH_SECONDS) from None
 
 
 def _filename(output: Output) -> str:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import Connection, select
 
 from api import answers, describe, submissions
-from api.auth import Anyone
+from api.auth import Asking
 from api.context import Context, Here, moment
 from api.problems import problem
 from api.routes.jobs import JobId
@@ -29,7 +29,7 @@ router = APIRouter(
 )
 
 
-def operator(here: Here, who: Anyone) -> str:
+def operator(here: Here, who: Asking) -> str:
     """The name of the operator's key that asks; raises a problem, 403, for a project's."""
     with here.engine.connect() as connection:
         key = connection.execute(select(*ApiKey.__table__.c).where(ApiKey.id == who.key_id)).one()
@@ -42,7 +42,7 @@ Operator = Annotated[str, Depends(operator)]
 
 
 @router.get("/{job_id}/candidates", response_model=answers.CandidateList)
-def candidates(here: Here, who: Anyone, _: Operator, job_id: JobId) -> Response:
+def candidates(here: Here, who: Asking, _: Operator, job_id: JobId) -> Response:
     """The provider's tasks that an uncertain job's call may have made, and the money at stake."""
     job, _project = _found(here, who, job_id)
     try:
@@ -63,7 +63,7 @@ def candidates(here: Here, who: Anyone, _: Operator, job_id: JobId) -> Response:
 )
 def decide(
     here: Here,
-    who: Anyone,
+    who: Asking,
     by: Operator,
     job_id: JobId,
     body: JsonBody,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 MOST_SENTENCES = 12  # of a document: evenly taken, if it has more paragraphs
 MOST_CHARACTERS = 400  # of a sentence
-OPENING = re.compile(r"<(?P<tag>[A-Za-z][\w-]*)(?P<attributes>[^<>]*)>")
+OPENING = re.compile(r"<(?P<tag>[A-Za-z][\w-]*+)(?P<attributes>[^<>]*)>")
 CLOSING = re.compile(r"</(?P<tag>[A-Za-z][\w-]*)>")
 FENCE = re.compile(r"^(?:```|~~~|\"\"\"|<<<|---{2,})[^\n]*$", re.MULTILINE)
 ID = re.compile(r"""\bid\s*[=:]\s*["']?([\w.:/@+-]+)""", re.IGNORECASE)

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from worker import catalog
 from worker.catalog import Model, Sizes
-from worker.errors import Fault, InvalidInput
+from worker.errors import MOST_FAULTS, Fault, InvalidInput
 from worker.kinds.fields import Sound, Text, Tier, no
 
 SEED_LIMIT = 2**31 - 1
@@ -71,7 +71,8 @@ def check(kind: str, form: type[_Form], model: Model, raw: Any, region: str | No
     try:
         return form.model_validate({**model.default, **said}, context={"kind": kind, "model": model})
     except ValidationError as error:
-        raise InvalidInput([_fault(form, slip) for slip in error.errors(include_url=False)]) from None
+        slips = error.errors(include_url=False, include_input=False)[:MOST_FAULTS]
+        raise InvalidInput([_fault(form, slip) for slip in slips]) from None
 
 
 def _serves(kind: str, model: Model, region: str | None) -> None:

@@ -1,0 +1,219 @@
+"""What one project may take of the API's threads, connections and memory, so that others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import fields, replace
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi_problem.error import Problem
+from serving import CLIP, PATIENCE, Served, eventually, served
+
+from api import context
+from api.gates import Gate, Gates, gates
+from api.routes import health, jobs
+from worker import reading
+
+PROJECT = Path(__file__).resolve().parents[1]
+SSE = {"accept": "text/event-stream"}
+
+
+@pytest.fixture
+def api(environment: dict[str, str]) -> Iterator[Served]:
+    with served(environment) as made:
+        yield made
+
+
+def limited(api: Served, **given: Gate) -> None:
+    """Other gates for this API."""
+    made = api.app.state.context
+    api.app.state.context = replace(made, gates=replace(made.gates, **given))
+
+
+def test_a_project_over_its_share_is_refused_and_others_are_not() -> None:
+    spring, summer, autumn = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
+    gate = Gate("slow things", each=2, most=3, patience=0)
+
+    async def use() -> tuple[Problem, Problem]:
+        async with gate.place(spring), gate.place(spring), gate.place(summer):
+            with pytest.raises(Problem) as own:
+                await gate.place(spring).__aenter__()
+            with pytest.raises(Problem) as others:
+                await gate.place(autumn).__aenter__()
+        async with gate.place(spring), gate.place(spring), gate.place(autumn):  # all were given back
+            return own.value, others.value
+
+    own, others = asyncio.run(use())
+
+    assert (own.status, own.type, own.headers) == (429, "too_many_slow_things", {"retry-after": "1"})
+    assert own.detail == "this project has 2 slow things under way, as many as it may"
+    assert (others.status, others.type) == (503, "too_many_slow_things")
+    assert others.detail == "this server has 3 slow things under way, as many as it takes"
+
+
+def test_a_request_waits_in_its_projects_line_for_a_place() -> None:
+    gate = Gate("things", each=1, most=1, patience=PATIENCE)
+
+    async def use() -> list[int]:
+        order: list[int] = []
+
+        async def one(n: int) -> None:
+            async with gate.place(None):
+                order.append(n)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*map(one, range(5)))
+        return order
+
+    assert asyncio.run(use()) == [0, 1, 2, 3, 4]
+
+
+def test_no_project_may_have_half_of_what_there_is_and_uploads_fit_the_memory_of_a_container() -> None:
+    made = gates(50 << 20)
+
+    assert all(getattr(made, gate.name).each * 2 <= getattr(made, gate.name).most for gate in fields(Gates))
+    assert made.files.most * (50 << 20) <= 400 << 20
+    assert (gates(1 << 30).files.most, gates(1 << 30).files.each) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("gate", "method", "path", "headers"),
+    [
+        ("requests", "GET", "/v1/jobs?limit=5", {}),
+        ("requests", "POST", "/v1/jobs", {}),
+        ("requests", "GET", "/v1/jobs/{job}/events", {}),
+        ("requests", "GET", "/v1/files", {}),
+        ("requests", "GET", "/v1/schedules", {}),
+        ("requests", "GET", "/v1/models", {}),
+        ("searches", "GET", "/v1/jobs?q=kitten", {}),
+        ("searches", "GET", "/v1/jobs?state=held", {}),
+        ("searches", "GET", "/v1/jobs?metadata.sku=A17", {}),
+        ("files", "POST", "/v1/files", {}),
+        ("files", "DELETE", "/v1/files/{job}", {}),
+        ("streams", "GET", "/v1/jobs/{job}/events", SSE),
+        ("lookups", "GET", "/v1/jobs/{job}/candidates", {}),
+        ("lookups", "POST", "/v1/jobs/{job}/resolve", {}),
+    ],
+)
+def test_what_may_be_slow_has_a_gate_of_its_own(
+    api: Served, gate: str, method: str, path: str, headers: dict[str, str]
+) -> None:
+    limited(api, **{gate: Gate(gate, each=0, most=9, patience=0)})
+    with api.http(api.key("spring"), **headers) as http:
+        refused = http.request(method, path.format(job=uuid.uuid4()))
+        alive = http.get("/healthz")
+
+    assert (refused.status_code, refused.json()["code"]) == (429, f"too_many_{gate}")
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["retry-after"] == "1"
+    assert alive.status_code == 200
+
+
+def test_a_hanging_bucket_holds_up_its_users_alone(environment: dict[str, str]) -> None:
+    """With 45 uploads under way every thread was taken, and /healthz answered no more."""
+    with ExitStack() as deaf, ThreadPoolExecutor(12) as pool:
+        bucket = deaf.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
+        hangs = environment | {"NORIA_S3_ENDPOINT_URL": f"http://127.0.0.1:{bucket.getsockname()[1]}"}
+        with served(hangs) as api, api.http(api.key("spring")) as spring, api.http(api.key("summer")) as summer:
+            limited(api, files=Gate("file transfers", each=2, most=9, patience=0))
+            file = ("a.txt", b"a document\n")
+            uploads = [pool.submit(spring.post, "/v1/files", files={"file": file}, timeout=60) for _ in range(12)]
+            eventually(lambda: sum(upload.done() for upload in uploads) == 10)
+            other = summer.post("/v1/jobs", json=CLIP).status_code
+            own = spring.post("/v1/jobs", json=CLIP).status_code
+            alive = summer.get("/healthz").status_code
+            refused = [upload.result().status_code for upload in uploads if upload.done()]
+            deaf.close()  # the two that hang end with their connections
+
+    assert refused == [429] * 10
+    assert (other, own, alive) == (201, 201, 200)
+
+
+def test_one_projects_streams_leave_room_for_anothers(api: Served) -> None:
+    limited(api, streams=Gate("streams", each=1, most=2, patience=0))
+    with api.http(api.key("spring"), **SSE) as spring, api.http(api.key("summer"), **SSE) as summer:
+        first, other = (http.post("/v1/jobs", json=CLIP).json()["urls"]["events"] for http in (spring, summer))
+        with spring.stream("GET", first) as own:
+            refused = spring.get(first)
+            with summer.stream("GET", other) as others:
+                statuses = (own.status_code, refused.status_code, others.status_code)
+        again = eventually(lambda: _opens(spring, first))
+
+    assert statuses == (200, 429, 200)
+    assert again
+
+
+def _opens(http: httpx.Client, path: str) -> bool:
+    with http.stream("GET", path) as answer:
+        return bool(answer.status_code == 200)
+
+
+def test_health_is_answered_without_a_thread_or_a_connection_of_requests(api: Served) -> None:
+    with ExitStack() as held, api.http(None) as http:
+        pool = api.engine.pool
+        for _ in range(pool.size() + pool._max_overflow):  # type: ignore[attr-defined]
+            held.enter_context(api.engine.connect())
+        ready, alive = http.get("/readyz"), http.get("/healthz")
+
+    assert (ready.status_code, alive.status_code) == (200, 200)
+    assert inspect.iscoroutinefunction(health.alive)
+    assert inspect.iscoroutinefunction(health.ready)
+    assert inspect.iscoroutinefunction(context.here)
+
+
+def test_a_search_for_a_part_of_a_prompt_looks_through_so_many_jobs_a_page(api: Served) -> None:
+    with api.http(api.key("spring")) as http:
+        made = [http.post("/v1/jobs", json=CLIP | {"custom_id": f"row-{n}"}).json()["id"] for n in range(5)]
+        whole = http.get("/v1/jobs?q=kitten").json()
+    project = api.row(made[0]).project_id
+    with api.engine.connect() as connection:
+        last = reading.last_to_look_at(connection, project, reading.Filter(q="row-0"), most=2)
+        page = reading.page(connection, project, reading.Filter(q="row", last=last), 9)
+        rest = reading.Filter(q="row", before=last)
+        beyond = reading.last_to_look_at(connection, project, rest, most=4)
+
+    assert ([job["id"] for job in whole["data"]], whole["has_more"]) == (made[::-1], False)
+    assert [str(job.id) for job in page] == made[:2:-1]
+    assert (str(last), beyond) == (made[3], None)
+
+
+def test_a_search_that_takes_too_long_says_so(api: Served) -> None:
+    def search() -> None:
+        with api.engine.connect() as connection, jobs._in_time(connection):
+            assert connection.exec_driver_sql("show statement_timeout").scalar_one() == "5s"
+            connection.exec_driver_sql("set local statement_timeout = '10ms'; select pg_sleep(5)")
+
+    with pytest.raises(Problem) as refused:
+        search()
+
+    assert (refused.value.status, refused.value.type) == (503, "search_too_long")
+    assert refused.value.headers == {"retry-after": "5"}
+
+
+def test_headers_without_end_are_cut_off(api: Served) -> None:
+    """300 MB of them, without a key, took 336 MiB."""
+    url, sent = httpx.URL(api.url), 0
+    with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE) as line, suppress(OSError):
+        line.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx-long: ")
+        while sent < 64 << 20:
+            sent += line.send(b"a" * 65536)  # until the server hangs up
+
+    assert sent < 16 << 20  # what the sockets' own buffers take
+
+
+def test_every_command_that_serves_the_api_bounds_the_headers() -> None:
+    lines = [(PROJECT / name).read_text() for name in ("docker-compose.yml", "README.md", "ops/local.py")]
+
+    served_by = [line for text in lines for line in re.findall("uvicorn api.app:app.*", text)]
+
+    assert len(served_by) == len(lines)
+    assert all("--http h11" in line for line in served_by)
