@@ -71,6 +71,7 @@ class Context:
     clients: dict[str, Client]  # by account
     sources: Wire
     webhooks: Wire
+    documents: Wire
     learned: Learned
     queries: Budget
     handover: Handover
@@ -202,6 +203,7 @@ def make(settings: Settings) -> Context:
         clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
         sources=wires.sources(settings),
         webhooks=wires.webhooks(settings),
+        documents=wires.documents(settings),
         learned=Learned(database, catalog),
         queries=Budget(database, settings.poll_qps),
         handover=Handover(settings, bucket),
