@@ -120,7 +120,7 @@ def give_back(connection: Connection, table: Claimable, numbers: Numbers, after:
 def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int) -> ReturningUpdate[Any]:
     now = bindparam("now", type_=DateTime(timezone=True))
     under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
-    group = Delivery.url if table is Delivery else func.coalesce(Job.account, "")
+    group = func.coalesce(Job.account, "")
     picked = (
         select(table.id, *(column.label(f"order_{n}") for n, column in enumerate(order)))
         .where(due, table.run_at <= now)

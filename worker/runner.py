@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Interval, Row, and_, case, func, literal, select, update
+from sqlalchemy import ColumnElement, Interval, Row, and_, bindparam, case, func, literal, select, update
 
 from worker import (
     claims,
@@ -25,6 +25,7 @@ from worker import (
     looks,
     moves,
     polling,
+    receivers,
     seen,
     spans,
     tick,
@@ -35,7 +36,7 @@ from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.kinds import text_batch
-from worker.models import Delivery, Job, Project
+from worker.models import DeadReceiver, Delivery, Job, Project
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS
 
@@ -115,8 +116,11 @@ class Runner:
 
     def deliver(self, numbers: Numbers) -> None:
         """One try of each delivery, one after the other; then the receiver's next may go."""
-        for number in numbers:
-            _deliver(self.ctx, number)
+        for n, number in enumerate(numbers):
+            if not _deliver(self.ctx, number):  # the rest would only hold the thread
+                with self.ctx.engine.begin() as connection:
+                    claims.give_back(connection, Delivery, numbers[n + 1 :], timedelta(0))
+                break
         self.hint()
 
     def fire(self) -> None:
@@ -251,22 +255,25 @@ def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims
         return claims.take(connection, table, numbers, lease)
 
 
-def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
+def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
+    """One try of a delivery; whether its receiver answers."""
     rows = _until_it_holds(partial(_take, ctx, Delivery, [number], spans.LEASES["deliver"]))
     if not rows:
-        return
+        return True
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
     with ctx.engine.connect() as connection:
-        secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
-        key = connection.execute(secret).scalar_one_or_none()  # none: an alarm is of no project
-    tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())
+        project = connection.execute(_SIGNS, {"project": delivery.project_id, "receiver": delivery.receiver}).first()
+    # none: an alarm is of no project
+    tried = webhooks.deliver(ctx.webhooks, delivery, project.webhook_secret if project else None, clock())
     _log.info(
         "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
     )
-    context.until_it_holds(lambda: _write_try(ctx, delivery, tried, clock()), f"delivery {delivery.id}")
+    was_silent = project is not None and project.failures is not None
+    context.until_it_holds(lambda: _write_try(ctx, delivery, tried, was_silent, clock()), f"delivery {delivery.id}")
+    return tried.status is not None
 
 
-def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, now: datetime) -> None:
+def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, was_silent: bool, now: datetime) -> None:
     statement = (
         update(Delivery)
         .where(claims.held(Delivery, delivery.id, delivery.claim))
@@ -283,6 +290,19 @@ def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, now: dat
     )
     with ctx.engine.begin() as connection:
         connection.execute(statement)
+        if tried.status is None:
+            receivers.silent(connection, delivery, now)
+        elif was_silent and delivery.project_id:
+            receivers.answered(connection, delivery.project_id, delivery.receiver)
+
+
+_SIGNS = (
+    select(Project.webhook_secret, DeadReceiver.failures)
+    .outerjoin(
+        DeadReceiver, and_(DeadReceiver.project_id == Project.id, DeadReceiver.receiver == bindparam("receiver"))
+    )
+    .where(Project.id == bindparam("project"))
+)
 
 
 def _columns(row: Row[Any]) -> dict[str, Any]:

@@ -49,6 +49,8 @@ EVERYBODY = ("0.0.0.0/0", "::/0")
 # there, and whatever else a host translates. The forms that ssrfguard decodes are more exact, so they go before.
 NOT_GIVEN_OUT = ("::/3", "4000::/2", "8000::/1")
 
+_PORTS = {"http": 80, "https": 443}
+
 _deadline: ContextVar[float] = ContextVar("deadline")  # on the monotonic clock
 
 
@@ -103,6 +105,15 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
     if last == "localhost" and not settings.networks:
         return Fault(pointer, "url_not_allowed", "this address is not called: it is this machine's own")
     return None
+
+
+def host_and_port(url: str) -> str:
+    """Whom a URL leads to, "example.com:443", however it is spelled; empty where it is no URL."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return ""
+    return f"{parsed.raw_host.decode().rstrip('.')}:{parsed.port or _PORTS.get(parsed.scheme, 0)}"
 
 
 def is_source_host(url: httpx.URL, settings: Settings) -> bool:
