@@ -215,6 +215,19 @@ def test_a_refusal_that_may_be_for_its_rate_or_for_too_many_at_once_costs_ten_se
     assert (allowed(109), allowed(110)) == (8, 9)
 
 
+@pytest.mark.parametrize("ceiling", [1, 3])
+def test_a_learned_ceiling_of_n_is_n_in_flight_though_more_were_admitted(connection: Connection, ceiling: int) -> None:
+    runs = mill(connection, concurrency=10, take=100, task=timedelta(hours=1), jobs=40)
+    runs.sql("update lanes set interval_us = 0")
+    assert turns.admit(connection, NOW) == 10
+    runs.sql("update lanes set ceiling = :n, ceiling_at = :now", n=ceiling, now=NOW)
+
+    made = [runs.run(SECOND)[0] for _ in range(30)]
+
+    assert made == [ceiling] + [0] * 29
+    assert runs.sql("select count(*) as n from jobs where state = 'admitted'")[0]["n"] == 0, "they wait in the line"
+
+
 def test_tasks_that_are_taken_over_a_ceiling_raise_it_at_once(connection: Connection) -> None:
     runs = mill(connection, concurrency=50, take=50, task=timedelta(hours=1), jobs=60)
     runs.sql("update lanes set ceiling = 5, ceiling_at = :now, interval_us = 0", now=NOW - timedelta(seconds=110))

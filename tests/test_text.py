@@ -22,6 +22,7 @@ from worker.kinds.text import Conversation
 TODAY = date(2026, 11, 21)
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
 ASKED = {"prompt": "Name three colours."}
+THINKS = {**ASKED, "enable_thinking": True}
 THOUGHT = {"enable_thinking": True}
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -80,6 +81,8 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ("qwen-max", {"prompt": "a b " * 60_000}, "/input/max_tokens", "too_long"),
         ("qwen-max", {**ASKED, "enable_thinking": True}, "/input/enable_thinking", "not_taken"),
         ("qwen-plus", {**ASKED, "thinking_budget": 100}, "/input/thinking_budget", "needs_thinking"),
+        ("qwen-plus", {**THINKS, "thinking_budget": 50_000_000_000}, "/input/thinking_budget", "too_many"),
+        ("qwen-plus", {**THINKS, "thinking_budget": 81_921}, "/input/thinking_budget", "too_many"),
         ("qwen-plus", {**ASKED, "include_reasoning": True}, "/input/include_reasoning", "needs_thinking"),
         ("qwen-plus", {**ASKED, **THOUGHT, "response_format": "json"}, "/input/response_format", "contradiction"),
         ("qwen-plus", {**ASKED, "response_format": {"type": "obect"}}, "/input/response_format", "bad_schema"),
