@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -420,6 +421,24 @@ def test_a_schema_that_python_takes_and_no_parser_else_is_refused() -> None:
 def test_what_additional_properties_are_is_held_against_the_answer_where_no_pattern_says_otherwise() -> None:
     with pytest.raises(Unfitting, match="'b' was unexpected"):
         schemas.read('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
+
+
+@pytest.mark.parametrize("broken", ['["a" ', "{", '{"a": "b" '])
+def test_mending_a_long_answer_takes_no_time_of_this_process_and_ends(broken: str) -> None:
+    began, busy = time.monotonic(), time.process_time()
+
+    with contextlib.suppress(Unfitting):
+        schemas.read(broken * (40_000 // len(broken)), None)
+
+    assert time.process_time() - busy < 1
+    assert time.monotonic() - began < 15
+
+
+def test_a_long_answer_is_mended_too() -> None:
+    items = [{"n": n, "words": "half of a pair: \ud83d"} for n in range(1000)]
+    content = "```json\n" + json.dumps(items, ensure_ascii=False)[:-1] + ",]\n```"
+
+    assert [item["n"] for item in schemas.read(content, None)] == list(range(1000))
 
 
 def test_items_that_should_be_unique_are_compared_by_their_text() -> None:
