@@ -99,6 +99,7 @@ def connection(engine: Engine) -> Iterator[Connection]:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:
         limits.sync(connection, catalog.load(), known)
+        connection.execute(text("update lanes set next_at = :now, tokens_at = :now"), {"now": NOW})
         yield connection
 
 

@@ -48,7 +48,14 @@ class Post:
     def write(self, project: Project, url: str, count: int = 1, at: datetime = NOW) -> None:
         """So many events of one job, each due to be told to the URL."""
         job = uuid.uuid4()
-        values = {"job": job, "project": project.id, "url": url, "receiver": receivers.of(url), "n": count, "at": at}
+        values = {
+            "job": job,
+            "project": project.id,
+            "url": url,
+            "receiver": webhooks.receiver(url),
+            "n": count,
+            "at": at,
+        }
         for statement in _WRITE.split(";\n"):
             self.connection.execute(text(statement), values)
 
@@ -83,8 +90,8 @@ def test_a_receiver_is_a_host_and_a_port_however_its_url_goes_on() -> None:
     same = ["https://a.example", "https://A.example:443/x?n=1", "https://a.example./?n=2", "https://u@a.example/y"]
     others = ["https://b.example", "https://a.example:8443", "http://a.example"]
 
-    assert len({receivers.of(url) for url in same}) == 1
-    assert len({receivers.of(url) for url in [*same, *others]}) == 4
+    assert len({webhooks.receiver(url) for url in same}) == 1
+    assert len({webhooks.receiver(url) for url in [*same, *others]}) == 4
 
 
 def test_many_urls_of_one_host_are_one_receiver_with_two_messages(post: Post) -> None:
@@ -188,7 +195,7 @@ def test_a_dead_receiver_is_tried_once_and_left_alone_for_a_while(play: Stage) -
 
 def test_a_receivers_silence_grows_to_five_minutes_and_ends_with_an_answer(play: Stage, httpserver: HTTPServer) -> None:
     httpserver.expect_request("/hook").respond_with_data("no", status=500)
-    one = Delivery(project_id=play.project.id, receiver=receivers.of(httpserver.url_for("/hook")))
+    one = Delivery(project_id=play.project.id, receiver=webhooks.receiver(httpserver.url_for("/hook")))
     waits = []
     for _ in range(9):
         with play.ctx.engine.begin() as connection:
@@ -210,7 +217,7 @@ def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
         url = f"https://dead{n}.example/"
         post.write(spring, url, 1, NOW - timedelta(hours=1))
         receivers.silent(
-            post.connection, Delivery(project_id=spring.id, receiver=receivers.of(url)), NOW - timedelta(minutes=1)
+            post.connection, Delivery(project_id=spring.id, receiver=webhooks.receiver(url)), NOW - timedelta(minutes=1)
         )
     post.write(spring, "https://healthy.example/")
 

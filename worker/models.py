@@ -400,7 +400,7 @@ class Delivery(Base):
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
     event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id"))
     url: Mapped[str]
-    receiver: Mapped[int] = mapped_column(server_default="0")  # its host and port, as `receivers.of` numbers them
+    receiver: Mapped[int] = mapped_column(server_default="0")  # its host and port, as `webhooks.receiver` numbers them
     body: Mapped[str]  # the bytes that are signed, the same on every retry
     state: Mapped[str] = mapped_column(server_default="waiting")
     tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")

@@ -1,4 +1,4 @@
-"""Which deliveries go next: project by project, and within one receiver by receiver. A receiver is a host and port.
+"""Which deliveries go next: project by project, and within one receiver by receiver: by host and port.
 
 However many deliveries wait for one receiver, a tick looks at a few of them: it steps from receiver to receiver by an
 index. The bounds are on threads, since a receiver that does not answer holds one for as long as a try may take:
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import uuid
-import zlib
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, bindparam, delete, func, text
@@ -21,7 +20,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import spans
 from worker.claims import Claim
-from worker.egress import wires
 from worker.models import DeadReceiver, Delivery
 
 ROWS = 8  # in one message, which one thread works off
@@ -31,11 +29,6 @@ _ALL = 256  # deliveries on their way: what the queue can start within half a le
 _WALKED = 200  # receivers of a project that one tick looks at; where there are more, the next begins elsewhere
 _ANYWHERE = 2**32  # receivers are told apart by 32 bits
 _SILENT = timedelta(seconds=5), timedelta(minutes=5)
-
-
-def of(url: str) -> int:
-    """The receiver that a URL names, whatever stands behind its host and port."""
-    return zlib.crc32(wires.host_and_port(url).encode())
 
 
 def claim_due(connection: Connection, now: datetime) -> list[Claim]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import secrets
 import uuid
+import zlib
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,8 @@ from sqlalchemy import Connection, DateTime, bindparam, func, insert, or_, selec
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
-from worker import egress, receivers, spans
+from worker import egress, spans
+from worker.egress import wires
 from worker.errors import CallFailed
 from worker.models import Delivery
 
@@ -51,6 +53,11 @@ def new_secret() -> str:
     return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
 
 
+def receiver(url: str) -> int:
+    """The number of the receiver that a URL names: its host and port, whatever stands behind them."""
+    return zlib.crc32(wires.host_and_port(url).encode())
+
+
 def wanted(event_type: str, events: list[str] | None) -> bool:
     """Whether a job's receiver is told of an event: the terminal ones, unless it asked for others."""
     return event_type in (TERMINAL_EVENTS if events is None else events)
@@ -62,7 +69,7 @@ def enqueue(
     """Writes the delivery of an event; once, however often it is asked to."""
     row = (
         upsert(Delivery)
-        .values(project_id=project_id, job_id=job_id, event_id=event_id, url=url, receiver=receivers.of(url), body=body)
+        .values(project_id=project_id, job_id=job_id, event_id=event_id, url=url, receiver=receiver(url), body=body)
         .on_conflict_do_nothing()
     )
     connection.execute(row)
@@ -70,7 +77,7 @@ def enqueue(
 
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
     """Writes the delivery of an alarm to the operator: of no project, so nothing signs it."""
-    connection.execute(insert(Delivery).values(url=url, receiver=receivers.of(url), body=body))
+    connection.execute(insert(Delivery).values(url=url, receiver=receiver(url), body=body))
 
 
 def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str]:

@@ -15,7 +15,7 @@ depends_on = None
 
 _PROJECT = sa.text("coalesce(project_id, '00000000-0000-0000-0000-000000000000'::uuid)")
 _WAITS = sa.text("run_at is not null")
-# What waits already; as `worker.receivers.of` for all but the odd spelling, which is a receiver of its own.
+# What waits already; as `worker.webhooks.receiver` for all but the odd spelling, which is a receiver of its own.
 _RECEIVERS = r"""
     update deliveries set receiver = crc32(convert_to(host || port, 'UTF8'))
       from (select id as this, lower(substring(url from '\://([^/?#]+)')) as host,
