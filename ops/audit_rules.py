@@ -182,7 +182,10 @@ RULES = (
         "I14",
         """select job_id as job, 'a delivery to its receiver has been due since ' || run_at as what
            from deliveries d where run_at < :now - interval '10 minutes'
-             and not exists (select from deliveries o where o.url = d.url and o.claimed is not null)""",
+             and not exists (select from deliveries o where o.claimed is not null
+                             and (o.receiver = d.receiver or o.project_id = d.project_id))
+             and not exists (select from dead_receivers r
+                             where r.project_id = d.project_id and r.receiver = d.receiver)""",
         "is a worker at the queue `webhook`? `noria doctor` tells",
     ),
     Rule(

@@ -148,6 +148,7 @@ _HURRY = (
     " and state in ('queued', 'gathering', 'running', 'copying')",
     "update duties set due_at = now() where name = 'gather'",
     "update deliveries set run_at = now() where claimed is null and run_at > now() + interval '1 s'",
+    "update dead_receivers set resume_at = now() where resume_at > now() + interval '1 s'",
 )
 
 

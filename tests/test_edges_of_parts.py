@@ -52,7 +52,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def play(sandbox: Sandbox, environment: dict[str, str]) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
+    with stage(environment, sandbox, documents_allow="127.0.0.0/8") as made:
         yield made
 
 

@@ -311,6 +311,8 @@ NAMES = {
     "six.attacker.example": ["::1"],
     "mapped.attacker.example": ["::ffff:127.0.0.1"],
     "nat64.attacker.example": ["64:ff9b::a9fe:a9fe"],
+    "siit.attacker.example": ["::ffff:0:7f00:1"],
+    "isatap.attacker.example": ["2001:4860::5efe:7f00:1"],
     "both.attacker.example": ["93.184.215.14", "10.0.0.1"],
     "localhost": ["127.0.0.1"],
     "localhost.": ["127.0.0.1"],
@@ -352,6 +354,26 @@ HOSTILE = [
     "https://[64:ff9b::7f00:1]/",
     "https://[64:ff9b::a9fe:a9fe]/",
     "https://[2002:7f00:1::]/",
+    "https://[::ffff:0:127.0.0.1]/",
+    "https://[::ffff:0:a9fe:a9fe]/",
+    "https://[0:0:0:0:ffff:0:10.0.0.1]/",
+    "https://[::ffff:0:93.184.215.14]/",
+    "https://[::ffff:0a00:0001]/",
+    "https://[0:0:0:0:0:ffff:127.0.0.1]/",
+    "https://[::10.0.0.1]/",
+    "https://[64:ff9b::127.0.0.1]/",
+    "https://[64:ff9b:1::127.0.0.1]/",
+    "https://[64:ff9b:1:fffe::10.0.0.1]/",
+    "https://[64:ff9b:0:1::7f00:1]/",
+    "https://[2002:a9fe:a9fe::1]/",
+    "https://[2001:0:7f00:1::]/",
+    "https://[2001:0:5db8:d70e:0:0:f5ff:fffe]/",
+    "https://[2001:4860::5efe:127.0.0.1]/",
+    "https://[2001:4860::5efe:a9fe:a9fe]/",
+    "https://[2001:4860::200:5efe:10.0.0.1]/",
+    "https://[fe80::5efe:127.0.0.1]/",
+    "https://[1:2:3:4:5:6:7:8]/",
+    "https://[4000::1]/",
     "https://[fe80::1]/",
     "https://[fe80::1%25eth0]/",
     "https://[fc00::1]/",
@@ -379,6 +401,8 @@ HOSTILE = [
     "https://six.attacker.example/",
     "https://mapped.attacker.example/",
     "https://nat64.attacker.example/",
+    "https://siit.attacker.example/",
+    "https://isatap.attacker.example/",
     "https://both.attacker.example/",
     "https://127.0.0.1.attacker.example/",
     "https:///etc/passwd",
@@ -419,6 +443,18 @@ def test_a_public_receiver_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert connected == [("93.184.215.14", 443)]
     assert not isinstance(raised.value, NotAllowed)
+
+
+def test_an_address_is_judged_by_the_one_that_it_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _self, address: connected.append(address[0]))
+    carrying = ["::ffff:93.184.215.14", "64:ff9b::5db8:d70e", "2001:4860::5efe:5db8:d70e", "2606:4700::1111"]
+
+    for address in carrying:
+        with pytest.raises(NotSent):
+            get(wires.webhooks(settings(), resolving({"six.example": [address]})), "https://six.example/")
+
+    assert [ipaddress.ip_address(address) for address in connected] == [ipaddress.ip_address(one) for one in carrying]
 
 
 def test_a_name_that_turns_private_after_the_check_reaches_nobody() -> None:

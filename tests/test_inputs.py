@@ -14,7 +14,7 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import inputs, jobs, media, spans
+from worker import inputs, jobs, media, spans, throttle
 from worker.errors import CallFailed, InvalidInput, NotFound
 from worker.handover import Handover
 from worker.kinds import KINDS, Request
@@ -256,6 +256,18 @@ def test_a_key_that_may_upload_nothing_rests_its_lane(uploading: Stage) -> None:
     assert job.state == State.QUEUED
     assert lane["parked_until"] > uploading.now()
     assert lane["paused_at"] is None
+
+
+def test_a_file_that_the_day_has_no_quota_for_waits_for_its_lane_and_goes_when_that_is_let_go(uploading: Stage) -> None:
+    job = refusing(uploading, 429, "Throttling.AllocationQuota", "daily quota exceeded")
+    (lane,) = uploading.sql("select * from lanes where model = :model", model=MODEL)
+    assert job.state == State.QUEUED
+    assert lane["parked_until"] > uploading.now() + timedelta(seconds=50)
+
+    with uploading.ctx.engine.begin() as connection:
+        throttle.forget(connection, MODEL)
+
+    assert uploading.until(job).state == State.SUCCEEDED
 
 
 def test_a_store_that_fails_is_tried_again_soon(uploading: Stage) -> None:

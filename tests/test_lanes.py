@@ -99,6 +99,7 @@ def connection(engine: Engine) -> Iterator[Connection]:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:
         limits.sync(connection, catalog.load(), known)
+        connection.execute(text("update lanes set next_at = :now, tokens_at = :now"), {"now": NOW})
         yield connection
 
 
@@ -213,6 +214,19 @@ def test_a_refusal_that_may_be_for_its_rate_or_for_too_many_at_once_costs_ten_se
     runs.now += 11 * SECOND
     assert refuse() == (8, 8)  # with as many in flight again: so it is the tasks at once
     assert (allowed(109), allowed(110)) == (8, 9)
+
+
+@pytest.mark.parametrize("ceiling", [1, 3])
+def test_a_learned_ceiling_of_n_is_n_in_flight_though_more_were_admitted(connection: Connection, ceiling: int) -> None:
+    runs = mill(connection, concurrency=10, take=100, task=timedelta(hours=1), jobs=40)
+    runs.sql("update lanes set interval_us = 0")
+    assert turns.admit(connection, NOW) == 10
+    runs.sql("update lanes set ceiling = :n, ceiling_at = :now", n=ceiling, now=NOW)
+
+    made = [runs.run(SECOND)[0] for _ in range(30)]
+
+    assert made == [ceiling] + [0] * 29
+    assert runs.sql("select count(*) as n from jobs where state = 'admitted'")[0]["n"] == 0, "they wait in the line"
 
 
 def test_tasks_that_are_taken_over_a_ceiling_raise_it_at_once(connection: Connection) -> None:

@@ -288,6 +288,32 @@ def test_what_does_not_fit_the_budget_is_looked_at_a_little_later(play: Stage) -
     assert timedelta(0) < again.run_at - play.now() < timedelta(seconds=3)
 
 
+class Sleepy(Clock):
+    """Of a thread that wakes a while after the instant that it waited for."""
+
+    def __init__(self, now: datetime, late: timedelta) -> None:
+        super().__init__(now)
+        self._late = late
+
+    def wait_until(self, moment: datetime) -> None:
+        self._now += max(timedelta(0), moment - self()) + self._late
+
+
+@pytest.mark.parametrize(("late", "looks"), [(0.0, 1), (0.4, 0)])
+def test_a_look_later_than_its_booking_is_put_off(play: Stage, late: float, looks: int) -> None:
+    (job,) = at_work(play, 1)
+    play.sql("update jobs set run_at = now() where id = :id", id=job.id)
+    taken = play.take(job)
+
+    play.runner._look([taken], Sleepy(play.now(), timedelta(seconds=late)), play.now() + timedelta(minutes=1))
+
+    again = play.job(job)
+    assert (calls(play.sandbox)["get"], again.polls - taken.polls) == (looks, looks)
+    assert again.claimed is None
+    assert again.run_at is not None
+    assert looks or timedelta(0) < again.run_at - play.now() <= timedelta(seconds=2)
+
+
 @pytest.mark.parametrize("fault", [{"what": "error", "code": "Throttling"}, {"what": "error", "code": "InternalError"}])
 @pytest.mark.parametrize("where", ["get", "list"])
 def test_a_query_that_is_throttled_or_fails_slows_queries_and_nothing_else(

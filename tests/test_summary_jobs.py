@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -116,7 +117,30 @@ def test_objects_take_the_shape_that_was_asked_for_and_a_digest_is_over_all(play
     assert [(child["round"], child["model"]) for child in children(play, job)] == [(1, MODEL)] * 3 + [(2, REDUCE)]
 
 
-def test_documents_behind_links_are_fetched_and_a_dead_link_is_one_line(play: Stage, httpserver: HTTPServer) -> None:
+def test_a_documents_link_reads_nothing_where_webhooks_and_sources_may_go(
+    environment: dict[str, str], sandbox: Sandbox, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/secret").respond_with_data("the metrics of another service")
+    with stage(environment, sandbox, documents_allow="10.0.0.0/8") as play:  # all here is in EGRESS_ALLOW
+        key = "another-project/files/a.txt"
+        play.ctx.bucket.put_stream(key, [b"another's file"], "text/plain", storage.Expected(), {})
+        links = [httpserver.url_for("/secret"), play.ctx.bucket.presign(key, timedelta(hours=1), None)]
+
+        job = play.until(submit(play, documents=[*texts(1), *({"url": url} for url in links)]))
+
+        codes = [line["error"] and line["error"]["code"] for line in lines(play, job)]
+    assert codes == [None, "not_allowed", "not_allowed"]
+    assert httpserver.log == []
+
+
+def test_documents_behind_links_are_fetched_and_a_dead_link_is_one_line(
+    environment: dict[str, str], sandbox: Sandbox, httpserver: HTTPServer
+) -> None:
+    with stage(environment, sandbox, documents_allow="127.0.0.0/8") as play:
+        _documents_behind_links(play, httpserver)
+
+
+def _documents_behind_links(play: Stage, httpserver: HTTPServer) -> None:
     page = "<html><body><p>News from behind a link.</p></body></html>"
     httpserver.expect_request("/news").respond_with_data(page, content_type="text/html; charset=utf-8")
     links = [httpserver.url_for("/news"), "http://127.0.0.1:9/closed", "http://10.1.2.3/private"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -22,6 +23,7 @@ from worker.kinds.text import Conversation
 TODAY = date(2026, 11, 21)
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
 ASKED = {"prompt": "Name three colours."}
+THINKS = {**ASKED, "enable_thinking": True}
 THOUGHT = {"enable_thinking": True}
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -80,6 +82,8 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ("qwen-max", {"prompt": "a b " * 60_000}, "/input/max_tokens", "too_long"),
         ("qwen-max", {**ASKED, "enable_thinking": True}, "/input/enable_thinking", "not_taken"),
         ("qwen-plus", {**ASKED, "thinking_budget": 100}, "/input/thinking_budget", "needs_thinking"),
+        ("qwen-plus", {**THINKS, "thinking_budget": 50_000_000_000}, "/input/thinking_budget", "too_many"),
+        ("qwen-plus", {**THINKS, "thinking_budget": 81_921}, "/input/thinking_budget", "too_many"),
         ("qwen-plus", {**ASKED, "include_reasoning": True}, "/input/include_reasoning", "needs_thinking"),
         ("qwen-plus", {**ASKED, **THOUGHT, "response_format": "json"}, "/input/response_format", "contradiction"),
         ("qwen-plus", {**ASKED, "response_format": {"type": "obect"}}, "/input/response_format", "bad_schema"),
@@ -417,6 +421,24 @@ def test_a_schema_that_python_takes_and_no_parser_else_is_refused() -> None:
 def test_what_additional_properties_are_is_held_against_the_answer_where_no_pattern_says_otherwise() -> None:
     with pytest.raises(Unfitting, match="'b' was unexpected"):
         schemas.read('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
+
+
+@pytest.mark.parametrize("broken", ['["a" ', "{", '{"a": "b" '])
+def test_mending_a_long_answer_takes_no_time_of_this_process_and_ends(broken: str) -> None:
+    began, busy = time.monotonic(), time.process_time()
+
+    with contextlib.suppress(Unfitting):
+        schemas.read(broken * (40_000 // len(broken)), None)
+
+    assert time.process_time() - busy < 1
+    assert time.monotonic() - began < 15
+
+
+def test_a_long_answer_is_mended_too() -> None:
+    items = [{"n": n, "words": "half of a pair: \ud83d"} for n in range(1000)]
+    content = "```json\n" + json.dumps(items, ensure_ascii=False)[:-1] + ",]\n```"
+
+    assert [item["n"] for item in schemas.read(content, None)] == list(range(1000))
 
 
 def test_items_that_should_be_unique_are_compared_by_their_text() -> None:

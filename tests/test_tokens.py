@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from worker import catalog, keys, lanes, limits, moves, reading, turns, waiting
+from worker import catalog, keys, lanes, limits, moves, reading, steps, turns, waiting
+from worker.catalog import Usage
 from worker.models import Job
 from worker.settings import Settings
 from worker.states import Move, State
@@ -192,9 +193,64 @@ def test_a_call_that_wants_more_than_is_left_waits_alone_until_midnight(desk: De
 
     waits = desk.begin(desk.call(), TPD // 2 + 1)
 
-    assert waits.run_at is not None
-    assert waits.run_at >= MIDNIGHT
+    assert waits.state == State.QUEUED
+    assert turns.admit(desk.connection, desk.now) == 0
     assert desk.begin(desk.call(), TPD // 2).state == State.SUBMITTING
+    desk.now = MIDNIGHT + SECOND
+    assert turns.admit(desk.connection, desk.now) == 1
+
+
+def test_a_call_that_the_day_has_no_room_for_says_so_and_goes_once_it_has(desk: Desk) -> None:
+    desk.answer(desk.sent(TPD // 2), TPD // 2)
+    desk.now += timedelta(hours=1)
+    waits = desk.begin(desk.call(), TPD // 2 + 1)
+    found = waiting.waiting_on(desk.connection, [waits], desk.now)[waits.id]
+    assert found is not None
+    assert (found.code, "tokens a day" in found.detail) == ("quota", True)
+
+    desk.sql("update lanes set tpd = tpd + 1")
+
+    assert turns.admit(desk.connection, desk.now) == 1
+    (admitted,) = desk.sql("select * from jobs where id = :id", id=waits.id)
+    assert desk.begin(Job.of(admitted), TPD // 2 + 1).state == State.SUBMITTING
+
+
+def test_a_lane_that_is_booked_for_days_is_asked_again_within_a_minute(desk: Desk) -> None:
+    desk.sql("update lanes set tokens_at = :far, tpd = null", far=desk.now + timedelta(days=7))
+
+    waits = desk.begin(desk.call(), 1)
+
+    assert waits.run_at is not None
+    assert waits.run_at <= desk.now + timedelta(minutes=1)
+    assert (waits.state, turns.admit(desk.connection, desk.now)) == (State.QUEUED, 0), "it would wait with a slot"
+    found = waiting.waiting_on(desk.connection, [waits], desk.now)[waits.id]
+    assert found is not None
+    assert (found.code, found.until) == ("rate", desk.now + timedelta(days=7))
+    desk.sql("update lanes set tokens_at = :now", now=desk.now)
+    assert turns.admit(desk.connection, desk.now) == 1
+
+
+def test_limits_that_are_raised_lift_what_was_booked_and_parked_under_the_old_ones(desk: Desk) -> None:
+    far = datetime.now(UTC) + timedelta(days=7)
+    desk.sql("update lanes set tokens_at = :far, next_at = :far, parked_until = :far, parked_why = 'spent'", far=far)
+    more = {MODEL: {"tpm": TPM, "tpd": 10 * TPD, "rps": 1000, "concurrency": 20}}
+    known = Settings.model_validate({"database_url": "", "broker_url": "", "limits": more})
+
+    limits.sync(desk.connection, catalog.load(), known)
+
+    (lane,) = desk.sql("select * from lanes where model = :model", model=MODEL)
+    assert lane["parked_until"] is None
+    assert max(lane["tokens_at"], lane["next_at"]) <= datetime.now(UTC)
+    (other,) = desk.sql("select * from lanes where model = :model", model=UNLIMITED)
+    assert other["parked_until"] == far, "its limits are the same"
+
+
+def test_no_call_books_more_tokens_than_its_models_window(desk: Desk) -> None:
+    model = catalog.load().model(MODEL)
+
+    booked = steps._tokens(model, Usage({"input_tokens": 10**12, "output_tokens": 10**12}))
+
+    assert booked == model.context
 
 
 def test_what_fits_the_rest_of_a_day_goes(desk: Desk) -> None:

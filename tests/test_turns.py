@@ -92,6 +92,7 @@ def house(engine: Engine) -> Iterator[House]:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:
         limits.sync(connection, catalog.load(), known)
+        connection.execute(text("update lanes set next_at = :now, tokens_at = :now"), {"now": NOW})
         yield House(connection)
 
 
@@ -260,7 +261,15 @@ def test_admission_reads_the_heads_of_lines_however_long_they_are(house: House) 
     house.connection.execute(text("analyze jobs"))
     plan = house.connection.execute(
         text("explain (analyze, format json) " + turns._FILL.text),
-        {"lane": _lane(house), "account": "a", "region": "r", "model": MODEL, "free": 5, "now": house.now},
+        {
+            "lane": _lane(house),
+            "account": "a",
+            "region": "r",
+            "model": MODEL,
+            "free": 5,
+            "left": None,
+            "now": house.now,
+        },
     ).scalar_one()
 
     nodes = list(_nodes(plan[0]["Plan"]))

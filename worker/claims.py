@@ -130,7 +130,7 @@ def let_go(connection: Connection, table: Claimable, numbers: Numbers, after: ti
 def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int) -> ReturningUpdate[Any]:
     now = bindparam("now", type_=DateTime(timezone=True))
     under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
-    group = Delivery.url if table is Delivery else func.coalesce(Job.account, "")
+    group = func.coalesce(Job.account, "")
     picked = (
         select(table.id, *(column.label(f"order_{n}") for n, column in enumerate(order)))
         .where(due, table.run_at <= now)

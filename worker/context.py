@@ -66,6 +66,7 @@ class Context:
     clients: dict[str, Client]  # by account
     sources: Wire
     webhooks: Wire
+    documents: Wire
     learned: Learned
     queries: Budget
     handover: Handover
@@ -205,6 +206,7 @@ def make(settings: Settings, patience: timedelta = postgres.PATIENCE) -> Context
         clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
         sources=wires.sources(settings),
         webhooks=wires.webhooks(settings),
+        documents=wires.documents(settings),
         learned=Learned(engine, catalog, patience),
         queries=Budget(engine, settings.poll_qps, patience),
         handover=Handover(settings, bucket),

@@ -28,6 +28,7 @@ _PAUSES = {
     Scope.ALLOCATION: timedelta(seconds=30),
     Scope.CAPACITY: timedelta(seconds=30),
 }
+_WAITED = 3600  # seconds of a Retry-After that are believed
 
 
 def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
@@ -146,8 +147,9 @@ def _not_taken(job: Job, refused: Refused, now: datetime) -> Move:
     if row.verdict in _FINAL:
         return Move(State.FAILED, failure.message, columns=columns)
     until, why = _until(row, refused, now), f"its file was not taken: {failure.message}"
-    if row.verdict is Verdict.STOP_ACCOUNT and row.scope:  # the lane rests: its other jobs' files would fare no better
-        return Move(State.QUEUED, why, until, columns, throttled=(row.scope, until, failure.message))
+    if row.scope is Scope.DAILY or (row.verdict is Verdict.STOP_ACCOUNT and row.scope):
+        # The lane rests, since its other jobs' files would fare no better; the job goes on when a person lets that go.
+        return Move(State.QUEUED, why, now, columns, throttled=(row.scope, until, failure.message))
     return Move(State.QUEUED, why, until, columns)
 
 
@@ -166,4 +168,4 @@ def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     if row.scope is faults.Scope.DAILY:
         return tokens.renewal(now)
     pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
-    return now + max(spans.spread(pause), timedelta(seconds=refused.retry_after or 0))
+    return now + max(spans.spread(pause), timedelta(seconds=min(refused.retry_after or 0, _WAITED)))

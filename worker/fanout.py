@@ -222,7 +222,7 @@ class _Shelf:
     def fetch(self, url: str, limit: int) -> tuple[bytes, str]:
         """What a user's link gives, each hop of it guarded."""
         bounds = egress.Bounds(spans.DOCUMENT.total_seconds(), limit)
-        answer = egress.fetch(self.ctx.webhooks, url, bounds)
+        answer = egress.fetch(self.ctx.documents, url, bounds)
         if answer.status != 200:
             raise CallFailed(f"the link answers HTTP {answer.status}")
         return answer.body, answer.headers.get("content-type", "")

@@ -40,6 +40,7 @@ from worker.models import Job, Lane, Owner, Project
 from worker.states import SLOTTED, State
 
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
+NEAR = timedelta(minutes=1)  # how far a lane may be booked ahead and admit; an admitted job asks again within that
 _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _SETTLING = timedelta(seconds=5)  # between looks at a day's tokens, while calls are out that may give some back
 _SMALL = 0.01  # the share of a day's tokens, of which so little is left that the lane is closed
@@ -49,14 +50,17 @@ _SMALL = 0.01  # the share of a day's tokens, of which so little is left that th
 class Booking:
     """When a create may leave. `at` None: not now; try at `again_at`, or, None too, give the slot back: it is closed.
 
+    No wait is longer than a minute, since the lane may be free before the instant that it is booked until.
+
     It closes when a person pauses the lane, the project or all, when a quota parks it, when its account is stopped,
-    and when the provider takes fewer tasks at once than were admitted. `tokens` that were booked, where the lane's are
-    limited.
+    when the provider takes fewer tasks at once than were admitted, and while it is booked further ahead than `NEAR`.
+    `tokens` that were booked, where the lane's are limited. `short`: so many are wanted, and the day has fewer left.
     """
 
     at: datetime | None
     again_at: datetime | None = None
     tokens: int | None = None
+    short: int | None = None
 
 
 def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime) -> Booking:
@@ -64,7 +68,7 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
 
     It has to wait when the lane is booked further ahead than a worker may wait, and while a call of the lane is out
     and another's answer is lost: one at a time then, or nobody could tell whose a task is. A call that wants more
-    than is left of the day's tokens waits until they are renewed; the lane is parked only where hardly any are left,
+    than is left of the day's tokens waits until there are as many; the lane is parked only where hardly any are left,
     since smaller calls may fit.
     """
     said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
@@ -74,8 +78,9 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
         return Booking(row.at, tokens=wanted if row.is_counted else None)
     lane = connection.execute(_MAY_CREATE if wanted is None else _MAY_CREATE_TOKENS, said).one()
     if lane.may_create and lane.is_spent:
-        return _spent(connection, lane, now)
-    return Booking(None, max(lane.free_at, now + _AHEAD) if lane.may_create else None)
+        return _spent(connection, lane, wanted, now)
+    is_near = lane.may_create and lane.free_at <= now + NEAR
+    return Booking(None, max(lane.free_at, now + _AHEAD) if is_near else None)
 
 
 def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None = None) -> Sequence[Row[Any]]:
@@ -118,12 +123,17 @@ def holds_slot() -> ColumnElement[bool]:
     return or_(Job.state.in_(SLOTTED), and_(Job.state == State.HELD, Job.held_from == State.UNCERTAIN))
 
 
-def _spent(connection: Connection, lane: Row[Any], now: datetime) -> Booking:
+def is_near(now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Whether the lane is booked no further ahead than a minute: who is admitted beyond that would wait in vain."""
+    return now + NEAR >= tokens.FREE_AT
+
+
+def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: datetime) -> Booking:
     """The day's tokens are booked, and perhaps not all of them will be used."""
     if lane.calls_out:
         return Booking(None, now + _SETTLING)
     if lane.left > lane.tpd * _SMALL:
-        return Booking(None, tokens.renewal(now))
+        return Booking(None, short=wanted)
     why = f"of the model's {lane.tpd} tokens a day too few are left"
     throttle.park(connection, lane.id, tokens.renewal(now), why)
     return Booking(None)

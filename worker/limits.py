@@ -1,6 +1,6 @@
 """What each lane may do: the provider's limits, from the catalog, overridden by the settings, in the rows of `lanes`.
 
-What a lane learned stays: a restart with other settings changes its limits and nothing else.
+What a lane learned stays. Where its limits change, what was booked and parked under the old ones is forgotten.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, or_
+from sqlalchemy import Connection, func, or_
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker.catalog import Catalog, Model
@@ -20,6 +20,14 @@ from worker.settings import Account, Limit, Settings
 SHARE = 0.9  # of a published rate: the provider counts in windows that we cannot see
 
 _CONFIGURED = ("account", "concurrency", "interval_us", "tpm", "tpd")
+
+
+_ANEW = {
+    "next_at": func.least(Lane.next_at, func.now()),
+    "tokens_at": func.least(Lane.tokens_at, func.now()),
+    "parked_until": None,
+    "parked_why": None,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
     fresh = upsert(Lane).values(rows)
     agreed = fresh.on_conflict_do_update(
         index_elements=[Lane.owner, Lane.region, Lane.model],
-        set_={name: fresh.excluded[name] for name in _CONFIGURED},
+        set_={name: fresh.excluded[name] for name in _CONFIGURED} | _ANEW,
         where=or_(*(Lane.__table__.c[name].is_distinct_from(fresh.excluded[name]) for name in _CONFIGURED)),
     )
     connection.execute(agreed)

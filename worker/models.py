@@ -212,6 +212,7 @@ class Job(Base):
     task_id: Mapped[str | None]
     task_status: Mapped[str | None]  # as the provider last said it
     polls: Mapped[int] = mapped_column(server_default="0")
+    tokens: Mapped[int | None]  # that its call wants, where its lane's day was seen to have fewer left
     retries: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # tasks made again after an unbilled failure
     unknown_since: Mapped[datetime | None]  # since when each look said UNKNOWN
     run_seconds: Mapped[float | None]  # from the provider's own stamps
@@ -399,6 +400,7 @@ class Delivery(Base):
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
     event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id"))
     url: Mapped[str]
+    receiver: Mapped[int] = mapped_column(server_default="0")  # its host and port, as `webhooks.receiver` numbers them
     body: Mapped[str]  # the bytes that are signed, the same on every retry
     state: Mapped[str] = mapped_column(server_default="waiting")
     tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
@@ -419,9 +421,28 @@ class Delivery(Base):
         CheckConstraint("(state = 'waiting') = (run_at is not null)", name="waits"),
         CheckConstraint("num_nulls(project_id, job_id, event_id) in (0, 3)", name="alarm"),
         Index("ix_deliveries_due", "run_at", postgresql_where=text("run_at is not null")),
+        Index(
+            "ix_deliveries_turns",
+            text("coalesce(project_id, '00000000-0000-0000-0000-000000000000'::uuid)"),
+            "receiver",
+            "run_at",
+            postgresql_where=text("run_at is not null"),
+        ),
+        Index("ix_deliveries_old", "created_at", postgresql_where=text("run_at is not null")),
         Index("ix_deliveries_claimed", "url", postgresql_where=text("claimed is not null")),
         Index("ix_deliveries_job_id", "job_id"),
     )
+
+
+class DeadReceiver(Base):
+    """A receiver that did not answer a project's last delivery; the row goes with its next answer."""
+
+    __tablename__ = "dead_receivers"
+
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    receiver: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    failures: Mapped[int] = mapped_column(SmallInteger)  # in a row
+    resume_at: Mapped[datetime]  # when the project's deliveries are tried again
 
 
 class Entry(Base):

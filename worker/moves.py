@@ -140,7 +140,7 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     assert move.attempt is not None, "a create call is an attempt"
     booking = lanes.reserve(connection, job, move.attempt.get("tokens"), now)
     if booking.at is None:
-        return _wait(connection, job, booking.again_at, now)
+        return _wait(connection, job, booking, now)
     columns = {
         "state": State.SUBMITTING,
         "state_at": now,
@@ -162,13 +162,14 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     return moved
 
 
-def _wait(connection: Connection, job: Job, again_at: datetime | None, now: datetime) -> Job:
-    """Keeps the slot until the lane's rate allows the create; gives it back where the lane has closed (None)."""
-    if again_at is not None:
-        return _update(connection, job, Move(State.ADMITTED, run_at=again_at), now)
+def _wait(connection: Connection, job: Job, booking: lanes.Booking, now: datetime) -> Job:
+    """Keeps the slot until the lane's rate allows the create; gives it back where the lane has closed."""
+    if booking.again_at is not None:
+        return _update(connection, job, Move(State.ADMITTED, run_at=booking.again_at), now)
     if reread(connection, job).cancel_requested:
         return record(connection, job, Move(State.CANCELED, "canceled before anything was sent"), now)
-    return record(connection, job, Move(State.QUEUED, "gave its slot back: nothing may be sent now"), now)
+    back = Move(State.QUEUED, "gave its slot back: nothing may be sent now", columns={"tokens": booking.short})
+    return record(connection, job, back, now)
 
 
 def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> Job:

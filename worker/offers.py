@@ -165,6 +165,7 @@ class Model(Entry):
     text_limit: int | None = None  # of the text that one call speaks; more is refused
     context: int | None = None  # tokens, in and out
     max_output: int | None = None  # tokens
+    max_thinking: int = 81_920  # tokens that it thinks at the most; no model of the family has more
     thinking: Thinking = Thinking.NONE
     thinks_unstreamed: bool = False  # it may think in a call that does not stream its answer
     token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, case, func, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import (
@@ -26,6 +26,7 @@ from worker import (
     moves,
     polling,
     postgres,
+    receivers,
     seen,
     spans,
     tick,
@@ -36,7 +37,7 @@ from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.kinds import text_batch
-from worker.models import Delivery, Job, Project
+from worker.models import DeadReceiver, Delivery, Job, Project
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS
 
@@ -118,8 +119,11 @@ class Runner:
 
     def deliver(self, numbers: Numbers) -> None:
         """One try of each delivery, one after the other; then the receiver's next may go."""
-        for number in numbers:
-            _deliver(self.ctx, number)
+        for n, number in enumerate(numbers):
+            if not _deliver(self.ctx, number):  # the rest would only hold the thread
+                with self.ctx.engine.begin() as connection:
+                    claims.give_back(connection, Delivery, numbers[n + 1 :], timedelta(0))
+                break
         self.hint()
 
     def fire(self) -> None:
@@ -268,24 +272,28 @@ def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims
         return claims.take(connection, table, numbers, lease)
 
 
-def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
+def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
+    """One try of a delivery; whether its receiver answers."""
     rows = _until_it_holds(partial(_take, ctx, Delivery, [number], spans.LEASES["deliver"]))
     if not rows:
-        return
+        return True
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
-    secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
-    key = ctx.read(
-        lambda connection: connection.execute(secret).scalar_one_or_none()
-    )  # none: an alarm is of no project
-    tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())
+    said = {"project": delivery.project_id, "receiver": delivery.receiver}
+    project = ctx.read(lambda connection: connection.execute(_SIGNS, said).first())
+    # none: an alarm is of no project
+    tried = webhooks.deliver(ctx.webhooks, delivery, project.webhook_secret if project else None, clock())
     _log.info(
         "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
     )
-    write = partial(_write_try, delivery=delivery, tried=tried, now=clock())
+    was_silent = project is not None and project.failures is not None
+    write = partial(_write_try, delivery=delivery, tried=tried, was_silent=was_silent, now=clock())
     ctx.write(write, f"delivery {delivery.id}")
+    return tried.status is not None
 
 
-def _write_try(connection: Connection, delivery: Delivery, tried: webhooks.Tried, now: datetime) -> None:
+def _write_try(
+    connection: Connection, delivery: Delivery, tried: webhooks.Tried, was_silent: bool, now: datetime
+) -> None:
     statement = (
         update(Delivery)
         .where(claims.held(Delivery, delivery.id, delivery.claim))
@@ -301,6 +309,19 @@ def _write_try(connection: Connection, delivery: Delivery, tried: webhooks.Tried
         )
     )
     connection.execute(statement)
+    if tried.status is None:
+        receivers.silent(connection, delivery, now)
+    elif was_silent and delivery.project_id:
+        receivers.answered(connection, delivery.project_id, delivery.receiver)
+
+
+_SIGNS = (
+    select(Project.webhook_secret, DeadReceiver.failures)
+    .outerjoin(
+        DeadReceiver, and_(DeadReceiver.project_id == Project.id, DeadReceiver.receiver == bindparam("receiver"))
+    )
+    .where(Project.id == bindparam("project"))
+)
 
 
 def _numbers(taken: Sequence[Job]) -> Numbers:

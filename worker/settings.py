@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         (),
         description="networks where webhooks and sources may lie though private, on any port, plain http too",
     )
+    documents_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="networks where users' document links may lead though private: all there can be read by any user",
+    )
     source_hosts: str = Field(
         r"^dashscope-[a-z0-9-]+\.oss-[a-z0-9-]+\.aliyuncs\.com$",
         description="a pattern of the hosts that serve the provider's outputs",
@@ -126,14 +130,14 @@ class Settings(BaseSettings):
     def _broker(cls, value: SecretStr) -> SecretStr:
         return SecretStr(connection_urls.broker_url(value.get_secret_value()))
 
-    @field_validator("egress_allow", mode="before")
+    @field_validator("egress_allow", "documents_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """`10.0.0.0/8,127.0.0.1/32`, since a list of networks reads better without JSON."""
         parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
         return tuple(part for part in parts if part)
 
-    @field_validator("egress_allow")
+    @field_validator("egress_allow", "documents_allow")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
@@ -150,6 +154,11 @@ class Settings(BaseSettings):
     def networks(self) -> tuple[Network, ...]:
         """`egress_allow`, parsed."""
         return tuple(ip_network(network) for network in self.egress_allow)
+
+    @cached_property
+    def document_networks(self) -> tuple[Network, ...]:
+        """`documents_allow`, parsed."""
+        return tuple(ip_network(network) for network in self.documents_allow)
 
     @cached_property
     def all_accounts(self) -> tuple[Account, ...]:

@@ -22,6 +22,7 @@ from datetime import timedelta
 from typing import Any
 
 from worker import batch_api, copying, creates, fanout, seen, spans
+from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
@@ -29,8 +30,6 @@ from worker.kinds import KINDS, Request, text_batch
 from worker.models import Job
 from worker.reconcile import reconcile
 from worker.states import Move, State
-
-_LONG = timedelta(minutes=15)  # of a wait for the lane, in which others may use the slot
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,14 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
     wanted = kind.input.model_validate(job.input)
     request = kind.request(model, job.region or "", wanted)
-    attempt = creates.attempt(ctx, job, request, seen.tokens(kind.estimate(model, wanted)))
+    attempt = creates.attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
     try:
         request = _ready(ctx, job, request, attempt)
     except NoriaError as trouble:
         yield creates.not_ready(job, trouble, clock)
         return
     job = yield Move(State.SUBMITTING, attempt=attempt)
-    if job.state != State.SUBMITTING:  # the lane's rate makes it wait, or it was canceled
-        if job.state == State.ADMITTED and job.run_at and job.run_at - clock() > _LONG:
-            yield Move(State.QUEUED, "gave its slot back: its lane has room for it only later", job.run_at)
+    if job.state != State.SUBMITTING:  # the lane makes it wait, or it was canceled
         return
     sent_at = job.submitted_at or clock()
     clock.wait_until(sent_at)
@@ -137,6 +134,12 @@ def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
         return None
     why = "too late to cancel: the provider has started it, and bills it"
     return Move(State.RUNNING, why, clock(), columns={"cancel_requested": False})
+
+
+def _tokens(model: Model, estimate: Usage) -> int | None:
+    """What the call books of its lane's tokens; no call reads and writes more than the model's window."""
+    most = seen.tokens(estimate)
+    return most if most is None or model.context is None else min(most, model.context)
 
 
 def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:

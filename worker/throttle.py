@@ -129,6 +129,7 @@ def forget(connection: Connection, model: str | None) -> int:
     forgotten = update(Lane).values(
         parked_until=None,
         parked_why=None,
+        next_at=func.least(Lane.next_at, func.now()),  # booked at the pace that is forgotten
         paused_at=case((by_person, Lane.paused_at)),
         paused_why=None,
         pace=1.0,

@@ -5,7 +5,6 @@ One transaction under an advisory lock, so any number of clocks is harmless; the
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,7 +29,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import children, claims, firing, learned, limits, log, moves, spans, turns, unowned
+from worker import children, claims, firing, learned, limits, log, moves, receivers, spans, turns, unowned, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.kinds import text_batch
@@ -39,10 +38,8 @@ from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
-_RECEIVER_THREADS = 2  # that one receiver may occupy, dead or alive
 _GATHERS = 8  # on their way at a time: a parent may read links one after another, for minutes
 _GATHERS_EACH = 4  # of a project, from which on no more of its parents are claimed
-_NEXT_SHARE = timedelta(seconds=2)
 _LOCKED = func.pg_try_advisory_xact_lock(LOCK).label("locked")
 _KEYS_KEPT = timedelta(days=7)
 _SOON = timedelta(hours=2)  # left to a link
@@ -75,7 +72,6 @@ class _Due:
     limit: int  # what the queue can start within half a lease
     due: ColumnElement[bool]
     order: tuple[Any, ...]
-    share: int | None = None  # how many rows of one group may be on their way
 
 
 def _jobs_in(*states: State) -> ColumnElement[bool]:
@@ -87,19 +83,6 @@ _NOW = bindparam("now", type_=DateTime(timezone=True))
 # false of a link of which we do not know when it dies, and where there is none: what is assembled is in our bucket
 _dies_soon = func.coalesce(Job.links_expire_at < _NOW + _SOON, False)
 _IS_BATCH = Job.kind == text_batch.NAME
-_OTHER = aliased(Delivery)
-_busy = (
-    select(func.count())
-    .where(
-        _OTHER.url == Delivery.url,
-        _OTHER.claimed.is_not(None),
-        # What has lapsed occupies no thread. Counted, the lapsed would keep each other from being due, for ever.
-        _OTHER.run_at > _NOW,
-        _OTHER.id != Delivery.id,
-    )
-    .correlate(Delivery)
-    .scalar_subquery()
-)
 
 _PARENT = aliased(Job, name="parent")
 _gathers = (
@@ -108,7 +91,8 @@ _gathers = (
         text("parent.state = 'gathering'"),
         _PARENT.project_id == Job.project_id,
         _PARENT.claimed.is_not(None),
-        _PARENT.run_at > _NOW,  # as above
+        # What has lapsed occupies no thread. Counted, the lapsed would keep each other from being due, for ever.
+        _PARENT.run_at > _NOW,
     )
     .correlate(Job)
     .scalar_subquery()
@@ -149,8 +133,6 @@ _WORK = (
         "noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000,
         and_(_jobs_in(State.RUNNING), ~_IS_BATCH), (Job.run_at,),
     ),
-    _Due("noria.deliver", "webhook", Delivery, 8, 256, _busy < 1, (Delivery.run_at,),
-        share=_RECEIVER_THREADS * 8),
 )  # fmt: skip
 
 
@@ -174,7 +156,8 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     if not probe.anything:
         return messages
     turns.admit(connection, probe.now)
-    return messages + [message for due in _WORK for message in _messages(connection, due, probe.now)]
+    messages += [message for due in _WORK for message in _messages(connection, due, probe.now)]
+    return messages + _deliveries(connection, probe.now)
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
@@ -205,7 +188,7 @@ def _moment(now: Now) -> ColumnElement[datetime]:
 
 
 def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Message]:
-    claimed = _shared(connection, due, claims.claim_due(connection, due.table, due.due, due.order, due.limit, now))
+    claimed = claims.claim_due(connection, due.table, due.due, due.order, due.limit, now)
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
     alone = [claim for claim in crashed if not _held(connection, due, claim, now)]
@@ -213,22 +196,12 @@ def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Mess
         yield Message(due.task, due.queue, tuple(batch))
 
 
-def _shared(connection: Connection, due: _Due, claimed: list[Claim]) -> list[Claim]:
-    """Of each group no more than its share; the rest is due again soon.
-
-    What is on its way from earlier ticks is counted by `due` itself, which sees none of this tick's own.
-    """
-    if due.share is None:
-        return claimed
-    counted: Counter[str] = Counter()
-    kept: list[Claim] = []
-    over: list[Claim] = []
-    for claim in claimed:
-        counted[claim.group] += 1
-        (kept if counted[claim.group] <= due.share else over).append(claim)
-    if over:
-        claims.give_back(connection, due.table, [(claim.id, claim.number) for claim in over], _NEXT_SHARE)
-    return kept
+def _deliveries(connection: Connection, now: datetime) -> list[Message]:
+    """Each message is of one receiver. What a worker died on goes alone."""
+    claimed = receivers.claim_due(connection, now)
+    healthy = _batches([claim for claim in claimed if not claim.crashes], receivers.ROWS)
+    alone = [(claim,) for claim in claimed if claim.crashes]
+    return [Message("noria.deliver", "webhook", tuple(batch)) for batch in (*healthy, *alone)]
 
 
 def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
@@ -281,4 +254,5 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
+    "give_up": (timedelta(minutes=1), webhooks.give_up),
 }

@@ -22,6 +22,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     func,
     literal,
     literal_column,
@@ -62,6 +63,12 @@ def ahead(now: ColumnElement[datetime]) -> ColumnElement[int]:
 def today(now: datetime) -> ColumnElement[int]:
     """The day's tokens so far."""
     return _today(literal(day(now)))
+
+
+def left(now: ColumnElement[datetime]) -> ColumnElement[int]:
+    """What is left of the day's tokens; null where anything goes: they are not limited, or none is used yet."""
+    used = _today(cast(func.timezone(_SHANGHAI.key, now), Date))
+    return case((used > 0, Lane.tpd - used))
 
 
 def _today(on: ColumnElement[date]) -> ColumnElement[int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, DateTime, Row, Select, bindparam, or_, select, text
 
-from worker import lanes, stops, throttle
+from worker import lanes, stops, throttle, tokens
 from worker.models import Job, Lane, Owner
 
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
@@ -55,7 +55,7 @@ def _try(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uu
 
 def _fill(connection: Connection, lane: Row[Any], free: int, now: datetime) -> Collection[uuid.UUID]:
     whose = {"lane": lane.id, "account": lane.account, "region": lane.region, "model": lane.model}
-    return connection.execute(_FILL, whose | {"free": free, "now": now}).scalars().all()
+    return connection.execute(_FILL, whose | {"free": free, "left": lane.left, "now": now}).scalars().all()
 
 
 def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
@@ -70,12 +70,13 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     )
     is_proven = stops.is_proven()
     inner = (
-        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free)
+        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free, tokens.left(now).label("left"))
         .add_columns(Owner.stopped_at, is_proven.label("is_proven"))
         .join(Owner, Owner.name == Lane.owner)
         .where(
             waits.scalar_subquery().is_not(None),
             throttle.is_open(now),
+            lanes.is_near(now),
             Owner.paused_at.is_(None),
             or_(Owner.stopped_at.is_(None), Owner.stopped_until <= now, is_proven),
         )
@@ -114,6 +115,8 @@ _FILL = text(
           from served cross join lateral (
                select id, rank_at from jobs
                 where state = 'queued' and not fans_out and model = :model and project_id = served.id and run_at <= :now
+                  -- what wants more than the day has left waits in its place, and lets smaller calls pass
+                  and (tokens is null or (tokens <= cast(:left as bigint)) is not false)
                 order by rank_at, id limit least(:free, greatest(served.room, 0))) as head
     ), next as materialized (
         select id, start from line order by start, rank_at, id limit :free
@@ -122,7 +125,7 @@ _FILL = text(
          where jobs.state = 'queued' for update of jobs skip locked
     ), admitted as (
         update jobs set state = 'admitted', state_at = :now, run_at = :now, lane_id = :lane, account = :account,
-               region = :region, sequence = jobs.sequence + 1
+               region = :region, tokens = null, sequence = jobs.sequence + 1
           from picked where jobs.id = picked.id and jobs.state = 'queued'
         returning jobs.id, jobs.project_id, jobs.sequence, picked.start
     ), charged as (

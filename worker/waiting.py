@@ -50,6 +50,7 @@ class _Line:
 
 
 _PARTS = Waiting("parts", "waits to be divided into its parts")
+_DAY = Waiting("quota", "of the model's tokens a day fewer are left than it may take: smaller calls go first")
 _SLOT = Waiting("slot", "waits for one of the model's concurrent tasks")
 _TURN = Waiting("turn", "waits for its turn: projects take turns in the model's concurrent tasks")
 
@@ -87,6 +88,9 @@ def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
         return Waiting("quota", f"the model waits for a person: {lane.paused_why}")
     if lane.parked_until and lane.parked_until > now:
         return Waiting("quota", f"the model's lane is parked: {lane.parked_why}", lane.parked_until)
+    free_at = max(lane.next_at, lane.tokens_at) if lane.tpm else lane.next_at
+    if free_at > now + lanes.NEAR:
+        return Waiting("rate", "the model's rate is used up for a while", free_at)
     return None
 
 
@@ -113,8 +117,14 @@ def _in_line(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict
     held_up = _projects(connection, {job.project_id for job in jobs})
     places = _places(connection, jobs)
     return {
-        job.id: _placed(by_model.get(job.model) or held_up[job.project_id] or _SLOT, places.get(job.id)) for job in jobs
+        job.id: _placed(by_model.get(job.model) or held_up[job.project_id] or _alone(job), places.get(job.id))
+        for job in jobs
     }
+
+
+def _alone(job: Job) -> Waiting:
+    """What it waits for where nothing holds its lane or its project up."""
+    return _SLOT if job.tokens is None else _DAY
 
 
 def _placed(waiting: Waiting, line: _Line | None) -> Waiting:
@@ -164,8 +174,9 @@ def _places(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, _Lin
 
 # Built once: to build a statement costs more than to run it.
 
+_OF_LANE = ("model", "paused_at", "paused_why", "parked_until", "parked_why", "next_at", "tokens_at", "tpm")
 _LANES = (
-    select(*(Lane.__table__.c[name] for name in ("model", "paused_at", "paused_why", "parked_until", "parked_why")))
+    select(*(Lane.__table__.c[name] for name in _OF_LANE))
     .add_columns(Owner.paused_at.label("owner_paused_at"), Owner.stopped_at, Owner.stopped_until, Owner.stopped_why)
     .join(Owner, Owner.name == Lane.owner)
     .where(Lane.model.in_(bindparam("models", expanding=True)))

@@ -8,15 +8,17 @@ from __future__ import annotations
 import random
 import secrets
 import uuid
+import zlib
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, DateTime, bindparam, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
 from worker import egress, spans
+from worker.egress import wires
 from worker.errors import CallFailed
 from worker.models import Delivery
 
@@ -25,8 +27,10 @@ RETRIES = tuple(
     timedelta(seconds=seconds)
     for seconds in (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
 )
+GIVEN_UP = timedelta(hours=84)  # after the event, whatever was tried; the last retry is 83 h after it at the latest
 _JITTER = 0.1  # so that receivers that were down together are not all called at one instant
 _BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), cap=0)
+_AT_ONCE = 5000  # deliveries that are given up together
 _GONE = 410  # the receiver wants no more
 _HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}
 
@@ -49,6 +53,11 @@ def new_secret() -> str:
     return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
 
 
+def receiver(url: str) -> int:
+    """The number of the receiver that a URL names: its host and port, whatever stands behind them."""
+    return zlib.crc32(wires.host_and_port(url).encode())
+
+
 def wanted(event_type: str, events: list[str] | None) -> bool:
     """Whether a job's receiver is told of an event: the terminal ones, unless it asked for others."""
     return event_type in (TERMINAL_EVENTS if events is None else events)
@@ -60,7 +69,7 @@ def enqueue(
     """Writes the delivery of an event; once, however often it is asked to."""
     row = (
         upsert(Delivery)
-        .values(project_id=project_id, job_id=job_id, event_id=event_id, url=url, body=body)
+        .values(project_id=project_id, job_id=job_id, event_id=event_id, url=url, receiver=receiver(url), body=body)
         .on_conflict_do_nothing()
     )
     connection.execute(row)
@@ -68,7 +77,7 @@ def enqueue(
 
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
     """Writes the delivery of an alarm to the operator: of no project, so nothing signs it."""
-    connection.execute(insert(Delivery).values(url=url, body=body))
+    connection.execute(insert(Delivery).values(url=url, receiver=receiver(url), body=body))
 
 
 def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str]:
@@ -103,9 +112,38 @@ def deliver(wire: egress.Wire, delivery: Delivery, secret: str | None, now: date
     return _failed(delivery, status, f"the receiver said {status}", now)
 
 
+def give_up(connection: Connection, now: datetime) -> None:
+    """Ends the deliveries that have waited for too long, some thousands at a time."""
+    connection.execute(_GIVE_UP, {"before": now - GIVEN_UP, "now": now})
+
+
 def _failed(delivery: Delivery, status: int | None, error: str, now: datetime) -> Tried:
     tries = delivery.tries + 1
     if tries >= len(RETRIES):
         return Tried("exhausted", status, error, None)
-    spread = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
-    return Tried("waiting", status, error, now + RETRIES[tries] * spread)
+    again_at = now + RETRIES[tries] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
+    if again_at > delivery.created_at + GIVEN_UP:
+        return Tried("exhausted", status, error, None)
+    return Tried("waiting", status, error, again_at)
+
+
+_OLD = (
+    select(Delivery.id)
+    .where(text("deliveries.run_at is not null"), Delivery.created_at < bindparam("before", type_=DateTime(True)))
+    .where(or_(Delivery.claimed.is_(None), Delivery.run_at <= bindparam("now", type_=DateTime(True))))
+    .order_by(Delivery.created_at)
+    .limit(_AT_ONCE)
+    .with_for_update(skip_locked=True)
+    .cte("old")
+)
+_GIVE_UP = (
+    update(Delivery)
+    .where(Delivery.id == _OLD.c.id)
+    .values(
+        state="exhausted",
+        run_at=None,
+        claimed=None,
+        finished_at=bindparam("now", type_=DateTime(True)),
+        last_error=func.coalesce(Delivery.last_error, "its receiver had no time for it within three and a half days"),
+    )
+)

@@ -6,8 +6,10 @@ it: each connect, handshake, read and write waits no longer than what is left. O
 since `getaddrinfo` takes no timeout: the platform's resolver bounds it (resolv.conf's `timeout` times
 `attempts` for each server, 10 s unless changed), and leases must exceed deadlines by that much.
 
-`keeping` and `single` trust their address, which the operator set. `webhooks` and `sources` do not: they
-check the address that the socket is opened to, so a name that leads elsewhere the second time gains nothing.
+`keeping` and `single` trust their address, which the operator set. `webhooks`, `sources` and `documents` do not:
+they check the address that the socket is opened to, so a name that leads elsewhere the second time gains nothing.
+What a document's link gives is shown to its user, so `documents` has private networks of its own (DOCUMENTS_ALLOW):
+those of EGRESS_ALLOW hold the bucket and other services, which a user must not read.
 """
 
 from __future__ import annotations
@@ -19,12 +21,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 import httpcore
 import httpx
-from ssrfguard import AddressTable, Block, BlockedAddressError, BlockedURLError, Policy, Reach, Resolver
+from ssrfguard import (
+    DEFAULT_DENIED,
+    AddressTable,
+    Block,
+    BlockedAddressError,
+    BlockedURLError,
+    Policy,
+    Reach,
+    Resolver,
+    Verdict,
+)
 from ssrfguard.httpx import SafeBackend
 
 from worker.errors import Fault
@@ -33,6 +45,11 @@ from worker.settings import Network, Settings
 ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
 ANY_PORT = frozenset(range(1, 65536))
 EVERYBODY = ("0.0.0.0/0", "::/0")
+# All of IPv6 but 2000::/3, the only space that is given out (IANA, 'IPv6 Address Space'). SIIT's ::ffff:0:0:0/96 lies
+# there, and whatever else a host translates. The forms that ssrfguard decodes are more exact, so they go before.
+NOT_GIVEN_OUT = ("::/3", "4000::/2", "8000::/1")
+
+_PORTS = {"http": 80, "https": 443}
 
 _deadline: ContextVar[float] = ContextVar("deadline")  # on the monotonic clock
 
@@ -64,6 +81,11 @@ def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseT
     return _Guarded(is_public, settings.networks, resolver)
 
 
+def documents(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
+    """A wire to users' documents: https on 443 to whatever is public, and in any way inside DOCUMENTS_ALLOW."""
+    return _Guarded(_is_https, settings.document_networks, resolver)
+
+
 def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | None:
     """What is wrong with a receiver's URL as it is written; None: nothing.
 
@@ -83,6 +105,15 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
     if last == "localhost" and not settings.networks:
         return Fault(pointer, "url_not_allowed", "this address is not called: it is this machine's own")
     return None
+
+
+def host_and_port(url: str) -> str:
+    """Whom a URL leads to, "example.com:443", however it is spelled; empty where it is no URL."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return ""
+    return f"{parsed.raw_host.decode().rstrip('.')}:{parsed.port or _PORTS.get(parsed.scheme, 0)}"
 
 
 def is_source_host(url: httpx.URL, settings: Settings) -> bool:
@@ -113,6 +144,18 @@ def _is_https(url: httpx.URL) -> bool:
     return url.scheme == "https" and url.port in (None, 443)
 
 
+class _Addresses(AddressTable):
+    """ssrfguard's table, which does not know ISATAP: an IPv4 address in the last half of any IPv6 one (RFC 5214)."""
+
+    def classify(self, address: str | IPv4Address | IPv6Address) -> Verdict:
+        verdict = super().classify(address)
+        outer = verdict.address
+        if verdict.blocked or outer.version == 4 or (int(outer) >> 32) & 0xFFFFFFFF not in (0x5EFE, 0x02005EFE):
+            return verdict
+        inner = super().classify(IPv4Address(int(outer) & 0xFFFFFFFF))
+        return Verdict(outer, inner.blocked, inner.block)
+
+
 @cache
 def _trusting() -> Policy:
     return Policy(denied_networks=AddressTable(()), allowed_ports=ANY_PORT, max_connection_attempts=ADDRESSES)
@@ -121,8 +164,10 @@ def _trusting() -> Policy:
 @cache
 def _policies(networks: tuple[Network, ...]) -> tuple[Policy, Policy]:
     """Whom a guarded wire may reach: all that is public, over https; the operator's networks, in any way."""
-    outside = [Block(ip_network(net), "outside EGRESS_ALLOW", "settings", Reach.DENIED) for net in EVERYBODY]
+    outside = [Block(ip_network(net), "outside what is allowed", "settings", Reach.DENIED) for net in EVERYBODY]
+    unknown = [Block(ip_network(net), "not given out", "RFC 4291", Reach.DENIED) for net in NOT_GIVEN_OUT]
     public = Policy(
+        denied_networks=_Addresses((*DEFAULT_DENIED.blocks, *unknown)),
         allowed_schemes=frozenset({"https"}),
         allowed_ports=frozenset({443}),
         allowed_networks=networks,

@@ -9,6 +9,8 @@ unevaluated.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +24,10 @@ from worker.kinds.fields import storable
 SCHEMA_LIMIT = 20_000  # characters
 _STEPS = 100_000  # keywords held against values in one validation
 _SLIPS = 3  # that an answer is told of
+_HERE = 1_000  # characters that are mended in this process: a tenth of a second at the worst
+_MENDED = 1_000_000  # characters; no model answers in more
+_SECONDS = 5.0
+_MEND = "import json, sys, json_repair; json.dump(json_repair.loads(json.load(sys.stdin)), sys.stdout)"
 _ANY = "Answer with one JSON object and nothing else."
 
 _Check = Callable[[Any, Any, Any, Mapping[str, Any]], Any]
@@ -71,13 +77,28 @@ def _value(content: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         pass
-    try:
-        value = json_repair.loads(content)
-    except (ValueError, RecursionError):
-        value = ""
+    value = _mended(content) if len(content) <= _HERE else _mended_apart(content)
     if not isinstance(value, dict | list) or not value:  # prose is mended to nothing
         raise Unfitting("the answer is no JSON")
     return value
+
+
+def _mended(content: str) -> Any:
+    try:
+        return json_repair.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mended_apart(content: str) -> Any:
+    """The same in a process of its own, and not for long: mending can take the square of the length."""
+    command = [sys.executable, "-I", "-c", _MEND]
+    said = json.dumps(content[:_MENDED]).encode()  # in ASCII, whatever the content holds
+    try:
+        done = subprocess.run(command, input=said, capture_output=True, timeout=_SECONDS, env={}, check=True)
+        return json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError, RecursionError):
+        return None
 
 
 def _kept(value: Any) -> Any:

@@ -275,6 +275,12 @@ def _is_thought_about(_model: Model, value: Any, given: Mapping[str, Any]) -> No
         raise no("needs_thinking", "is of use only with enable_thinking")
 
 
+def _budget_fits(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
+    _is_thought_about(model, value, given)
+    if value is not None and value > model.max_thinking:
+        raise no("too_many", f"{model.id} thinks at most {model.max_thinking:,} tokens")
+
+
 def _format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
     if value in (None, "text"):
         return
@@ -294,7 +300,7 @@ _RULES: dict[str, Callable[[Model, Any, Mapping[str, Any]], None]] = {
     "messages": _messages_fit,
     "max_tokens": _max_tokens_fit,
     "enable_thinking": _thinking_fits,
-    "thinking_budget": _is_thought_about,
+    "thinking_budget": _budget_fits,
     "include_reasoning": _is_thought_about,
     "response_format": _format_fits,
     "tool_choice": _choice_fits,

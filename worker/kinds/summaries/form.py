@@ -134,7 +134,9 @@ class Summary(Input):
     length: Length = Field("medium", description="words, or short, medium, long")
     digest: Annotated[Digest | None, BeforeValidator(_digest)] = Field(None, description="true, or how it should be")
     mode: Mode = Field(Mode.AUTO, description="calls, batch (half the price, up to a day or more), tasks or auto")
-    deadline_hours: float | None = Field(None, gt=0, description="for auto: within how many hours it is needed")
+    deadline_hours: float | None = Field(
+        None, gt=0, le=8760, description="for auto: within how many hours it is needed"
+    )
     window: str = Field("24h", description="how long a batch may take: 24h to 336h, or 1d to 14d")
     reduce_model: Text | None = Field(None, description="what joins the parts of long documents, and the digest")
     enable_thinking: bool | None = Field(None, description="let the models reason first: slower, dearer, no batch")

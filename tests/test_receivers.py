@@ -1,0 +1,278 @@
+"""Whose webhook goes next: by project, then by host and port; one that is dead holds up nobody else."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pytest_httpserver import HTTPServer
+from sqlalchemy import Connection, Engine, text
+from stage import Stage, stage
+
+from ops.sandbox.testing import Sandbox, running
+from worker import keys, receivers, webhooks
+from worker.claims import Claim
+from worker.egress import wires
+from worker.models import Delivery, Project
+from worker.settings import Settings
+
+DEAD = "http://127.0.0.1:9/hook"
+NOW = datetime(2026, 11, 22, 4, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running() as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    sandbox.reset()
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+class Post:
+    """Deliveries that wait; the clock is the test's."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def project(self, name: str) -> Project:
+        return keys.create_project(self.connection, name)
+
+    def write(self, project: Project, url: str, count: int = 1, at: datetime = NOW) -> None:
+        """So many events of one job, each due to be told to the URL."""
+        job = uuid.uuid4()
+        values = {
+            "job": job,
+            "project": project.id,
+            "url": url,
+            "receiver": webhooks.receiver(url),
+            "n": count,
+            "at": at,
+        }
+        for statement in _WRITE.split(";\n"):
+            self.connection.execute(text(statement), values)
+
+    def claim(self, at: datetime = NOW) -> list[Claim]:
+        return receivers.claim_due(self.connection, at)
+
+    def urls(self, claimed: list[Claim]) -> Counter[str]:
+        found = text("select url from deliveries where id = any(:ids)")
+        return Counter(self.connection.execute(found, {"ids": [claim.id for claim in claimed]}).scalars())
+
+
+_WRITE = """
+insert into jobs (id, project_id, kind, model, input, state, run_at, finished_at)
+values (:job, :project, 'text-to-video', 'wan2.5-t2v-preview', '{}', 'succeeded', null, :at);
+insert into events (job_id, project_id, sequence, type, entered)
+select :job, :project, n, 'job.noted', 'succeeded' from generate_series(1, :n) as n;
+insert into deliveries (project_id, job_id, event_id, url, receiver, body, run_at, created_at)
+select project_id, job_id, id, :url, :receiver, '{}', :at, :at from events where job_id = :job
+"""
+
+
+@pytest.fixture
+def post(engine: Engine) -> Iterator[Post]:
+    with engine.begin() as connection:
+        yield Post(connection)
+
+
+# Whose turn it is
+
+
+def test_a_receiver_is_a_host_and_a_port_however_its_url_goes_on() -> None:
+    same = ["https://a.example", "https://A.example:443/x?n=1", "https://a.example./?n=2", "https://u@a.example/y"]
+    others = ["https://b.example", "https://a.example:8443", "http://a.example"]
+
+    assert len({webhooks.receiver(url) for url in same}) == 1
+    assert len({webhooks.receiver(url) for url in [*same, *others]}) == 4
+
+
+def test_many_urls_of_one_host_are_one_receiver_with_two_messages(post: Post) -> None:
+    project = post.project("spring")
+    for n in range(40):
+        post.write(project, f"https://victim.example/?n={n}")
+
+    assert len(post.claim()) == 2 * receivers.ROWS
+    assert post.claim() == []
+
+
+def test_two_projects_that_name_one_receiver_share_what_it_may_have(post: Post) -> None:
+    spring, autumn = post.project("spring"), post.project("autumn")
+    post.write(spring, "https://shared.example/spring", 500, NOW - timedelta(hours=1))
+    post.write(autumn, "https://shared.example/autumn", 500)
+
+    claimed = post.urls(post.claim())
+
+    assert claimed == {"https://shared.example/spring": 8, "https://shared.example/autumn": 8}
+
+
+def test_a_project_with_many_receivers_has_four_on_their_way_and_starves_no_other(post: Post) -> None:
+    spring, autumn = post.project("spring"), post.project("autumn")
+    for n in range(300):
+        post.write(spring, f"https://n{n}.example/", 1, NOW - timedelta(hours=1))
+    post.write(autumn, "https://autumn.example/")
+
+    claimed = post.urls(post.claim())
+
+    assert claimed["https://autumn.example/"] == 1
+    assert len(claimed) == 4 + 1
+    assert post.claim() == []
+
+
+def test_every_receiver_of_many_has_its_turn(post: Post) -> None:
+    spring = post.project("spring")
+    for n in range(450):
+        post.write(spring, f"https://n{n}.example/")
+    done = Counter[str]()
+
+    for _ in range(450):
+        claimed = post.claim()
+        done += post.urls(claimed)
+        ended = text("update deliveries set state = 'delivered', run_at = null, claimed = null where id = any(:ids)")
+        post.connection.execute(ended, {"ids": [claim.id for claim in claimed]})
+
+    assert len(done) == 450
+
+
+def test_the_next_deliveries_go_as_soon_as_a_receivers_last_ones_are_told(post: Post) -> None:
+    post.write(post.project("spring"), "https://healthy.example/", 40)
+    told = text("update deliveries set state = 'delivered', run_at = null, claimed = null where claimed is not null")
+
+    rounds = []
+    for _ in range(3):
+        rounds.append(len(post.claim()))
+        post.connection.execute(told)
+
+    assert rounds == [16, 16, 8]
+
+
+def test_an_alarm_of_no_project_goes_too(post: Post) -> None:
+    webhooks.enqueue_alarm(post.connection, "https://alarms.example/", "{}")
+
+    assert len(post.claim(datetime.now(UTC) + timedelta(seconds=1))) == 1
+
+
+@pytest.mark.parametrize("waiting", [100_000])
+def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: Post, waiting: int) -> None:
+    post.write(post.project("spring"), DEAD, waiting, NOW - timedelta(hours=1))
+    post.connection.execute(text("analyze deliveries"))
+    assert len(post.claim()) == 16
+
+    assert post.claim() == []
+    read = text("explain (analyze, format json) " + receivers._CLAIM.text)
+    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **receivers._BOUNDS}).scalar_one(),)
+    assert _most_rows(plan["Plan"]) < 1000
+    assert plan["Execution Time"] < 50
+
+
+def _most_rows(plan: dict) -> int:
+    here = plan["Actual Rows"] * plan["Actual Loops"] + plan.get("Rows Removed by Filter", 0)
+    return max([here, *(_most_rows(part) for part in plan.get("Plans", ()))])
+
+
+# Receivers that do not answer
+
+
+def test_a_dead_receiver_is_tried_once_and_left_alone_for_a_while(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        Post(connection).write(play.project, DEAD, 40, play.now() - timedelta(minutes=1))
+
+    for _ in range(5):
+        play.play(play.tick())
+
+    assert sum(found.tries for found in play.deliveries()) == 2, "one for each of its threads"
+    assert play.sql("select failures from dead_receivers")[0]["failures"] == 2
+    play.sql("update dead_receivers set resume_at = now() - interval '1 s'")
+    assert [message.task for message in play.tick()] == ["noria.deliver"] * 2
+
+
+def test_a_receivers_silence_grows_to_five_minutes_and_ends_with_an_answer(play: Stage, httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/hook").respond_with_data("no", status=500)
+    one = Delivery(project_id=play.project.id, receiver=webhooks.receiver(httpserver.url_for("/hook")))
+    waits = []
+    for _ in range(9):
+        with play.ctx.engine.begin() as connection:
+            receivers.silent(connection, one, NOW)
+        waits.append((play.sql("select resume_at from dead_receivers")[0]["resume_at"] - NOW).total_seconds())
+    with play.ctx.engine.begin() as connection:
+        Post(connection).write(play.project, httpserver.url_for("/hook"), 1, play.now() - timedelta(seconds=1))
+    play.sql("update dead_receivers set resume_at = now() - interval '1 s'")
+
+    play.play(play.tick())
+
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert play.sql("select * from dead_receivers") == [], "an error is an answer"
+
+
+def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
+    spring = post.project("spring")
+    for n in range(20):
+        url = f"https://dead{n}.example/"
+        post.write(spring, url, 1, NOW - timedelta(hours=1))
+        receivers.silent(
+            post.connection, Delivery(project_id=spring.id, receiver=webhooks.receiver(url)), NOW - timedelta(minutes=1)
+        )
+    post.write(spring, "https://healthy.example/")
+
+    assert "https://healthy.example/" in post.urls(post.claim())
+
+
+# How a delivery ends
+
+
+def _tried(tries: int, created_at: datetime, now: datetime) -> webhooks.Tried:
+    delivery = Delivery(project_id=None, url="ftp://nobody/", body="{}", tries=tries, created_at=created_at)
+    wire = wires.webhooks(Settings.model_validate({"database_url": "", "broker_url": ""}))
+    return webhooks.deliver(wire, delivery, None, now)
+
+
+def test_the_last_retry_of_the_table_happens_and_then_the_delivery_ends() -> None:
+    now, waits = NOW, []
+    for tries in range(len(webhooks.RETRIES)):
+        tried = _tried(tries, NOW, now)
+        if tried.again_at is None:
+            break
+        waits.append((tried.again_at - now) / webhooks.RETRIES[tries + 1])
+        now = tried.again_at
+
+    assert tries == len(webhooks.RETRIES) - 1 == 9, "the tenth try is made, a day after the ninth"
+    assert (tried.state, tried.again_at) == ("exhausted", None)
+    assert all(0.9 <= wait <= 1.1 for wait in waits)
+    assert now - NOW < webhooks.GIVEN_UP
+
+
+def test_a_delivery_whose_next_try_would_come_too_late_ends_before_it() -> None:
+    assert _tried(1, NOW - webhooks.GIVEN_UP, NOW).state == "exhausted"
+    assert _tried(1, NOW - webhooks.GIVEN_UP + timedelta(minutes=6), NOW).state == "waiting"
+
+
+def test_deliveries_that_nobody_had_time_for_end_by_their_age(post: Post) -> None:
+    post.write(post.project("spring"), DEAD, 30, NOW - webhooks.GIVEN_UP - timedelta(minutes=1))
+    post.write(post.project("autumn"), DEAD, 3, NOW - webhooks.GIVEN_UP + timedelta(minutes=1))
+
+    webhooks.give_up(post.connection, NOW)
+
+    rows = post.connection.execute(
+        text("select state, count(*), max(last_error) from deliveries group by 1 order by 1")
+    )
+    (ended, waiting) = rows.all()
+    assert (ended[0], ended[1]) == ("exhausted", 30)
+    assert "three and a half days" in ended[2]
+    assert (waiting[0], waiting[1]) == ("waiting", 3)
+
+
+def test_the_tick_gives_up_what_is_too_old(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        Post(connection).write(play.project, DEAD, 1, play.now() - webhooks.GIVEN_UP - timedelta(minutes=1))
+    play.sql("update duties set due_at = now()")
+
+    assert [message for message in play.tick() if message.task == "noria.deliver"] == []
+
+    assert [found.state for found in play.deliveries()] == ["exhausted"]
