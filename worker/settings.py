@@ -10,10 +10,22 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker import endpoints
+
 Network = IPv4Network | IPv6Network
+ProviderUrl = Annotated[str, AfterValidator(endpoints.provider_root)]
 
 
 class Limit(BaseModel):
@@ -36,7 +48,7 @@ class Account(BaseModel):
     name: str = "default"
     owner: str = "default"
     region: str = "cn-beijing"
-    url: str
+    url: ProviderUrl
     key: SecretStr | None = None
     key_file: str | None = None  # read again on 401, so that a key is changed without a restart
     workspace: str | None = None
@@ -51,7 +63,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(description="postgresql+psycopg://user:password@host/database")
     broker_url: SecretStr = Field(description="redis://:password@host:6379/0 (Valkey is the same)")
 
-    dashscope_url: str = Field(
+    dashscope_url: ProviderUrl = Field(
         "https://dashscope.aliyuncs.com",
         description="the provider's host; /api/v1 and /compatible-mode/v1 are appended",
     )
@@ -66,9 +78,11 @@ class Settings(BaseSettings):
         (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace","data_inspection"}'
     )
 
-    s3_endpoint_url: str | None = Field(None, description="empty: AWS's own")
-    s3_public_endpoint_url: str | None = Field(None, description="the host in links for users, if another")
     s3_bucket: str = Field("noria", description="made beforehand; private")
+    s3_endpoint_url: str | None = Field(None, description="empty: AWS's own")
+    s3_public_endpoint_url: str | None = Field(
+        None, description="the host in links for users and the provider, if another"
+    )
     s3_access_key_id: SecretStr | None = Field(None, description="empty: the machine's role")
     s3_secret_access_key: SecretStr | None = Field(None, description="empty: the machine's role")
     s3_region: str = Field("us-east-1", description="the region that signs requests")
@@ -97,13 +111,18 @@ class Settings(BaseSettings):
     input_handover: str = Field(
         "link",
         pattern="^(link|upload)$",
-        description="how the provider gets files: link to the bucket, or upload where it cannot reach the bucket",
+        description="how the provider gets files: upload, or link where the bucket's public endpoint is https and not private",
     )
     speech_limit_unit: str = Field(
         "bytes", pattern="^(bytes|characters)$", description="what the provider's limit of one text to speak counts"
     )
     alert_url: str | None = Field(None, description="where an alarm is sent, as JSON, when an account is stopped")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
+    @classmethod
+    def _store(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return endpoints.store_root(value, info.data.get("s3_bucket", "")) if value else None
 
     @field_validator("egress_allow", mode="before")
     @classmethod
