@@ -94,6 +94,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line; the exit code. Known errors become a sentence on stderr."""
+    reach.spare_loopback_the_proxy()
     try:
         app(list(arguments), prog_name="noria")
     except SystemExit as end:

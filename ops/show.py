@@ -12,15 +12,30 @@ from functools import partial
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ops.following import Job, at
 
-OUT = Console(highlight=False)
-ERR = Console(stderr=True, highlight=False)
+# What a terminal may obey, or cannot be written: control characters but line ends, marks that turn the reading
+# direction, and halves of surrogate pairs.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Plain(Console):
+    """A console on which no text moves the cursor, whoever wrote it: jobs, receivers and the provider among them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is about to be written, with a mark in place of each character that a terminal would obey."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(_OBEYED.sub("\ufffd", segment.text), segment.style)
+
+
+OUT = _Plain(highlight=False)
+ERR = _Plain(stderr=True, highlight=False)
 _UNITS = {"seconds": "s", "images": "image"}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
@@ -44,13 +59,12 @@ OUTCOMES = {
 
 def document(value: object) -> None:
     """One JSON document on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def line(value: object) -> None:
     """One line of JSON on stdout, at once."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(_json(value, indent=None), flush=True)
 
 
 def sayer(console: Console) -> Callable[[str], None]:
@@ -62,16 +76,22 @@ def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) ->
     """A plain table; `right` are numbers, and only those in `wide` give way where the terminal is narrow."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", no_wrap=name not in wide)
+        justify: JustifyMethod = "right" if name in right else "left"
+        made.add_column(name, justify=justify, no_wrap=name not in wide, overflow="fold")
     return made
 
 
-def row(rows: Table, *cells: str, style: str | None = None) -> None:
+def row(rows: Table, *cells: str | None, style: str | None = None) -> None:
+    """A row of a table: whole, in several lines where it must be; nothing for None."""
+    rows.add_row(*(Text.from_markup(cell or "") for cell in cells), style=style)
+
+
+def short_row(rows: Table, *cells: str) -> None:
     """One line of a table, cut with an ellipsis where it must be, never broken into several."""
     shown = [Text.from_markup(cell, overflow="ellipsis") for cell in cells]
     for text in shown:
         text.no_wrap = True
-    rows.add_row(*shown, style=style)
+    rows.add_row(*shown)
 
 
 def jobs(found: Sequence[Job]) -> RenderableType:
@@ -107,7 +127,7 @@ def progress(found: Sequence[Job], now: datetime, height: int) -> RenderableType
     for job in shown:
         end = at(job["finished_at"]) if job["finished_at"] else now
         lasted = seconds((end - at(job["created_at"])).total_seconds())
-        row(rows, escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
+        short_row(rows, escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
     return Group(rows, Text(counts(found), style="dim"))
 
 
@@ -212,6 +232,12 @@ def size(count: int) -> str:
 def now() -> datetime:
     """This machine's time; for people only."""
     return datetime.now(UTC)
+
+
+def _json(value: object, indent: int | None) -> str:
+    """JSON whose characters are themselves, but for those that a terminal obeys."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _prices(model: Mapping[str, Any]) -> str:

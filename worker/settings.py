@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     input_handover: str = Field(
         "link",
         pattern="^(link|upload)$",
-        description="how the provider gets files: upload, or link where the bucket's public endpoint is https and not private",
+        description="how the provider gets files: upload, or link if the public endpoint is https and not private",
     )
     speech_limit_unit: str = Field(
         "bytes", pattern="^(bytes|characters)$", description="what the provider's limit of one text to speak counts"

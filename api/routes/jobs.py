@@ -66,7 +66,7 @@ def submit(
     prepared = submissions.job(here, body, mine.now)
     if dry_run:
         with here.engine.connect() as connection:
-            inputs.check(connection, mine.project.id, prepared.input)
+            inputs.check(connection, mine.project.id, prepared.model, prepared.input)
         return JSONResponse(estimate(prepared))
     job, replay = _submitted(here, mine, prepared, idempotency_key)
     if replay is not None:
