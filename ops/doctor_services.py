@@ -17,8 +17,8 @@ import redis
 
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
+from worker import alerts, egress, endpoints, handover, spans
 from worker import broker as messages
-from worker import egress, endpoints, handover, spans
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused
 from worker.dashscope.client import Client
@@ -129,6 +129,22 @@ def webhooks(exam: Exam) -> Iterator[Found]:
     except CallFailed:
         pass
     yield failure("a private address may be called", "take it out of NORIA_EGRESS_ALLOW")
+
+
+def alerted(exam: Exam) -> Iterator[Found]:
+    """Where alarms go, and in which form; none is sent."""
+    url = exam.settings.alert_url
+    if url is None:
+        yield Found(Verdict.SKIPPED, "none is set: a stopped account is told in the log alone", "NORIA_ALERT_URL")
+        return
+    host = urlsplit(url).hostname
+    if fault := wires.check_url(url, exam.settings):
+        advice = "NORIA_ALERT_URL must be https on port 443, or lie in NORIA_EGRESS_ALLOW"
+        yield failure(f"no alarm reaches {host}: {fault.message}", advice)
+        return
+    robot = alerts.robot(exam.settings, url)
+    form = next((name for name, each in alerts.ROBOTS.items() if each is robot), "json")
+    yield well(f"alarms go to {host} as {form}")
 
 
 def flower(exam: Exam) -> Iterator[Found]:

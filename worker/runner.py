@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import ColumnElement, Interval, Row, and_, case, func, literal, select, update
 
 from worker import (
+    alerts,
     claims,
     context,
     firing,
@@ -259,11 +261,20 @@ def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> None:
     with ctx.engine.connect() as connection:
         secret = select(Project.webhook_secret).where(Project.id == delivery.project_id)
         key = connection.execute(secret).scalar_one_or_none()  # none: an alarm is of no project
-    tried = webhooks.deliver(ctx.webhooks, delivery, key, clock())
+    tried = _tried(ctx, delivery, key, clock())
     _log.info(
         "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
     )
     context.until_it_holds(lambda: _write_try(ctx, delivery, tried, clock()), f"delivery {delivery.id}")
+
+
+def _tried(ctx: Context, delivery: Delivery, key: str | None, now: datetime) -> webhooks.Tried:
+    if delivery.project_id is not None:
+        return webhooks.deliver(ctx.webhooks, delivery, key, now)
+    tried = alerts.deliver(ctx.webhooks, delivery, alerts.robot(ctx.settings, delivery.url), now)
+    if tried.state != "delivered":  # the address is a secret, but for its host
+        _log.error("an alarm was not delivered", host=urlsplit(delivery.url).hostname, why=tried.error)
+    return tried
 
 
 def _write_try(ctx: Context, delivery: Delivery, tried: webhooks.Tried, now: datetime) -> None:

@@ -116,7 +116,12 @@ class Settings(BaseSettings):
     speech_limit_unit: str = Field(
         "bytes", pattern="^(bytes|characters)$", description="what the provider's limit of one text to speak counts"
     )
-    alert_url: str | None = Field(None, description="where an alarm is sent, as JSON, when an account is stopped")
+    alert_url: str | None = Field(None, description="where an alarm is sent when an account is stopped")
+    alert_format: str = Field(
+        "",
+        pattern="^(|json|feishu|dingtalk|wecom)$",
+        description="json, feishu, dingtalk or wecom; empty: a group's robot is known by its host",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("s3_endpoint_url", "s3_public_endpoint_url")

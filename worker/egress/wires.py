@@ -13,13 +13,15 @@ check the address that the socket is opened to, so a name that leads elsewhere t
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import httpcore
@@ -30,6 +32,8 @@ from ssrfguard.httpx import SafeBackend
 from worker.errors import Fault
 from worker.settings import Network, Settings
 
+_LOOKUPS = ThreadPoolExecutor(4, "lookup")  # a name look-up takes no timeout, so a caller waits for a thread instead
+_LOOKUP_SECONDS = 2.0
 ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
 ANY_PORT = frozenset(range(1, 65536))
 EVERYBODY = ("0.0.0.0/0", "::/0")
@@ -65,9 +69,10 @@ def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseT
 
 
 def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | None:
-    """What is wrong with a receiver's URL as it is written; None: nothing.
+    """What is wrong with a receiver's URL; None: nothing.
 
-    Where its name leads to is not asked here: that is checked each time a socket is opened.
+    Where its name leads to is checked each time a socket is opened. It is asked here too where the URL is of a form
+    that is called inside EGRESS_ALLOW alone: one that leads elsewhere would be refused then, until its tries are spent.
     """
     public, inside = _policies(settings.networks)
     try:
@@ -82,7 +87,20 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
         return Fault(pointer, "url_not_allowed", "this address is not called: its host is a number in disguise")
     if last == "localhost" and not settings.networks:
         return Fault(pointer, "url_not_allowed", "this address is not called: it is this machine's own")
+    if policy is inside and target.address is None and (outside := _outside(target.host, settings.networks)):
+        where = "outside EGRESS_ALLOW, where only https on port 443 is called"
+        return Fault(pointer, "url_not_allowed", f"this address is not called: it leads to {outside}, {where}")
     return None
+
+
+def _outside(host: str, networks: tuple[Network, ...]) -> str:
+    """Addresses of a name that are in none of the networks; empty where there are none, or nobody says in time."""
+    try:
+        rows = _LOOKUPS.submit(socket.getaddrinfo, host, None).result(_LOOKUP_SECONDS)
+    except (OSError, UnicodeError, TimeoutError):
+        return ""
+    found = {ip_address(str(row[4][0])) for row in rows}
+    return ", ".join(sorted(str(each) for each in found if not any(each in network for network in networks)))
 
 
 def is_source_host(url: httpx.URL, settings: Settings) -> bool:
