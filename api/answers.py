@@ -279,6 +279,7 @@ class Schedule(Answer):
     cron: str
     time_zone: str
     explained: str = Field(description="the cron expression, in English", examples=["At 02:30 every day"])
+    warnings: list[str] = Field(description="what is taken and hardly meant: a zone with its sign inverted")
     template: dict[str, Any] = Field(description="what it submits, with its variables as they were written")
     overlap: Literal["skip", "queue", "cancel"]
     missed: Literal["run_once", "skip"]

@@ -113,6 +113,8 @@ def create(
         return
     show.OUT.print(made["id"])
     show.ERR.print(f"{made['explained']}, {made['time_zone']}; next {_fires(made)}.", markup=False)
+    for warning in made["warnings"]:
+        show.ERR.print(f"{warning}.", style="yellow", markup=False)
 
 
 @_schedules.command("pause")

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.following import Job, at
+from worker.kinds import OFFERED
 
 # What a terminal may obey, or cannot be written: control characters but line ends, marks that turn the reading
 # direction, and halves of surrogate pairs.
@@ -36,7 +37,7 @@ class _Plain(Console):
 
 OUT = _Plain(highlight=False)
 ERR = _Plain(stderr=True, highlight=False)
-_UNITS = {"seconds": "s", "images": "image"}
+_UNITS = {"seconds": "s", "images": "image", "input_tokens": "in", "characters": "chars"}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
@@ -145,10 +146,16 @@ def counts(found: Sequence[Job]) -> str:
 
 def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     """The catalog in short; prices are those of a model's first region."""
-    rows = table("model", "makes", "seconds", "CNY", wide=["CNY"])
+    rows = table("model", "makes", "seconds", "CNY", "per", wide=["per"])
     for model in found:
         lengths = sorted({*model["durations"][:1], *model["durations"][-1:]})
-        row(rows, model["id"], ", ".join(model["kinds"]), "-".join(map(str, lengths)), _prices(model))
+        row(
+            rows,
+            model["id"],
+            "\n".join(kind for kind in model["kinds"] if kind in OFFERED),
+            "-".join(map(str, lengths)),
+            *_prices(model),
+        )
     return rows
 
 
@@ -240,12 +247,19 @@ def _json(value: object, indent: int | None) -> str:
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _prices(model: Mapping[str, Any]) -> str:
-    """`480P 0.30, 720P 0.60 /s`; the first row where there are several."""
+def _prices(model: Mapping[str, Any]) -> tuple[str, str]:
+    """The first price row, a tier a line, `480P 0.30`; and per how many of what, `s`, `1M in` (tokens of the input)."""
     prices = next(iter(model["regions"].values()))["prices"]
     if not prices:
-        return "?"
+        return "?", ""
     first = prices[0]
     tiers = first["cny"] if isinstance(first["cny"], Mapping) else {"": first["cny"]}
-    each = ", ".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items())
-    return f"{each} /{_UNITS.get(first['unit'], first['unit'])}"
+    unit = _UNITS.get(first["unit"], first["unit"])
+    return "\n".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items()), _per(first["per"]) + unit
+
+
+def _per(count: int) -> str:
+    """`1M `, `10k `; nothing for one."""
+    if count >= 1_000_000:
+        return f"{count // 1_000_000}M "
+    return f"{count // 1000}k " if count >= 1000 else ""

@@ -36,6 +36,7 @@ def facts(schedule: Schedule) -> RenderableType:
         "id": schedule["id"],
         "name": schedule["name"],
         "fires": f"{schedule['explained']} ({schedule['cron']}), {schedule['time_zone']}",
+        "warning": "; ".join(schedule["warnings"]),
         "paused": local(schedule, schedule["paused_at"]) if schedule["paused_at"] else "",
         "next": "\n".join(local(schedule, fires) for fires in schedule["next"]),
         "overlap": f"{schedule['overlap']}; missed: {schedule['missed']}",

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,7 +23,9 @@ from structlog.testing import capture_logs
 from api.client import Client
 from ops import campaign, cli, following, reach
 from ops import servers as embedded
+from ops.local import UpOptions
 from ops.reach import Door
+from ops.supervise import LocalError
 
 CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
 first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
@@ -117,6 +120,23 @@ def test_tables_fit_eighty_columns(noria: Shell, api: Served) -> None:
     assert job_id in noria("list").out
 
 
+def test_no_table_cuts_what_people_need(noria: Shell, api: Served) -> None:
+    noria(*SUBMIT, "--custom-id", "a-rather-long-name-of-ones-own-17")
+    listed, models = noria("list").out, noria("models")
+
+    assert "…" not in listed + models.out
+    columns = [line.split("  ")[1:3] for line in listed.splitlines()[2:]]
+    assert len(columns) > 1, "wrapped, not cut"
+    assert "a-rather-long-name-of-ones-own-17" in "".join(re.findall(r"(?:^.{38}|^ {38})(\S*)", listed, re.MULTILINE))
+    for row in (
+        "wan2.5-t2v-preview .* 480P 0.30 +s",
+        "qwen3-tts-flash .* 0.80 +10k",
+        "qwen-plus .* 128K 0.80 +1M in",
+    ):
+        assert re.search(f"^{row}", models.out, re.MULTILINE), row
+    assert "1080P 1.00" in models.out
+
+
 def test_a_refused_input_names_the_field_and_exits_5(noria: Shell, api: Served) -> None:
     said = noria(*SUBMIT, "--duration", "7", "--input", "watermrk=true")
 
@@ -203,7 +223,10 @@ def test_projects_are_set_up_and_their_secret_shown_and_rotated(noria: Shell, ap
 
 def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -> None:
     assert noria("projects", "secret", "nobody").code == 5
-    assert "time_zone is a name like Asia/Shanghai" in noria("projects", "set", "spring", "--time-zone", "Mars").err
+    assert (
+        "time_zone is no zone of the tz database, like Asia/Shanghai"
+        in noria("projects", "set", "spring", "--time-zone", "Mars").err
+    )
 
 
 def test_a_csv_is_submitted_once_however_often_it_is_sent(noria: Shell, api: Served) -> None:
@@ -581,3 +604,27 @@ def test_what_the_environment_has_wrong_is_a_sentence(
 
     assert said.code == 4
     assert said.err
+
+
+def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
+    noria: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[UpOptions] = []
+
+    def stack(options: UpOptions, *_: object) -> Any:
+        asked.append(options)
+        raise LocalError("enough")
+
+    monkeypatch.setattr("ops.local.stack", stack)
+    for arguments in (["up"], ["up", "--true-times"], ["up", "--time-scale", "0.02"]):
+        assert noria(*arguments).err == "enough\n"
+    assert [options.time_scale for options in asked] == [0.1, 1.0, 0.02]
+
+    addresses = {"API": "a", "Flower": "f", "S3": "s", "sandbox": "x"}
+    for options in asked[:2]:
+        running: Any = SimpleNamespace(addresses=addresses)
+        embedded.make_home(noria.cwd / ".noria")
+        cli._welcome(options, running, Door("http://127.0.0.1:1", "key"), as_json=False)
+    tenth, whole = capsys.readouterr().out.split("Noria runs on")[1:]
+    assert "0.1 of the provider's times; --true-times" in tenth
+    assert "--true-times" not in whole

@@ -84,6 +84,7 @@ def shown(schedule: Schedule) -> dict[str, Any]:
         "cron": schedule.cron,
         "time_zone": schedule.time_zone,
         "explained": cron.explain(schedule.cron),
+        "warnings": [warning] if (warning := cron.zone_warning(schedule.time_zone)) else [],
         "template": schedule.template,
         "overlap": schedule.overlap,
         "missed": schedule.missed,
