@@ -300,7 +300,7 @@ class Schedule(Answer):
     job_id: UUID | None = Field(description="of its last run that submitted one")
     created_at: datetime
     updated_at: datetime
-    warnings: list[Fault] = Field(description="of its template: a model that others report as retired")
+    warnings: list[Fault] = Field(description="a zone with its sign inverted, a model that others report as retired")
     urls: dict[str, str]
 
 

@@ -7,10 +7,12 @@ that were not answered, or were answered 429 or 503, are made again for half a m
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any, BinaryIO, Self
 from urllib.parse import quote
 
@@ -53,7 +55,7 @@ class Client:
 
     def __init__(self, url: str, key: str, project: str | None = None) -> None:
         headers = {"authorization": f"Bearer {key}"} | ({"noria-project": project} if project else {})
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT)
+        self._http = _client(url, base_url=url, headers=headers, timeout=_TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -205,7 +207,7 @@ class Client:
         link = self._call("GET", _path(job_id, f"/outputs/{n}"), params={"download": "true"}).headers["location"]
         digest = hashlib.sha256()
         # not with our client, whose key is none of the bucket's business
-        with httpx.stream("GET", link, timeout=_STREAM_TIMEOUT) as answer:
+        with _client(link, timeout=_STREAM_TIMEOUT) as bucket, bucket.stream("GET", link) as answer:
             answer.raise_for_status()
             for chunk in answer.iter_bytes(_CHUNK):
                 target.write(chunk)
@@ -245,6 +247,26 @@ class Client:
 
 def _attempts() -> Iterator[stamina.Attempt]:
     return iter(stamina.retry_context(on=_wait, attempts=None, timeout=_PATIENCE, wait_initial=0.2))
+
+
+def _client(url: str, **said: Any) -> httpx.Client:
+    """A client for that address, through the environment's proxy; ProxyError where that can be none."""
+    is_near = _is_loopback(url)
+    try:
+        return httpx.Client(trust_env=not is_near, **said)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        found = [name for name in os.environ if name.lower().endswith("_proxy") and name.lower() != "no_proxy"]
+        advice = "make it http://host:port, unset it, or for SOCKS: pip install 'httpx[socks]'"
+        raise httpx.ProxyError(f"no proxy is what {', '.join(sorted(found))} names: {advice}") from error
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether it is on this machine, where no proxy of the environment is asked, or even read."""
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _path(job_id: str, suffix: str = "") -> str:

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from worker import reading
 from worker.egress import wires
 from worker.kinds import OFFERED
-from worker.kinds.fields import Text, no
+from worker.kinds.fields import Line, Text, no
 from worker.states import State
 from worker.templates import VARIABLES
 from worker.webhooks import JOB_EVENTS
@@ -91,7 +91,7 @@ class JobCreate(EstimateCreate):
         description=f"yours, to find the job by; {_KEYS} keys of {_KEY_LENGTH} characters, values of {_VALUE_LENGTH}",
         examples=[{"sku": "A17"}],
     )
-    custom_id: str | None = Field(None, min_length=1, max_length=128, description="your own id", examples=["row-17"])
+    custom_id: Line | None = Field(None, min_length=1, max_length=128, description="your own id", examples=["row-17"])
     priority: Literal["high", "normal", "low"] = Field("normal", description="among this project's jobs")
     webhook_url: str | None = Field(
         None, max_length=2048, description="is told how the job ends", examples=["https://example.com/hooks/noria"]
@@ -133,7 +133,7 @@ class ScheduleCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=100, description="yours, and no other's", examples=["nightly"])
+    name: Line = Field(min_length=1, max_length=100, description="yours, and no other's", examples=["nightly"])
     cron: str = Field(
         max_length=200,
         description="minute, hour, day, month, weekday; where clocks change, Debian's rules hold",
@@ -156,7 +156,7 @@ class ScheduleUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("", min_length=1, max_length=100, description="yours, and no other's")
+    name: Line = Field("", min_length=1, max_length=100, description="yours, and no other's")
     cron: str = Field("", max_length=200, description="minute, hour, day, month, weekday")
     time_zone: str = Field("", max_length=64, description="of the tz database")
     template: dict[str, Any] = Field({}, description=_TEMPLATE)

@@ -43,7 +43,8 @@ async def json_body(request: Request) -> Any:
     async for chunk in request.stream():
         read += chunk
         if len(read) > BODY_LIMIT:
-            raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes")
+            advice = "upload pictures, sound and documents (POST /v1/files), and name them by their keys"
+            raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes: {advice}")
     try:
         return json.loads(read, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
     except RecursionError:

@@ -94,6 +94,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line; the exit code. Known errors become a sentence on stderr."""
+    reach.spare_loopback_the_proxy()
     try:
         app(list(arguments), prog_name="noria")
     except SystemExit as end:
@@ -129,13 +130,16 @@ def up(
     real: Annotated[bool, typer.Option("--real", help="Spend real money, with the key in the environment.")] = False,
     port: Annotated[int | None, typer.Option(help="The API's port; otherwise the one kept in the home.")] = None,
     time_scale: Annotated[
-        float, typer.Option(help="How long the sandbox's tasks run: 0.02 makes clips in seconds.")
-    ] = 1.0,
+        float, typer.Option(min=0, help="How long the sandbox's tasks run, as a part of the provider's times.")
+    ] = local.NEWCOMERS,
+    true_times: Annotated[
+        bool, typer.Option("--true-times", help="Let the sandbox's tasks run as long as the provider's: minutes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run everything here until Ctrl-C: servers, API, workers, Flower, and the sandbox in DashScope's place."""
     check_can_run(real)
-    options = local.UpOptions(home, port, real, time_scale)
+    options = local.UpOptions(home, port, real, 1.0 if true_times else time_scale)
 
     def prepare(environment: Mapping[str, str]) -> Mapping[str, str]:
         return {_KEY: demo_key(home, environment)}
@@ -144,7 +148,7 @@ def up(
         with local.interruptible(), local.stack(options, prepare, show.sayer(show.ERR)) as running:
             door = Door(running.addresses["API"].removesuffix("/docs"), running.prepared[_KEY])
             reach.keep(home, door)
-            _welcome(home, real, running, door, as_json)
+            _welcome(options, running, door, as_json)
             threading.Event().wait()
     except KeyboardInterrupt:
         show.ERR.print("Stopped; nothing is left running.")
@@ -209,7 +213,8 @@ def demo_key(home: Path, environment: Mapping[str, str]) -> str:
         return keys.new_key(connection, cli_projects.project_made(connection, DEMO_PROJECT), "noria up")[1]
 
 
-def _welcome(home: Path, real: bool, running: local.Stack, door: Door, as_json: bool) -> None:
+def _welcome(options: local.UpOptions, running: local.Stack, door: Door, as_json: bool) -> None:
+    home = options.home
     flower = {"user": "noria", "password": servers.kept_secrets(home.resolve())["flower"]}
     if as_json:
         show.document({"addresses": dict(running.addresses), "url": door.url, "key": door.key, "flower": flower})
@@ -222,9 +227,13 @@ def _welcome(home: Path, real: bool, running: local.Stack, door: Door, as_json: 
         "key": f"{door.key}  (project {DEMO_PROJECT})",
         "files": str(home.resolve()),
     }
-    if not real:
-        pages["sandbox"] = f"{running.addresses['sandbox']}/_sandbox/"
-    show.welcome("DashScope itself, with your key: jobs cost money" if real else "the sandbox: nothing is paid", pages)
+    if options.real:
+        show.welcome("DashScope itself, with your key: jobs cost money", pages)
+        return
+    pages["sandbox"] = f"{running.addresses['sandbox']}/_sandbox/"
+    if options.time_scale != 1:
+        pages["times"] = f"its tasks run {options.time_scale:g} of the provider's times; --true-times for the whole"
+    show.welcome("the sandbox: nothing is paid", pages)
 
 
 def _need(*modules: str) -> None:

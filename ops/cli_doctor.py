@@ -50,7 +50,7 @@ def doctor(
 ) -> None:
     """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
     found = []
-    settings, here = _settings(home)
+    settings, here = settings_of(home)
     engine = postgres.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
     exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
     for diagnosis in examine(exam, CHECKS):
@@ -108,17 +108,20 @@ def chaos(
     raise typer.Exit(1 if report.findings else 0)
 
 
-def _settings(home: Path) -> tuple[Settings, str | None]:
+def settings_of(home: Path) -> tuple[Settings, str | None]:
     """The settings in the environment, or those of the `noria up` here, and where its Flower is."""
     if "NORIA_DATABASE_URL" in os.environ:
         return load_settings(), None
     if not (home / "ports.json").exists():
         raise reach.NotReachable("No Noria is known here: set its settings (NORIA_…), or start one with `noria up`.")
     home = home.resolve()
-    ports = servers.kept_ports(home)
-    environment = local.settings(servers.described(home), ports, {}, real=False)
+    ports, addresses = servers.kept_ports(home), servers.announced(home)
+    # What is really asked stands in the environment that `up --real` was given, and is to stand in this one too.
+    real = bool(addresses) and "sandbox" not in addresses
+    environment = local.settings(servers.described(home), ports, os.environ if real else {}, real)
     values = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items()}
-    return Settings.model_validate(values), f"http://{servers.HOST}:{ports['flower']}"
+    sandboxed = {} if real else {"accounts": ()}
+    return Settings.model_validate({**values, **sandboxed}), f"http://{servers.HOST}:{ports['flower']}"
 
 
 def _tell_found(diagnosis: Diagnosis) -> None:

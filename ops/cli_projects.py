@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
-from worker import keys, reading
+from worker import cron, keys, reading
 from worker.errors import NotFound
 from worker.models import ApiKey, Project
 
@@ -137,6 +137,8 @@ def set_project(
         show.document(changed)
     else:
         show.OUT.print(f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
+        if warning := cron.zone_warning(changed["time_zone"]):
+            show.ERR.print(f"{warning}.", style="yellow", markup=False)
 
 
 @_projects.command("secret")

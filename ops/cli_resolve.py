@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ops import reach, show
@@ -60,12 +61,14 @@ def _told(found: dict[str, Any]) -> str:
 
 def _table(found: dict[str, Any]) -> Table:
     stake = found["at_stake"]
-    title = f"at stake: CNY {stake['estimated'] or 'unknown'}, billed: {stake['billed']}"
-    table = Table("task", "status", "made at", "fits", title=title, title_justify="left", box=None)
+    table = show.table("task", "status", "made at", "fits", wide=["made at", "fits"])
+    table.title = f"at stake: CNY {stake['estimated'] or 'unknown'}, billed: {stake['billed']}"
+    table.title_justify = "left"
     for task in found["data"]:
-        table.add_row(task["task_id"], task["status"], task["created_at"] or "", _fits(task["differs"]))
+        cells = (task["task_id"], task["status"], show.plain(task["created_at"]), _fits(task["differs"]))
+        show.row(table, *map(escape, cells))
     if not found["data"]:
-        table.add_row("no task that may be the job's is listed", "", "", "")
+        show.row(table, "no task that may be the job's is listed", "", "", "")
     return table
 
 

@@ -19,5 +19,6 @@ CHECKS = (
     Check("uploads", services.uploads, "may the key list uploads?", needs="bucket"),
     Check("provider", services.provider, "is NORIA_DASHSCOPE_URL right, and may this machine reach it?"),
     Check("webhooks", services.webhooks, "report it"),
+    Check("alerts", services.alerted, "report it"),
     Check("Flower", services.flower, "it only shows; jobs run without it"),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 import migrations
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
@@ -21,7 +22,7 @@ _FIX = "`noria doctor --fix` makes them due"
 
 
 def database(exam: Exam) -> Iterator[Found]:
-    """Reachable, of this version's schema, and with a clock like this machine's."""
+    """Reachable, of this version's schema, with a clock like this machine's, and open for writing."""
     with exam.engine.connect() as connection:
         version = connection.execute(text("show server_version")).scalar_one()
         yield well(f"PostgreSQL {version} answers")
@@ -33,6 +34,8 @@ def database(exam: Exam) -> Iterator[Found]:
         if abs(skew) > _SKEW:
             what = f"its clock and this machine's differ by {seconds(abs(skew).total_seconds())}"
             yield warning(what, "run NTP on both; the database's clock is the one that counts")
+    with exam.engine.begin() as connection:
+        yield from _writable(connection)
 
 
 def upkeep(exam: Exam) -> Iterator[Found]:
@@ -102,6 +105,15 @@ def money(exam: Exam) -> Iterator[Found]:
             yield from _unowned(connection)
 
 
+def _writable(connection: Connection) -> Iterator[Found]:
+    """The write is of no row: a standby, a read-only database and a role without rights refuse that too."""
+    try:
+        connection.execute(text(_WRITE_NOTHING))
+    except DBAPIError as error:
+        advice = "NORIA_DATABASE_URL must lead to the primary, with a role that may write"
+        yield failure(f"nothing can be written: {str(error.orig).strip().splitlines()[0]}", advice)
+
+
 def _unpicked(connection: Connection, fix: bool) -> Iterator[Found]:
     rows = len(connection.execute(text(_UNPICKED)).all())
     if not rows:
@@ -120,6 +132,7 @@ def _unowned(connection: Connection) -> Iterator[Found]:
         yield warning(what, "does something else create with this key? Else report it with `noria audit`")
 
 
+_WRITE_NOTHING = "update jobs set run_at = run_at where false"
 _LONG = """
     select pid, application_name, date_trunc('second', now() - xact_start)::text as lasted from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid() and xact_start < now() - interval '1 minute'

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import md5
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import redis
 
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
+from worker import alerts, egress, endpoints, handover, spans
 from worker import broker as messages
-from worker import egress, spans
+from worker.dashscope import faults
 from worker.dashscope.answers import Refused
 from worker.dashscope.client import Client
 from worker.egress import Bounds, NotAllowed, wires
@@ -72,7 +76,7 @@ def bucket(exam: Exam) -> Iterator[Found]:
         if b"".join(exam.bucket.chunks(f"{stem}/small")) != small:
             yield failure("it gives other bytes than it was given", "is a proxy in between that rewrites bodies?")
         yield from _refuses(exam.bucket, f"{stem}/wrong", small)
-        yield from _linked(exam.bucket, f"{stem}/small", small)
+        yield from _linked(exam, f"{stem}/small", small)
         _put(exam.bucket, f"{stem}/large", large)
         yield well("it stores, in one piece and in parts, gives back, links and deletes")
     finally:
@@ -101,13 +105,16 @@ def provider(exam: Exam) -> Iterator[Found]:
         page = client.tasks(now - timedelta(hours=23), now, 1, _PAGE)
         if isinstance(page, Refused):
             what = f"{account.name}: the task list was refused: HTTP {page.http_status} {page.code} {page.message}"
-            yield failure(what, _ADVICE.get(page.http_status, "look the code up in the provider's error table"))
+            row = faults.classify(page.http_status, page.code, page.message)
+            known = row.hint if row is faults.NOT_DASHSCOPE else _ADVICE.get(page.http_status)
+            yield failure(what.rstrip(), known or "look the code up in the provider's error table")
             continue
         offered = sum(1 for model in exam.catalog.models() if model.region(account.region))
         if not offered:
             yield failure(f"{account.name}: the catalog has no model in {account.region}", "is the region right?")
         shown = f"pages of {len(page.rows)}" if page.total > len(page.rows) else f"{page.total} tasks in a day"
         yield well(f"{account.name}: its key is accepted in {account.region}, {offered} models, {shown}")
+        yield from _handed_over(exam, account, client)
         yield from _provider_clock(exam, account)
 
 
@@ -124,6 +131,22 @@ def webhooks(exam: Exam) -> Iterator[Found]:
     yield failure("a private address may be called", "take it out of NORIA_EGRESS_ALLOW")
 
 
+def alerted(exam: Exam) -> Iterator[Found]:
+    """Where alarms go, and in which form; none is sent."""
+    url = exam.settings.alert_url
+    if url is None:
+        yield Found(Verdict.SKIPPED, "none is set: a stopped account is told in the log alone", "NORIA_ALERT_URL")
+        return
+    host = urlsplit(url).hostname
+    if fault := wires.check_url(url, exam.settings):
+        advice = "NORIA_ALERT_URL must be https on port 443, or lie in NORIA_EGRESS_ALLOW"
+        yield failure(f"no alarm reaches {host}: {fault.message}", advice)
+        return
+    robot = alerts.robot(exam.settings, url)
+    form = next((name for name, each in alerts.ROBOTS.items() if each is robot), "json")
+    yield well(f"alarms go to {host} as {form}")
+
+
 def flower(exam: Exam) -> Iterator[Found]:
     """It answers, where its address is known."""
     if exam.flower is None:
@@ -137,7 +160,7 @@ def flower(exam: Exam) -> Iterator[Found]:
 
 
 _ADVICE = {
-    401: "the key is wrong, or of another region: set NORIA_DASHSCOPE_API_KEY",
+    401: "the key is wrong, missing, or of another region: set NORIA_DASHSCOPE_API_KEY",
     403: "the key may not list tasks: give it that permission, or lost answers cannot be found",
 }
 
@@ -157,16 +180,53 @@ def _refuses(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
     yield failure("bytes with a wrong checksum were stored", "report it")
 
 
-def _linked(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
-    link = store.presign(key, timedelta(minutes=1), None)
+def _linked(exam: Exam, key: str, content: bytes) -> Iterator[Found]:
+    """Links as users get them, and as the provider does; those that it gets must work, users may be elsewhere."""
+    link = exam.bucket.presign(key, timedelta(minutes=1), None)
+    given = [account for account in exam.settings.all_accounts if not handover.uploads(exam.settings, account.url)]
+    told = failure if given else warning
     advice = "NORIA_S3_PUBLIC_ENDPOINT_URL must be what users reach, and the bucket must take signed links"
+    if given:
+        advice += "; or set NORIA_INPUT_HANDOVER=upload, so that the provider needs none"
     try:
         answer = egress.call(wires.keeping(), "GET", link, _BOUNDS, {})
     except NotSent as error:
-        yield warning(f"links to it lead nowhere from here: {error}", advice)
+        yield told(f"links to it lead nowhere from here: {_cause(error)}", advice)
         return
     if answer.status != 200 or answer.body != content:
         yield failure(f"a signed link to it answers HTTP {answer.status}", advice)
+    elif any(not endpoints.is_near(account.url) for account in given) and (inside := _private_addresses(link)):
+        yield warning(f"links for the provider lead to {inside} from here: it may not reach them", advice)
+
+
+def _cause(error: NotSent) -> str:
+    """What was wrong, and how: a certificate that does not verify, say."""
+    return f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+
+
+def _private_addresses(link: str) -> str:
+    """Those that its name leads to from here, if it leads to no other."""
+    found = {str(row[4][0]) for row in socket.getaddrinfo(urlsplit(link).hostname, None)}
+    return "" if any(ip_address(each).is_global for each in found) else ", ".join(sorted(found))
+
+
+def _handed_over(exam: Exam, account: Account, client: Client) -> Iterator[Found]:
+    """A file on its way to the provider where inputs are uploaded; it is the provider's to drop, after 48 h."""
+    why = handover.uploads(exam.settings, account.url)
+    models = (model.region(account.region) for model in exam.catalog.models("image-to-video"))
+    here = next((model for model in models if model), None)
+    if why is None or here is None:
+        return
+    try:
+        client.upload(here.id, "noria-doctor.txt", b"noria", "text/plain")
+    except CallFailed as error:
+        advice = "may this machine reach the provider's store (*.oss-*.aliyuncs.com)? Jobs with files wait until then"
+        yield failure(f"{account.name}: inputs are uploaded ({why}), and that fails: {error}", advice)
+        return
+    if exam.settings.input_handover == "upload":
+        return
+    advice = "it works; NORIA_INPUT_HANDOVER=upload says that it is meant, a public https endpoint makes them links"
+    yield warning(f"{account.name}: inputs are uploaded, since {why}", advice)
 
 
 def _provider_clock(exam: Exam, account: Account) -> Iterator[Found]:

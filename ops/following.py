@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import time
@@ -16,6 +17,7 @@ from ops.supervise import LocalError
 _LOOKS_PER_SECOND = 20  # of the 50 requests that a key may make
 _SHORTEST_PAUSE = 0.25  # seconds
 _UNSAFE = re.compile(r"[^\w.-]+")  # in a file's name
+_NAME_BYTES = 150  # of the 255 that a file's name may have; the rest is for an id
 
 Job = Mapping[str, Any]
 
@@ -72,14 +74,35 @@ def at(moment: str) -> datetime:
 
 
 def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
-    """Put the job's outputs into a folder, each whole or not at all; `Damaged` where one is not what was stored."""
+    """Put the job's outputs into a folder, each whole or not at all; `Damaged` where one is not what was stored.
+
+    They are named by the job's custom id, or by that and the job's id where a file of that name is another's.
+    """
     for output in job["outputs"]:
-        extension = PurePosixPath(output["key"]).suffix
-        path = folder / f"{_UNSAFE.sub('_', job['custom_id'] or job['id'])}-{output['n']}{extension}"
-        draft = path.with_name(path.name + ".part")
+        ending = f"-{output['n']}{PurePosixPath(output['key']).suffix}"
+        draft = folder / f"{job['id']}{ending}.part"
         with draft.open("wb") as file:
             digest = client.download(job["id"], output["n"], file)
         if digest != output["sha256"]:
-            raise Damaged(f"{path.name} has another SHA-256 than the object that was stored; fetched as {draft}.")
+            raise Damaged(f"{draft} has another SHA-256 than the object that was stored.")
+        own = _file_name(job["custom_id"] or job["id"])
+        path = folder / f"{own}{ending}"
+        if not _is_free(path, digest):
+            path = folder / f"{own}-{job['id']}{ending}"
         draft.replace(path)
         yield path
+
+
+def _file_name(own: str) -> str:
+    """The name as a file may have it: no separators, and not over what file systems take."""
+    return _UNSAFE.sub("_", own).encode()[:_NAME_BYTES].decode(errors="ignore")
+
+
+def _is_free(path: Path, digest: str) -> bool:
+    """Whether the name is ours: it was nobody's until now, or that file is the output already."""
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    return True

@@ -32,6 +32,7 @@ from ops.supervise import (
 PROJECT = Path(__file__).resolve().parents[1]
 OWN_SETTINGS = ("NORIA_", "DASHSCOPE_")
 KEYS = ("NORIA_DASHSCOPE_API_KEY", "DASHSCOPE_API_KEY", "NORIA_ACCOUNTS")
+NEWCOMERS = 0.1  # of the provider's times, which are minutes for a clip
 SCHEMA = "migrations"  # which is `alembic upgrade head`, without its configuration
 
 

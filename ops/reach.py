@@ -75,10 +75,9 @@ def door(home: Path, url: str | None, key: str | None) -> Door:
 @contextlib.contextmanager
 def api(found: Door) -> Iterator[Client]:
     """A client of the API; `NotReachable` where nobody answers, now or later on."""
-    spare_loopback_the_proxy()
     _knock(found.url)
     try:
-        with Client(found.url, found.key) as client:
+        with _client(found) as client:
             yield client
     except httpx.TransportError as error:
         raise NotReachable(f"{found.url} does not answer ({error or type(error).__name__}).") from error
@@ -115,6 +114,13 @@ def spare_loopback_the_proxy() -> None:
     os.environ |= {"NO_PROXY": exceptions, "no_proxy": exceptions}
 
 
+def _client(found: Door) -> Client:
+    """A client; `NotReachable` where the key can be none."""
+    if not (found.key.isascii() and found.key.isprintable()):
+        raise NotReachable("The key holds characters that no key has: --key or NORIA_KEY.")
+    return Client(found.url, found.key)
+
+
 def _local_database(home: Path) -> str:
     if not (home / "ports.json").exists():
         raise NotReachable("No database is known here: set NORIA_DATABASE_URL, or start one with `noria up`.")
@@ -123,8 +129,8 @@ def _local_database(home: Path) -> str:
 
 def _knock(url: str) -> None:
     """Fail at once where nothing listens; the client would ask again for half a minute."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=_KNOCK_SECONDS).close()
     except (OSError, ValueError) as error:

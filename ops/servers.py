@@ -192,6 +192,14 @@ def announce(home: Path, addresses: Mapping[str, str]) -> None:
     (home / "lock").write_text(json.dumps({"pid": os.getpid(), "addresses": dict(addresses)}))
 
 
+def announced(home: Path) -> dict[str, str]:
+    """What ran where by the last note of whoever held the home; empty where there is none yet."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        addresses: dict[str, str] = json.loads((home / "lock").read_text())["addresses"]
+        return addresses
+    return {}
+
+
 def kept_ports(home: Path) -> dict[str, int]:
     """The home's ports by name, chosen when first asked for."""
     path = home / "ports.json"

@@ -12,16 +12,32 @@ from functools import partial
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ops.following import Job, at
+from worker.kinds import OFFERED
 
-OUT = Console(highlight=False)
-ERR = Console(stderr=True, highlight=False)
-_UNITS = {"seconds": "s", "images": "image"}
+# What a terminal may obey, or cannot be written: control characters but line ends, marks that turn the reading
+# direction, and halves of surrogate pairs.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Plain(Console):
+    """A console on which no text moves the cursor, whoever wrote it: jobs, receivers and the provider among them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is about to be written, with a mark in place of each character that a terminal would obey."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(_OBEYED.sub("\ufffd", segment.text), segment.style)
+
+
+OUT = _Plain(highlight=False)
+ERR = _Plain(stderr=True, highlight=False)
+_UNITS = {"seconds": "s", "images": "image", "input_tokens": "in", "characters": "chars"}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
@@ -44,13 +60,12 @@ OUTCOMES = {
 
 def document(value: object) -> None:
     """One JSON document on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def line(value: object) -> None:
     """One line of JSON on stdout, at once."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(_json(value, indent=None), flush=True)
 
 
 def sayer(console: Console) -> Callable[[str], None]:
@@ -62,16 +77,22 @@ def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) ->
     """A plain table; `right` are numbers, and only those in `wide` give way where the terminal is narrow."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", no_wrap=name not in wide)
+        justify: JustifyMethod = "right" if name in right else "left"
+        made.add_column(name, justify=justify, no_wrap=name not in wide, overflow="fold")
     return made
 
 
-def row(rows: Table, *cells: str, style: str | None = None) -> None:
+def row(rows: Table, *cells: str | None, style: str | None = None) -> None:
+    """A row of a table: whole, in several lines where it must be; nothing for None."""
+    rows.add_row(*(Text.from_markup(cell or "") for cell in cells), style=style)
+
+
+def short_row(rows: Table, *cells: str) -> None:
     """One line of a table, cut with an ellipsis where it must be, never broken into several."""
     shown = [Text.from_markup(cell, overflow="ellipsis") for cell in cells]
     for text in shown:
         text.no_wrap = True
-    rows.add_row(*shown, style=style)
+    rows.add_row(*shown)
 
 
 def jobs(found: Sequence[Job]) -> RenderableType:
@@ -107,7 +128,7 @@ def progress(found: Sequence[Job], now: datetime, height: int) -> RenderableType
     for job in shown:
         end = at(job["finished_at"]) if job["finished_at"] else now
         lasted = seconds((end - at(job["created_at"])).total_seconds())
-        row(rows, escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
+        short_row(rows, escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
     return Group(rows, Text(counts(found), style="dim"))
 
 
@@ -125,11 +146,16 @@ def counts(found: Sequence[Job]) -> str:
 
 def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     """The catalog in short; prices are those of a model's first region."""
-    rows = table("model", "makes", "seconds", "CNY", wide=["CNY"])
+    rows = table("model", "makes", "seconds", "CNY", "per", wide=["per"])
     for model in found:
         lengths = sorted({*model["durations"][:1], *model["durations"][-1:]})
-        name = f"{model['id']} (retired: {model['successor']})" if model["retired"] else model["id"]
-        row(rows, name, ", ".join(model["kinds"]), "-".join(map(str, lengths)), _prices(model))
+        row(
+            rows,
+            f"{model['id']} (retired: {model['successor']})" if model["retired"] else model["id"],
+            "\n".join(kind for kind in model["kinds"] if kind in OFFERED),
+            "-".join(map(str, lengths)),
+            *_prices(model),
+        )
     return rows
 
 
@@ -221,12 +247,25 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _prices(model: Mapping[str, Any]) -> str:
-    """`480P 0.30, 720P 0.60 /s`; the first row where there are several."""
+def _json(value: object, indent: int | None) -> str:
+    """JSON whose characters are themselves, but for those that a terminal obeys."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _prices(model: Mapping[str, Any]) -> tuple[str, str]:
+    """The first price row, a tier a line, `480P 0.30`; and per how many of what, `s`, `1M in` (tokens of the input)."""
     prices = next(iter(model["regions"].values()))["prices"]
     if not prices:
-        return "?"
+        return "?", ""
     first = prices[0]
     tiers = first["cny"] if isinstance(first["cny"], Mapping) else {"": first["cny"]}
-    each = ", ".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items())
-    return f"{each} /{_UNITS.get(first['unit'], first['unit'])}"
+    unit = _UNITS.get(first["unit"], first["unit"])
+    return "\n".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items()), _per(first["per"]) + unit
+
+
+def _per(count: int) -> str:
+    """`1M `, `10k `; nothing for one."""
+    if count >= 1_000_000:
+        return f"{count // 1_000_000}M "
+    return f"{count // 1000}k " if count >= 1000 else ""

@@ -99,9 +99,8 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> RenderableType:
     rows = show.table("create call", "outcome", "billed", "request id", "said", wide=["said"])
     for attempt in attempts:
         said = " ".join(filter(None, [attempt["code"], attempt["message"]]))
-        show.row(
-            rows, str(attempt["number"]), attempt["outcome"], attempt["billed"], attempt["request_id"], escape(said)
-        )
+        request = escape(attempt["request_id"] or "")
+        show.row(rows, str(attempt["number"]), attempt["outcome"], attempt["billed"], request, escape(said))
     return Group("", rows)
 
 

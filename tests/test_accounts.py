@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import answers, peer
 from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
@@ -68,6 +69,24 @@ def test_an_estimate_is_the_dearest_that_it_may_be_and_the_cost_is_the_regions_o
     assert {job.estimate for job in found} == {1_834_805}
     assert {(job.region, job.cost) for job in found} == {(BEIJING, 1_500_000), (SINGAPORE, 1_834_805)}
     assert all(sum(micros for _, micros in play.ledger(job)) == job.cost for job in found)
+
+
+def test_a_wrong_address_stops_the_account_and_leaves_no_job_in_doubt(
+    environment: dict[str, str], beijing: Sandbox
+) -> None:
+    with peer(answers(404, b"<html>not found</html>")) as other:
+        elsewhere = {"name": "home", "owner": "company", "region": BEIJING, "url": other.url, "key": "sk-home"}
+        with stage(environment, beijing, accounts=[elsewhere]) as play:
+            job = play.submit()
+            play.drive(lambda: play.attempts(job), bool)
+            (attempt,) = play.drive(lambda: play.attempts(job), lambda found: bool(found[0].outcome))
+            (owner,) = play.sql("select stopped_until, stopped_why from owners")
+            states = play.states(job)
+
+    assert (attempt.outcome, attempt.billed) == ("refused", "no")
+    assert State.UNCERTAIN not in states
+    assert owner["stopped_until"]
+    assert "NORIA_DASHSCOPE_URL" in owner["stopped_why"]
 
 
 def test_an_id_is_spelled_as_its_region_does(play: Stage, beijing: Sandbox, singapore: Sandbox) -> None:

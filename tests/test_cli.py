@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
-from serving import Served, served
+from serving import CLIP, Served, served
 from structlog.testing import capture_logs
 
-from ops import campaign, cli, reach
+from api.client import Client
+from ops import campaign, cli, following, reach
 from ops import servers as embedded
+from ops.local import UpOptions
 from ops.reach import Door
+from ops.supervise import LocalError
 
 CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
 first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
@@ -133,6 +140,23 @@ def test_tables_fit_eighty_columns(noria: Shell, api: Served) -> None:
     assert job_id in noria("list").out
 
 
+def test_no_table_cuts_what_people_need(noria: Shell, api: Served) -> None:
+    noria(*SUBMIT, "--custom-id", "a-rather-long-name-of-ones-own-17")
+    listed, models = noria("list").out, noria("models")
+
+    assert "…" not in listed + models.out
+    columns = [line.split("  ")[1:3] for line in listed.splitlines()[2:]]
+    assert len(columns) > 1, "wrapped, not cut"
+    assert "a-rather-long-name-of-ones-own-17" in "".join(re.findall(r"(?:^.{38}|^ {38})(\S*)", listed, re.MULTILINE))
+    for row in (
+        "wan2.5-t2v-preview .* 480P 0.30 +s",
+        "qwen3-tts-flash .* 0.80 +10k",
+        "qwen-plus .* 128K 0.80 +1M in",
+    ):
+        assert re.search(f"^{row}", models.out, re.MULTILINE), row
+    assert "1080P 1.00" in models.out
+
+
 def test_a_refused_input_names_the_field_and_exits_5(noria: Shell, api: Served) -> None:
     said = noria(*SUBMIT, "--duration", "7", "--input", "watermrk=true")
 
@@ -219,7 +243,10 @@ def test_projects_are_set_up_and_their_secret_shown_and_rotated(noria: Shell, ap
 
 def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -> None:
     assert noria("projects", "secret", "nobody").code == 5
-    assert "time_zone is a name like Asia/Shanghai" in noria("projects", "set", "spring", "--time-zone", "Mars").err
+    assert (
+        "time_zone is no zone of the tz database, like Asia/Shanghai"
+        in noria("projects", "set", "spring", "--time-zone", "Mars").err
+    )
 
 
 def test_a_csv_is_submitted_once_however_often_it_is_sent(noria: Shell, api: Served) -> None:
@@ -495,3 +522,129 @@ def test_the_installed_command_prints_nothing_but_its_result(api: Served, tmp_pa
     assert uuid.UUID(made.stdout.strip())
     assert (missing.returncode, missing.stdout) == (5, "")
     assert "noria list" in missing.stderr
+
+
+def test_no_download_overwrites_another_jobs(noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_client: object, job_id: str, n: int, target: Any) -> str:
+        content = b"the same" if job_id.startswith("same") else f"{job_id} {n}".encode()
+        target.write(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def put(job_id: str, custom_id: str) -> list[str]:
+        content = b"the same" if job_id.startswith("same") else f"{job_id} 0".encode()
+        outputs = [{"n": 0, "key": "a/b.mp4", "sha256": hashlib.sha256(content).hexdigest()}]
+        job = {"id": job_id, "custom_id": custom_id, "outputs": outputs}
+        return [path.name for path in following.fetch(client, job, noria.cwd)]
+
+    monkeypatch.setattr(Client, "download", download)
+    with Client(api.url, api.key("spring")) as client:
+        names = [put(job_id, "twin") for job_id in ("one", "two", "three", "two", "one")]
+        put("long", "汉" * 128)
+        put("path", "../../etc/x")
+
+    assert names == [["twin-0.mp4"], ["twin-two-0.mp4"], ["twin-three-0.mp4"], ["twin-two-0.mp4"], ["twin-0.mp4"]]
+    assert (noria.cwd / "twin-0.mp4").read_bytes() == b"one 0"
+    assert len(list(noria.cwd.iterdir())) == 5
+    assert not list(noria.cwd.glob("*.part"))
+
+
+def test_a_custom_id_with_a_control_character_is_refused_by_its_name(api: Served) -> None:
+    with api.http(api.key("spring")) as http:
+        for custom_id in ("\x1b[2J", "a\nb", "\x9bH", "a\x7f"):
+            answer = http.post("/v1/jobs", json={**CLIP, "custom_id": custom_id})
+
+            assert answer.status_code == 422
+            assert [(f["pointer"], f["code"]) for f in answer.json()["errors"]] == [("/custom_id", "control_character")]
+        assert http.post("/v1/jobs", json={**CLIP, "custom_id": "行 17 🎬"}).status_code == 201
+
+
+def test_no_text_of_a_job_moves_the_terminals_cursor(
+    noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "\x1b]0;pwned\x07\x1b[2J\x9b1m\x7f\u202e"
+    job_id = noria(*SUBMIT).out.strip()
+    error = {"class": "provider", "code": "x", "message": evil, "hint": evil, "retryable": False}
+    api.sql(
+        "update jobs set custom_id = :evil, labels = cast(:labels as jsonb), state = 'failed', run_at = null,"
+        " finished_at = now(), error = cast(:error as jsonb), input = input || cast(:input as jsonb)",
+        evil=evil, labels=json.dumps({"a": evil}), error=json.dumps(error), input=json.dumps({"prompt": evil}),
+    )  # fmt: skip
+    api.sql("update events set why = :evil", evil=evil)
+
+    for command in (["list"], ["show", job_id], ["watch", job_id], ["list", "--json"], ["watch", job_id, "--json"]):
+        said = noria(*command)
+
+        assert "pwned" in said.out
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said.out + said.err), command
+    assert noria("list", "--json").json[0]["custom_id"] == evil, "JSON says the same, escaped"
+
+
+@pytest.mark.parametrize("outcome", ["sent", "accepted", "refused", "not_sent", "unknown", "absent"])
+def test_an_attempt_is_shown_whatever_of_it_is_known(noria: Shell, api: Served, outcome: str) -> None:
+    job_id = noria(*SUBMIT).out.strip()
+    api.sql(
+        "insert into attempts (id, job_id, project_id, number, owner, account, region, model, request_hash, outcome)"
+        " select gen_random_uuid(), id, project_id, 1, 'o', 'a', 'cn-beijing', model, '', :outcome from jobs",
+        outcome=outcome,
+    )
+
+    said = noria("show", job_id)
+
+    assert (said.code, said.err) == (0, "")
+    assert re.search(rf"^1 +{outcome} +unknown", said.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9", "what://ever", "http://[half"])
+def test_no_proxy_of_the_environment_stands_between_the_command_and_this_machine(
+    noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("all_proxy", "ALL_PROXY", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, proxy)
+
+    assert noria("list", "--json").json == []
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "what://ever"])
+def test_a_proxy_that_cannot_be_used_is_a_sentence(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+
+    with pytest.raises(httpx.ProxyError, match="no proxy is what all_proxy names"):
+        Client("https://noria.example", "noria_key")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NORIA_KEY", "noria_键"), ("NORIA_URL", "http://[half"), ("NORIA_URL", "localhost")]
+)
+def test_what_the_environment_has_wrong_is_a_sentence(
+    noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    said = noria("list")
+
+    assert said.code == 4
+    assert said.err
+
+
+def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
+    noria: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[UpOptions] = []
+
+    def stack(options: UpOptions, *_: object) -> Any:
+        asked.append(options)
+        raise LocalError("enough")
+
+    monkeypatch.setattr("ops.local.stack", stack)
+    for arguments in (["up"], ["up", "--true-times"], ["up", "--time-scale", "0.02"]):
+        assert noria(*arguments).err == "enough\n"
+    assert [options.time_scale for options in asked] == [0.1, 1.0, 0.02]
+
+    addresses = {"API": "a", "Flower": "f", "S3": "s", "sandbox": "x"}
+    for options in asked[:2]:
+        running: Any = SimpleNamespace(addresses=addresses)
+        embedded.make_home(noria.cwd / ".noria")
+        cli._welcome(options, running, Door("http://127.0.0.1:1", "key"), as_json=False)
+    tenth, whole = capsys.readouterr().out.split("Noria runs on")[1:]
+    assert "0.1 of the provider's times; --true-times" in tenth
+    assert "--true-times" not in whole

@@ -16,6 +16,7 @@ import pytest
 from peers import Peer, peer
 from pydantic import SecretStr
 
+from worker.dashscope import faults
 from worker.dashscope.answers import Accepted, Page, Refused, ServerTrouble, TaskSeen
 from worker.dashscope.client import Client
 from worker.egress import wires
@@ -147,6 +148,27 @@ def test_a_refusal_tells_when_to_come_back() -> None:
     assert refused.retry_after == 7.0
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        peers.answers(404, b"not found"),
+        says(404, {"detail": "Not Found"}),
+        peers.answers(405, b""),
+        peers.answers(301, b"", location="https://elsewhere.example/"),
+        peers.answers(308, b"", location="https://elsewhere.example/"),
+    ],
+    ids=["text 404", "JSON 404", "405", "301", "308"],
+)
+def test_an_address_where_dashscope_is_not_makes_nothing_and_stops_the_account(script: peers.Script) -> None:
+    with provider(script) as (_, dashscope):
+        refused = dashscope.create(ASKED, 5)
+
+    assert isinstance(refused, Refused)
+    row = faults.classify(refused.http_status, refused.code, refused.message)
+    assert (row.code, row.verdict) == ("wrong_address", faults.Verdict.STOP_ACCOUNT)
+    assert "NORIA_DASHSCOPE_URL" in (row.hint or "")
+
+
 # Creates: nobody knows
 
 HTML = b"<html><body>502 Bad Gateway</body></html>"
@@ -174,7 +196,7 @@ CUT = peers.whole(200, json.dumps(TASK).encode(), x_request_id="r-head")
         (peers.answers(204, b""), None),
         (peers.answers(302, b"", location="/login", x_request_id="r-head"), "r-head"),
         (peers.answers(403, HTML, x_request_id="r-head"), "r-head"),
-        (peers.answers(404, b"not found"), None),
+        (peers.answers(307, b"", location="/elsewhere"), None),
         (says(429, {"message": "slow down"}), None),
         (says(408, {"code": "RequestTimeOut", "message": "", "request_id": "r-body"}), "r-body"),
         (says(499, {"code": "ClientDisconnect", "message": "", "request_id": "r-body"}), "r-body"),
@@ -188,7 +210,7 @@ CUT = peers.whole(200, json.dumps(TASK).encode(), x_request_id="r-head")
     ids=[
         "reset before an answer", "end before an answer", "no answer", "reset in the headers", "reset in the body",
         "end in the body", "dripping body", "cut JSON", "empty 200", "null", "deep JSON", "no text", "HTML 200",
-        "no output", "output is no object", "204", "redirect", "HTML 403", "text 404", "JSON without a code",
+        "no output", "output is no object", "204", "redirect", "HTML 403", "temporary redirect", "JSON without a code",
         "408", "499", "500", "503", "HTML 502", "HTML 504", "9 MB", "not HTTP",
     ],
 )  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import redis
@@ -15,7 +17,7 @@ from sqlalchemy import create_engine
 from stage import Stage, stage
 
 from ops import cli as command
-from ops import doctor
+from ops import cli_doctor, doctor, servers
 from ops.doctor import Exam, Verdict
 from ops.doctor_checks import CHECKS
 from ops.sandbox.options import Options
@@ -37,11 +39,15 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
         yield made
 
 
+def settings_of(play: Stage, **changes: object) -> Settings:
+    """The stage's settings, changed."""
+    kept = {name: getattr(play.ctx.settings, name) for name in Settings.model_fields}
+    return Settings.model_validate({**kept, **changes})
+
+
 def examined(play: Stage, *names: str, fix: bool = False, **changes: object) -> dict[Verdict, list[str]]:
     """What the named checks say, by verdict."""
-    kept = {name: getattr(play.ctx.settings, name) for name in Settings.model_fields}
-    settings = Settings.model_validate({**kept, **changes})
-    exam = Exam(settings, play.ctx.catalog, play.ctx.engine, play.ctx.bucket, fix=fix)
+    exam = Exam(settings_of(play, **changes), play.ctx.catalog, play.ctx.engine, play.ctx.bucket, fix=fix)
     said: dict[Verdict, list[str]] = {}
     for diagnosis in doctor.examine(exam, [check for check in CHECKS if check.name in names]):
         said.setdefault(diagnosis.found.verdict, []).append(diagnosis.found.what)
@@ -169,6 +175,75 @@ def test_a_key_that_the_provider_refuses_is_told(play: Stage) -> None:
     (what,) = examined(play, "provider")[Verdict.FAILURE]
 
     assert "401" in what
+
+
+def test_an_address_where_dashscope_is_not_is_told_with_the_setting(play: Stage) -> None:
+    with peer(answers(404, b"<html>not found</html>")) as other:
+        exam = Exam(
+            settings_of(play, accounts=(Account(url=other.url),)), play.ctx.catalog, play.ctx.engine, play.ctx.bucket
+        )
+        (found,) = doctor.examine(exam, [check for check in CHECKS if check.name == "provider"])
+
+    assert "HTTP 404" in found.found.what
+    assert "NORIA_DASHSCOPE_URL" in found.found.advice
+
+
+def test_a_database_that_takes_no_writes_is_not_well(play: Stage) -> None:
+    url = play.ctx.settings.database_url.get_secret_value()
+    reading = create_engine(url, connect_args={"options": "-c default_transaction_read_only=on"})
+    exam = Exam(play.ctx.settings, play.ctx.catalog, reading, play.ctx.bucket)
+
+    found = list(doctor.examine(exam, [check for check in CHECKS if check.name == "database"]))
+    reading.dispose()
+
+    assert any("read-only" in each.found.what for each in found if each.found.verdict is Verdict.FAILURE)
+
+
+def test_inputs_that_a_provider_outside_gets_as_uploads_are_told_and_tried(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.endpoints.is_near", lambda url: url == play.ctx.settings.s3_public_endpoint_url)
+    said = examined(play, "provider", "bucket")
+    assert "inputs are uploaded, since the provider cannot follow links to http://127" in said[Verdict.WARNING][0]
+    assert Verdict.WARNING not in examined(play, "provider", input_handover="upload")
+
+    page = json.dumps({"total": 0, "data": [], "total_page": 0, "page_no": 1, "page_size": 100}).encode()
+    with peer(answers(200, page)) as other:
+        said = examined(play, "provider", accounts=(Account(url=other.url),), input_handover="upload")
+    assert "that fails: no policy for an upload" in said[Verdict.FAILURE][0]
+
+
+def test_links_that_the_provider_gets_must_work_and_users_may_be_elsewhere(play: Stage) -> None:
+    nowhere = f"https://127.0.0.1:{closed_port()}"
+
+    bucket = Bucket(settings_of(play, s3_public_endpoint_url=nowhere))
+    for handed, verdict in (("link", Verdict.FAILURE), ("upload", Verdict.WARNING)):
+        exam = Exam(
+            settings_of(play, s3_public_endpoint_url=nowhere, input_handover=handed),
+            play.ctx.catalog,
+            play.ctx.engine,
+            bucket,
+        )
+        found = list(doctor.examine(exam, [check for check in CHECKS if check.name == "bucket"]))
+        assert [each.found.verdict for each in found if "nowhere" in each.found.what] == [verdict]
+
+
+def test_doctor_asks_whom_the_stack_here_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("NORIA_", "DASHSCOPE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-real")
+    home = servers.make_home(tmp_path / "home")
+    servers.kept_ports(home)
+
+    servers.announce(home, {"API": "a", "sandbox": "b"})
+    sandboxed = cli_doctor.settings_of(home)[0].all_accounts[0]
+    servers.announce(home, {"API": "a"})
+    real = cli_doctor.settings_of(home)[0].all_accounts[0]
+
+    assert sandboxed.url.startswith("http://127.0.0.1")
+    assert sandboxed.key == SecretStr("sk-sandbox")
+    assert real.url == "https://dashscope.aliyuncs.com"
+    assert real.key == SecretStr("sk-real")
 
 
 def test_a_providers_clock_that_differs_by_minutes_is_told(play: Stage) -> None:

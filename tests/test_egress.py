@@ -579,6 +579,19 @@ def test_inside_the_operators_networks_any_port_may_be_registered() -> None:
     assert wires.check_url("http://11.1.2.3:8080/hook", settings("10.0.0.0/8")) is not None
 
 
+def test_a_name_that_leads_out_of_the_operators_networks_is_refused_where_it_is_named() -> None:
+    """`localhost` stands for any name that is found: where it leads to is what the wire would refuse for days."""
+    for url in ("https://localhost:8443/hook", "http://localhost/hook", "http://localhost:8080/hook"):
+        fault = wires.check_url(url, settings("10.0.0.0/8"))
+
+        assert fault is not None
+        assert "leads to 127.0.0.1" in fault.message
+        with pytest.raises(NotAllowed):
+            egress.call(wires.webhooks(settings("10.0.0.0/8")), "POST", url, Bounds(5, 100), {})
+        assert wires.check_url(url, settings("127.0.0.0/8", "::1/128")) is None
+    assert wires.check_url("https://no-such-name.invalid:8443/", settings("10.0.0.0/8")) is None, "it may come to be"
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
     """A server's TLS for 127.0.0.1, and the certificate to trust."""

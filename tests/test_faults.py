@@ -197,13 +197,17 @@ def test_a_row_says_which_limit_or_lack_it_is(code: str, message: str, scope: Sc
         *((status, STOP) for status in (401, 402, 403)),
         *((status, FAIL) for status in (400, 413, 418, 422)),
         *((status, RETRY) for status in (408, 499, 500, 502, 503, 504)),
-        (404, OURS),
         (429, WAIT),
     ],
 )
 @pytest.mark.parametrize("code", [None, "", "NeverHeardOf"])
 def test_without_a_known_code_the_status_decides(status: int, verdict: Verdict, code: str | None) -> None:
     assert faults.classify(status, code, None).verdict is verdict
+
+
+def test_a_404_is_of_the_model_by_a_code_and_of_the_address_without_one() -> None:
+    assert faults.classify(404, "NeverHeardOf", None).verdict is OURS
+    assert faults.classify(404, "", None).code == "wrong_address"
 
 
 def test_a_task_that_failed_without_a_known_code_fails_and_may_be_sent_again() -> None:
@@ -330,4 +334,4 @@ def test_an_endless_message_is_cut() -> None:
 
 
 def test_every_status_has_a_meaning() -> None:
-    assert all(faults.classify(status, None, None) in BY_STATUS for status in range(100, 1000))
+    assert all(faults.classify(status, None, None) in (*BY_STATUS, faults.NOT_DASHSCOPE) for status in range(100, 1000))

@@ -252,4 +252,4 @@ def test_a_file_cannot_go_between_being_checked_and_being_named(http: httpx.Clie
             eventually(lambda: api.sql("select 1 from pg_locks where not granted"))
         assert answer.result(PATIENCE).json()["code"] == "file_in_use"
     with api.engine.connect() as connection:
-        inputs.check(connection, project.id, prepared.input)
+        inputs.check(connection, project.id, prepared.model, prepared.input)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from base64 import b64encode, encodebytes
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -123,6 +125,79 @@ def test_an_output_of_an_earlier_job_is_an_input_too(http: httpx.Client, api: Se
     assert submitted(http, img_url=key).status_code == 201
 
 
+def png(width: int, height: int, colour: int = 2) -> bytes:
+    """The beginning of a PNG, which says its size and whether it has an alpha channel; colour type 2 has none."""
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+
+
+def bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IIIIiiHH", 12_000_054, 0, 54, 40, width, height, 1, 24)
+
+
+# What the model's page does not allow, each with a word of the reason; the header alone is read.
+UNFIT = [
+    (png(120, 90), "120*90 pixels"),
+    (png(8200, 300), "8200*300 pixels"),
+    (png(640, 239), "sides of 240 to 8000 pixels"),
+    (png(640, 480, 6), "alpha channel"),
+    (png(640, 480, 4), "alpha channel"),
+    (bmp(2000, 200), "2000*200 pixels"),
+]
+
+
+@pytest.mark.parametrize(("content", "why"), UNFIT)
+@pytest.mark.parametrize("way", ["file", "data"])
+def test_a_picture_that_the_model_does_not_take_is_refused_by_its_header(
+    http: httpx.Client, content: bytes, why: str, way: str
+) -> None:
+    inline = f"data:image/{'bmp' if content[:2] == b'BM' else 'png'};base64,{b64encode(content).decode()}"
+    picture = given(http, "a.png", content) if way == "file" else inline
+
+    answer = http.post(
+        "/v1/jobs", json={"kind": "image-to-video", "model": "wan2.2-i2v-flash", "input": {"img_url": picture}}
+    )
+
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert fault["pointer"] == "/input/img_url"
+    assert fault["code"] in ("file_unfit", "picture_unfit")
+    assert why in fault["message"]
+
+
+def test_a_picture_may_be_as_large_as_its_own_model_takes(http: httpx.Client, api: Served) -> None:
+    picture = given(http, "a.bmp", bmp(2000, 2000))
+    api.sql("update files set bytes = 12000054")
+
+    def code(model: str) -> int:
+        said = {"kind": "image-to-video", "model": model, "input": {"img_url": picture, "prompt": "it purrs"}}
+        return http.post("/v1/jobs?dry_run=true", json=said).status_code
+
+    assert (code("wan2.2-i2v-flash"), code("wan2.5-i2v-preview")) == (422, 200)
+
+
+@pytest.mark.parametrize("content", [png(240, 240), png(8000, 8000), png(0, 0), b"\xff\xd8\xff\xe0\0\x10JFIF", PNG])
+def test_a_picture_that_fits_or_does_not_say_is_taken(http: httpx.Client, content: bytes) -> None:
+    said = {"kind": "image-to-video", "model": "wan2.2-i2v-flash", "input": {"img_url": given(http, "a", content)}}
+
+    assert http.post("/v1/jobs", json=said).status_code == 201
+
+
+def test_base64_with_the_line_ends_of_mime_is_taken_and_kept_without_them(http: httpx.Client) -> None:
+    wrapped = encodebytes(png(640, 480) + bytes(300)).decode().replace("\n", "\r\n")
+
+    job = submitted(http, img_url=f"data:image/png;base64,{wrapped}").json()
+
+    assert job["input"]["img_url"] == "data:image/png;base64," + "".join(wrapped.split())
+    assert faults(submitted(http, img_url="data:image/png;base64,AA AA")) == {"/input/img_url": "bad_link"}
+
+
+def test_a_body_that_is_too_large_says_how_to_send_pictures(http: httpx.Client) -> None:
+    answer = submitted(http, img_url="data:image/png;base64," + "A" * (1 << 20))
+
+    assert answer.status_code == 413
+    assert "POST /v1/files" in answer.json()["detail"]
+
+
 def test_documents_that_are_said_to_be_files_have_to_be_there(http: httpx.Client, api: Served) -> None:
     key = given(http, "a.txt", b"some words")
     project = api.sql("select id from projects")[0]["id"]
@@ -130,9 +205,9 @@ def test_documents_that_are_said_to_be_files_have_to_be_there(http: httpx.Client
     found = [{"key": key}, {"key": other}, {"text": "words"}, {"key": f"{project}/mine/put-there-by-myself.txt"}]
 
     with api.engine.connect() as connection:
-        inputs.check(connection, project, {"documents": found[:1]})
+        inputs.check(connection, project, "qwen-flash", {"documents": found[:1]})
         with pytest.raises(InvalidInput) as refused:
-            inputs.check(connection, project, {"documents": found})
+            inputs.check(connection, project, "qwen-flash", {"documents": found})
 
     assert [fault.pointer for fault in refused.value.faults] == ["/input/documents/1/key"]
 

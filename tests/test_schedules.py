@@ -162,6 +162,27 @@ class TestFireTimes:
     def test_what_can_never_be_is_refused(self, expression: str, zone: str, codes: dict[str, str]) -> None:
         assert {fault.pointer: fault.code for fault in cron.faults(expression, zone)} == codes
 
+    @pytest.mark.parametrize(
+        "zone",
+        ["UTC+8", "GMT+8", "utc+08:00", "GMT+0800", "+08:00", "+8", "CST", "Asia/Beijing", "Beijing",
+         "China Standard Time", "China_Standard_Time"],
+    )  # fmt: skip
+    def test_what_people_call_chinas_zone_is_answered_with_its_name(self, zone: str) -> None:
+        (fault,) = cron.faults("0 2 * * *", zone)
+
+        assert fault.message.endswith("did you mean Asia/Shanghai?")
+
+    def test_another_offset_is_answered_without_a_wrong_guess(self) -> None:
+        for zone in ("UTC+9", "GMT-5", "-03:30"):
+            (fault,) = cron.faults("0 2 * * *", zone)
+            assert fault.message.endswith("an offset is none, name a place")
+
+    def test_a_zone_whose_sign_is_inverted_is_taken_with_a_warning(self) -> None:
+        assert cron.faults("0 2 * * *", "Etc/GMT+8") == []
+        assert "is UTC-8" in str(cron.zone_warning("Etc/GMT+8"))
+        assert "is UTC+8" in str(cron.zone_warning("Etc/GMT-8"))
+        assert all(cron.zone_warning(zone) is None for zone in ("Asia/Shanghai", "Etc/UTC", "Etc/GMT+0", "PRC"))
+
     def test_a_misspelt_zone_is_answered_with_a_near_one(self) -> None:
         (fault,) = cron.faults("0 2 * * *", "europe/berln")
 

@@ -85,6 +85,13 @@ def test_the_zone_is_the_projects_own_unless_said(http: httpx.Client) -> None:
     assert http.post("/v1/schedules", json=body).json()["time_zone"] == "Asia/Shanghai"
 
 
+def test_a_zone_that_is_hardly_meant_is_taken_and_warned_of(http: httpx.Client) -> None:
+    inverted = made(http, time_zone="Etc/GMT+8")
+
+    assert ["UTC-8" in warning["message"] for warning in inverted["warnings"]] == [True]
+    assert made(http, name="other")["warnings"] == []
+
+
 def test_every_wrong_field_of_form_clock_and_template_is_named_in_one_answer(http: httpx.Client) -> None:
     body = {
         "name": "",

@@ -8,6 +8,7 @@ a star, each instant that reads so fires.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
@@ -19,12 +20,18 @@ from cronsim import CronSim, CronSimError
 from worker.errors import Fault, InvalidInput
 
 _FIELDS = 5  # minute, hour, day, month, weekday; a sixth would be seconds, and a minute is the least
+_INVERTED = re.compile(r"Etc/GMT([+-])(\d{1,2})")
+_OFFSET = re.compile(r"(utc|gmt)?[+-]\d{1,2}(:?\d\d)?")
+_UTC_8 = re.compile(r"(utc|gmt)?\+0?8(:?00)?")
+_CHINA = frozenset(
+    {"cst", "bjt", "china", "chinastandardtime", "beijing", "beijingtime", "asia/beijing", "asia/peking", "shanghai"}
+)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def faults(expression: str, time_zone: str) -> list[Fault]:
     """What is wrong with either, as faults of the fields `cron` and `time_zone`."""
-    found = [_cron_fault(expression), _zone_fault(time_zone)]
+    found = [_cron_fault(expression), zone_fault(time_zone)]
     return [fault for fault in found if fault]
 
 
@@ -56,13 +63,33 @@ def _zones() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-def _zone_fault(name: str) -> Fault | None:
+def zone_fault(name: str) -> Fault | None:
+    """What is wrong with a zone's name; None: nothing."""
     if name in _zones():
         return None
+    if advice := _of_an_offset(name):
+        return Fault("/time_zone", "unknown_zone", f"is no zone of the tz database, like Asia/Shanghai{advice}")
     known = {zone.lower(): zone for zone in _zones()}
     near = difflib.get_close_matches(name[:40].lower(), known, n=1)
     advice = f"; did you mean {known[near[0]]}?" if near else ""
     return Fault("/time_zone", "unknown_zone", f"is no zone of the tz database, like Asia/Shanghai{advice}")
+
+
+def zone_warning(name: str) -> str | None:
+    """What a zone that there is may not be meant by; None: nothing."""
+    found = _INVERTED.fullmatch(name)
+    if found is None or found[2] == "0":
+        return None
+    sign = "-" if found[1] == "+" else "+"
+    return f"{name} is UTC{sign}{found[2]}: its sign is the other way round (POSIX). UTC+8 is Asia/Shanghai"
+
+
+def _of_an_offset(name: str) -> str:
+    """Advice for what people call a zone by its distance, or China's by another name; empty for other names."""
+    plain = re.sub(r"[\s_]", "", name).lower()
+    if plain in _CHINA or _UTC_8.fullmatch(plain):
+        return "; did you mean Asia/Shanghai?"
+    return ": an offset is none, name a place" if _OFFSET.fullmatch(plain) else ""
 
 
 def _cron_fault(expression: str) -> Fault | None:

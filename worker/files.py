@@ -11,7 +11,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import inputs, media
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
-from worker.media import MediaType
+from worker.media import MediaType, Shape
 from worker.models import File
 from worker.storage import Bucket
 
@@ -38,19 +38,21 @@ class Draft:
     bytes: int
     sha256: str
     body: BinaryIO
+    shape: Shape | None = None  # of a picture
 
 
 def draft(name: str, body: BinaryIO) -> Draft:
     """The file as it may be kept; raises InvalidInput where it is empty, or nothing that is taken."""
     name = tidied(name)
     body.seek(0)
-    kind = media.sniff_input(body.read(media.READ), name)
+    head = body.read(media.HEADER)
+    kind = media.sniff_input(head[: media.READ], name)
     size, digest = _measured(body)
     if not size:
         raise InvalidInput([Fault("/file", "empty", "has no bytes")])
     if kind is None:
         raise InvalidInput([Fault("/file", "type_not_taken", _TAKEN)])
-    return Draft(name, kind, size, digest, body)
+    return Draft(name, kind, size, digest, body, media.shape(head))
 
 
 def keep(engine: Engine, bucket: Bucket, project_id: uuid.UUID, given: Draft, now: datetime) -> tuple[File, bool]:
@@ -146,6 +148,7 @@ def _record(connection: Connection, project_id: uuid.UUID, given: Draft, key: st
         "content_type": given.type.content_type,
         "bytes": given.bytes,
         "sha256": given.sha256,
+        **(asdict(given.shape) if given.shape else {}),
     }
     first = (
         upsert(File)

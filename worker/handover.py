@@ -1,9 +1,10 @@
 """How the provider gets the objects of ours that a job names.
 
 A job's row and its request's hash hold keys, so equal requests are equal for ever. Only the call itself carries what
-the provider can follow: a link into the bucket that lives for hours, or, where it cannot reach the bucket, an
-`oss://` of its own temporary store, where the object was put just before. A batch's lines are always put there. What
-was put is kept in mind for an hour, so that a call that has to wait uploads nothing twice.
+the provider can follow: a link into the bucket that lives for hours, or, where it cannot reach the bucket or is not
+meant to (NORIA_INPUT_HANDOVER), an `oss://` of its own temporary store, where the object was put just before. A batch's
+lines are always put there. What was put is kept in mind for an hour, so that a call that has to wait uploads nothing
+twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
-from worker import inputs, spans
+from worker import endpoints, inputs, spans
 from worker.dashscope.client import Client
 from worker.errors import CallFailed, NotFound
 from worker.kinds import Request
@@ -57,7 +58,7 @@ class Handover:
         keys = dict.fromkeys(inputs.links(job.input).values())
         if not keys:
             return request
-        if self.settings.input_handover == "link":
+        if uploads(self.settings, client.url) is None:
             links = {key: self.bucket.presign(key, LINK_LIFE, None) for key in keys}
             return replace(request, body=_with(request.body, links))
         ends = time.monotonic() + spans.HANDOVER.total_seconds()
@@ -111,6 +112,19 @@ class Handover:
             for old in [old for old, kept in self._puts.items() if put.at - kept.at > UPLOAD_KEPT.total_seconds()]:
                 del self._puts[old]
             self._puts[place] = put
+
+
+def uploads(settings: Settings, provider: str) -> str | None:
+    """Why the provider at that address gets files as uploads; None: it gets links into the bucket, which it can follow.
+
+    Links that only neighbours can follow are for a provider that is one, like the sandbox.
+    """
+    endpoint = settings.s3_public_endpoint_url or settings.s3_endpoint_url
+    if settings.input_handover == "upload":
+        return "NORIA_INPUT_HANDOVER says so"
+    if endpoint and endpoints.is_near(endpoint) and not endpoints.is_near(provider):
+        return f"the provider cannot follow links to {endpoint}"
+    return None
 
 
 def _lines(job: Job) -> _Place:

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, or_, select
+from sqlalchemy import Connection, Row, bindparam, null, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from worker import media
+from worker import catalog, media
 from worker.errors import Fault, InvalidInput
 from worker.kinds.fields import is_key
+from worker.media import Shape
 from worker.models import File, Job, Output
 
-_Object = Row[str, str, int]  # its key, content type, and length in bytes
+_Object = Row[str, str, int, int | None, int | None, bool | None]  # its key, type, bytes, and shape where it is known
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ _SOUND = Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB")
 _RULES = {"img_url": _PICTURE, "last_frame_url": _PICTURE, "audio_url": _SOUND}
 
 
-def check(connection: Connection, project_id: uuid.UUID, wanted: Mapping[str, Any]) -> None:
+def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:
     """Raises InvalidInput for each key in a complete input that names no object of the project's, or an unfit one.
+
+    Pictures are held against what the model takes.
 
     In the submission's transaction: a file that is named cannot be removed before that ends.
     """
@@ -42,7 +45,7 @@ def check(connection: Connection, project_id: uuid.UUID, wanted: Mapping[str, An
     if not named:
         return
     there = _there(connection, project_id, sorted(set(named.values())))
-    faults = [_fault(pointer, key, there.get(key)) for pointer, key in named.items()]
+    faults = [_fault(pointer, key, there.get(key), model) for pointer, key in named.items()]
     if found := [fault for fault in faults if fault is not None]:
         raise InvalidInput(found)
 
@@ -80,23 +83,35 @@ def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -
     return found
 
 
-def _fault(pointer: str, key: str, found: _Object | None) -> Fault | None:
+def _fault(pointer: str, key: str, found: _Object | None, model: str) -> Fault | None:
     if found is None:
         return Fault(pointer, "no_such_file", f"names {key}, which is no file and no output of this project")
     rule = _RULES.get(pointer.removeprefix("/input/"))
-    if rule is None or (found.content_type in rule.types and found.bytes <= rule.bytes):
+    if rule is None:
         return None
-    return Fault(pointer, "file_unfit", f"names {found.content_type} of {found.bytes} bytes, and must be {rule.words}")
+    if found.content_type not in rule.types or found.bytes > rule.bytes:
+        message = f"names {found.content_type} of {found.bytes} bytes, and must be {rule.words}"
+        return Fault(pointer, "file_unfit", message)
+    why = _unfit(found, model) if rule is _PICTURE else ""
+    return Fault(pointer, "file_unfit", f"names a picture that {why}, for {model}") if why else None
+
+
+def _unfit(found: _Object, model: str) -> str:
+    """Why the model does not take that picture; empty where it does, as far as is known."""
+    _, _, size, width, height, has_alpha = found
+    shape = Shape(width, height, bool(has_alpha)) if width and height else None
+    taken = catalog.load().model(model).pictures
+    return taken.unfit(size, shape) if taken else ""
 
 
 # FOR KEY SHARE, so that a file cannot be removed between being found here and being named by a job on record.
 _FILES = (
-    select(File.key, File.content_type, File.bytes)
+    select(File.key, File.content_type, File.bytes, File.width, File.height, File.has_alpha)
     .where(File.project_id == bindparam("project"), File.key.in_(bindparam("keys", expanding=True)))
     .order_by(File.key)
     .with_for_update(read=True, key_share=True)
 )
-_OUTPUTS = select(Output.key, Output.content_type, Output.bytes).where(
+_OUTPUTS = select(Output.key, Output.content_type, Output.bytes, null(), null(), null()).where(
     Output.project_id == bindparam("project"), Output.key.in_(bindparam("keys", expanding=True))
 )
 _USER = (

@@ -103,7 +103,7 @@ def submit(
     """
     if sent is not None and (first := replayed(connection, project, sent, prepared)):
         return first, True
-    inputs.check(connection, project.id, prepared.input)
+    inputs.check(connection, project.id, prepared.model, prepared.input)
     said = prepared.submission
     row = {
         "project_id": project.id,
@@ -193,7 +193,7 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     if connection.execute(_OPEN, {"job": job.id}).scalar_one():
         raise Conflict("attempt_open", "it is not known yet what became of its last create call, so it may be paid for")
     if not job.fans_out:  # a document that is gone is for its kind to report
-        inputs.check(connection, project_id, job.input)
+        inputs.check(connection, project_id, job.model, job.input)
     to = State.GATHERING if job.round else State.QUEUED
     again = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
     row = connection.execute(again.values(**_afresh(job, to, now)).returning(*Job.__table__.c)).mappings().one_or_none()

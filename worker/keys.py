@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import webhooks
+from worker import cron, webhooks
 from worker.claims import NOW, Now
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
 from worker.models import ApiKey, Project
@@ -196,17 +195,9 @@ def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:
     faults = []
     if weight is not None and not 1 <= weight <= 1000:
         faults.append(Fault("/weight", "out_of_range", "is a number from 1 to 1000"))
-    if time_zone is not None and not _is_zone(time_zone):
-        faults.append(Fault("/time_zone", "unknown_zone", "is a name like Asia/Shanghai"))
+    if time_zone is not None and (fault := cron.zone_fault(time_zone)):
+        faults.append(fault)
     return faults
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
 
 
 def _id(which: str) -> uuid.UUID | None:

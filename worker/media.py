@@ -10,11 +10,16 @@ the name has a say.
 from __future__ import annotations
 
 import codecs
+import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import PurePosixPath
+
+import imagesize
 
 SNIFFED = 64  # bytes that tell
 READ = 4096  # bytes that tell whether all is text
+HEADER = 1 << 20  # bytes of a picture that are looked through for its size: cameras put previews before it
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,29 @@ def sniff_input(head: bytes, name: str) -> MediaType | None:
     if medium is not None:
         return medium if medium.content_type in PICTURES | SOUNDS else None
     return _text(head, name) if _is_text(head) else None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a picture, as its header says: pixels as it is to be shown, and whether it has an alpha channel."""
+
+    width: int
+    height: int
+    has_alpha: bool
+
+
+def shape(head: bytes) -> Shape | None:
+    """A picture's, by its first `HEADER` bytes; None where they do not say. Nothing of it is decoded."""
+    kind = sniff_input(head, "")
+    if kind is None or kind.content_type not in PICTURES:
+        return None
+    try:
+        width, height = imagesize.get(BytesIO(head[:HEADER]))
+    except (ValueError, struct.error, IndexError, TypeError):  # a header that is cut or broken
+        return None
+    # The colour type of a PNG: 4 is grey with alpha, 6 is colour with alpha (PNG specification, 11.2.1).
+    has_alpha = kind is MARKS[b"\x89PNG\r\n\x1a\n"] and head[25:26] in (b"\x04", b"\x06")
+    return Shape(width, height, has_alpha) if width > 0 and height > 0 else None
 
 
 def sniff(head: bytes) -> MediaType | None:

@@ -520,6 +520,9 @@ class File(Base):
     content_type: Mapped[str]
     bytes: Mapped[int]
     sha256: Mapped[str]
+    width: Mapped[int | None] = mapped_column(Integer)  # of a picture, in pixels, with has_alpha, where its header says
+    height: Mapped[int | None] = mapped_column(Integer)
+    has_alpha: Mapped[bool | None]
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
     __table_args__ = (

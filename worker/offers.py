@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from worker import prices
+from worker.media import Shape
 from worker.prices import Price, Usage
 
 _OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
@@ -121,6 +122,21 @@ class Sizes(Entry):
         return ", ".join(self.named) + (f", or any W*H with {self.pixels}" if self.pixels else "")
 
 
+class Pictures(Entry):
+    """What a model takes as a picture to begin with: bytes at the most, which sizes; no PNG with an alpha channel."""
+
+    bytes: int
+    pixels: Pixels
+
+    def unfit(self, length: int, shape: Shape | None) -> str:
+        """Why a picture is not taken; empty where it is, as far as its header says."""
+        if length > self.bytes:
+            return f"has {length} bytes, and may have {self.bytes}"
+        if shape is not None and not self.pixels.fit(shape.width, shape.height):
+            return f"has {shape.width}*{shape.height} pixels, and must have {self.pixels}"
+        return "is a PNG with an alpha channel, and must be without" if shape is not None and shape.has_alpha else ""
+
+
 class ModelInRegion(Entry):
     """A model as one region serves it: its id there, a main account's limits (None: none set), prices."""
 
@@ -179,6 +195,7 @@ class Model(Entry):
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
+    pictures: Pictures | None = None  # None: what the provider takes of any model
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}
     usage: UsageShape | None = None  # of media

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import (
+    alerts,
     claims,
     firing,
     flower,
@@ -280,8 +282,7 @@ def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
     said = {"project": delivery.project_id, "receiver": delivery.receiver}
     project = ctx.read(lambda connection: connection.execute(_SIGNS, said).first())
-    # none: an alarm is of no project
-    tried = webhooks.deliver(ctx.webhooks, delivery, project.webhook_secret if project else None, clock())
+    tried = _tried(ctx, delivery, project.webhook_secret if project else None, clock())
     _log.info(
         "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
     )
@@ -289,6 +290,15 @@ def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
     write = partial(_write_try, delivery=delivery, tried=tried, was_silent=was_silent, now=clock())
     ctx.write(write, f"delivery {delivery.id}")
     return tried.status is not None
+
+
+def _tried(ctx: Context, delivery: Delivery, key: str | None, now: datetime) -> webhooks.Tried:
+    if delivery.project_id is not None:
+        return webhooks.deliver(ctx.webhooks, delivery, key, now)
+    tried = alerts.deliver(ctx.webhooks, delivery, alerts.robot(ctx.settings, delivery.url), now)
+    if tried.state != "delivered":  # the address is a secret, but for its host
+        _log.error("an alarm was not delivered", host=urlsplit(delivery.url).hostname, why=tried.error)
+    return tried
 
 
 def _write_try(

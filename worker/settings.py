@@ -10,12 +10,22 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker import connection_urls
+from worker import connection_urls, endpoints
 
 Network = IPv4Network | IPv6Network
+ProviderUrl = Annotated[str, AfterValidator(endpoints.provider_root)]
 
 
 class Limit(BaseModel):
@@ -38,7 +48,7 @@ class Account(BaseModel):
     name: str = "default"
     owner: str = "default"
     region: str = "cn-beijing"
-    url: str
+    url: ProviderUrl
     key: SecretStr | None = None
     key_file: str | None = None  # read again on 401, so that a key is changed without a restart
     workspace: str | None = None
@@ -62,7 +72,7 @@ class Settings(BaseSettings):
         description="redis://:password@host:6379/0 (Valkey is the same); rediss:// for TLS, with ?ssl_ca_certs=FILE"
     )
 
-    dashscope_url: str = Field(
+    dashscope_url: ProviderUrl = Field(
         "https://dashscope.aliyuncs.com",
         description="the provider's host; /api/v1 and /compatible-mode/v1 are appended",
     )
@@ -77,9 +87,11 @@ class Settings(BaseSettings):
         (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace","data_inspection"}'
     )
 
-    s3_endpoint_url: str | None = Field(None, description="empty: AWS's own")
-    s3_public_endpoint_url: str | None = Field(None, description="the host in links for users, if another")
     s3_bucket: str = Field("noria", description="made beforehand; private")
+    s3_endpoint_url: str | None = Field(None, description="empty: AWS's own")
+    s3_public_endpoint_url: str | None = Field(
+        None, description="the host in links for users and the provider, if another"
+    )
     s3_access_key_id: SecretStr | None = Field(None, description="empty: the machine's role")
     s3_secret_access_key: SecretStr | None = Field(None, description="empty: the machine's role")
     s3_region: str = Field("us-east-1", description="the region that signs requests")
@@ -112,12 +124,17 @@ class Settings(BaseSettings):
     input_handover: str = Field(
         "link",
         pattern="^(link|upload)$",
-        description="how the provider gets files: link to the bucket, or upload where it cannot reach the bucket",
+        description="how the provider gets files: upload, or link if the public endpoint is https and not private",
     )
     speech_limit_unit: str = Field(
         "bytes", pattern="^(bytes|characters)$", description="what the provider's limit of one text to speak counts"
     )
-    alert_url: str | None = Field(None, description="where an alarm is sent, as JSON, when an account is stopped")
+    alert_url: str | None = Field(None, description="where an alarm is sent when an account is stopped")
+    alert_format: str = Field(
+        "",
+        pattern="^(|json|feishu|dingtalk|wecom)$",
+        description="json, feishu, dingtalk or wecom; empty: a group's robot is known by its host",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("database_url")
@@ -129,6 +146,11 @@ class Settings(BaseSettings):
     @classmethod
     def _broker(cls, value: SecretStr) -> SecretStr:
         return SecretStr(connection_urls.broker_url(value.get_secret_value()))
+
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
+    @classmethod
+    def _store(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return endpoints.store_root(value, info.data.get("s3_bucket", "")) if value else None
 
     @field_validator("egress_allow", "documents_allow", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import catalog, cron
-from worker.errors import InvalidInput, NotFound
+from worker.errors import Fault, InvalidInput, NotFound
 from worker.models import Job, Run, Schedule
 from worker.reading import moment as written
 
@@ -81,8 +81,7 @@ def following(schedule: Schedule, moment: datetime) -> datetime | None:
 
 def shown(schedule: Schedule) -> dict[str, Any]:
     """The schedule as the API and the command line show it."""
-    path, template = f"/v1/schedules/{schedule.id}", schedule.template
-    warnings = catalog.load().warnings(template["kind"], template.get("model"), template.get("input") or {})
+    path = f"/v1/schedules/{schedule.id}"
     return {
         "id": str(schedule.id),
         "object": "schedule",
@@ -99,9 +98,17 @@ def shown(schedule: Schedule) -> dict[str, Any]:
         "job_id": str(schedule.job_id) if schedule.job_id else None,
         "created_at": written(schedule.created_at),
         "updated_at": written(schedule.updated_at),
-        "warnings": [{**asdict(warning), "pointer": f"/template{warning.pointer}"} for warning in warnings],
+        "warnings": [asdict(warning) for warning in _warnings(schedule)],
         "urls": {"self": path, "runs": f"{path}/runs"},
     }
+
+
+def _warnings(schedule: Schedule) -> list[Fault]:
+    """What is taken and hardly meant: a zone with its sign inverted, a model that others report as retired."""
+    template, zone = schedule.template, cron.zone_warning(schedule.time_zone)
+    of_template = catalog.load().warnings(template["kind"], template.get("model"), template.get("input") or {})
+    found = [replace(warning, pointer=f"/template{warning.pointer}") for warning in of_template]
+    return ([Fault("/time_zone", "inverted_zone", zone)] if zone else []) + found
 
 
 def run_shown(run: Any) -> dict[str, Any]:

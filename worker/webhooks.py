@@ -104,12 +104,12 @@ def deliver(wire: egress.Wire, delivery: Delivery, secret: str | None, now: date
         with egress.stream(wire, "POST", delivery.url, _BOUNDS, headers, delivery.body.encode()) as answer:
             status = answer.status
     except CallFailed as error:
-        return _failed(delivery, None, str(error), now)
+        return failed(delivery, None, str(error), now)
     if 200 <= status < 300:
         return Tried("delivered", status, None, None)
     if status == _GONE:
         return Tried("exhausted", status, "the receiver said 410: gone", None)
-    return _failed(delivery, status, f"the receiver said {status}", now)
+    return failed(delivery, status, f"the receiver said {status}", now)
 
 
 def give_up(connection: Connection, now: datetime) -> None:
@@ -117,7 +117,8 @@ def give_up(connection: Connection, now: datetime) -> None:
     connection.execute(_GIVE_UP, {"before": now - GIVEN_UP, "now": now})
 
 
-def _failed(delivery: Delivery, status: int | None, error: str, now: datetime) -> Tried:
+def failed(delivery: Delivery, status: int | None, error: str, now: datetime) -> Tried:
+    """A try that came to nothing: when the next one is due, or that it was the last."""
     tries = delivery.tries + 1
     if tries >= len(RETRIES):
         return Tried("exhausted", status, error, None)

@@ -81,7 +81,7 @@ def submit(
     warned = {"warnings": [asdict(warning) for warning in prepared.warnings]}
     if dry_run:
         with here.engine.connect() as connection:
-            inputs.check(connection, mine.project.id, prepared.input)
+            inputs.check(connection, mine.project.id, prepared.model, prepared.input)
         return JSONResponse(estimate(prepared))
     sent = Sent(idempotency_key, jobs.digest(body)) if idempotency_key else None
     job, replay = _submitted(here, mine, prepared, sent)

@@ -16,6 +16,8 @@ from worker.egress import Answer
 from worker.errors import Ambiguous
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Said by whoever answers at a wrong address. Without the provider's envelope nobody took the request.
+WRONG_ADDRESS = frozenset({301, 308, 404, 405})
 UNSETTLED = frozenset({408, 499})  # refusals by the number, but the request may have gone through
 _INSPECTED = re.compile(r"data_?inspection", re.IGNORECASE)
 
@@ -34,7 +36,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    """The provider said no. `code` is empty where a query's answer had no envelope."""
+    """The provider said no. `code` is empty where a query's answer, or one from a wrong address, had no envelope."""
 
     http_status: int
     code: str
@@ -90,9 +92,9 @@ class ServerTrouble(Ambiguous):
 def created(answer: Answer) -> Accepted | Refused:
     """What a create call's answer means.
 
-    A refusal is definite: a 4xx in the provider's envelope, or a 200 with a code at its top, which the
-    official SDK looks for too. Raises ServerTrouble for other statuses in that envelope, Ambiguous for what
-    proves nothing.
+    A refusal is definite: a 4xx in the provider's envelope, a 200 with a code at its top, which the official SDK
+    looks for too, or a status that only a wrong address gives, without the envelope. Raises ServerTrouble for other
+    statuses in that envelope, Ambiguous for what proves nothing.
     """
     body = _native(read(answer.body))
     no, output = refused(answer, body), field(body, "output")
@@ -108,6 +110,8 @@ def denied(no: Refused) -> Refused:
 
     A 429 is one without a code too: none is documented for a spent budget ('Budget management').
     """
+    if not no.code and no.http_status in WRONG_ADDRESS:
+        return no
     if not no.code and not (no.http_status == 429 and no.message and no.request_id):
         raise Ambiguous(f"HTTP {no.http_status} without the provider's envelope", no.request_id)
     if not is_definite(no):

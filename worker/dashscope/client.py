@@ -1,9 +1,9 @@
 """DashScope over HTTP, for one account.
 
 DashScope has no idempotency key, so how a create call ends is a matter of money. There are four ends to it:
-`Accepted`, `Refused` (the provider says no, in its own envelope: nothing was made), NotSent (nothing left
-this machine), Ambiguous (everything else: a task may exist). A create is sent once: no retry, no redirect, no
-kept connection. Queries and cancels may be repeated, so they keep their connections.
+`Accepted`, `Refused` (the provider says no in its own envelope, or it is not the provider: nothing was made),
+NotSent (nothing left this machine), Ambiguous (everything else: a task may exist). A create is sent once: no retry, no
+redirect, no kept connection. Queries and cancels may be repeated, so they keep their connections.
 
 A create goes to either of the provider's surfaces, and its answer may be streamed; what comes back is the same.
 """
@@ -54,6 +54,7 @@ class Client:
     def __init__(self, account: Account, queries: Wire, creates: Wire) -> None:
         """`queries` may keep its connections (`wires.keeping`), `creates` must not (`wires.single`)."""
         self._session = Session(account, queries, creates)
+        self.url = account.url
         self.batches = Batches(self._session)
 
     def create(self, request: Request, deadline: float) -> Accepted | Refused:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from worker.dashscope.answers import WRONG_ADDRESS
 from worker.errors import ErrorClass, Failure
 
 MESSAGE_LIMIT = 1000  # characters kept of what the provider says
@@ -406,6 +407,17 @@ BY_STATUS: tuple[Row, ...] = (
     Row("task_failed", _V.FAIL, _E.PROVIDER, is_worth_again=True),
 )
 
+# By status too, of an answer without any code: the provider's own 404 has one.
+NOT_DASHSCOPE = Row(
+    "wrong_address",
+    _V.STOP_ACCOUNT,
+    _E.CREDENTIALS,
+    statuses=WRONG_ADDRESS,
+    scope=_S.KEY,
+    hint="DashScope does not answer there: set NORIA_DASHSCOPE_URL (or the account's url) to the host alone, like"
+    " https://dashscope.aliyuncs.com",
+)
+
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(\b[a-z]{2,10}://)[^\s/@]*@", re.IGNORECASE), r"\1"),
     (re.compile(r"(\b[a-z]{2,10}://[^\s?#\"'<>]*)[?#][^\s\"'<>]*", re.IGNORECASE), r"\1"),
@@ -418,6 +430,8 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 def classify(status: int, code: str | None, message: str | None) -> Row:
     """What an error means: of an answer with that status, or with 200 of a task's `code` and `message`."""
+    if not code and status in NOT_DASHSCOPE.statuses:
+        return NOT_DASHSCOPE
     known = _first(TABLE, status, _plain(code or ""), message or "")
     return known or next(row for row in BY_STATUS if not row.statuses or status in row.statuses)
 

@@ -15,13 +15,15 @@ those of EGRESS_ALLOW hold the bucket and other services, which a user must not 
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import httpcore
@@ -42,6 +44,8 @@ from ssrfguard.httpx import SafeBackend
 from worker.errors import Fault
 from worker.settings import Network, Settings
 
+_LOOKUPS = ThreadPoolExecutor(4, "lookup")  # a name look-up takes no timeout, so a caller waits for a thread instead
+_LOOKUP_SECONDS = 2.0
 ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
 ANY_PORT = frozenset(range(1, 65536))
 EVERYBODY = ("0.0.0.0/0", "::/0")
@@ -87,9 +91,10 @@ def documents(settings: Settings, resolver: Resolver | None = None) -> httpx.Bas
 
 
 def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | None:
-    """What is wrong with a receiver's URL as it is written; None: nothing.
+    """What is wrong with a receiver's URL; None: nothing.
 
-    Where its name leads to is not asked here: that is checked each time a socket is opened.
+    Where its name leads to is checked each time a socket is opened. It is asked here too where the URL is of a form
+    that is called inside EGRESS_ALLOW alone: one that leads elsewhere would be refused then, until its tries are spent.
     """
     public, inside = _policies(settings.networks)
     try:
@@ -104,6 +109,9 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
         return Fault(pointer, "url_not_allowed", "this address is not called: its host is a number in disguise")
     if last == "localhost" and not settings.networks:
         return Fault(pointer, "url_not_allowed", "this address is not called: it is this machine's own")
+    if policy is inside and target.address is None and (outside := _outside(target.host, settings.networks)):
+        where = "outside EGRESS_ALLOW, where only https on port 443 is called"
+        return Fault(pointer, "url_not_allowed", f"this address is not called: it leads to {outside}, {where}")
     return None
 
 
@@ -114,6 +122,16 @@ def host_and_port(url: str) -> str:
     except httpx.InvalidURL:
         return ""
     return f"{parsed.raw_host.decode().rstrip('.')}:{parsed.port or _PORTS.get(parsed.scheme, 0)}"
+
+
+def _outside(host: str, networks: tuple[Network, ...]) -> str:
+    """Addresses of a name that are in none of the networks; empty where there are none, or nobody says in time."""
+    try:
+        rows = _LOOKUPS.submit(socket.getaddrinfo, host, None).result(_LOOKUP_SECONDS)
+    except (OSError, UnicodeError, TimeoutError):
+        return ""
+    found = {ip_address(str(row[4][0])) for row in rows}
+    return ", ".join(sorted(str(each) for each in found if not any(each in network for network in networks)))
 
 
 def is_source_host(url: httpx.URL, settings: Settings) -> bool:

@@ -8,13 +8,14 @@ back from a job's row is not held against the catalog again: it was complete whe
 from __future__ import annotations
 
 import difflib
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from worker import catalog
+from worker import catalog, media
 from worker.catalog import Model, Sizes
 from worker.errors import MOST_FAULTS, Fault, InvalidInput
 from worker.kinds.fields import Sound, Text, Tier, no
@@ -137,11 +138,23 @@ def _sound_fits(_model: Model, value: bool, given: Mapping[str, Any]) -> None:
         raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
 
 
+def _picture_fits(model: Model, value: str, _given: Mapping[str, Any]) -> None:
+    """Of a picture that stands in the input itself; files of ours are looked at when they are found."""
+    if model.pictures is None or not value.startswith("data:"):
+        return
+    encoded = value.partition(",")[2]
+    head = b64decode(encoded[: media.HEADER * 4 // 3 // 4 * 4] + "==")
+    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.shape(head)):
+        raise no("picture_unfit", f"{why}, for {model.id}")
+
+
 _RULES: dict[str, Callable[[Model, Any, Mapping[str, Any]], None]] = {
     "prompt": _prompt_fits,
     "negative_prompt": _negative_prompt_fits,
     "shot_type": _shots_fit,
     "audio": _sound_fits,
+    "img_url": _picture_fits,
+    "last_frame_url": _picture_fits,
 }
 
 

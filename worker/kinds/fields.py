@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Annotated, Any, LiteralString
@@ -22,6 +23,7 @@ INLINE_LIMIT = 28_000_000  # characters of base64 that a 20 MB picture makes, th
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _KEY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[\w.-]+)+", re.ASCII)
+_LINE_ENDS = re.compile(r"\r?\n")  # of MIME's base64, a line of 76 characters each (RFC 2045, 6.8)
 _INLINE = re.compile(r"data:image/(png|jpeg|jpg|bmp|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -77,6 +79,12 @@ def _storable(text: str) -> str:
     return text
 
 
+def _line(text: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise no("control_character", "holds a control character, which terminals obey; it is to be plain text")
+    return text
+
+
 def _link(value: str) -> str:
     if len(value) > LINK_LIMIT:
         raise no("too_long", f"is a link of {len(value)} characters; at most {LINK_LIMIT} are taken")
@@ -92,6 +100,7 @@ def _sound(value: str) -> str:
 def _picture(value: str) -> str:
     if not value.startswith("data:"):
         return _sound(value)
+    value = _LINE_ENDS.sub("", value)
     if len(value) > INLINE_LIMIT:
         raise no("too_long", "is a picture of over 20 MB; the provider takes none")
     if not _INLINE.fullmatch(value):
@@ -119,6 +128,7 @@ def _upper(value: Any) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
+Line = Annotated[Text, AfterValidator(_line)]
 Link = Annotated[str, AfterValidator(_link)]
 Sound = Annotated[str, AfterValidator(_sound)]
 Picture = Annotated[str, AfterValidator(_picture)]

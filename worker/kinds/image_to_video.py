@@ -21,7 +21,10 @@ NAME = "image-to-video"
 class ImageToVideo(VideoInput):
     """Pictures: JPEG, PNG without transparency, BMP or WEBP, sides of 240 to 8000 pixels, at most 10 or 20 MB.
 
-    Their limits are the provider's ('Wan image-to-video API reference'); it looks at them when the task runs.
+    Their limits are the provider's ('Wan image-to-video API reference'). A file's or a data URI's header is held
+    against those of the model; what a link leads to the provider sees when the task runs. The bytes go to the provider
+    as they came: nothing is turned by its EXIF orientation, converted from CMYK or flattened. GIF and HEIC are no
+    pictures that it takes, whatever their names say: they are refused as files.
     """
 
     prompt: Text | None = Field(None, description="what happens", examples=["the cat looks up and yawns"])

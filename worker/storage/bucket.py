@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from typing import Any, BinaryIO
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import boto3
 from botocore.config import Config
@@ -32,6 +32,8 @@ from worker.settings import Settings
 
 PART = 8 << 20  # bytes; S3 takes 10,000 parts of an object, so 80 GB
 SINGLE = 16 << 20  # bytes; up to here one PUT, which is a quarter of the requests
+
+_OSS = ".aliyuncs.com"
 
 
 class StorageTrouble(NoriaError):
@@ -282,7 +284,9 @@ def _disposition(filename: str) -> str:
 
 def _client(settings: Settings, endpoint: str | None) -> Any:
     key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return _made(endpoint, key, secret, settings.s3_region, settings.s3_addressing_style)
+    # OSS takes no other style, and the one that boto3 chooses by itself is another.
+    style = "virtual" if (urlsplit(endpoint or "").hostname or "").endswith(_OSS) else settings.s3_addressing_style
+    return _made(endpoint, key, secret, settings.s3_region, style)
 
 
 @lru_cache(maxsize=8)  # to make one costs a tenth of a second, and any number of threads may share it
