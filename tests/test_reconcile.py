@@ -380,3 +380,21 @@ def test_a_refused_call_is_tried_again_as_often_as_its_error_says(play: Stage) -
 
     assert play.job(job).state == State.FAILED
     assert play.sandbox.ledger()["totals"]["creates"] == 1 + 3
+
+
+def test_no_task_is_judged_while_another_call_of_the_lane_is_out(play: Stage) -> None:
+    """The task in the list is that call's, whose answer is on its way: to adopt it would beat the answer."""
+    one = play.submit()
+    taken, step, clock = play.begin(one)
+    begun = play.ctx.record(taken, next(step), clock)
+    answer = step.send(begun)  # type: ignore[attr-defined]
+    play.sandbox.fault(where="create", what="reset", times=1)
+    lost = play.until(play.submit(), State.UNCERTAIN)
+    play.drive(lambda: play.sandbox.ledger()["tasks"][0]["status"] == "SUCCEEDED" and play.now(), lambda at: bool(at))
+    for _ in range(3):
+        play.sql("update jobs set run_at = now() where id = :id", id=lost.id)
+        play.play(play.tick())
+
+    assert play.job(lost).state == State.UNCERTAIN
+    assert play.ctx.record(begun, answer, clock).state == State.RUNNING
+    both(play, one, lost)
