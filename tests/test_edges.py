@@ -388,6 +388,14 @@ def test_a_count_that_cannot_be_is_no_part_of_a_batchs_bill() -> None:
     assert bill.units == {"output_tokens": 4}
 
 
+def test_the_last_line_of_a_batch_is_billed_though_nothing_ends_it() -> None:
+    bill = Bill(catalog.load().model("qwen-flash"))
+
+    list(bill.read([b'{"response": {"body": {"usage": {"prompt_', b'tokens": 7, "completion_tokens": 2}}}}']))
+
+    assert bill.units == {"input_tokens": 7, "output_tokens": 2}
+
+
 def test_a_number_of_a_list_that_cannot_be_read_is_none() -> None:
     assert bodies.number({"total": "9" * 5000}, "total") == 0
     assert bodies.read('{"total": ' + "9" * 5000 + "}") == {"total": None}
