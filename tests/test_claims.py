@@ -331,3 +331,12 @@ def test_what_has_no_link_is_claimed_beside_what_has_one_and_after_it(play: Stag
     claimed = [claim.id for message in play.tick() for claim in message.claims]
 
     assert claimed == [third.id, second.id, first.id]
+
+
+def test_a_claim_that_was_given_back_is_not_spent(play: Stage) -> None:
+    play.submit()
+    numbers = sent(play.tick())
+    with play.ctx.engine.begin() as connection:
+        claims.give_back(connection, Job, numbers, timedelta(minutes=1))
+
+    assert take(play.ctx.engine, numbers) == []
