@@ -28,7 +28,8 @@ RULES = (
         "M",
         """select j.id as job, 'it settled ' || coalesce(sum(l.micros), 0) || ' micro-CNY, and cost ' ||
              coalesce(j.cost, j.estimate) as what
-           from jobs j left join ledger l on l.job_id = j.id and l.entry = 'settle' and l.attempt_id = j.attempt_id
+           from jobs j join attempts a on a.id = j.attempt_id and a.billed = j.billed
+             left join ledger l on l.job_id = j.id and l.entry = 'settle' and l.attempt_id = j.attempt_id
            where j.created_at >= :since and j.parent_id is null and not j.fans_out and j.finished_at is not null
              and j.billed <> 'unknown'
            group by j.id having coalesce(sum(l.micros), 0)
@@ -67,7 +68,7 @@ RULES = (
            from attempts a join jobs c on c.id = a.job_id and c.parent_id is not null
              left join ledger l on l.attempt_id = a.id and l.entry = 'settle' and l.job_id = c.parent_id
            where c.created_at >= :since and a.closed_at is not null
-             and case when a.billed = 'no' then l.id is not null
+             and case when a.billed = 'no' then coalesce(l.micros, 0) <> 0
                       when a.billed = 'unknown' then l.id is null and c.estimate is not null
                       when a.id = c.attempt_id then coalesce(l.micros, 0) <> coalesce(c.cost, c.estimate, 0)
                       else l.id is null and c.estimate is not null end""",

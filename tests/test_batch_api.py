@@ -345,3 +345,25 @@ def test_a_line_without_an_end_takes_no_memory_and_counts_as_nothing(play: Stage
 
 def _is_uncertain(rows: Any) -> bool:
     return bool(rows) and rows[0]["state"] == "uncertain"
+
+
+def test_a_batch_that_was_proved_absent_three_times_waits_for_a_person(play: Stage) -> None:
+    """What was refused, or never sent, is not among the three: it cost nothing, and left no doubt."""
+    play.sandbox.fault(where="batch_create", what="error", code="Throttling", times=2)
+    job = play.submit("summary", "qwen-flash", input={"mode": "batch", "documents": [{"text": "It tells of sales."}]})
+
+    def outcomes() -> list[str]:
+        play.sql("update jobs set run_at = now() where state in ('queued', 'admitted') and parent_id is not null")
+        play.sql("update lanes set parked_until = null, next_at = now()")
+        found = [attempt.outcome for child in _children(play, job) for attempt in play.attempts(child)]
+        if found == ["refused", "refused"]:
+            play.sandbox.fault(where="batch_create", what="reset")
+        return found
+
+    play.drive(outcomes, lambda _: any(child.state == "held" for child in _children(play, job)))
+
+    assert outcomes() == ["refused", "refused", "absent", "absent", "unknown"]
+
+
+def _children(play: Stage, job: Job) -> list[Job]:
+    return [Job.of(row) for row in play.sql("select * from jobs where parent_id = :id", id=job.id)]

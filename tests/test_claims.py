@@ -20,7 +20,7 @@ from worker import broker, claims, moves, runner, spans, tick
 from worker.context import Clock
 from worker.errors import ClaimLost
 from worker.models import Job
-from worker.states import Move, State
+from worker.states import MOVES, TERMINAL, Move, State
 from worker.steps import STEPS
 
 
@@ -41,6 +41,10 @@ def sent(messages: list[tick.Message]) -> list[tuple[uuid.UUID, int]]:
 def take(engine: Engine, numbers: list[tuple[uuid.UUID, int]]) -> list[uuid.UUID]:
     with engine.begin() as connection:
         return [row.id for row in claims.take(connection, Job, numbers, timedelta(seconds=60))]
+
+
+def vars_of(job: Job) -> dict[str, object]:
+    return {column.name: getattr(job, column.name) for column in Job.__table__.c}
 
 
 def test_a_number_is_spent_once_however_many_workers_try(play: Stage) -> None:
@@ -109,6 +113,55 @@ def test_a_late_worker_loses_its_claim_and_writes_nothing(play: Stage) -> None:
 
     assert play.job(job).state == ended.state == State.SUCCEEDED
     assert play.states(job)[-1] == "succeeded"
+
+
+LEGAL = [(left, to) for left in State for to in MOVES[left] if to is not State.SUBMITTING]
+
+
+@pytest.mark.parametrize(("left", "to"), LEGAL, ids=lambda state: str(state))
+def test_no_move_is_put_on_record_under_a_claim_that_is_lost(play: Stage, left: State, to: State) -> None:
+    """The row is in the very state that is left: only the number tells that it is somebody else's."""
+    job = play.submit()
+    is_over = left in TERMINAL
+    play.sql(
+        "update jobs set state = :state, finished_at = case when :over then now() end, held_for = :held,"
+        " run_at = case when :over then null else now() + interval '1 h' end, claim = 7, claimed = null where id = :id",
+        id=job.id, state=left, over=is_over, held="crashes" if left is State.HELD else None,
+    )  # fmt: skip
+    mine = play.job(job)
+    play.sql("update jobs set claim = 8 where id = :id", id=job.id)
+    theirs = play.job(job)
+
+    with play.ctx.engine.begin() as connection, pytest.raises(ClaimLost):
+        moves.record(connection, mine, Move(to, "too late", play.now()), play.now())
+
+    assert vars_of(play.job(job)) == vars_of(theirs)
+    assert play.states(job) == ["queued"]
+
+
+def test_no_create_begins_under_a_claim_that_is_lost(play: Stage) -> None:
+    job = play.submit()
+    taken, step, clock = play.begin(job)
+    move = next(step)
+    play.sql("update jobs set claim = claim + 1 where id = :id", id=job.id)
+
+    with pytest.raises(ClaimLost):
+        play.ctx.record(taken, move, clock)
+
+    assert (play.job(job).state, play.attempts(job)) == (State.ADMITTED, [])
+
+
+def test_no_wait_is_written_under_a_claim_that_is_lost(play: Stage) -> None:
+    job = play.until(play.submit(), State.RUNNING)
+    mine = play.job(job)
+    play.sql("update jobs set claim = claim + 1 where id = :id", id=job.id)
+    theirs = play.job(job)
+
+    with play.ctx.engine.begin() as connection:
+        moves.record_waits(connection, [(mine, Move(State.RUNNING, run_at=play.now()))], play.now())
+        claims.give_back(connection, Job, [(mine.id, mine.claim)], timedelta(0))
+
+    assert vars_of(play.job(job)) == vars_of(theirs)
 
 
 def test_an_answer_is_written_to_its_attempt_though_the_claim_is_lost(play: Stage) -> None:
@@ -299,3 +352,12 @@ def test_what_has_no_link_is_claimed_beside_what_has_one_and_after_it(play: Stag
     claimed = [claim.id for message in play.tick() for claim in message.claims]
 
     assert claimed == [third.id, second.id, first.id]
+
+
+def test_a_claim_that_was_given_back_is_not_spent(play: Stage) -> None:
+    play.submit()
+    numbers = sent(play.tick())
+    with play.ctx.engine.begin() as connection:
+        claims.give_back(connection, Job, numbers, timedelta(minutes=1))
+
+    assert take(play.ctx.engine, numbers) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -14,9 +14,12 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import tick
+from worker import catalog, resolve, seen, spans, tick
+from worker.bill import Bill
+from worker.dashscope import bodies
 from worker.dashscope.client import Client
 from worker.errors import ClaimLost, Conflict
+from worker.kinds import Source
 from worker.models import Job
 from worker.states import State
 
@@ -304,3 +307,134 @@ def test_a_duty_that_fails_stops_nothing_else(play: Stage, monkeypatch: pytest.M
     play.sql("update duties set due_at = now()")
 
     assert play.until(play.submit()).state == State.SUCCEEDED
+
+
+# Numbers that the provider cannot mean
+
+
+NO_COUNTS = ["1" + "0" * 30, "1" + "0" * 5000, "-5", "NaN", "1e400", "1e300", '"many"', "true", "[5]", '"9e99"', "0"]
+
+
+@pytest.mark.parametrize("count", NO_COUNTS, ids=lambda count: count[:9])
+def test_a_use_that_cannot_be_is_taken_for_what_was_asked(play: Stage, count: str) -> None:
+    play.sandbox.set(run_seconds=1000)
+    job = play.until(play.submit(), State.RUNNING)
+    ended = (
+        '{"request_id": "r", "output": {"task_id": "x", "task_status": "SUCCEEDED", "video_url": "https://[x/?Expires",'
+        ' "submit_time": "2026-01-01 00:00:00", "end_time": "2026-01-01 00:01:00+00:00"},'
+        f' "usage": {{"duration": {count}, "video_count": {count}, "other": {count}}}}}'
+    )
+    play = with_queries(play, {"status_code": 200, "text": ended})
+
+    made = play.until(job, State.COPYING)
+
+    assert (made.cost, made.usage["seconds"], made.run_seconds) == (1_500_000, 5, None)
+    assert play.ledger(job)[-2:] == [("settle", 1_500_000), ("release", -1_500_000)]
+
+
+@pytest.mark.parametrize(("start", "end"), [("0001-01-01", "9999-01-01"), ("2026-01-02", "2026-01-01")])
+def test_a_run_time_that_no_task_has_is_not_learned_from(play: Stage, start: str, end: str) -> None:
+    play.sandbox.set(run_seconds=1000)
+    job = play.until(play.submit(), State.RUNNING)
+    output = {"task_id": "x", "task_status": "SUCCEEDED", "submit_time": start, "end_time": end}
+    play = with_queries(play, {"status_code": 200, "json": {"output": output, "usage": {}}})
+
+    play.drive(lambda: play.job(job), lambda found: found.state != State.RUNNING)
+
+    assert play.job(job).run_seconds is None
+
+
+@pytest.mark.parametrize("stamp", ["99999999999", "1", "9" * 400, "-5", "x"])
+def test_a_link_lives_a_day_where_its_stamp_is_no_time(stamp: str) -> None:
+    now = datetime(2026, 11, 26, tzinfo=UTC)
+
+    dies_at = seen.links_expire([Source(f"https://example.com/a.mp4?Expires={stamp}", "video", "mp4")], now)
+
+    assert dies_at == now + timedelta(days=1)
+
+
+def test_a_pause_that_a_refusal_asks_for_is_an_hour_at_most(play: Stage) -> None:
+    refused = {"code": "Throttling.RateQuota", "message": "too fast", "request_id": "r"}
+    play = with_creates(play, {"status_code": 429, "headers": {"retry-after": "9" * 400}, "json": refused})
+    job = play.submit()
+
+    play.play(play.tick())
+
+    assert play.job(job).state == State.QUEUED
+    (parked,) = play.sql("select parked_until - now() as span from lanes where parked_until is not null")
+    assert timedelta(minutes=59) < parked["span"] <= timedelta(minutes=61)
+
+
+@pytest.mark.parametrize("count", NO_COUNTS, ids=lambda count: count[:9])
+def test_an_answer_whose_numbers_cannot_be_is_kept_and_paid_for_once(play: Stage, count: str) -> None:
+    answer = (
+        '{"request_id": "r", "output": {"choices": [{"finish_reason": "stop", "score": %s, "message":'
+        ' {"role": "assistant", "content": "red"}}]}, "usage": {"input_tokens": %s, "output_tokens": %s}}'
+    )
+    play = with_creates(play, {"status_code": 200, "text": answer % (count, count, count)})
+
+    job = play.until(play.submit("text", "qwen-flash", input={"prompt": "Name a colour."}))
+
+    assert (job.state, len(play.attempts(job))) == (State.SUCCEEDED, 1)
+    assert job.usage["output_tokens"] == 1
+    assert 0 < job.cost <= job.estimate
+
+
+def test_a_count_that_cannot_be_is_no_part_of_a_batchs_bill() -> None:
+    lines = [b'{"response": {"body": {"usage": {"prompt_tokens": %s, "completion_tokens": 2}}}}\n' % n for n in HUGE]
+    bill = Bill(catalog.load().model("qwen-flash"))
+
+    assert list(bill.read(lines)) == lines
+    assert bill.units == {"output_tokens": 4}
+
+
+def test_the_last_line_of_a_batch_is_billed_though_nothing_ends_it() -> None:
+    bill = Bill(catalog.load().model("qwen-flash"))
+
+    list(bill.read([b'{"response": {"body": {"usage": {"prompt_', b'tokens": 7, "completion_tokens": 2}}}}']))
+
+    assert bill.units == {"input_tokens": 7, "output_tokens": 2}
+
+
+def test_a_number_of_a_list_that_cannot_be_read_is_none() -> None:
+    assert bodies.number({"total": "9" * 5000}, "total") == 0
+    assert bodies.read('{"total": ' + "9" * 5000 + "}") == {"total": None}
+
+
+HUGE = [b"1" + b"0" * 30, b"9" * 5000]
+
+
+# A running job that kills workers
+
+
+def dying(play: Stage, since: timedelta) -> Job:
+    """A running job on which workers die at each look, that long after its deadline."""
+    play.sandbox.set(run_seconds=1000)
+    job = play.until(play.submit(), State.RUNNING)
+    play.sql("update jobs set deadline_at = now() - :since, run_at = now() where id = :id", since=since, id=job.id)
+    for _ in range(spans.CRASHES):
+        play.take(job)
+        play.lapse(job)
+    return job
+
+
+def test_a_running_job_that_kills_workers_ends_with_its_links(play: Stage) -> None:
+    job = dying(play, spans.LINKS + timedelta(seconds=1))
+
+    play.tick()
+
+    ended = play.job(job)
+    assert (ended.state, ended.billed, ended.error["code"]) == (State.EXPIRED, "unknown", "task_unseen")
+    assert play.ledger(job) == [("reserve", 1_500_000)]
+    given_up = resolve.Decision(resolve.Action.GIVE_UP, "Ada", billed="yes")
+    resolve.carry_out(play.ctx, ended, resolve.decide(play.ctx, ended, given_up))
+    assert sum(micros for _, micros in play.ledger(job)) == 1_500_000
+
+
+def test_a_running_job_that_kills_workers_is_looked_at_while_its_links_may_live(play: Stage) -> None:
+    job = dying(play, spans.LINKS - timedelta(minutes=1))
+
+    (message,) = play.tick()
+
+    assert [claim.id for claim in message.claims] == [job.id]
+    assert play.job(job).state == State.RUNNING

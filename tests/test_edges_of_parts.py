@@ -28,6 +28,7 @@ from worker.states import State
 
 PICTURES, CLIPS, VOICE, WORDS = "wan2.2-t2i-flash", "wan2.5-t2v-preview", "qwen3-tts-flash", "qwen-flash"
 FAST = {"call_seconds": 0, "batch_validating_seconds": 0, "batch_run_seconds": 0, "batch_finalizing_seconds": 0}
+_NOT_JSON = "the answer is no JSON: Out of range float values are not JSON compliant"
 SPEAKING = "Hello there, says the wheel. And it turns on."
 
 
@@ -166,31 +167,38 @@ def test_a_parent_that_three_workers_died_on_waits_for_a_person(play: Stage) -> 
     ],
 )
 def test_a_reference_that_leads_to_no_schema_is_a_misfit_and_no_crash(schema: dict[str, Any]) -> None:
-    if schemas.slip(schema) is None:
-        with pytest.raises(schemas.Unfitting):
-            schemas.read('{"a": 1}', schema)
+    assert schemas.slip(schema) is None, "a schema by its form: it is seen only when an answer is held against it"
+
+    with pytest.raises(schemas.Unfitting, match="the schema cannot be followed"):
+        schemas.read('{"a": 1}', schema)
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "wanted", "kept"),
     [
-        ('{"a": 1}', {"$ref": "#/title", "title": "foo"}),  # the answer cannot be held against it
-        ('{"a": "\\u0000"}', "json"),  # Postgres takes no NUL
-        ('{"a": "\\ud83d"}', "json"),  # nor half of a character
-        ('{"a": NaN}', "json"),  # nor what is no JSON
+        # the answer cannot be held against it
+        (
+            '{"a": 1}',
+            {"$ref": "#/title", "title": "foo"},
+            {"json_error": "the schema cannot be followed: AttributeError"},
+        ),
+        ('{"a": "\\u0000"}', "json", {"json": {"a": "\ufffd"}}),  # Postgres takes no NUL
+        ('{"a": "\\ud83d"}', "json", {"json": {"a": "\ufffd"}}),  # nor half of a character
+        ('{"a": NaN}', "json", {"json_error": _NOT_JSON}),  # nor what is no JSON
     ],
 )
-def test_an_answer_that_cannot_be_kept_is_paid_for_once(play: Stage, content: str, wanted: Any) -> None:
+def test_an_answer_that_cannot_be_kept_is_paid_for_once(
+    play: Stage, content: str, wanted: Any, kept: dict[str, Any]
+) -> None:
     play = with_creates(play, *[said(content)] * 20)
-    asked = {"prompt": "Say it in JSON.", "response_format": wanted}
-    try:
-        job = play.submit("text", WORDS, input=asked)
-    except Exception:  # noqa: BLE001 - refused before it is paid for: as good
-        return
+    job = play.submit("text", WORDS, input={"prompt": "Say it in JSON.", "response_format": wanted})
 
     lapsing(play, 14)
 
-    assert len(play.attempts(job)) == 1
+    ended = play.job(job)
+    assert (ended.state, len(play.attempts(job))) == (State.SUCCEEDED, 1)
+    assert {name: told for name, told in (ended.result or {}).items() if name.startswith("json")} == kept
+    assert settled(play, job) == ended.cost
 
 
 def test_half_a_character_in_a_summary_does_not_lose_all_of_them(play: Stage) -> None:

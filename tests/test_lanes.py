@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,11 +21,11 @@ from stage import CLIP, Stage, stage
 from ops import cli
 from ops.sandbox.options import Limits, Options, OverConcurrency
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, keys, lanes, limits, settings, stops, throttle, turns
+from worker import catalog, keys, lanes, limits, moves, settings, stops, throttle, turns
 from worker.dashscope.faults import Scope
 from worker.errors import NotFound
 from worker.models import Job
-from worker.states import State
+from worker.states import Move, State
 
 MODEL, OTHER = "wan2.5-t2v-preview", "wan2.2-t2v-plus"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -580,3 +583,82 @@ def test_a_command_that_names_nothing_says_so(
     monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
 
     assert cli.run(said) == code
+
+
+# Two creates of a lane at once
+
+
+Act = Callable[[Connection], str]
+
+
+@pytest.fixture
+def quick(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox, limits={MODEL: {"concurrency": 5, "rps": 100}}) as made:
+        yield made
+
+
+def beside(play: Stage, state: State) -> tuple[Act, Act, Job]:
+    """What puts the create calls of two jobs on record, and the second; a third of their lane is in that state.
+
+    Each act comes back with the state that its job comes to.
+    """
+    third, one, two = (play.submit() for _ in range(3))
+    numbers = {claim.id: claim.number for message in play.tick() for claim in message.claims}
+    play.sql(
+        "update jobs set state = :state, claimed = null, run_at = now() + interval '1 h' where id = :id",
+        state=state, id=third.id,
+    )  # fmt: skip
+    taken = [play.spend(job.id, numbers[job.id]) for job in (one, two)]
+    first, second = (partial(_begun, play, job, next(play.step(job)[0])) for job in taken)
+    return first, second, taken[1]
+
+
+def at_once(play: Stage, first: Act, second: Act) -> tuple[str, str]:
+    """What becomes of two acts, of which the second waits for the lane's row until the first is committed."""
+    with ThreadPoolExecutor(1) as pool:
+        with play.ctx.engine.begin() as connection:
+            became = first(connection)
+            waiting = pool.submit(_committed, play, second)
+            _wait_for_a_lock(play)
+        return became, waiting.result(10)
+
+
+def _begun(play: Stage, job: Job, move: Move, connection: Connection) -> str:
+    return moves.record(connection, job, move, play.now()).state
+
+
+def _committed(play: Stage, act: Callable[[Connection], str]) -> str:
+    with play.ctx.engine.begin() as connection:
+        return act(connection)
+
+
+def _wait_for_a_lock(play: Stage) -> None:
+    deadline = time.monotonic() + 5
+    while not play.sql("select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"):
+        assert time.monotonic() < deadline, "the second create waited for nothing"
+        time.sleep(0.01)
+
+
+def test_of_two_creates_at_once_beside_an_uncertain_job_one_goes(quick: Stage) -> None:
+    first, second, _ = beside(quick, State.UNCERTAIN)
+
+    assert at_once(quick, first, second) == (State.SUBMITTING, State.ADMITTED)
+
+
+def test_of_two_creates_at_once_below_a_learned_ceiling_as_many_go_as_it_takes(quick: Stage) -> None:
+    first, second, _ = beside(quick, State.RUNNING)
+    quick.sql("update lanes set ceiling = 2, ceiling_at = now()")
+
+    assert at_once(quick, first, second) == (State.SUBMITTING, State.QUEUED)
+
+
+def test_a_ceiling_counts_what_went_out_while_the_refusal_waited_for_the_lane(quick: Stage) -> None:
+    first, _, refused = beside(quick, State.RUNNING)
+
+    def slowed(connection: Connection) -> str:
+        throttle.slow(connection, refused, Scope.RATE, quick.now(), "too many", quick.now())
+        return "slowed"
+
+    at_once(quick, first, slowed)
+
+    assert [row["ceiling"] for row in quick.sql("select ceiling from lanes where ceiling is not null")] == [2]

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from stage import CLIP, Stage, stage
+from test_edges import with_queries
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
@@ -323,3 +324,77 @@ def test_a_model_that_repeats_no_prompt_is_asked_again_when_nothing_was_made_at_
 
     assert [attempt.outcome for attempt in play.attempts(job)] == ["absent", "accepted"]
     assert made(play.sandbox) == 1
+
+
+def test_a_list_that_does_not_show_all_that_it_counts_proves_no_absence(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="reset", times=1)
+    job = play.until(play.submit(), State.UNCERTAIN)
+    page = {"data": [], "total": 3, "total_page": 1, "page_no": 1, "page_size": 100, "request_id": "r"}
+    play = with_queries(play, {"status_code": 200, "json": page})
+    play.sql("update attempts set sent_at = sent_at - interval '1 minute' where job_id = :id", id=job.id)
+
+    for _ in range(3):
+        play.sql("update jobs set run_at = now() where id = :id", id=job.id)
+        play.play(play.tick())
+
+    assert play.job(job).state == State.UNCERTAIN
+    assert len(play.attempts(job)) == 1
+
+
+def test_a_list_that_began_before_the_settle_time_was_over_proves_no_absence(
+    environment: dict[str, str], sandbox: Sandbox
+) -> None:
+    with stage(environment, sandbox, settle_seconds=600) as play:
+        sandbox.fault(where="create", what="reset", times=1)
+        job = play.until(play.submit(), State.UNCERTAIN)
+
+        for _ in range(3):
+            play.sql("update jobs set run_at = now() where id = :id", id=job.id)
+            play.play(play.tick())
+
+        assert play.job(job).state == State.UNCERTAIN
+
+
+def test_a_task_that_a_call_may_own_which_was_called_absent_is_left_to_a_person(play: Stage) -> None:
+    """That verdict may have been wrong: the task that it says was never made would be handed to another tenant."""
+    theirs = play.until(play.submit(project=other_project(play)))
+    play.sql(
+        "update attempts set task_id = null, request_id = null, outcome = 'absent', billed = 'no' where job_id = :id",
+        id=theirs.id,
+    )
+    play.sandbox.fault(where="create", what="reset", times=1)
+
+    ours = play.until(play.submit(), State.HELD)
+
+    assert ours.held_for == "uncertain"
+    assert len(play.attempts(ours)) == 1
+
+
+def test_a_refused_call_is_tried_again_as_often_as_its_error_says(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="error", code="InvalidURL")
+    job = play.submit()
+
+    for _ in range(10):
+        play.play(play.tick())
+        play.sql("update jobs set run_at = now() where state = 'queued'")
+
+    assert play.job(job).state == State.FAILED
+    assert play.sandbox.ledger()["totals"]["creates"] == 1 + 3
+
+
+def test_no_task_is_judged_while_another_call_of_the_lane_is_out(play: Stage) -> None:
+    """The task in the list is that call's, whose answer is on its way: to adopt it would beat the answer."""
+    one = play.submit()
+    taken, step, clock = play.begin(one)
+    begun = play.ctx.record(taken, next(step), clock)
+    answer = step.send(begun)  # type: ignore[attr-defined]
+    play.sandbox.fault(where="create", what="reset", times=1)
+    lost = play.until(play.submit(), State.UNCERTAIN)
+    play.drive(lambda: play.sandbox.ledger()["tasks"][0]["status"] == "SUCCEEDED" and play.now(), lambda at: bool(at))
+    for _ in range(3):
+        play.sql("update jobs set run_at = now() where id = :id", id=lost.id)
+        play.play(play.tick())
+
+    assert play.job(lost).state == State.UNCERTAIN
+    assert play.ctx.record(begun, answer, clock).state == State.RUNNING
+    both(play, one, lost)

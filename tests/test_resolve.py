@@ -14,7 +14,7 @@ from stage import CLIP, Stage, stage
 from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, keys, resolve
+from worker import jobs, keys, reconcile, resolve
 from worker.errors import Conflict
 from worker.models import Job
 from worker.resolve import Action, Decision
@@ -410,3 +410,79 @@ def test_a_provider_that_does_not_tell_is_asked_again_later(play: Stage, operato
 
     assert (refused.status_code, refused.json()["code"]) == (503, "provider_away")
     assert refused.headers["retry-after"] == "5"
+
+
+# What is adopted before it has ended
+
+
+def of_two_tenants(play: Stage) -> tuple[Job, Job, str]:
+    """A held job of ours whose calls made nothing, another tenant's whose answer was lost, and the task that it made.
+
+    The task still runs.
+    """
+    ours = held_alone(play)
+    with play.ctx.engine.begin() as connection:
+        other = keys.create_project(connection, "another-tenant")
+    play.sandbox.set(run_seconds=600)
+    play.sandbox.fault(where="create", what="lost_answer", times=1)
+    theirs = play.until(play.submit(project=other, input={**CLIP, "prompt": "not ours"}), State.UNCERTAIN)
+    (task,) = tasks(play)
+    return ours, theirs, task
+
+
+def test_another_tenants_task_that_was_adopted_while_it_ran_is_not_delivered(play: Stage) -> None:
+    ours, theirs, task = of_two_tenants(play)
+    decided(play, ours, Action.ADOPT, task_id=task)
+    play.sandbox.set(clock_offset_seconds=700)
+
+    held = play.until(ours, State.HELD)
+
+    assert (held.held_for, held.task_id, held.sources) == ("uncertain", None, None)
+    assert "copying" not in play.states(ours)
+    assert play.document(ours)["outputs"] == []
+    whys = [row["why"] for row in play.sql("select why from events where job_id = :id order by id", id=ours.id)]
+    assert whys[-1] == "the task that was adopted was made for another request: orig_prompt differ"
+    (found,) = resolve.candidates(play.ctx, held)
+    assert (found.task_id, found.differs) == (task, ("orig_prompt",))
+    assert play.until(theirs).task_id == task
+
+
+def test_a_task_that_was_adopted_while_it_ran_is_copied_if_it_repeats_the_request(play: Stage) -> None:
+    play.sandbox.set(run_seconds=600)
+    play.sandbox.fault(where="create", what="lost_answer", times=1)
+    job = play.until(play.submit(), State.UNCERTAIN)
+    (task,) = tasks(play)
+    decided(play, job, Action.ADOPT, task_id=task)
+    play.sandbox.set(clock_offset_seconds=700)
+
+    ended = play.until(job)
+
+    assert (ended.state, ended.task_id) == (State.SUCCEEDED, task)
+    assert len(play.attempts(job)) == 1
+
+
+def test_an_adopted_task_that_cost_nothing_tells_not_whose_it_was(play: Stage) -> None:
+    play.sandbox.set(queue_seconds=600)
+    ours, _, task = of_two_tenants(play)
+    decided(play, ours, Action.ADOPT, task_id=task)
+    play.ctx.clients["default"].cancel(task)
+
+    assert play.until(ours, State.HELD).held_for == "uncertain"
+
+
+def test_nobody_cancels_what_may_be_another_tenants_task(play: Stage) -> None:
+    play.sandbox.set(queue_seconds=600)
+    ours, _, task = of_two_tenants(play)
+    decided(play, ours, Action.ADOPT, task_id=task)
+
+    play.cancel(ours)
+    play.sql("update jobs set run_at = now() where id = :id", id=ours.id)
+    play.play(play.tick())
+
+    assert play.sandbox.task(task)["status"] == "PENDING"
+
+
+def test_a_size_that_differs_is_said_of_a_task_that_repeats_no_prompt() -> None:
+    asked = {"orig_prompt": "a fox", "size": "832*480", "tier": None}
+
+    assert reconcile.differences(asked, {"size": "1280*720", "tier": "720P"}) == ("size",)

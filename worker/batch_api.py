@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import log, spans, storage
+from worker import log, moves, spans, storage
 from worker.bill import Bill
 from worker.context import Clock, Context
 from worker.dashscope import bodies
@@ -67,7 +67,8 @@ def found(ctx: Context, job: Job, clock: Clock) -> Move:
     if attempt.outcome == "accepted" and attempt.task_id:
         return _running(job, attempt.task_id, "the answer was on the attempt's row", {}, now)
     if attempt.outcome in ("not_sent", "refused"):
-        return Move(State.QUEUED, f"the attempt's row says {attempt.outcome}: nothing was made", now)
+        why = f"the attempt's row says {attempt.outcome}: nothing was made"
+        return Move(State.QUEUED, why, now, {"billed": "no"})
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     try:
         batch = ctx.client(job).batches.find(str(attempt.id), attempt.sent_at)
@@ -82,7 +83,9 @@ def found(ctx: Context, job: Job, clock: Clock) -> Move:
     if job.cancel_requested:
         why = "no batch was made, and nobody wants it any more"
         return Move(State.CANCELED, why, columns={"billed": "no"}, attempt=absent)
-    if job.attempts >= _CREATES:
+    with ctx.engine.connect() as connection:
+        before = moves.absences(connection, job)
+    if before + 1 >= _CREATES:  # this one, which is not on record yet, is one of them
         return Move(State.HELD, "created again and again, and never there", columns={"held_for": HeldFor.UNCERTAIN})
     return Move(State.QUEUED, "no batch has its name: none was made", now, {"billed": "no"}, absent)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker.errors import ErrorClass, Failure
@@ -81,6 +81,14 @@ def paid(connection: Connection, parent: Job) -> dict[str, Any]:
     """What the children cost in all: the columns of a parent that has ended."""
     row = connection.execute(_PAID, {"parent": parent.id}).one()
     return {"cost": row.cost, "billed": row.billed}
+
+
+def tell_paid(connection: Connection, parent_id: uuid.UUID) -> None:
+    """Lets a parent that has ended say what its children cost, as the ledger has it now."""
+    ended = select(*Job.__table__.c).where(Job.id == parent_id, Job.finished_at.is_not(None))
+    row = connection.execute(ended).mappings().one_or_none()
+    if row is not None:
+        connection.execute(update(Job).where(Job.id == parent_id).values(**paid(connection, Job.of(row))))
 
 
 def wake(connection: Connection, parent_id: uuid.UUID) -> bool:

@@ -18,7 +18,7 @@ from worker.models import Job
 from worker.states import Move, State
 
 _NO_TOKENS = {"tokens": 0}  # what was booked of the lane's is given back
-_REPEATS = 5  # calls without an answer, of a kind that is made again
+_REPEATS = 5  # calls without an answer, the first among them, of a kind that is made again
 
 # What a refused create holds back, and for how long, until the next one is tried.
 _FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
@@ -28,7 +28,6 @@ _PAUSES = {
     Scope.ALLOCATION: timedelta(seconds=30),
     Scope.CAPACITY: timedelta(seconds=30),
 }
-_WAITED = 3600  # seconds of a Retry-After that are believed
 
 
 def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], cloc
 def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: Clock) -> Move:
     """A call that cannot be looked up is made again, since it is cheap; but each may be paid for, so not for ever."""
     closed = {**attempt, "billed": "unknown", "closed_at": clock()}
-    if ctx.unanswered(job) < _REPEATS:
+    if ctx.unanswered(job) + 1 < _REPEATS:  # this one, which is not on record yet, is one of them
         return Move(State.QUEUED, why, spans.create_again(job.attempts, clock()), {"billed": "unknown"}, closed)
     message = f"{_REPEATS} calls went without an answer, and each may be billed: {why}"
     failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
@@ -168,4 +167,4 @@ def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     if row.scope is faults.Scope.DAILY:
         return tokens.renewal(now)
     pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
-    return now + max(spans.spread(pause), timedelta(seconds=min(refused.retry_after or 0, _WAITED)))
+    return now + max(spans.spread(pause), timedelta(seconds=refused.retry_after or 0))

@@ -73,6 +73,8 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
     """
     said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
     said |= {"tokens": wanted, "on_day": tokens.day(now)} if wanted is not None else {}
+    if job.lane_id is not None:
+        throttle.lock(connection, job.lane_id)  # then look: other calls of the lane are on record by now
     row = connection.execute(_RESERVE if wanted is None else _RESERVE_TOKENS, said).one_or_none()
     if row:
         return Booking(row.at, tokens=wanted if row.is_counted else None)

@@ -211,6 +211,7 @@ class Job(Base):
     attempt_id: Mapped[uuid.UUID | None]  # the open or last one
     task_id: Mapped[str | None]
     task_status: Mapped[str | None]  # as the provider last said it
+    unproven: Mapped[bool] = mapped_column(server_default=text("false"))  # a person's word made the task its own
     polls: Mapped[int] = mapped_column(server_default="0")
     tokens: Mapped[int | None]  # that its call wants, where its lane's day was seen to have fewer left
     retries: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # tasks made again after an unbilled failure

@@ -1,17 +1,18 @@
 """Money, in integer micro-CNY: what a submission reserves, and what its attempts settle or release.
 
-A job reserves its estimate in the transaction that makes it. When it is known what an attempt cost, `settle` books
-that and `release` gives the reservation back; an answer that nobody knows stays charged until it is known. Rows are
-only ever added, and each is unique by (attempt, entry).
+A job reserves its estimate in the transaction that makes it. The verdict on an attempt books what it cost (`settle`),
+in the statement's own transaction and whatever has become of the job; `release` gives the reservation back. An answer
+that nobody knows is charged at the estimate until it is known: then its line says what it was. Other lines are only
+ever added, and each is unique by (attempt, entry).
 """
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Connection, insert, text
 
 from worker.models import Entry, Job
 
@@ -21,32 +22,24 @@ MICROS = 1_000_000
 def reserve(connection: Connection, job: Job, now: datetime) -> None:
     """Books the job's estimate; nothing when there is no price for it."""
     if job.estimate is not None:
-        _book(connection, job, "reserve", job.estimate, now)
+        line = {"project_id": job.project_id, "job_id": job.id, "entry": "reserve", "micros": job.estimate}
+        connection.execute(_RESERVE, line | {"at": now, "reserved_at": job.created_at})
 
 
-def settle(connection: Connection, job: Job, now: datetime) -> None:
-    """Books what the open attempt cost (without a known price, the estimate), and gives the reservation back."""
-    cost = job.cost if job.cost is not None else job.estimate
-    if cost is not None:
-        _book(connection, job, "settle", cost, now)
-    release(connection, job, now)
+def book(
+    connection: Connection, job: Job, attempt_id: uuid.UUID | None, billed: str, cost: int | None, now: datetime
+) -> None:
+    """Books the verdict on a job's call, on its parent where it is a part.
 
-
-def charge(connection: Connection, job: Job, now: datetime) -> None:
-    """Books a call whose answer nobody will ever know at its estimate; what the next one takes stays reserved."""
-    if job.estimate is not None:
-        _book(connection, job, "settle", job.estimate, now)
-
-
-def settle_part(connection: Connection, child: Job, is_known: bool, now: datetime) -> None:
-    """Books a child's call on its parent: what it cost, or the estimate where that is not known.
-
-    The parent's reservation is given back when the parent ends: until then what is left of it is the reservation
-    less what was settled.
+    `billed` yes: what it cost, or the estimate without a known price; unknown: the estimate; no: nothing, also where
+    it was charged before.
     """
-    cost = child.cost if is_known and child.cost is not None else child.estimate
-    if cost is not None:
-        connection.execute(_PART, {"parent": child.parent_id, "attempt": child.attempt_id, "cost": cost, "now": now})
+    amount = cost if billed == "yes" and cost is not None else job.estimate
+    said = {"job": job.parent_id or job.id, "attempt": attempt_id, "now": now}
+    if billed == "no":
+        connection.execute(_UNSETTLE, said)
+    elif amount is not None:
+        connection.execute(_SETTLE, said | {"cost": amount})
 
 
 def release(connection: Connection, job: Job, now: datetime) -> None:
@@ -63,27 +56,19 @@ def shown(micros: int | None) -> str | None:
     return f"{amount:.2f}" if -amount.as_tuple().exponent < 2 else f"{amount:f}"  # type: ignore[operator]
 
 
-def _book(connection: Connection, job: Job, entry: str, micros: int, now: datetime) -> None:
-    line = {
-        "project_id": job.project_id,
-        "job_id": job.id,
-        "attempt_id": None if entry == "reserve" else job.attempt_id,
-        "entry": entry,
-        "micros": micros,
-        "at": now,
-        "reserved_at": job.created_at,
-    }
-    connection.execute(_LINE, line)
+_RESERVE = insert(Entry)
 
-
-_LINE = upsert(Entry).on_conflict_do_nothing(index_elements=[Entry.attempt_id, Entry.entry])
-
-_PART = text(
+_SETTLE = text(
     """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
-    select project_id, id, cast(:attempt as uuid), 'settle', :cost, :now, created_at from jobs where id = :parent
-    on conflict (attempt_id, entry) do nothing
+    select project_id, id, cast(:attempt as uuid), 'settle', :cost, :now, created_at from jobs where id = :job
+    on conflict (attempt_id, entry) do update set micros = excluded.micros, at = excluded.at
+       where ledger.micros <> excluded.micros
     """
+)
+_UNSETTLE = text(
+    "update ledger set micros = 0, at = :now"
+    " where attempt_id = cast(:attempt as uuid) and entry = 'settle' and job_id = :job and micros <> 0"
 )
 
 # What the job has reserved and not given back, in one statement with the line that gives it back.

@@ -15,22 +15,27 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     DateTime,
     Row,
     Text,
     Uuid,
+    and_,
     bindparam,
     cast,
     column,
+    func,
     insert,
     literal_column,
+    or_,
     select,
+    true,
     update,
     values,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.sql.dml import ReturningUpdate, Update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker import children, lanes, money, reading, stops, throttle, tokens, webhooks
 from worker.errors import ClaimLost
@@ -38,6 +43,12 @@ from worker.models import Attempt, Event, Job, Lane, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
+_UNANSWERED = ("sent", "unknown")  # outcomes that any finding is worth more than
+_CANCELED = {
+    "no": "canceled, and nothing was made",
+    "unknown": "canceled; a call for it went without an answer, and may be billed",
+    "yes": "canceled; a call for it was answered too late, and is billed",
+}
 _TYPES = {State.SUBMITTING: "job.submitted"}  # the event's type where it is not the state's own name
 
 
@@ -53,18 +64,23 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Puts a move on record; the job as it is then.
 
     For a move to `submitting` look at what came back: it is `admitted` still when the lane's rate makes it wait,
-    and `canceled` when somebody asked for that. Raises ClaimLost when the row is no longer ours; what `move.attempt`
-    says is written all the same, so commit. Raises AlreadyRecorded when it is called again after a commit that held.
+    and `canceled` when somebody asked for that. It is `uncertain` when what was inferred of a lost call came later
+    than the call's own answer. Raises ClaimLost when the row is no longer ours; what `move.attempt` says is written and
+    booked all the same, so commit. Raises AlreadyRecorded when it is called again after a commit that held.
     """
     left = State(job.state)
     assert may(left, move.to), f"{left} may not become {move.to}"
     if move.to is State.SUBMITTING:
         return _begin(connection, job, move, now)
-    if move.attempt is not None:
-        _answer(connection, job, move.attempt, now)
+    if move.attempt is not None and not _answer(connection, job, move, now):
+        return record(connection, job, Move(State.UNCERTAIN, "the call's own answer has come meanwhile", now), now)
     if job.fans_out and move.to in TERMINAL:
         move = replace(move, columns={**move.columns, **children.paid(connection, job)})
-    moved = _update(connection, job, move, now)
+    try:
+        moved = _update(connection, job, move, now)
+    except ClaimLost:
+        _tell_late(connection, job, move, now)
+        raise
     if move.outputs:
         rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
         connection.execute(_OUTPUT, rows)
@@ -75,11 +91,16 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.to is State.RUNNING and moved.cancel_requested:
         # asked for while the create call was out: the provider drops only what has not started, so now or never
         connection.execute(_HURRY, {"the_id": job.id, "now": now})
-    _account(connection, moved, move, now)
+    _release(connection, moved, left, move, now)
     _hold_back(connection, job, move, now)
     if move.to is State.QUEUED and moved.cancel_requested:
-        return record(connection, moved, Move(State.CANCELED, "canceled, and nothing was made"), now)
+        return record(connection, moved, canceled(moved), now)
     return moved
+
+
+def canceled(job: Job) -> Move:
+    """The end of a job that is to be canceled, while no call of its is out: what it may have cost is said."""
+    return Move(State.CANCELED, _CANCELED[job.billed])
 
 
 def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> int:
@@ -108,6 +129,12 @@ def answer_on_record(connection: Connection, job: Job) -> Attempt | None:
     statement = select(*Attempt.__table__.c).where(Attempt.id == job.attempt_id)
     row = connection.execute(statement).mappings().one_or_none()
     return Attempt.of(row) if row else None
+
+
+def absences(connection: Connection, job: Job) -> int:
+    """How many of the job's calls were proved absent, or said to be, before."""
+    absent = select(func.count()).where(Attempt.job_id == job.id, Attempt.outcome == "absent")
+    return connection.execute(absent).scalar_one()
 
 
 def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:
@@ -148,6 +175,7 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         "submitted_at": booking.at,
         "attempt_id": move.attempt["id"],
         "attempts": move.attempt["number"],
+        "unproven": False,
     }
     begun = _moving(tuple(columns), counts=True).where(~Job.cancel_requested)
     row = connection.execute(begun, _bound(job, columns)).mappings().one_or_none()
@@ -167,7 +195,7 @@ def _wait(connection: Connection, job: Job, booking: lanes.Booking, now: datetim
     if booking.again_at is not None:
         return _update(connection, job, Move(State.ADMITTED, run_at=booking.again_at), now)
     if reread(connection, job).cancel_requested:
-        return record(connection, job, Move(State.CANCELED, "canceled before anything was sent"), now)
+        return record(connection, job, canceled(job), now)
     back = Move(State.QUEUED, "gave its slot back: nothing may be sent now", columns={"tokens": booking.short})
     return record(connection, job, back, now)
 
@@ -179,19 +207,39 @@ def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> J
         return found  # our own commit, whose answer was lost
     if found.claim != job.claim or found.state != State.ADMITTED:
         raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
-    return record(connection, job, Move(State.CANCELED, "canceled before anything was sent"), now)
+    return record(connection, job, canceled(job), now)
 
 
-def _answer(connection: Connection, job: Job, said: dict[str, Any], now: datetime) -> None:
-    """By the attempt's id and whatever has become of the claim: an answer is never dropped."""
-    columns = {"answered_at": now, **said}
-    bound = {f"to_{name}": value for name, value in columns.items()}
-    answering = _answering(tuple(columns))
-    if said.get("outcome") in _NO_ANSWER:  # what others found out meanwhile is worth more
-        answering = answering.where(Attempt.outcome == "sent")
-    answered = connection.execute(answering, {**bound, "the_id": job.attempt_id})
-    if "tokens" in columns and (attempt := answered.one_or_none()):
-        _settle_tokens(connection, job, attempt, columns["tokens"], now)
+def _answer(connection: Connection, job: Job, move: Move, now: datetime) -> bool:
+    """Writes what a move says of the open attempt, and books its verdict; False: it was only inferred, and came late.
+
+    By the attempt's id and whatever has become of the claim: an answer is never dropped, nor what it cost.
+    """
+    said = move.attempt or {}
+    columns, guard = {"answered_at": now, **said}, _guard(job, said)
+    bound = {f"to_{name}": value for name, value in columns.items()} | {"the_id": job.attempt_id}
+    if guard == "unanswered":
+        bound |= {"the_outcome": said.get("outcome"), "the_task": said.get("task_id")}
+    elif guard == "its_task":
+        bound |= {"the_task": job.task_id}
+    row = connection.execute(_answering(tuple(columns), guard), bound).one_or_none()
+    if row is None:  # what others found out meanwhile is worth more
+        return guard != "unanswered"
+    if "tokens" in columns:
+        _settle_tokens(connection, job, row, columns["tokens"], now)
+    if said.get("closed_at"):
+        cost = move.columns.get("cost", job.cost)
+        money.book(connection, job, job.attempt_id, said.get("billed", "no"), cost, now)
+    return True
+
+
+def _guard(job: Job, said: dict[str, Any]) -> str:
+    """What an attempt's row must say still, for this to be written over it; the word is a key of `_GUARDS`."""
+    if job.state == State.RUNNING:
+        return "its_task" if "task_id" in said else "any"
+    if job.state == State.HELD or (job.state == State.UNCERTAIN and "outcome" in said):
+        return "unanswered"
+    return "sent" if said.get("outcome") in _NO_ANSWER else "any"
 
 
 def _settle_tokens(connection: Connection, job: Job, attempt: Row[Any], used: int, now: datetime) -> None:
@@ -239,20 +287,44 @@ def _of_children(connection: Connection, job: Job, move: Move, now: datetime) ->
         children.cancel(connection, job, move.cancels, now)
 
 
-def _account(connection: Connection, job: Job, move: Move, now: datetime) -> None:
-    """Books each attempt when its verdict is given; gives back what an ended job did not spend."""
-    said = move.attempt or {}
-    verdict = said.get("billed") if said.get("closed_at") else None
+def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
+    """Gives back what was reserved, once the job's call is paid for, or it has ended and no verdict is missing."""
     if job.parent_id is not None:
-        if verdict in ("yes", "unknown"):
-            money.settle_part(connection, job, verdict == "yes", now)
         return
-    if verdict == "yes":
-        money.settle(connection, job, now)
-    elif verdict == "unknown":
-        money.charge(connection, job, now)
-    if move.to in TERMINAL and (job.fans_out or job.billed == "no" or verdict == "unknown"):
+    said = move.attempt or {}
+    is_paid = bool(said.get("closed_at")) and said.get("billed") == "yes"
+    # what is copied was paid for, and its reservation given back, before
+    has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(said))
+    if is_paid or (move.to in TERMINAL and job.fans_out) or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
+
+
+def _is_open(connection: Connection, job: Job) -> bool:
+    """Whether the verdict on the job's last call is missing."""
+    if job.billed != "unknown":
+        return False
+    closed_at = select(Attempt.closed_at).where(Attempt.id == job.attempt_id)
+    return connection.execute(closed_at).scalar_one_or_none() is None
+
+
+def _tell_late(connection: Connection, job: Job, move: Move, now: datetime) -> None:
+    """The job's row says what a verdict said that came after the claim was lost, if it is of its last call still."""
+    said = move.attempt or {}
+    if not said.get("closed_at") or said.get("billed") not in ("yes", "no"):
+        return
+    cost = move.columns.get("cost", job.cost) if said["billed"] == "yes" else None
+    told = update(Job).where(Job.id == job.id, Job.attempt_id == job.attempt_id, Job.billed != said["billed"])
+    row = connection.execute(told.values(billed=said["billed"], cost=cost).returning(Job.finished_at)).one_or_none()
+    if job.parent_id is not None or (row and row.finished_at):
+        close(connection, job, now)
+
+
+def close(connection: Connection, job: Job, now: datetime) -> None:
+    """Closes the books of a job that has ended: gives back what was reserved, or tells its parent, once that ended."""
+    if job.parent_id is None:
+        money.release(connection, job, now)
+    else:
+        children.tell_paid(connection, job.parent_id)
 
 
 def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> None:
@@ -314,14 +386,28 @@ def _moving(columns: tuple[str, ...], counts: bool) -> ReturningUpdate[Any]:
     return update(Job).where(*guard).values(changed).returning(*table.c)
 
 
+_GUARDS: dict[str, ColumnElement[bool]] = {
+    "any": true(),
+    "sent": Attempt.outcome == "sent",
+    # or what was written before, by a commit whose answer was lost
+    "unanswered": or_(
+        Attempt.outcome.in_(_UNANSWERED),
+        and_(
+            Attempt.outcome == bindparam("the_outcome", type_=Text),
+            Attempt.task_id.is_not_distinct_from(bindparam("the_task", type_=Text)),
+        ),
+    ),
+    "its_task": Attempt.task_id == bindparam("the_task", type_=Text),
+}
+
+
 @cache
-def _answering(columns: tuple[str, ...]) -> Update:
+def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:
     table = Attempt.__table__
     changed = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    answering = update(Attempt).where(Attempt.id == bindparam("the_id")).values(changed)
-    if "tokens" not in columns:
-        return answering
-    return answering.returning(literal_column("old.tokens", BigInteger).label("booked"), Attempt.sent_at)
+    booked: ColumnElement[Any] = literal_column("old.tokens", BigInteger).label("booked")
+    answering = update(Attempt).where(Attempt.id == bindparam("the_id"), _GUARDS[guard]).values(changed)
+    return answering.returning(booked, Attempt.sent_at.expression)
 
 
 def _bound(job: Job, columns: dict[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,14 @@ paid twice or handed one tenant another's output.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, or_, select
 
-from worker import listing, spans
+from worker import listing, moves, spans
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
@@ -73,7 +73,7 @@ def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
     if attempt.outcome == "accepted" and attempt.task_id:
         return _found(job, attempt.task_id, "the answer was on the attempt's row", {}, clock)
     if attempt.outcome in ("not_sent", "refused"):
-        return Move(State.QUEUED, f"the attempt's row says {attempt.outcome}: nothing was made", clock())
+        return Move(State.QUEUED, f"the attempt's row says {attempt.outcome}: nothing was made", clock(), _FREE)
     return None
 
 
@@ -205,8 +205,29 @@ def fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
 
 def may_fit(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
     """Whether a task contradicts nothing that was asked: some models repeat no prompt, and some calls have none."""
-    shared = [name for name in asked.keys() & echoed.keys() if asked[name] is not None]
-    return all(asked[name] == echoed[name] for name in shared)
+    return not differences(asked, echoed)
+
+
+def differences(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> tuple[str, ...]:
+    """In which words a task repeats another request."""
+    shared = [name for name in sorted(asked.keys() & echoed.keys()) if asked[name] is not None]
+    return tuple(name for name in shared if asked[name] != echoed[name])
+
+
+def disowned(job: Job, seen: TaskSeen) -> str | None:
+    """Why a task that a person adopted is not the job's, now that it has ended; None: it may be, as far as it tells."""
+    if seen.status in _UNBILLED:
+        return f"the task that was adopted is {seen.status}, so it cost nothing and tells not whose it was"
+    differ = differences(_echoes(job), KINDS[job.kind].echoed(seen.body))
+    return f"the task that was adopted was made for another request: {', '.join(differ)} differ" if differ else None
+
+
+def give_up_task(job: Job, why: str) -> Iterator[Move]:
+    """The moves of a job whose task is another's: its call is lost as before, and a person has to look again."""
+    said = {"outcome": "unknown", "task_id": None, "answered_at": None}
+    columns = {"task_id": None, "task_status": None, "unproven": False, "deadline_at": None}
+    yield Move(State.UNCERTAIN, why, columns=columns, attempt=said)
+    yield _held(why)
 
 
 def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
@@ -221,8 +242,7 @@ def _absent(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, clock: 
     if job.cancel_requested:
         return Move(State.CANCELED, "no task was made, and it was to be canceled", columns=_FREE, attempt=said)
     with ctx.engine.connect() as connection:
-        before = select(func.count()).where(Attempt.job_id == job.id, Attempt.outcome == "absent")
-        again = connection.execute(before).scalar_one()
+        again = moves.absences(connection, job)
     if again:
         return _held("two calls were lost and no task of theirs is listed: a person should look before a third")
     return Move(State.QUEUED, "proved absent by a complete listing: nothing was made", clock(), _FREE, said)

@@ -2,12 +2,12 @@
 
 The job is adopted by a task that matches it, or its call is declared to have made nothing, or it is given up. Each
 decision is a move like any other, with the key that decided in its history; it takes the job's claim, so a worker that
-looks for the task at that moment writes nothing. Of a job that has ended only the verdict on its call can be missing.
+looks for the task at that moment writes nothing. Of a job that has ended only the verdict on its calls can be missing.
+A task that is adopted while it runs is compared once it has ended, before anything is copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -93,6 +93,8 @@ def decide(ctx: Context, job: Job, decision: Decision) -> Move:
         return _verdict(ctx, job, decision, why)
     _check_resolvable(job)
     attempt = _open_attempt(ctx, job)
+    if decision.action is Action.REQUEUE and _is_answered(ctx, job):
+        return Move(State.UNCERTAIN, f"{why}, but its call's own answer has come meanwhile")
     match decision.action:
         case Action.ADOPT:
             return _adopted(ctx, job, attempt, decision.task_id or "", why)
@@ -131,8 +133,9 @@ def _check_resolvable(job: Job) -> None:
 
 
 def _check_unbilled(ctx: Context, job: Job) -> None:
-    attempt = ctx.answer_of(job) if job.attempt_id else None
-    if attempt is None or attempt.closed_at is not None:
+    with ctx.engine.connect() as connection:
+        is_missing = verdicts.is_missing(connection, job)
+    if not is_missing:
         raise Conflict("nothing_to_resolve", f"the job is {job.state}, and whether its call cost money is known")
 
 
@@ -140,6 +143,12 @@ def _open_attempt(ctx: Context, job: Job) -> Attempt | None:
     """The call of which nobody knows what became."""
     attempt = ctx.answer_of(job) if job.attempt_id else None
     return attempt if attempt and attempt.closed_at is None and attempt.task_id is None else None
+
+
+def _is_answered(ctx: Context, job: Job) -> bool:
+    """Whether a call is accepted, by an answer that came after the job was held: to make it again would pay twice."""
+    attempt = ctx.answer_of(job) if job.attempt_id and job.held_for != HeldFor.CRASHES else None
+    return attempt is not None and attempt.outcome == "accepted"
 
 
 def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
@@ -189,11 +198,8 @@ def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
     if not isinstance(seen, TaskSeen):
         raise NotTold(f"the task could not be looked at: HTTP {seen.http_status} {seen.code}")
     asked, echoed = reconcile.asked(job.kind, job.input), KINDS[job.kind].echoed(seen.body)
-    return _differences(asked, echoed) if "orig_prompt" in echoed else None
-
-
-def _differences(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in sorted(asked.keys() & echoed.keys()) if asked[name] != echoed[name])
+    differ = reconcile.differences(asked, echoed)
+    return differ if differ or "orig_prompt" in echoed else None
 
 
 def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why: str) -> Move:
@@ -210,8 +216,10 @@ def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why:
         raise Conflict("task_failed", f"the task is {row.status} and cost nothing: requeue the job instead")
     if differs := _differs(ctx, job, row):
         raise Conflict("task_differs", f"the task was made for another request: {', '.join(differs)} differ")
-    columns = {"task_id": task_id, "started_at": job.submitted_at, "billed": "unknown"}
-    said = {"outcome": "accepted", "task_id": task_id, "request_id": row.request_id}
+    is_compared = job.kind == text_batch.NAME or row.status == "SUCCEEDED"  # else once it has ended
+    columns = {"task_id": task_id, "started_at": job.submitted_at, "billed": "unknown", "unproven": not is_compared}
+    # of what may be another's task the request id is not kept: the call's own is looked for still
+    said = {"outcome": "accepted", "task_id": task_id} | ({"request_id": row.request_id} if is_compared else {})
     return Move(State.RUNNING, f"{why}: task {task_id}", columns=columns, attempt=said)
 
 

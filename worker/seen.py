@@ -18,6 +18,7 @@ from worker.kinds import KINDS, Source, Usage
 from worker.models import Job
 from worker.states import Move, State
 
+_LONGEST = timedelta(days=7)  # that a link may live
 _LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
 
 _log = log.get(__name__)
@@ -144,19 +145,27 @@ def _is_overdue(job: Job, now: datetime) -> bool:
 
 
 def links_expire(sources: Iterable[Source], now: datetime) -> datetime:
-    """The first of the links' `Expires` (Unix seconds), or 24 h from now."""
-    stamps = [parse_qs(urlsplit(source.url).query).get("Expires", [""])[0] for source in sources]
+    """The first of the links' `Expires` (Unix seconds), or 24 h from now; what lies far off either way is no time."""
+    stamps = [_stamp(source.url) for source in sources]
     known = [datetime.fromtimestamp(int(stamp), UTC) for stamp in stamps if stamp.isdecimal() and len(stamp) < 12]
-    return min(known, default=now + spans.LINKS)
+    return min((at for at in known if now - spans.LINKS < at < now + _LONGEST), default=now + spans.LINKS)
+
+
+def _stamp(url: str) -> str:
+    try:
+        return parse_qs(urlsplit(url).query).get("Expires", [""])[0]
+    except ValueError:  # of brackets that do not match, and the like
+        return ""
 
 
 def _took(output: dict[str, Any]) -> float | None:
-    """Seconds from the submission to the end by the provider's own stamps, which have no zone."""
+    """Seconds from the submission to the end by the provider's own stamps, which have no zone; None: no task's."""
     try:
         began, ended = (datetime.fromisoformat(str(output[name])) for name in ("submit_time", "end_time"))
-    except (KeyError, ValueError):
+        took = ended - began
+    except (KeyError, ValueError, TypeError):  # the last where one of the two has a zone
         return None
-    return max(0.0, (ended - began).total_seconds())
+    return took.total_seconds() if timedelta(0) <= took <= spans.RUNNING else None
 
 
 _SEEN: dict[str, Callable[[Context, Job, TaskSeen, Clock], Move]] = {

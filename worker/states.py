@@ -61,8 +61,9 @@ MOVES: dict[State, frozenset[State]] = {
     S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.UNCERTAIN, S.FAILED}),
     # canceled: proved absent, and nobody wants it any more
     S.UNCERTAIN: frozenset({S.UNCERTAIN, S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.FAILED, S.HELD, S.CANCELED}),
-    # never held: a task that lives is billed, and its link would die unwatched
-    S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.FAILED, S.CANCELED, S.EXPIRED}),
+    # never held: a task that lives is billed, and its link would die unwatched. Uncertain: it was adopted by a
+    # person, and is another's
+    S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.UNCERTAIN, S.FAILED, S.CANCELED, S.EXPIRED}),
     S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.HELD, S.FAILED, S.CANCELED}),
     S.COPYING: frozenset({S.COPYING, S.SUCCEEDED, S.EXPIRED, S.FAILED, S.HELD}),
     S.SUCCEEDED: frozenset({S.FAILED}),  # a part that its parent cannot use, so that a retry makes it again

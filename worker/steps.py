@@ -21,15 +21,17 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from worker import batch_api, copying, creates, fanout, seen, spans
+from worker import batch_api, copying, creates, fanout, moves, seen, spans
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
 from worker.kinds import KINDS, Request, text_batch
 from worker.models import Job
-from worker.reconcile import reconcile
+from worker.reconcile import disowned, give_up_task, reconcile
 from worker.states import Move, State
+
+_ENDS = frozenset({"SUCCEEDED", "FAILED", "CANCELED"})  # of a task, in the provider's words
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Step:
 def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Makes the create call, once, and tells what came of it."""
     if job.cancel_requested:
-        yield Move(State.CANCELED, "canceled before anything was sent")
+        yield moves.canceled(job)
         return
     model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
     wanted = kind.input.model_validate(job.input)
@@ -93,7 +95,8 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
     if job.kind == text_batch.NAME:
         yield batch_api.looked(ctx, job, clock)
         return
-    if job.cancel_requested and (move := _cancel(ctx, job, clock)):
+    # of what may be another's task, nobody is asked to cancel it
+    if job.cancel_requested and not job.unproven and (move := _cancel(ctx, job, clock)):
         yield move
         return
     try:
@@ -107,6 +110,9 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
         return
     if told.status != "UNKNOWN":
         ctx.queries.sighted(ctx.owner(job))
+    if job.unproven and told.status in _ENDS and (why := disowned(job, told)):
+        yield from give_up_task(job, why)
+        return
     yield seen.move(ctx, job, told, clock)
 
 

@@ -30,6 +30,7 @@ from sqlalchemy import (
     Select,
     SQLColumnExpression,
     and_,
+    bindparam,
     case,
     cast,
     extract,
@@ -113,6 +114,15 @@ def slow(connection: Connection, job: Job, scope: str, until: datetime, why: str
             _set(connection, lane.id, ceiling=lane.others, ceiling_at=now, probes=_SUSPECTED, passed=0)
 
 
+def lock(connection: Connection, lane_id: int) -> None:
+    """Waits for the lane's row, and keeps it until the commit.
+
+    To be called before what is counted beside it: a statement that waits for the row itself has counted before it
+    waited, and what the row's last holder did is not among it.
+    """
+    connection.execute(_LOCK, {"lane": lane_id})
+
+
 def park(connection: Connection, lane_id: int, until: datetime, why: str) -> None:
     """Admits nothing to the lane before `until`; a later time that is already set stays."""
     parked = (
@@ -149,6 +159,7 @@ def forget(connection: Connection, model: str | None) -> int:
 
 def _lane(connection: Connection, job: Job, now: datetime) -> Row[Any]:
     """The job's lane, locked, with its pace now, how many of its tasks are in flight, and when the last one left."""
+    lock(connection, job.lane_id or 0)
     flying = select(func.count().label("others"), func.max(Job.submitted_at).label("last_at")).where(
         Job.lane_id == Lane.id, in_flight()
     )
@@ -157,7 +168,6 @@ def _lane(connection: Connection, job: Job, now: datetime) -> Row[Any]:
         select(*Lane.__table__.c, pace(moment(now)).label("pace_now"), others.c.others, others.c.last_at)
         .join(others, true())
         .where(Lane.id == job.lane_id)
-        .with_for_update(of=Lane)
     )
     return connection.execute(statement).one()
 
@@ -190,6 +200,10 @@ def _slow(connection: Connection, job: Job, lane: Row[Any], scope: str, now: dat
 
 def _set(connection: Connection, lane_id: int, **columns: Any) -> None:
     connection.execute(update(Lane).where(Lane.id == lane_id).values(**columns))
+
+
+# no key of it changes, so jobs that come to the lane do not wait
+_LOCK = select(Lane.id).where(Lane.id == bindparam("lane")).with_for_update(key_share=True)
 
 
 def _since(at: SQLColumnExpression[datetime | None], now: ColumnElement[datetime]) -> ColumnElement[float]:

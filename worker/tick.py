@@ -32,6 +32,7 @@ from sqlalchemy.orm import aliased
 from worker import children, claims, firing, learned, limits, log, moves, receivers, spans, turns, unowned, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
+from worker.errors import ErrorClass, Failure
 from worker.kinds import text_batch
 from worker.models import Delivery, Duty, IdempotencyKey, Job
 from worker.states import HeldFor, Move, State, may
@@ -191,7 +192,7 @@ def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Mess
     claimed = claims.claim_due(connection, due.table, due.due, due.order, due.limit, now)
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
-    alone = [claim for claim in crashed if not _held(connection, due, claim, now)]
+    alone = [claim for claim in crashed if not _stopped(connection, due, claim, now)]
     for batch in (*_batches(healthy, due.rows), *((claim,) for claim in alone)):
         yield Message(due.task, due.queue, tuple(batch))
 
@@ -211,17 +212,22 @@ def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
         yield from (members[start : start + rows] for start in range(0, len(members), rows))
 
 
-def _held(connection: Connection, due: _Due, claim: Claim, now: datetime) -> bool:
-    """Whether a row on which too many workers died is held now, for a person to look at."""
+def _stopped(connection: Connection, due: _Due, claim: Claim, now: datetime) -> bool:
+    """Whether a row on which too many workers died is held now, for a person to look at; or over."""
     if due.table is not Job or claim.crashes < spans.CRASHES:
         return False
     row = connection.execute(select(*Job.__table__.c).where(Job.id == claim.id)).mappings().one()
     job = Job.of(row)
-    if not may(State(job.state), State.HELD):
-        return False
     why = f"{claim.crashes} workers died while they worked on it"
-    moves.record(connection, job, Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES}), now)
-    _log.error("held a job that kills workers", job=str(job.id), crashes=claim.crashes)
+    if may(State(job.state), State.HELD):
+        move = Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES})
+    elif job.state == State.RUNNING and now > (job.deadline_at or job.state_at + spans.RUNNING) + spans.LINKS:
+        failure = Failure("task_unseen", ErrorClass.INTERNAL, f"{why}, until its links were dead", billed="unknown")
+        move = Move(State.EXPIRED, failure.message, columns={"error": failure.as_json()})
+    else:
+        return False
+    moves.record(connection, job, move, now)
+    _log.error("a job kills workers", job=str(job.id), crashes=claim.crashes, entered=move.to)
     return True
 
 

@@ -1,47 +1,49 @@
-"""A person's verdict on the last call of a job that has ended.
+"""A person's verdict on the calls of a job that has ended, of which nobody knows whether they were billed.
 
-The provider forgot its task, or never told of its end, so it may have been billed, and nothing will ever tell. Until
-somebody decides, what it may have cost stays reserved, and the job is not made again.
+The provider forgot its task, or never told of its end, or never answered a call that cannot be looked up: it may have
+been billed, and nothing will ever tell. Until somebody decides, what it may have cost stays charged; and where a task
+may live, the job is not made again.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
-from worker import children, money, moves
+from worker import money, moves
+from worker.errors import Conflict
 from worker.models import Attempt, Job
 from worker.states import State
 
 
+def is_missing(connection: Connection, job: Job) -> bool:
+    """Whether nobody knows yet what the job cost that has ended."""
+    last = and_(Attempt.id == job.attempt_id, Attempt.closed_at.is_(None))
+    missing = or_(last, _unknown(job)) if job.billed == "unknown" else last
+    return connection.execute(select(Attempt.id).where(missing).limit(1)).first() is not None
+
+
 def give(connection: Connection, job: Job, billed: str, why: str, now: datetime) -> Job:
-    """Closes the job's last call as billed ("yes", "no"), and books it; the job as it is then, in the state it was."""
-    close = update(Attempt).where(Attempt.id == job.attempt_id, Attempt.closed_at.is_(None))
-    connection.execute(close.values(billed=billed, closed_at=now))
+    """Closes the job's calls as billed ("yes", "no"), and books them; the job as it is then, in the state it was.
+
+    Raises Conflict where an answer has come meanwhile.
+    """
+    close = update(Attempt).where(_unknown(job)).values(billed=billed, closed_at=now).returning(Attempt.id)
+    closed = connection.execute(close).scalars().all()
+    if not closed:
+        raise Conflict("moved_on", "its call's own answer has come meanwhile: look again")
+    for attempt_id in closed:
+        cost = job.cost if attempt_id == job.attempt_id else None
+        money.book(connection, job, attempt_id, billed, cost, now)
     said = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
     told = said.values(billed=billed, sequence=Job.sequence + 1).returning(*Job.__table__.c)
     ended = Job.of(connection.execute(told).mappings().one())
     moves.tell(connection, ended, State(job.state), why, now)
-    _book(connection, ended, now)
+    moves.close(connection, ended, now)
     return ended
 
 
-def _book(connection: Connection, job: Job, now: datetime) -> None:
-    if job.parent_id is not None:
-        _book_part(connection, job, now)
-    elif job.billed == "yes":
-        money.settle(connection, job, now)
-    else:
-        money.release(connection, job, now)
-
-
-def _book_part(connection: Connection, child: Job, now: datetime) -> None:
-    """On the parent, which says what all its parts cost once it has ended."""
-    if child.billed == "yes":
-        money.settle_part(connection, child, True, now)
-    statement = select(*Job.__table__.c).where(Job.id == child.parent_id, Job.finished_at.is_not(None))
-    row = connection.execute(statement).mappings().one_or_none()
-    if row is not None:
-        paid = update(Job).where(Job.id == child.parent_id).values(**children.paid(connection, Job.of(row)))
-        connection.execute(paid)
+def _unknown(job: Job) -> ColumnElement[bool]:
+    """The job's calls of which it is not known whether they were billed."""
+    return and_(Attempt.job_id == job.id, or_(Attempt.closed_at.is_(None), Attempt.billed == "unknown"))

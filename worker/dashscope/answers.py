@@ -18,6 +18,7 @@ from worker.errors import Ambiguous
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Said by whoever answers at a wrong address. Without the provider's envelope nobody took the request.
 WRONG_ADDRESS = frozenset({301, 308, 404, 405})
+_LONGEST_WAIT = 3600.0  # seconds, that a refusal's Retry-After is obeyed
 UNSETTLED = frozenset({408, 499})  # refusals by the number, but the request may have gone through
 _INSPECTED = re.compile(r"data_?inspection", re.IGNORECASE)
 
@@ -187,7 +188,7 @@ def _is_success(answer: Answer) -> bool:
 
 
 def _seconds(value: str) -> float | None:
-    return float(value) if value.isdecimal() else None
+    return min(float(value), _LONGEST_WAIT) if value.isdecimal() else None
 
 
 def _moment(row: Mapping[str, Any], name: str) -> datetime | None:

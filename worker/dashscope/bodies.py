@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
+
+_DIGITS = 18  # of a number that a bigint holds, whatever they are
 
 
 def read(data: bytes | str) -> dict[str, Any]:
     """The body, if it is a JSON object, else an empty one; without what cannot be stored."""
     try:
-        body = _storable(json.loads(data))
+        body = _storable(json.loads(data, parse_int=_whole))
     except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 
 
+def _whole(digits: str) -> int | float:
+    """A whole number that a bigint holds; else the float nearest to it: Python reads no more than 4,300 digits."""
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
 def _storable(value: Any) -> Any:
-    """The value without what Postgres refuses in text: NUL, and halves of characters that a cut left behind."""
+    """The value without what Postgres refuses: NUL, halves of characters that a cut left behind, and no numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, str):
         return value.replace("\0", "").encode("utf-8", "replace").decode()
     if isinstance(value, list):
@@ -53,4 +63,4 @@ def listed(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 def number(body: Mapping[str, Any], name: str) -> int:
     """A field as a whole number; 0 when it is missing or none."""
     digits = word(body, name)
-    return int(digits) if digits.isdecimal() else 0
+    return int(digits) if digits.isdecimal() and len(digits) <= _DIGITS else 0

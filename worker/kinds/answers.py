@@ -6,7 +6,6 @@ or of another type. Where the answer is silent about what is billed, the request
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from worker.kinds.kind import Source
 
 _LINKS = ("video_url", "url", "image")
 _NUMBER_LIMIT = 2**63
+_COUNT_LIMIT = 10**9  # of anything that one call uses: its price, and the sum of a batch's lines, fit into a bigint
 _WORD_LIMIT = 200  # characters; longer texts are no measure of use
 _TOKENS = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
@@ -108,14 +108,14 @@ def choice(output: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def number(value: Any) -> int | float | None:
-    """A number above zero, written as one or as a string; None for anything else."""
+    """A number above zero, written as one or as a string; None for anything else, and for what is no count at all."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         real = float(value)
     except (ValueError, OverflowError):
         return None
-    if not math.isfinite(real) or real <= 0:
+    if not 0 < real < _COUNT_LIMIT:  # which no NaN is
         return None
     return int(real) if real.is_integer() else real
 
