@@ -9,17 +9,21 @@ unevaluated.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
-import json_repair
 import referencing
 from jsonschema import Draft202012Validator, ValidationError, validators
 
 from worker.errors import NoriaError
+from worker.kinds import apart
 from worker.kinds.fields import storable
 
 SCHEMA_LIMIT = 20_000  # characters
+_SECONDS = 10.0  # by the clock, to mend an answer
+_FENCED = re.compile(r"\s*```(?:json)?\s([^`]*)```\s*")
 _STEPS = 100_000  # keywords held against values in one validation
 _SLIPS = 3  # that an answer is told of
 _ANY = "Answer with one JSON object and nothing else."
@@ -67,17 +71,24 @@ def read(content: str, schema: Mapping[str, Any] | None) -> Any:
 
 
 def _value(content: str) -> Any:
+    """Strictly first; what has to be mended is so apart, since the time that takes grows with the square."""
+    fenced = _FENCED.fullmatch(content)
     try:
-        return json.loads(content)
+        return json.loads(fenced[1] if fenced else content)
     except (ValueError, RecursionError):
         pass
+    return json.loads(_mended(content))
+
+
+@lru_cache(maxsize=256)  # a document's answer is read again in each step of its job
+def _mended(content: str) -> str:
     try:
-        value = json_repair.loads(content)
-    except (ValueError, RecursionError):
-        value = ""
-    if not isinstance(value, dict | list) or not value:  # prose is mended to nothing
+        answer = apart.run("json", content.encode(errors="replace"), len(content), _SECONDS)
+    except apart.Exhausted:
+        raise Unfitting("the answer is no JSON, and takes too long to be mended") from None
+    if "json" not in answer:
         raise Unfitting("the answer is no JSON")
-    return value
+    return str(answer["json"])
 
 
 def _kept(value: Any) -> Any:
