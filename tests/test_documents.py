@@ -207,9 +207,11 @@ def test_a_latin_text_with_few_letters_beyond_ascii_is_no_damaged_utf8() -> None
     assert documents.text_of(text.encode("cp1252")) == text
 
 
-def test_rare_characters_are_not_taken_for_an_encoding() -> None:
-    """Bytes that are Chinese in GB 18030 alone, and none of it everyday: not guessed at."""
-    assert said(("鼙鼷鼽齄龇龅龃龆龈龊" * 3).encode("gbk")) is None
+def test_bytes_that_are_rare_chinese_are_no_chinese() -> None:
+    """Thai is valid in EUC-KR and in GB 18030, as characters of which few are everyday ones."""
+    thai = "อ่างเก็บน้ำปล่อยน้ำในฤดูร้อน ชาวเมืองทุกคนรู้เรื่องนี้ ผู้ดูแลจดระดับน้ำทุกวัน"
+
+    assert documents.text_of(thai.encode("cp874")) == thai
 
 
 @pytest.mark.parametrize(
@@ -493,7 +495,7 @@ def test_what_a_parser_complains_of_is_not_kept(tmp_path: Path, monkeypatch: pyt
 
 def test_an_archive_that_says_it_unpacks_to_more_than_memory_is_not_unpacked() -> None:
     with pytest.raises(Unreadable) as refused:
-        documents.read(zipped({"word/document.xml": bytes(450 << 20)}))
+        documents.read(zipped({"word/document.xml": "<p><t>words</t></p>", "word/media/a.bin": bytes(450 << 20)}))
 
     assert refused.value.code == "too_large"
 
