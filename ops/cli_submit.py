@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from ops.campaign import Row
 from ops.cli_options import Home, Json, Key, Url, pairs
 from ops.following import Job
 from ops.uploads import Uploads
+from worker.kinds import decoding
 
 Model = Annotated[
     str | None,
@@ -31,7 +32,9 @@ Resolution = Annotated[str | None, typer.Option(help="Of models that take no siz
 Ratio = Annotated[str | None, typer.Option(help="With --resolution: 16:9.")]
 Duration = Annotated[int | None, typer.Option(help="Seconds.")]
 Image = Annotated[str | None, typer.Option(metavar="FILE|LINK", help="The picture that a clip begins with.")]
-TextFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="What is to be spoken, in UTF-8.")]
+TextFile = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="What is to be spoken; of .md without its Markdown.")
+]
 Documents = Annotated[
     list[Path] | None, typer.Option(exists=True, help="What is to be summarised: a file, or all of a folder's.")
 ]
@@ -91,7 +94,7 @@ def submit(
     CSV. Each file is uploaded once.
     """
     wanted = _input(input_file, given, prompt=prompt, size=size, resolution=resolution, ratio=ratio, duration=duration)
-    wanted |= _texts(img_url=image, text=_read_text(text_file) if text_file else None)
+    wanted |= _texts(img_url=image) | _spoken(text_file, wanted)
     fields = {
         "kind": kind,
         "model": model,
@@ -138,7 +141,7 @@ def estimate(
 ) -> None:
     """Say what a job would cost; nothing is made."""
     wanted = _input(input_file, given, prompt=prompt, size=size, resolution=resolution, ratio=ratio, duration=duration)
-    wanted |= _texts(text=_read_text(text_file) if text_file else None)
+    wanted |= _spoken(text_file, wanted)
     with reach.api(reach.door(home, url, key)) as client:
         priced = client.estimate(kind, model, wanted)
     if as_json:
@@ -178,11 +181,17 @@ def _read_input(path: Path) -> dict[str, Any]:
     return read
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise typer.BadParameter(f"{path} is not in UTF-8", param_hint="--text-file") from None
+def _spoken(path: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's text, read as documents are; that it is Markdown, if its name says so and nobody else anything."""
+    if path is None:
+        return {}
+    text = decoding.decoded(path.read_bytes())
+    if text is None or "\ufffd" in text:
+        raise typer.BadParameter(
+            f"{path} is no text, or damaged, or in no encoding that can be told", param_hint="--text-file"
+        )
+    is_markdown = path.suffix.lower() in (".md", ".markdown") and "markup" not in wanted
+    return {"text": text, **({"markup": "markdown"} if is_markdown else {})}
 
 
 def _rows(csv: Path | None, body: dict[str, Any], key: str | None) -> list[Row]:
@@ -200,6 +209,7 @@ def _uploaded(
     given = Uploads(client)
     if documents:
         found = {"documents": uploads.documents(given, documents)}
+        show.left_out(given.left_out)
         rows = [replace(row, body={**row.body, "input": row.body["input"] | found}) for row in rows]
     bodies = uploads.placed(given, rows, csv.parent if csv else Path())
     if csv:

@@ -50,6 +50,8 @@ _COLOURS = {
     "copying": "blue",
 }
 
+_LISTED = 20  # files that are left out
+
 OUTCOMES = {
     "canceled": "nothing was sent, nothing is billed",
     "requested": "it is being seen to: what has not started is dropped, what runs is billed",
@@ -71,6 +73,13 @@ def line(value: object) -> None:
 def sayer(console: Console) -> Callable[[str], None]:
     """Says lines as they are: what a process wrote may have brackets in it."""
     return partial(console.print, markup=False, soft_wrap=True)
+
+
+def left_out(files: Sequence[str]) -> None:
+    """Says which files of a folder are no part of the job, and why."""
+    more = [f"and {len(files) - _LISTED:,} more"] if len(files) > _LISTED else []
+    for each in [*files[:_LISTED], *more]:
+        ERR.print(f"left out: {each}", markup=False, soft_wrap=True)
 
 
 def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) -> Table:

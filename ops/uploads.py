@@ -15,10 +15,11 @@ from typing import Any
 from api.client import ApiError, Client
 from ops.campaign import BadCampaign, Row, faults_of
 from ops.supervise import LocalError
+from worker import media
+from worker.kinds.extract import READ
 from worker.kinds.fields import is_key
 
 _LINKS = ("img_url", "image_url", "first_frame_url", "last_frame_url", "audio_url")
-_DOCUMENTS = frozenset({".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".csv", ".jsonl"})
 
 
 class NoFile(LocalError):
@@ -33,6 +34,7 @@ class Uploads:
 
     client: Client
     keys: dict[Path, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # files of folders, and why
 
     def key(self, path: Path) -> str:
         """The key of the file in the bucket; NoFile says why there is none."""
@@ -71,22 +73,40 @@ def placed(uploads: Uploads, rows: Sequence[Row], folder: Path) -> list[tuple[in
 
 
 def documents(uploads: Uploads, paths: Sequence[Path]) -> list[dict[str, str]]:
-    """The documents of a summary: the files that are named, and those below the folders that are."""
-    found = [pair for path in paths for pair in _documents(path)]
+    """The documents of a summary: the files that are named, and those below the folders that are.
+
+    What of a folder is no document goes to `left_out`.
+    """
+    found = [pair for path in paths for pair in _documents(uploads, path)]
     if not found:
-        raise NoFile(f"There is no document in {', '.join(map(str, paths))}: {', '.join(sorted(_DOCUMENTS))}.")
+        raise NoFile(f"There is no document in {', '.join(map(str, paths))}: {READ} are read.")
     return [{"id": name, "key": uploads.key(path)} for name, path in found]
 
 
-def _documents(path: Path) -> Iterator[tuple[str, Path]]:
-    """Name and place of each; hidden files, and what is below hidden folders, are left out."""
+def _documents(uploads: Uploads, path: Path) -> Iterator[tuple[str, Path]]:
+    """Name and place of each."""
     if not path.is_dir():
         yield path.name, path
         return
-    for below in sorted(path.rglob("*")):
-        parts = below.relative_to(path)
-        if below.suffix.lower() in _DOCUMENTS and below.is_file() and not any(p.startswith(".") for p in parts.parts):
-            yield parts.as_posix(), below
+    for below in sorted(each for each in path.rglob("*") if not each.is_dir()):
+        name = below.relative_to(path).as_posix()
+        if why := _no_document(below, name):
+            uploads.left_out.append(f"{name} {why}")
+        else:
+            yield name, below
+
+
+def _no_document(path: Path, name: str) -> str | None:
+    """Why a file of a folder is left out; None: it is a document, by its content."""
+    if any(part.startswith(".") for part in name.split("/")):
+        return "is hidden"
+    if not path.is_file():
+        return "is no file"
+    with path.open("rb") as content:
+        head = content.read(media.READ)
+    if not head:
+        return "is empty"
+    return None if media.is_document(media.sniff_input(head, name)) else "is no document"
 
 
 def _local(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -424,18 +424,35 @@ def test_what_is_spoken_and_what_is_summarised_comes_from_files(noria: Shell, ap
         "north/b.md": "# 一天\n水车转了一天。".encode(),
         ".git/c.txt": b"Not meant.",
         "d.exe": b"\0\0\0\0",
+        "REPORT": b"Level 12.",
+        "e.log": b"",
+        "f.docx": b"PK\3\4",
+        "g.png": PNG,
     }.items():
         (day / name).write_bytes(content)
-    (noria.cwd / "script.txt").write_text("\ufeff水车转了一天。", encoding="utf-8")
+    (noria.cwd / "script.txt").write_bytes("水车转了一天。老李在渠边说，水是不会等人的。".encode("gbk"))
+    (noria.cwd / "script.md").write_text("# 一天\n\n**水车**转了一天。[pause 2s]", encoding="utf-16")
+    (noria.cwd / "script.bin").write_bytes(bytes(range(256)))
     (noria.cwd / "empty").mkdir()
 
     spoken = noria("submit", "speech", "--text-file", "script.txt", "--model", "qwen3-tts-flash", "--json").json
-    summed = noria("submit", "summary", "--documents", "day", "--model", "qwen-flash", "--json").json
+    marked = noria("submit", "speech", "--text-file", "script.md", "--model", "qwen3-tts-flash", "--json").json
+    rubbish = noria("submit", "speech", "--text-file", "script.bin", "--model", "qwen3-tts-flash")
+    told = noria("submit", "summary", "--documents", "day", "--model", "qwen-flash", "--json")
+    summed = told.json
     refused = noria("submit", "summary", "--documents", "day/d.exe", "--model", "qwen-flash")
     nothing = noria("submit", "summary", "--documents", "empty", "--model", "qwen-flash")
 
-    assert spoken["input"]["text"] == "水车转了一天。"
-    assert [document["id"] for document in summed["input"]["documents"]] == ["a.txt", "north/b.md"]
+    assert spoken["input"]["text"] == "水车转了一天。老李在渠边说，水是不会等人的。"
+    assert (marked["input"]["text"], marked["input"]["markup"]) == ("一天\n\n水车转了一天。[pause 2s]", "markdown")
+    assert (rubbish.code, "script.bin is no text" in rubbish.err) == (2, True)
+    assert [document["id"] for document in summed["input"]["documents"]] == ["REPORT", "a.txt", "f.docx", "north/b.md"]
+    assert [line for line in told.err.splitlines() if line.startswith("left out")] == [
+        "left out: .git/c.txt is hidden",
+        "left out: d.exe is no document",
+        "left out: e.log is empty",
+        "left out: g.png is no document",
+    ]
     assert {document["key"] for document in summed["input"]["documents"]} == {
         file["key"] for file in noria("files", "--json").json
     }

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+import zipfile
 import zlib
+from email.message import EmailMessage
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader, PdfWriter
 
+from worker.kinds import apart, decoding, extract, schemas
+from worker.kinds.schemas import Unfitting
 from worker.kinds.summaries import chunks, documents
 from worker.kinds.summaries.documents import Unreadable
 from worker.kinds.text import tokens
 
 CHINESE = "第三季度的销售额上升了百分之十二。" * 20
+TEXTS = {
+    "gb18030": "水庫在夏天要放水，鎮上的人都知道這件事。管理員每天記錄水位，並把數字寫在黑板上。\n",
+    "gbk": "水库在夏天要放水，镇上的人都知道这件事。管理员每天记录水位，并把数字写在黑板上。\n",
+    "big5": "水庫在夏天要放水，鎮上的人都知道這件事。管理員每天記錄水位，並把數字寫在黑板上。\n",
+    "shift_jis": "貯水池は夏に放水します。町の人は皆知っています。管理人は毎日水位を記録します。\n",
+    "euc_jp": "貯水池は夏に放水します。町の人は皆知っています。管理人は毎日水位を記録します。\n",
+    "iso2022_jp": "貯水池は夏に放水します。町の人は皆知っています。管理人は毎日水位を記録します。\n",
+    "euc_kr": "저수지는 여름에 물을 내보낸다. 마을 사람들은 모두 이 일을 알고 있다.\n",
+    "cp1251": "Водохранилище летом сбрасывает воду. Все жители города знают об этом.\n",
+    "koi8_r": "Водохранилище летом сбрасывает воду. Все жители города знают об этом.\n",
+    "cp1252": "Le réservoir lâche de l’eau en été : tout le monde le sait déjà, même à Müllheim.\n",
+    "utf-8": "水库在夏天要放水。Les élèves l’ont vu. 저수지는 여름에 물을 내보낸다.\n",
+    "utf-16": "水库在夏天要放水。Les élèves l’ont vu. 저수지는 여름에 물을 내보낸다.\n",
+}
+# What a decoder that never fails would call damaged, and people do write.
+UNUSUAL = [
+    "├── src\n│   └── main.py\n" * 5,
+    "✅ done 🚀\n❌ failed 👨‍👩‍👧‍👦\n" * 3,
+    "∑ᵢ xᵢ² ≤ ∫₀^∞ f(x) dx, ∀ε>0 ∃δ",
+    "\uf0b7 one\n\uf0b7 two\n• three → four",
+    "ÅÄÖ åäö Ñandú",
+    "ｶﾀｶﾅ ﾃｽﾄ",
+    "नमस्ते दुनिया, यह एक परीक्षण है।",
+    "한글과 漢字를 混用한 문장, 简体 und 繁體 gemischt",
+    "\x1b[32mINFO\x1b[0m ready\n" * 9,
+]
 
 
 def pdf(*pages: str) -> bytes:
@@ -112,7 +148,8 @@ def test_the_pages_of_a_pdf_are_read_in_order() -> None:
         (b"", "empty"),
         (b" \n\t ", "empty"),
         (b"<html><script>only()</script></html>", "empty"),
-        (b"PK\x03\x04 a docx", "unsupported"),
+        (b"PK\x03\x04 a docx", "unreadable"),
+        (b"\xd0\xcf\x11\xe0 a doc", "unsupported"),
         (b"\x89PNG\r\n\x1a\n", "unsupported"),
         (bytes(range(256)) * 4, "unsupported"),
         (b"x" * (documents.TEXT_LIMIT + 1), "too_long"),
@@ -152,6 +189,341 @@ def test_any_bytes_give_text_that_can_be_stored_or_a_reason(data: bytes, content
 
     assert "\0" not in text
     assert text.encode()
+
+
+# Encodings, and what is judged before it is paid for
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_a_text_is_read_in_its_own_encoding_without_being_told(encoding: str) -> None:
+    text = TEXTS[encoding] * 3
+
+    assert documents.text_of(text.encode(encoding)) == text.strip()
+
+
+def test_a_latin_text_with_few_letters_beyond_ascii_is_no_damaged_utf8() -> None:
+    text = "Der Stausee lässt im Sommer Wasser ab; alle Bürger der Stadt wissen es. The rest is in plain words."
+
+    assert documents.text_of(text.encode("cp1252")) == text
+
+
+def test_bytes_that_are_rare_chinese_are_no_chinese() -> None:
+    """Thai is valid in EUC-KR and in GB 18030, as characters of which few are everyday ones."""
+    thai = "อ่างเก็บน้ำปล่อยน้ำในฤดูร้อน ชาวเมืองทุกคนรู้เรื่องนี้ ผู้ดูแลจดระดับน้ำทุกวัน"
+
+    assert documents.text_of(thai.encode("cp874")) == thai
+
+
+@pytest.mark.parametrize(
+    ("label", "encoding"),
+    [("gb2312", "gb18030"), ("ISO-8859-1", "cp1252"), ("Shift_JIS", "cp932"), ("euc-kr", "cp949"), ("punycode", None)],
+)
+def test_a_label_means_what_browsers_take_it_for(label: str, encoding: str | None) -> None:
+    assert decoding.known(label) == encoding
+
+
+def test_a_traditional_text_in_the_encoding_of_taiwan_is_read() -> None:
+    assert documents.text_of("臺北市政府今天宣布，將於下個月起調整公車票價。".encode("big5")).startswith("臺北市")
+
+
+@pytest.mark.parametrize("label", ["gb2312", "big5", "shift_jis", "euc-kr", "windows-1251", "utf-16", "koi8-r"])
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_a_wrong_label_makes_no_rubbish(encoding: str, label: str) -> None:
+    text = TEXTS[encoding] * 3
+
+    assert said(text.encode(encoding), f"text/plain; charset={label}") in (None, text.strip())
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_a_bad_byte_or_a_cut_character_leaves_the_text_or_is_an_error(encoding: str) -> None:
+    text = TEXTS[encoding] * 20
+    data = text.encode(encoding)
+
+    for at in range(0, len(data), 61):
+        assert likeness(said(data[:at] + b"\xff" + data[at + 1 :]), text) > 0.9, at
+    for end in range(len(data) - 4, len(data)):
+        assert likeness(said(data[:end]), text) > 0.9, end
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_a_file_of_which_half_was_never_written_is_an_error(encoding: str) -> None:
+    data = (TEXTS[encoding] * 20).encode(encoding)
+
+    for half in (data[: len(data) // 2] + bytes(len(data) // 2), bytes(len(data) // 2) + data[len(data) // 2 :]):
+        assert said(half) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_mutation_of_a_text_gives_rubbish(draw: st.DataObject) -> None:
+    encoding = draw.draw(st.sampled_from(["gb18030", "big5", "shift_jis", "euc_kr", "euc_jp", "utf-8"]))
+    text = TEXTS[encoding] * 10
+    data = bytearray(text.encode(encoding))
+    for at in draw.draw(st.lists(st.integers(0, len(data) - 1), max_size=4)):
+        data[at] = draw.draw(st.integers(0, 255))
+
+    assert likeness(said(bytes(data)), text) > 0.85
+
+
+def test_what_was_damaged_in_a_text_is_said() -> None:
+    found = documents.read((TEXTS["gbk"] * 5).encode() + b"\xff plain words")
+
+    assert found.warning == "1 of its characters could not be read"
+    assert "\ufffd plain words" in found.text
+
+
+@pytest.mark.parametrize("text", UNUSUAL)
+def test_what_people_write_is_plausible_however_unusual(text: str) -> None:
+    assert decoding.implausible(text) is None
+    assert documents.text_of(text.encode())
+
+
+@pytest.mark.parametrize("label", ["gb2312", "GB2312", "gbk", "x-gbk"])
+def test_a_page_that_says_gb2312_is_read_as_browsers_do(label: str) -> None:
+    """The character 镕 is in GBK alone."""
+    page = f'<html><meta http-equiv="Content-Type" content="text/html; charset={label}"><p>朱镕基说：{CHINESE}</p>'
+
+    assert documents.text_of(page.encode("gbk")) == f"朱镕基说：{CHINESE}"
+    assert documents.text_of(page.encode("gbk"), "text/html; charset=gb2312") == f"朱镕基说：{CHINESE}"
+
+
+def said(data: bytes, content_type: str = "") -> str | None:
+    """The document's text; None: it is an error."""
+    try:
+        return documents.text_of(data, content_type)
+    except Unreadable:
+        return None
+
+
+def likeness(found: str | None, text: str) -> float:
+    """The share of the found characters that the text has; an error has nothing that is wrong."""
+    usual = set(text)
+    return 1.0 if found is None else sum(sign in usual for sign in found) / max(1, len(found))
+
+
+# PDFs that are read in part
+
+
+@pytest.mark.parametrize("cmap", ["GBKp-EUC-H", "UniGB-UTF8-H", "GBK-EUC-H", "UniGB-UTF16-H"])
+def test_a_pdf_in_a_character_map_that_is_not_known_is_an_error(cmap: str) -> None:
+    text = "会议纪要：一号闸门本周检修，决定周五下午两点停水三小时。"
+    encoding = {"GBK": "gbk", "Uni": "utf-8" if "UTF8" in cmap else "utf-16-be"}[cmap[:3]]
+
+    assert said(mapped(text.encode(encoding), cmap)) == (None if cmap in ("GBKp-EUC-H", "UniGB-UTF8-H") else text)
+
+
+def test_the_pages_of_a_pdf_without_text_are_counted() -> None:
+    found = documents.read(pdf("The water is off on Friday.", *[""] * 9))
+
+    assert (found.text, found.warning) == ("The water is off on Friday.", "9 of 10 pages hold no text")
+    assert documents.read(pdf("first page", "second page")).warning is None
+
+
+def test_what_a_scanner_prints_on_each_page_is_no_text() -> None:
+    with pytest.raises(Unreadable) as refused:
+        documents.read(pdf(*["Scanned by a scanner"] * 5))
+
+    assert refused.value.code == "no_text"
+
+
+def test_a_page_of_rubbish_is_left_out_and_said() -> None:
+    found = documents._of_pages(["The water is off on Friday.", "\x01\x02\x03\x04\x05 \x06\x07"])
+
+    assert (found.text, found.warning) == ("The water is off on Friday.", "1 of 2 pages hold no text that can be read")
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-40", "RC4-128", "AES-128", "AES-256-R5", "AES-256"])
+def test_a_pdf_that_opens_without_a_password_is_read(algorithm: str) -> None:
+    writer = PdfWriter(clone_from=PdfReader(BytesIO(pdf("for all to read"))))
+    writer.encrypt("", "the owner's", algorithm=algorithm)
+    written = BytesIO()
+    writer.write(written)
+
+    assert documents.text_of(written.getvalue()) == "for all to read"
+
+
+def mapped(codes: bytes, cmap: str) -> bytes:
+    """A PDF with one line, whose font maps codes to characters so."""
+    shown = b"BT /F1 12 Tf 40 700 Td <%s> Tj ET" % codes.hex().encode()
+    info = "/CIDSystemInfo<</Registry(Adobe)/Ordering(GB1)/Supplement 4>>/DW 1000"
+    return _numbered(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Count 1/Kids[3 0 R]>>",
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 600 800]/Resources<</Font<</F1 5 0 R>>>>/Contents 4 0 R>>",
+            b"<</Length %d>>stream\n%s\nendstream" % (len(shown), shown),
+            f"<</Type/Font/Subtype/Type0/BaseFont/Song/Encoding/{cmap}/DescendantFonts[6 0 R]>>".encode(),
+            f"<</Type/Font/Subtype/CIDFontType0/BaseFont/Song{info}>>".encode(),
+        ]
+    )
+
+
+# Office documents and mail
+
+W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+A = "http://schemas.openxmlformats.org/drawingml/2006/main"
+
+
+def zipped(parts: dict[str, str | bytes]) -> bytes:
+    made = BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
+def docx(inside: str, before: str = "") -> bytes:
+    return zipped({"word/document.xml": f'{before}<w:document xmlns:w="{W}"><w:body>{inside}</w:body></w:document>'})
+
+
+def pptx(*slides: str) -> bytes:
+    parts: dict[str, str | bytes] = {"ppt/presentation.xml": "<p/>"}
+    for n, text in reversed(list(enumerate(slides, 1))):
+        parts[f"ppt/slides/slide{n}.xml"] = f'<s xmlns:a="{A}"><a:p><a:r><a:t>{text}</a:t></a:r></a:p></s>'
+    return zipped(parts)
+
+
+def xlsx(*rows: list[Any]) -> bytes:
+    book, made = openpyxl.Workbook(), BytesIO()
+    for row in rows:
+        book.active.append(row)
+    book.save(made)
+    return made.getvalue()
+
+
+def mail(text: str, attached: str | None = None, **said: str) -> bytes:
+    made = EmailMessage()
+    made["From"], made["Subject"] = "a@example.com", "停水通知"
+    made.set_content(text, **said)
+    if attached:
+        made.add_attachment(b"%PDF-", maintype="application", subtype="pdf", filename=attached)
+    return made.as_bytes()
+
+
+def test_office_documents_are_read() -> None:
+    words = docx("<w:p><w:r><w:t>One</w:t></w:r><w:r><w:tab/><w:t>line</w:t></w:r></w:p><w:p><w:t>水位</w:t></w:p>")
+
+    assert documents.text_of(words) == "One\tline\n水位"
+    assert documents.text_of(pptx(*(f"slide {n}" for n in range(1, 12)))).split("\n")[8:] == [
+        "slide 9",
+        "slide 10",
+        "slide 11",
+    ]
+    assert (
+        documents.text_of(xlsx(["日期", "level"], [None, None], ["6月1日", 12.5])) == "Sheet\n日期\tlevel\n6月1日\t12.5"
+    )
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "gbk", "big5"])
+def test_mail_is_read_as_its_reader_sees_it(charset: str) -> None:
+    text = TEXTS["gbk" if charset == "gbk" else "big5"]
+    found = documents.read(mail(text, charset=charset, cte="base64"))
+
+    assert found == documents.Reading(f"From: a@example.com\nSubject: 停水通知\n\n{text.strip()}")
+
+
+def test_what_is_attached_to_mail_is_named_and_not_read() -> None:
+    assert documents.read(mail("See the file.", "plan.pdf")).warning == "attachments are not read: plan.pdf"
+
+
+def test_mail_in_html_alone_is_read() -> None:
+    found = documents.text_of(mail("<html><p>Up <b>twelve</b></p></html>", subtype="html"), "message/rfc822")
+
+    assert found.endswith("\n\nUp twelve")
+
+
+LAUGHS = (
+    "<!DOCTYPE w:document [<!ENTITY a 'ha'>"
+    + "".join(f"<!ENTITY {chr(98 + n)} '{f'&{chr(97 + n)};' * 10}'>" for n in range(9))
+    + "]>"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        docx("<w:p><w:t>&j;</w:t></w:p>", LAUGHS),
+        docx("<w:p><w:t>&x;</w:t></w:p>", '<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]>'),
+        docx("<w:p>" * 100_000),
+        zipped({"xl/workbook.xml": "<workbook/>"}),
+        zipped({f"n{n}": b"" for n in range(20_001)}),
+        zipped({"a.txt": b"no Office document"}),
+        docx("<w:p><w:t>cut</w:t></w:p>")[:-30],
+        b"MIME-Version: 1.0\nContent-Type: message/rfc822\n\n" * 5_000,
+        b"From: a\nMIME-Version: 1.0\n"
+        + b"".join(b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' % (n, n) for n in range(3_000)),
+    ],
+    ids=["entities", "a file of ours", "depth", "no sheets", "entries", "zip", "cut", "mails", "parts"],
+)
+def test_an_office_document_or_mail_made_to_harm_ends_in_time(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "SECONDS", 20.0)
+
+    found = said(data)
+
+    assert found is None or ("root:" not in found and len(found) < 10_000)
+
+
+def test_a_sheet_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "TEXT_LIMIT", 1_000)
+
+    with pytest.raises(Unreadable) as refused:
+        documents.text_of(xlsx(*([n, "words of a row"] for n in range(200))))
+
+    assert refused.value.code == "too_long"
+
+
+# Parsers are kept apart
+
+
+def test_no_page_is_parsed_in_our_own_process() -> None:
+    """20 kB of "<a " take the parser seconds, and a thread cannot be stopped."""
+    program = (
+        "import sys; from worker.kinds.summaries import documents; documents.text_of(b'<html><p>few words</p>');"
+        "sys.exit(any(name in sys.modules for name in ('bs4', 'pypdf', 'lxml', 'openpyxl', 'json_repair')))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_what_a_parser_complains_of_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "loud.py"
+    program.write_text("import sys; sys.stdin.read(); sys.stderr.write('x' * 5_000_000); print('{}')")
+    monkeypatch.setattr(apart, "_PROGRAM", str(program))
+
+    assert apart.run("pdf", b"", 1, 10.0) == {}  # a pipe that nobody reads would have filled up
+
+
+def test_an_archive_that_says_it_unpacks_to_more_than_memory_is_not_unpacked() -> None:
+    with pytest.raises(Unreadable) as refused:
+        documents.read(zipped({"word/document.xml": "<p><t>words</t></p>", "word/media/a.bin": bytes(450 << 20)}))
+
+    assert refused.value.code == "too_large"
+
+
+def test_a_parser_that_says_too_much_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_ANSWER", 1_000)
+
+    with pytest.raises(apart.Exhausted):
+        apart.run("html", b"<p>words</p>" * 1_000, 10**6, 20.0)
+
+
+def test_a_parser_writes_no_file_and_is_the_first_to_go_where_memory_runs_out(tmp_path: Path) -> None:
+    program = f"import runpy; runpy.run_path({extract.__file__!r})['_bound']();"
+    program += f"print(open('/proc/self/oom_score_adj').read()); open({str(tmp_path / 'x')!r}, 'wb', 0).write(b'x')"
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+
+    assert done.stdout.strip() == "1000"
+    assert "File too large" in done.stderr
+
+
+def test_json_that_takes_long_to_mend_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "_SECONDS", 1.5)
+    began = time.monotonic()
+
+    with pytest.raises(Unfitting):
+        schemas.read('{"a":' * 8_000 + '"' * 40_000 + "[" * 8_000, None)
+
+    assert time.monotonic() - began < 15
 
 
 # Cutting and grouping

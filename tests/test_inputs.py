@@ -198,6 +198,21 @@ def test_a_body_that_is_too_large_says_how_to_send_pictures(http: httpx.Client) 
     assert "POST /v1/files" in answer.json()["detail"]
 
 
+def test_what_another_project_has_is_no_input(http: httpx.Client, api: Served) -> None:
+    job = submitted(http, img_url="https://example.com/cat.png").json()
+    project = api.sql("select id from projects")[0]["id"]
+    output = f"{project}/2026/01/02/{job['id']}/0-image.png"
+    api.sql(
+        "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
+        " select id, 0, project_id, 'image', :key, 'image/png', 6, '', '' from jobs",
+        key=output,
+    )
+
+    with api.http(api.key("spring-2")) as others:
+        for key in (output, given(http, "cat.png", PNG)):
+            assert faults(submitted(others, img_url=key)) == {"/input/img_url": "no_such_file"}
+
+
 def test_documents_that_are_said_to_be_files_have_to_be_there(http: httpx.Client, api: Served) -> None:
     key = given(http, "a.txt", b"some words")
     project = api.sql("select id from projects")[0]["id"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import time
 import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from typing import Any
 
@@ -48,6 +50,7 @@ def faults(model: Any = MODEL, **raw: Any) -> dict[str, Fault]:
 def test_a_text_is_enough() -> None:
     assert checked(text="Hello.") == {
         "text": "Hello.",
+        "markup": "pauses",
         "voice": "Cherry",
         "language": "Auto",
         "pause": 0.25,
@@ -95,6 +98,16 @@ def test_formats_may_be_written_as_a_table_of_text_has_them() -> None:
         ({"text": "x", "formats": ["ogg"]}, "/input/formats/0", "literal_error"),
         ({"text": "x", "formats": []}, "/input/formats", "too_short"),
         ({"text": "x", "texts": "y"}, "/input/texts", "unknown_field"),
+        ({"text": "x[pause 1s]" * 5001}, "/input/text", "too_many"),
+        ({"text": "x[pause 60s]y"}, "/input/text", "too_long"),
+        ({"text": "x[pause 10s]" * 2161 + "y"}, "/input/paragraph_pause", "too_long"),
+        ({"text": "[pause 2s]"}, "/input/text", "blank"),
+        ({"text": 'slowly <prosody rate="slow">now</prosody>'}, "/input/text", "tag_not_taken"),
+        ({"paragraphs": [{"text": "x"}, {"text": "<b>y</b>"}]}, "/input/paragraphs", "tag_not_taken"),
+        ({"text": "**x** <em>y</em>", "markup": "markdown"}, "/input/text", "tag_not_taken"),
+        ({"text": "```\ncode\n```", "markup": "markdown"}, "/input/text", "blank"),
+        ({"paragraphs": [{"text": "x"}], "markup": "markdown"}, "/input/paragraphs", "contradiction"),
+        ({"text": "x", "markup": "html"}, "/input/markup", "literal_error"),
         (
             {"paragraphs": [{"text": "x", "pause_after": 10}] * 2161},
             "/input/paragraph_pause",
@@ -104,6 +117,75 @@ def test_formats_may_be_written_as_a_table_of_text_has_them() -> None:
 )
 def test_what_cannot_be_spoken_is_refused_before_it_is_paid_for(raw: dict[str, Any], pointer: str, code: str) -> None:
     assert faults(**raw)[pointer].code == code
+
+
+def spoken(**raw: Any) -> list[tuple[str, float]]:
+    """The paragraphs as they are spoken, and the silence after each."""
+    wanted = speech.KIND.check(MODEL, raw, None)
+    assert isinstance(wanted, speech_input.Speech)
+    return [(part.text.strip(), part.pause) for part in wanted.voiced]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ['<break time="2s"/>', "<break time='2000ms' />", "[pause 2s]", "[Pause: 2 seconds]", "（停顿2秒）", "(pause 2)"],
+)
+def test_a_pause_that_a_text_asks_for_is_silence_and_not_spoken(mark: str) -> None:
+    assert spoken(text=f"水是不会等人的。{mark} 谁来？\n\n好的。") == [
+        ("水是不会等人的。", 2.0),
+        ("谁来？", 0.7),
+        ("好的。", 0.7),
+    ]
+    assert spoken(paragraphs=[{"text": f"Go{mark}{mark}on.", "pause_after": 3}]) == [("Go", 4.0), ("on.", 3.0)]
+
+
+def test_a_pause_of_no_length_is_a_second_and_is_not_billed() -> None:
+    wanted = speech.KIND.check(MODEL, {"text": "<speak>水。（停顿）[pause]<break/>好。</speak>"}, None)
+
+    assert spoken(text="水。（停顿）[pause]<break/>好。") == [("水。", 3.0), ("好。", 0.7)]
+    assert speech.estimate(MODEL, wanted).units["characters"] == len(" 水。好。 ")
+
+
+def test_a_tag_that_would_be_read_out_is_named() -> None:
+    assert "the tag <prosody>" in faults(text="x\n\n<prosody rate='slow'>y</prosody>")["/input/text"].message
+    assert spoken(text="if a < b or b > c: <3 & List<", markup="pauses")[0][0] == "if a < b or b > c: <3 & List<"
+
+
+def test_what_is_wanted_as_it_stands_is_spoken_so() -> None:
+    text = "**x** [pause 2s] <prosody>y</prosody>"
+
+    assert spoken(text=text, markup="none") == [(text, 0.7)]
+    read = speech_input.Speech.model_validate({"text": text, "voice": "Cherry"})  # of a job from before
+    assert [part.text for part in read.voiced] == [text]
+
+
+def test_markdown_is_taken_off_by_choice() -> None:
+    text = (
+        "# 第一章 *水车*\n\n**老李**说：_水_。详见 [手册](https://a.example/?b=c)![图](x.png)。\n\n- 第一条：`闸门`\n\n"
+        "| 日期 | 水位 |\n|---|---|\n| 6月1日 | 12.5m |\n\n---\n\n```python\nprint(1)\n```\n\n    indented\n"
+    )
+
+    assert [part for part, _ in spoken(text=text, markup="markdown")] == [
+        "第一章 水车",
+        "老李说：水。详见 手册图。",
+        "第一条：闸门",
+        "日期, 水位",
+        "6月1日, 12.5m",
+        "indented",
+    ]
+    assert spoken(text="**x**") == [("**x**", 0.7)]
+
+
+@pytest.mark.parametrize("sign", ["[", "![", "<", "<a ", "[pause", "(pause ", "<break ", "<p ", "*a_ ", "`", "|"])
+def test_a_text_of_marks_is_looked_through_in_seconds(sign: str) -> None:
+    text = ("x " + sign * 200_000)[:200_000]
+    began = time.process_time()
+
+    for said in ("pauses", "markdown"):
+        with suppress(InvalidInput):
+            speech.KIND.check(MODEL, {"text": text, "markup": said}, None)
+
+    assert time.process_time() - began < 10  # of ours; Markdown is read by a process of its own
 
 
 def test_a_misspelled_voice_is_told_the_nearest_and_a_strange_one_all() -> None:

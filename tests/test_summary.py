@@ -423,6 +423,16 @@ def test_a_document_that_cannot_be_read_is_an_error_of_its_own() -> None:
     assert play.usage()["failed"] == 3
 
 
+def test_a_document_that_was_read_in_part_says_so_in_its_line_and_in_the_digest() -> None:
+    shelf = Shelf({"mine/a.pdf": pdf("a cover", *[""] * 9), "mine/b.txt": b"all of it"})
+
+    play = Play({"documents": [{"key": key} for key in shelf.objects], "digest": True}, shelf=shelf).run()
+
+    assert [line.get("warnings") for line in play.lines()] == [["9 of 10 pages hold no text"], None]
+    assert b"## Read in part\n\n- mine/a.pdf: 9 of 10 pages hold no text\n" in play.outputs()["digest.md"]
+    assert "documents that were read in part, as their lines say: 1" in play.whys
+
+
 def test_a_job_fails_only_when_every_document_did() -> None:
     play = Play({"documents": [{"key": "mine/none.txt"}, {"text": "x"}]}, lambda _: failed())
 

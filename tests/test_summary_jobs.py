@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pytest_httpserver import HTTPServer
 from stage import Stage, stage
-from test_documents import pdf
+from test_documents import docx, pdf
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
@@ -107,6 +107,45 @@ def test_a_poisoned_pdf_is_one_line_of_the_results(play: Stage) -> None:
     assert "A page of news." in made["c.html"]["summary"]
     assert job.usage is not None
     assert job.usage["failed"] == 1
+
+
+def test_an_inbox_with_a_longer_name_is_another_projects(play: Stage) -> None:
+    ours, theirs = f"inbox/{play.project.name}", f"inbox/{play.project.name}-2"
+    play.ctx.bucket.put_stream(f"{theirs}/a.txt", [b"a secret"], "text/plain", storage.Expected(), {})
+    named = [
+        {"key": f"{theirs}/a.txt"},
+        {"key": f"{ours}/../{play.project.name}-2/a.txt"},
+        {"prefix": f"{theirs}/"},
+        {"prefix": ours},
+    ]
+
+    job = play.until(submit(play, documents=[*named, {"text": "Some words."}]))
+
+    assert [(line["error"] or {}).get("code") for line in lines(play, job)] == ["not_found"] * 4 + [None]
+    assert len(paid(play)) == 1
+
+
+def test_what_cannot_be_read_is_named_and_not_paid_for(play: Stage) -> None:
+    chinese = "水庫在夏天要放水，鎮上的人都知道這件事。管理員每天記錄水位。"
+    prefix = store(
+        play,
+        REPORT=b"A report without an ending.",
+        big5_txt=chinese.encode("big5"),
+        half_txt=chinese.encode("big5") + bytes(200),
+        notes_log=b"water level 12",
+        mail_eml=b"From: a@example.com\nMIME-Version: 1.0\n\nThe water is off.",
+        photo_png=b"\x89PNG\r\n\x1a\n" + bytes(24),
+        report_docx=docx("<w:p><w:t>Quarterly.</w:t></w:p>"),
+        zip_zip=docx("")[:40],
+    )
+
+    job = play.until(submit(play, documents=[{"prefix": prefix}]))
+
+    made = {line["id"].removeprefix(prefix): (line["error"] or {}).get("code") for line in lines(play, job)}
+    refused = {"half.txt": "unsupported", "photo.png": "unsupported", "zip.zip": "unreadable"}
+    read = dict.fromkeys(["REPORT", "big5.txt", "mail.eml", "notes.log", "report.docx"])
+    assert made == {**read, **refused}
+    assert len(paid(play)) == 5
 
 
 def test_objects_take_the_shape_that_was_asked_for_and_a_digest_is_over_all(play: Stage) -> None:

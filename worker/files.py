@@ -107,7 +107,10 @@ def tidied(name: str) -> str:
     return last[:NAME_LIMIT] or "file"
 
 
-_TAKEN = "is neither a picture (JPEG, PNG, BMP, WEBP), nor sound (WAV, MP3), nor PDF, nor text: nothing that is taken"
+_TAKEN = (
+    "is neither a picture (JPEG, PNG, BMP, WEBP), nor sound (WAV, MP3), nor PDF, nor an Office document (docx, xlsx, "
+    "pptx), nor text: nothing that is taken"
+)
 
 
 def _measured(body: BinaryIO) -> tuple[int, str]:

@@ -79,6 +79,14 @@ TEXTS = {
     ".htm": HTML,
     ".csv": MediaType("text/csv", "csv"),
     ".jsonl": MediaType("application/jsonl", "jsonl"),
+    ".eml": MediaType("message/rfc822", "eml"),
+}
+
+_OPEN_XML = "application/vnd.openxmlformats-officedocument."
+OFFICE = {  # ZIP files, which the name alone tells apart here
+    ".docx": MediaType(_OPEN_XML + "wordprocessingml.document", "docx"),
+    ".xlsx": MediaType(_OPEN_XML + "spreadsheetml.sheet", "xlsx"),
+    ".pptx": MediaType(_OPEN_XML + "presentationml.presentation", "pptx"),
 }
 
 _BOMS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -88,12 +96,14 @@ _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 def sniff_input(head: bytes, name: str) -> MediaType | None:
     """What a user's file is, by the first `READ` bytes of it and by its name; None: nothing that is taken.
 
-    Taken are pictures and sound that the provider takes, PDF, and text of any kind.
+    Taken are pictures and sound that the provider takes, PDF, Office documents, and text of any kind.
     """
     if head[:2] == b"BM" and head[6:10] == bytes(4):
         return BMP
     if head.startswith(b"%PDF-"):
         return PDF
+    if head.startswith(b"PK\x03\x04"):
+        return OFFICE.get(PurePosixPath(name).suffix.lower())
     medium = sniff(head)
     if medium is not None:
         return medium if medium.content_type in PICTURES | SOUNDS else None
@@ -121,6 +131,11 @@ def shape(head: bytes) -> Shape | None:
     # The colour type of a PNG: 4 is grey with alpha, 6 is colour with alpha (PNG specification, 11.2.1).
     has_alpha = kind is MARKS[b"\x89PNG\r\n\x1a\n"] and head[25:26] in (b"\x04", b"\x06")
     return Shape(width, height, has_alpha) if width > 0 and height > 0 else None
+
+
+def is_document(kind: MediaType | None) -> bool:
+    """Whether what a user's file is can be read as a document."""
+    return kind is not None and kind.content_type not in PICTURES | SOUNDS
 
 
 def sniff(head: bytes) -> MediaType | None:

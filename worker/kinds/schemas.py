@@ -9,25 +9,23 @@ unevaluated.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
-import json_repair
 import referencing
 from jsonschema import Draft202012Validator, ValidationError, validators
 
 from worker.errors import NoriaError
+from worker.kinds import apart
 from worker.kinds.fields import storable
 
 SCHEMA_LIMIT = 20_000  # characters
+_SECONDS = 10.0  # by the clock, to mend an answer
+_FENCED = re.compile(r"\s*```(?:json)?\s([^`]*)```\s*")
 _STEPS = 100_000  # keywords held against values in one validation
 _SLIPS = 3  # that an answer is told of
-_HERE = 1_000  # characters that are mended in this process: a tenth of a second at the worst
-_MENDED = 1_000_000  # characters; no model answers in more
-_SECONDS = 5.0
-_MEND = "import json, sys, json_repair; json.dump(json_repair.loads(json.load(sys.stdin)), sys.stdout)"
 _ANY = "Answer with one JSON object and nothing else."
 
 _Check = Callable[[Any, Any, Any, Mapping[str, Any]], Any]
@@ -73,32 +71,24 @@ def read(content: str, schema: Mapping[str, Any] | None) -> Any:
 
 
 def _value(content: str) -> Any:
+    """Strictly first; what has to be mended is so apart, since the time that takes grows with the square."""
+    fenced = _FENCED.fullmatch(content)
     try:
-        return json.loads(content)
+        return json.loads(fenced[1] if fenced else content)
     except (ValueError, RecursionError):
         pass
-    value = _mended(content) if len(content) <= _HERE else _mended_apart(content)
-    if not isinstance(value, dict | list) or not value:  # prose is mended to nothing
+    return json.loads(_mended(content))
+
+
+@lru_cache(maxsize=256)  # a document's answer is read again in each step of its job
+def _mended(content: str) -> str:
+    try:
+        answer = apart.run("json", content.encode(errors="replace"), len(content), _SECONDS)
+    except apart.Exhausted:
+        raise Unfitting("the answer is no JSON, and takes too long to be mended") from None
+    if "json" not in answer:
         raise Unfitting("the answer is no JSON")
-    return value
-
-
-def _mended(content: str) -> Any:
-    try:
-        return json_repair.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _mended_apart(content: str) -> Any:
-    """The same in a process of its own, and not for long: mending can take the square of the length."""
-    command = [sys.executable, "-I", "-c", _MEND]
-    said = json.dumps(content[:_MENDED]).encode()  # in ASCII, whatever the content holds
-    try:
-        done = subprocess.run(command, input=said, capture_output=True, timeout=_SECONDS, env={}, check=True)
-        return json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError, RecursionError):
-        return None
+    return str(answer["json"])
 
 
 def _kept(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from worker.catalog import Model
-from worker.kinds import cutting, mp3, script
+from worker.kinds import cutting, markup, mp3, script
 from worker.kinds.fields import Text, no
 from worker.kinds.script import Paragraph
 
@@ -30,6 +30,7 @@ def _once(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Seconds = Annotated[float, Field(ge=0, le=script.LONGEST_PAUSE, allow_inf_nan=False)]
+Markup = Literal["pauses", "markdown", "none"]
 Formats = Annotated[tuple[Literal["wav", "mp3"], ...], BeforeValidator(_split), AfterValidator(_once)]
 Subtitles = Annotated[tuple[Literal["srt", "vtt"], ...], BeforeValidator(_split), AfterValidator(_once)]
 
@@ -71,6 +72,12 @@ class Part(Voiced):
 class Speech(Voiced):
     """A text of any length, or a script of paragraphs in several voices; one of the two."""
 
+    markup: Markup | None = Field(
+        None,
+        validate_default=True,
+        description='pauses: <break time="1s"/> and [pause 1s] are silence, other tags are refused; markdown: so too, '
+        "and Markdown is taken off, blocks of code with it; none: all is spoken as it stands; default: pauses",
+    )
     paragraphs: tuple[Part, ...] | None = Field(None, description="a script, as in a dialogue")
     text: Text | None = Field(
         None,
@@ -85,26 +92,39 @@ class Speech(Voiced):
 
     @property
     def voiced(self) -> list[Paragraph]:
-        """Its paragraphs, each with a voice."""
+        """Its paragraphs, each with a voice; a pause within one ends it."""
         parts = self.paragraphs or tuple(Part(text=text) for text in script.paragraphs(self.text or ""))
-        return [self._paragraph(part) for part in parts]
+        return [self._paragraph(part, text, pause) for part in parts for text, pause in _pieces(part.text, self.markup)]
 
     @property
     def characters(self) -> int:
         """How many there are to be spoken, blanks among them."""
-        return len(self.text or "") + sum(len(part.text) for part in self.paragraphs or ())
+        texts = [self.text or "", *(part.text for part in self.paragraphs or ())]
+        return sum(len(piece) for text in texts for piece, _ in _pieces(text, self.markup))
 
-    def _paragraph(self, part: Part) -> Paragraph:
-        pause = self.paragraph_pause if part.pause_after is None else part.pause_after
+    def _paragraph(self, part: Part, text: str, pause: float | None) -> Paragraph:
+        after = self.paragraph_pause if part.pause_after is None else part.pause_after
         voice, language = part.voice or self.voice, part.language or self.language
         assert voice is not None, "the model's default stands in for a voice that nobody named"
-        return Paragraph(part.text, voice, language or "Auto", part.instructions or self.instructions, pause)
+        instructions = part.instructions or self.instructions
+        return Paragraph(text, voice, language or "Auto", instructions, after if pause is None else pause)
+
+    @field_validator("markup")
+    @classmethod
+    def _is_said(cls, value: Markup | None, info: ValidationInfo) -> Markup | None:
+        """What was taken before there was any choice is spoken as it stands."""
+        return "pauses" if value is None and info.context else value
 
     @field_validator("paragraphs")
     @classmethod
     def _is_a_script(cls, value: tuple[Part, ...] | None, info: ValidationInfo) -> tuple[Part, ...] | None:
-        if value is not None and info.context:
-            _hold_text([part.text for part in value])
+        if value is None or not info.context:
+            return value
+        said = info.data.get("markup")
+        _hold_length([part.text for part in value])
+        if said == "markdown":
+            raise no("contradiction", "is given with markup: markdown, which is of a text: leave one of them out")
+        _hold_text([part.text for part in value], said)
         return value
 
     @field_validator("text")
@@ -116,16 +136,20 @@ class Speech(Voiced):
         _hold(scripted or value is not None, "required", "is required: what is said; or paragraphs, in several voices")
         _hold(not scripted or value is None, "contradiction", "is given beside paragraphs: leave one of them out")
         if value is not None:
-            _hold_text([value])
-            _hold_count(script.paragraphs(value))
+            _hold_length([value])
+            value = _unmarked(value, info.data.get("markup"))
+            _hold_text(script.paragraphs(value), info.data.get("markup"))
         return value
 
     @field_validator("paragraph_pause")
     @classmethod
     def _ends_some_day(cls, value: float, info: ValidationInfo) -> float:
         if info.context:
-            parts = info.data.get("paragraphs") or tuple(script.paragraphs(info.data.get("text") or ""))
-            pauses = (getattr(part, "pause_after", None) for part in parts)
+            parts = info.data.get("paragraphs") or [
+                Part(text=t) for t in script.paragraphs(info.data.get("text") or "")
+            ]
+            pieces = ((part, pause) for part in parts for _, pause in _pieces(part.text, info.data.get("markup")))
+            pauses = (part.pause_after if pause is None else pause for part, pause in pieces)
             total = sum(value if pause is None else pause for pause in pauses)
             _hold(total <= SILENCE_LIMIT, "too_long", f"makes {total:,.0f} s of silence; at most {SILENCE_LIMIT:,}")
         return value
@@ -150,15 +174,38 @@ def _spelled(model: Model, name: str, value: str) -> str:
     return known
 
 
-def _hold_text(texts: Sequence[str]) -> None:
+def _pieces(text: str, said: Markup | None) -> list[tuple[str, float | None]]:
+    return [(text, None)] if said in (None, "none") else markup.pieces(text)
+
+
+def _unmarked(text: str, said: Markup | None) -> str:
+    try:
+        return markup.plain(text) if said == "markdown" else text
+    except markup.Unmarkable as error:
+        raise no("bad_markdown", f"its Markdown {error}") from None
+
+
+def _hold_length(texts: Sequence[str]) -> None:
     length = sum(map(len, texts))
     _hold(length <= LONGEST, "too_long", f"{length:,} characters; at most {LONGEST:,} are taken")
-    _hold(any(map(cutting.is_spoken, texts)), "blank", "no letter and no digit in it, so nothing to be spoken")
-    _hold_count(texts)
 
 
-def _hold_count(parts: Sequence[str]) -> None:
-    _hold(len(parts) <= MOST, "too_many", f"{len(parts):,} paragraphs; at most {MOST:,} are taken")
+def _hold_text(texts: Sequence[str], said: Markup | None) -> None:
+    pieces = [piece for text in texts for piece in _pieces(text, said)]
+    _hold(any(cutting.is_spoken(text) for text, _ in pieces), "blank", "no letter and no digit, so nothing is spoken")
+    _hold(len(pieces) <= MOST, "too_many", f"{len(pieces):,} paragraphs and pauses; at most {MOST:,} are taken")
+    longest = max(pause or 0 for _, pause in pieces)
+    most = script.LONGEST_PAUSE
+    _hold(longest <= most, "too_long", f"a pause of {longest:g} s; at most {most:g} s are made")
+    if said in ("pauses", "markdown"):
+        for place, text in enumerate(texts, 1):
+            tag = markup.strange(text)
+            _hold(
+                tag is None, "tag_not_taken", f"paragraph {place} has the tag <{tag}>, which would be read out: {_TAGS}"
+            )
+
+
+_TAGS = 'only <speak>, <p>, <s> and <break time="1s"/> are followed; take it out, or say markup: none to have it spoken'
 
 
 def _hold(holds: bool, code: Any, message: str) -> None:

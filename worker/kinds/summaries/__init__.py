@@ -1,7 +1,7 @@
 """How documents are summarized: read, cut, mapped, reduced, asked again, put together.
 
 form        what users send
-documents   bytes → text, whatever they are; `extract` in a process of its own where they may be hostile
+documents   bytes → text, whatever they are; by `kinds/extract` in a process of its own where they may be hostile
 intake      which documents there are, and one of them, read
 chunks      text → parts that one call can read; answers → groups that one call can join
 prompts     what a call says

@@ -1,54 +1,44 @@
-"""A document's bytes → its text: txt, md, html, pdf, in the encodings that people have.
+"""A document's bytes → its text: txt, md, html, pdf, docx, xlsx, pptx, eml, in the encodings that people have.
 
 What the bytes are is told by the bytes, then by the content type, never by a name alone. Every way in which one
-document cannot be read is `Unreadable`: an error of that document, not of the job.
+document cannot be read is `Unreadable`: an error of that document, not of the job. Whatever was read is judged before
+a model is paid for it, by `decoding.implausible`; what of a document is not in its text is a warning.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from worker.errors import NoriaError
-from worker.kinds.summaries import extract
+from worker.kinds import apart, decoding
+from worker.kinds.extract import READ
 
 BYTES_LIMIT = 20 << 20
 TEXT_LIMIT = 2_000_000  # characters
 SECONDS = 60.0  # by the clock, for one document
 
-_TRUSTED = 20_000  # bytes of HTML that the parser takes no second over, whatever they are
 _HEAD = 1024  # bytes that tell what a file is
-_SAMPLE = 65_536  # bytes that tell an encoding
-_PROGRAM = str(Path(extract.__file__).resolve())
+_STAMP = 200  # characters at most, and on three pages at least, of what a scanner prints on each
+_NAMED = 5  # attachments
 
 # A comment once read is never read again, or a few of them would be read in as many ways as there are subsets.
 _HTML = re.compile(
     rb"\s*+(?><!--.*?-->\s*+)*+<(!doctype html|html|head|body|\?xml[^>]*>\s*<!doctype html)", re.I | re.S
 )
+_MAIL = re.compile(rb"[A-Z][\w-]{1,40}: .*^MIME-Version:", re.I | re.S | re.M)
 _CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([\w.:-]{1,40})", re.I)
-# By the names that Python gives them. Not all that it knows: the time that some take grows with the square.
-_CHARSETS = re.compile(
-    r"ascii|utf-(8|16|32)(-[bl]e|-sig)?|cp\d+|iso8859-\d+|gb(2312|k|18030)|hz|big5(hkscs)?|shift_jis\w*|euc_\w+|"
-    r"iso2022_\w+|koi8-[rtu]|tis-620|johab|mac-\w+"
-)
+_META = re.compile(rb"<(?:meta[^>]{1,200}?charset|\?xml[^>]{1,100}?encoding)\s*=\s*[\"']?([\w.:-]{1,40})", re.I)
 _UNSTORABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _BLANK = re.compile(r"\n[ \t]*\n\s*\n")
 
-_BOMS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, which it begins with
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 # What people send by mistake, by its first bytes.
 _OTHERS = {
-    b"PK\x03\x04": "a ZIP file, as docx, xlsx and epub are",
-    b"\xd0\xcf\x11\xe0": "an old Office file",
+    b"\xd0\xcf\x11\xe0": "an old Office file, or one with a password",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
@@ -67,20 +57,29 @@ class Unreadable(NoriaError):
         self.code = code
 
 
-def text_of(data: bytes, content_type: str = "") -> str:
-    """The document's text, fit to be stored; raises Unreadable."""
+@dataclass(frozen=True)
+class Reading:
+    """A document's text, fit to be stored; `warning`: what of the document is not in it."""
+
+    text: str
+    warning: str | None = None
+
+
+def read(data: bytes, content_type: str = "") -> Reading:
+    """What the document says; raises Unreadable."""
     if not data.strip():
         raise Unreadable("empty", "is empty")
     if len(data) > BYTES_LIMIT:
         raise Unreadable("too_large", f"has more than {BYTES_LIMIT >> 20} MB")
-    declared = _declared(content_type)
-    if b"%PDF-" in data[:_HEAD]:
-        return clean(_apart("pdf", data, declared))
-    if other := next((name for mark, name in _OTHERS.items() if data.startswith(mark)), None):
-        raise Unreadable("unsupported", f"is {other}: txt, md, html and pdf are read")
-    if _is_html(data, content_type):
-        return clean(_here(data, declared) if len(data) <= _TRUSTED else _apart("html", data, declared))
-    return clean(_decoded(data, declared))
+    found = _found(data, content_type)
+    if reason := decoding.implausible(found.text):
+        raise Unreadable("unreadable", reason)
+    return replace(found, text=clean(found.text))
+
+
+def text_of(data: bytes, content_type: str = "") -> str:
+    """The document's text; raises Unreadable."""
+    return read(data, content_type).text
 
 
 def clean(text: str) -> str:
@@ -99,85 +98,75 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
-def _is_html(data: bytes, content_type: str) -> bool:
+def _found(data: bytes, content_type: str) -> Reading:
     said = content_type.partition(";")[0].strip().lower()
-    return said in ("text/html", "application/xhtml+xml") or _HTML.match(data[:_HEAD]) is not None
+    if b"%PDF-" in data[:_HEAD]:
+        return _of_pages(_apart("pdf", data)["pages"])
+    if data.startswith(b"PK\x03\x04"):
+        return Reading(_apart("office", data)["text"])
+    if other := next((name for mark, name in _OTHERS.items() if data.startswith(mark)), None):
+        raise Unreadable("unsupported", f"is {other}: {READ} are read")
+    if said == "message/rfc822" or _MAIL.match(data[: 8 * _HEAD]):
+        return _of_mail(_apart("mail", data))
+    if said in ("text/html", "application/xhtml+xml") or _HTML.match(data[:_HEAD]):
+        page = _decoded(data, _declared(content_type) or _of_itself(data))
+        return replace(page, text=_apart("html", page.text.encode(errors="replace"))["text"])
+    return _decoded(data, _declared(content_type))
 
 
 def _declared(content_type: str) -> str | None:
-    """The charset that a content type names, if it is one that we know."""
+    """The encoding that a content type names, if it is one that we know."""
     said = _CHARSET.search(content_type)
+    return decoding.known(said[1]) if said else None
+
+
+def _of_itself(data: bytes) -> str | None:
+    """The encoding that a page names."""
+    said = _META.search(data[: 4 * _HEAD])
+    return decoding.known(said[1].decode()) if said else None
+
+
+def _decoded(data: bytes, declared: str | None) -> Reading:
+    text = decoding.decoded(data, declared)
+    if text is None and b"\0" in data[:_HEAD]:
+        raise Unreadable("unsupported", f"is no text: {READ} are read")
+    if text is None:
+        raise Unreadable("unreadable", "is in an encoding that cannot be told, or damaged: save it as UTF-8")
+    lost = text.count("\ufffd")
+    return Reading(text, f"{lost:,} of its characters could not be read" if lost else None)
+
+
+def _of_pages(pages: Sequence[str]) -> Reading:
+    """The pages with text. A page of rubbish has none; nor has one with only the line that a scanner prints on each."""
+    counts = Counter(page.strip() for page in pages)
+    written = [page for page in pages if page.strip() and not (counts[page.strip()] > 2 and len(page) <= _STAMP)]
+    reasons = list(map(decoding.implausible, written))
+    kept = [page for page, reason in zip(written, reasons, strict=True) if reason is None]
+    if not written:
+        raise Unreadable("no_text", "is a PDF of pictures, with no text in it")
+    if not kept:
+        raise Unreadable("unreadable", str(reasons[0]))
+    lost = len(pages) - len(kept)
+    what = "no text" if len(kept) == len(written) else "no text that can be read"
+    return Reading("\n\n".join(kept), f"{lost:,} of {len(pages):,} pages hold {what}" if lost else None)
+
+
+def _of_mail(mail: dict[str, Any]) -> Reading:
+    """Its head and its body, which is a document in itself."""
+    body = b64decode(mail["body"])
+    found = _found(body, mail["type"]) if body.strip() else Reading("")
+    names = mail["left_out"]
+    listed = ", ".join(map(str, names[:_NAMED])) + (f" and {len(names) - _NAMED:,} more" if names[_NAMED:] else "")
+    left_out = f"attachments are not read: {listed}" if names else None
+    return Reading(f"{mail['head']}\n\n{found.text}", "; ".join(filter(None, [found.warning, left_out])) or None)
+
+
+def _apart(form: str, data: bytes) -> dict[str, Any]:
+    """What a parser finds in a process of its own; raises Unreadable."""
     try:
-        name = codecs.lookup(said[1]).name if said else ""
-    except (LookupError, ValueError):
-        return None
-    return name if _CHARSETS.fullmatch(name) else None
-
-
-def _decoded(data: bytes, declared: str | None) -> str:
-    """The text of plain bytes, by the first encoding that fits them whole."""
-    for encoding in _encodings(data, declared):
-        try:
-            return data.decode(encoding)
-        except (UnicodeError, LookupError):
-            continue
-    if b"\0" in data:
-        raise Unreadable("unsupported", "is no text: txt, md, html and pdf are read")
-    return data.decode("cp1252", "replace")
-
-
-def _encodings(data: bytes, declared: str | None) -> Iterator[str]:
-    marked = next((encoding for bom, encoding in _BOMS.items() if data.startswith(bom)), None)
-    if marked:
-        yield marked
-    sample = data[:_SAMPLE]
-    if b"\0" in sample:
-        yield from _wide(sample)
-        return
-    # A server's word for Latin is most often its default, and not about this file.
-    if declared and declared not in ("iso8859-1", "ascii", "cp1252"):
-        yield declared
-    yield "utf-8"
-    if _is_chinese(sample):
-        yield "gb18030"
-
-
-def _wide(sample: bytes) -> Iterator[str]:
-    """UTF-16 without a mark: the zeros of its plain letters are all on one side."""
-    even, odd = sample[::2].count(0), sample[1::2].count(0)
-    if odd > 20 * even:
-        yield "utf-16-le"
-    if even > 20 * odd:
-        yield "utf-16-be"
-
-
-def _is_chinese(sample: bytes) -> bool:
-    """Whether bytes beyond ASCII read as GB 18030 are the everyday characters of GB 2312, as in real Chinese.
-
-    Any Latin text can be read as GB 18030 too; it gives characters that nobody writes.
-    """
-    signs = [sign for sign in sample.decode("gb18030", "replace") if sign > "\x7f"]
-    common = sum(1 for sign in signs if sign.encode("gb2312", "ignore"))
-    return common >= 0.9 * len(signs)
-
-
-def _here(data: bytes, charset: str | None) -> str:
-    try:
-        return extract.html(data, charset)
-    except extract.Refused as refused:
-        raise Unreadable(refused.code, str(refused)) from None
-
-
-def _apart(form: str, data: bytes, charset: str | None) -> str:
-    """The text as `extract` finds it in a process of its own, with nothing of our environment."""
-    command = [sys.executable, "-I", _PROGRAM, form, str(TEXT_LIMIT), charset or ""]
-    try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, env={}, check=False)
-    except subprocess.TimeoutExpired:
-        raise Unreadable("too_slow", f"could not be read within {SECONDS:.0f} seconds") from None
-    if done.returncode:
-        raise Unreadable("too_slow", "takes more memory or time to read than one document is given")
-    answer = json.loads(done.stdout)
+        answer = apart.run(form, data, TEXT_LIMIT, SECONDS)
+    except apart.Exhausted as error:
+        raise Unreadable(error.code, str(error)) from None
     if "code" in answer:
         raise Unreadable(answer["code"], answer["message"])
-    return str(answer["text"])
+    return answer

@@ -74,7 +74,7 @@ def _first_call(wanted: Summary, parts: Sequence[str], place: int) -> Call:
 def _cut(portion: Portion, document: int) -> list[str]:
     """The document in parts that fit a call each; none where it cannot be had, now or ever."""
     try:
-        text = intake.read(portion.items[document], portion.store)
+        reading = intake.read(portion.items[document], portion.store)
     except Unreadable as error:
         portion.slip(document, Slip(error.code, str(error)))
         return []
@@ -82,7 +82,8 @@ def _cut(portion: Portion, document: int) -> list[str]:
         _try_later(portion, document, error)
         return []
     portion.note["tries"] = {name: n for name, n in portion.note["tries"].items() if name != str(document)}
-    return chunks.cut(text, portion.room(portion.mapping))
+    portion.warn(document, reading.warning)
+    return chunks.cut(reading.text, portion.room(portion.mapping))
 
 
 def _try_later(portion: Portion, document: int, error: CallFailed) -> None:

@@ -16,7 +16,7 @@ from worker.egress import NotAllowed, TooLarge
 from worker.errors import NotFound
 from worker.kinds.kind import Found, Store
 from worker.kinds.summaries import documents
-from worker.kinds.summaries.documents import BYTES_LIMIT, Unreadable
+from worker.kinds.summaries.documents import BYTES_LIMIT, Reading, Unreadable
 from worker.kinds.summaries.form import MOST, Document
 
 LIST = "documents.jsonl"
@@ -69,10 +69,13 @@ def found_again(chunks: Iterable[bytes]) -> list[Item]:
     return [Item(**json.loads(line)) for line in b"".join(chunks).splitlines()]
 
 
-def read(item: Item, store: Store) -> str:
-    """The document's text. Raises Unreadable for what will not change, CallFailed for a link that may answer later."""
+def read(item: Item, store: Store) -> Reading:
+    """The document's text, and what of it is not in it.
+
+    Raises Unreadable for what will not change, CallFailed for a link that may answer later.
+    """
     if item.text is not None:
-        return documents.clean(item.text)
+        return Reading(documents.clean(item.text))  # nothing of ours can have read it wrong
     if item.slip is not None:
         raise Unreadable("not_found", item.slip)
     try:
@@ -83,7 +86,7 @@ def read(item: Item, store: Store) -> str:
         raise Unreadable("too_large", f"has more than {BYTES_LIMIT >> 20} MB") from None
     except NotAllowed as error:
         raise Unreadable("not_allowed", f"lies where nothing is fetched from: {error}") from None
-    return documents.text_of(data, content_type)
+    return documents.read(data, content_type)
 
 
 def _bytes(item: Item, store: Store) -> tuple[bytes, str]:

@@ -1,8 +1,8 @@
 """A portion of a round: what one step makes of it, so that no step takes long.
 
 The note that goes on record with it says how far the round is. `at` is the document to go on with, `errors` are those
-that cannot be read, `tries` those whose link did not answer, `cut` in how many parts the documents of this pass were
-cut, `parts` the lines of a batch that were written so far.
+that cannot be read, `warnings` those that could in part, `tries` those whose link did not answer, `cut` in how many
+parts the documents of this pass were cut, `parts` the lines of a batch that were written so far.
 """
 
 from __future__ import annotations
@@ -114,6 +114,16 @@ class Portion:
         """Why the document cannot be had, if that was noted."""
         noted = self.note["errors"].get(str(document))
         return Slip(**noted) if noted else None
+
+    def warn(self, document: int, warning: str | None) -> None:
+        """Notes what of a document was not read."""
+        if warning:
+            self.note["warnings"] = {**self.note.get("warnings", {}), str(document): warning[:_MESSAGE]}
+
+    def warned(self, document: int) -> str | None:
+        """What of the document was not read, if that was noted."""
+        noted: str | None = self.note.get("warnings", {}).get(str(document))
+        return noted
 
     def outcome(self, document: int) -> Done | Slip | Misfit | None:
         """How a document stands."""

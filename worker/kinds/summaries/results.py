@@ -39,7 +39,9 @@ def usage(parent: Parent) -> dict[str, Any]:
 def _lines(portion: Portion, ends: list[Done | Slip]) -> Iterator[bytes]:
     for document, (item, end) in enumerate(zip(portion.items, ends, strict=True)):
         tree = portion.trees.get(document)
-        line = {"id": item.id, **_told(end), "usage": trees.spent({document: tree}) if tree else None}
+        warned = portion.warned(document)
+        part = {"warnings": [warned]} if warned else {}
+        line = {"id": item.id, **_told(end), **part, "usage": trees.spent({document: tree}) if tree else None}
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
@@ -55,7 +57,13 @@ def _digest(portion: Portion, ends: list[Done | Slip]) -> str:
     lines = [f"- {item.id}: {slip.message}" for item, slip in missing[:_LISTED]]
     more = [f"- and {len(missing) - _LISTED:,} more"] if len(missing) > _LISTED else []
     listed = ["", "## Not summarized", "", *lines, *more] if lines else []
-    return "\n".join([_body(portion), *listed, ""])
+    return "\n".join([_body(portion), *listed, *_in_part(portion), ""])
+
+
+def _in_part(portion: Portion) -> list[str]:
+    warned = [(item.id, portion.warned(document)) for document, item in enumerate(portion.items)]
+    lines = [f"- {name}: {warning}" for name, warning in warned if warning][:_LISTED]
+    return ["", "## Read in part", "", *lines] if lines else []
 
 
 def _body(portion: Portion) -> str:

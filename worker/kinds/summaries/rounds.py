@@ -114,9 +114,14 @@ def _complete(portion: Portion, why: str) -> Expansion:
         # what could not be read is tried afresh if a person makes the job again
         return Expansion(note={**portion.note, "errors": {}}, failure=_failure(portion, slips))
     lost = portion.slipped(DIGEST) or portion.trees[DIGEST].slip
-    why = f"the digest could not be made: {lost.message}" if lost else why
+    why = f"the digest could not be made: {lost.message}" if lost else why or _in_part(portion)
     counts = {"documents": len(ends), "failed": len(slips), **trees.spent(portion.trees)}
     return portion.expansion(more=False, why=why, counts=counts)
+
+
+def _in_part(portion: Portion) -> str:
+    count = len(portion.note.get("warnings", {}))
+    return f"documents that were read in part, as their lines say: {count:,}" if count else ""
 
 
 def _too_much(portion: Portion) -> Failure:
