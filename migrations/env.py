@@ -17,7 +17,11 @@ _SESSION = {"lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s"}
 
 def _migrate(connection: Connection) -> None:
     context.configure(
-        connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=True
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_type=True,
+        compare_server_default=True,
+        transaction_per_migration=True,  # so that one may build an index while others write
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -92,11 +92,12 @@ def seeded(servers: embedded.Servers, template: str) -> Iterator[Engine]:
     """An engine on a migrated database that has been at work for a while."""
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with _database(servers) as engine:
-        with engine.begin() as connection:
-            command.upgrade(_config(connection), "head")
+        with engine.connect() as connection:
+            _upgrade(connection)
             sync(connection, catalog.load(), known)
             for statement in SEED.split(";\n"):
                 connection.exec_driver_sql(statement)
+            connection.commit()
         yield engine
 
 
@@ -108,8 +109,8 @@ def test_there_is_one_way_from_nothing_to_the_newest_schema() -> None:
 
 
 def test_migrations_make_what_the_models_say(empty: Engine, servers: embedded.Servers) -> None:
-    with empty.begin() as connection:
-        command.upgrade(_config(connection), "head")
+    with empty.connect() as connection:
+        _upgrade(connection)
         migrated = _objects(connection)
     with _database(servers) as by_models, by_models.begin() as connection:
         Base.metadata.create_all(connection)
@@ -120,19 +121,19 @@ def test_migrations_make_what_the_models_say(empty: Engine, servers: embedded.Se
 
 
 def test_alembic_finds_nothing_left_to_migrate(empty: Engine) -> None:
-    with empty.begin() as connection:
-        command.upgrade(_config(connection), "head")
+    with empty.connect() as connection:
+        _upgrade(connection)
 
         command.check(_config(connection))  # raises what it finds
 
 
 def test_the_way_back_leaves_nothing_and_can_be_gone_again(empty: Engine) -> None:
-    with empty.begin() as connection:
-        command.upgrade(_config(connection), "head")
+    with empty.connect() as connection:
+        _upgrade(connection)
         there = _objects(connection)
-        command.downgrade(_config(connection), "base")
+        _downgrade(connection, "base")
         back = _objects(connection)
-        command.upgrade(_config(connection), "head")
+        _upgrade(connection)
         again = _objects(connection)
 
     assert {line for line in back if "alembic_version" not in line} == set()
@@ -140,13 +141,13 @@ def test_the_way_back_leaves_nothing_and_can_be_gone_again(empty: Engine) -> Non
 
 
 def test_each_migration_undoes_what_it_does(empty: Engine) -> None:
-    with empty.begin() as connection:
+    with empty.connect() as connection:
         for script in reversed(list(ScriptDirectory.from_config(_config()).walk_revisions())):
             before = _objects(connection)
-            command.upgrade(_config(connection), script.revision)
-            command.downgrade(_config(connection), "-1")
+            _upgrade(connection, script.revision)
+            _downgrade(connection, "-1")
             after = _objects(connection)
-            command.upgrade(_config(connection), script.revision)
+            _upgrade(connection, script.revision)
 
             assert {line for line in after - before if "alembic_version" not in line} == set()
             assert before - after == set()
@@ -289,6 +290,18 @@ def _database(servers: embedded.Servers) -> Iterator[Engine]:
     engine.dispose()
     with servers.connect() as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def _upgrade(connection: Connection, revision: str = "head") -> None:
+    connection.commit()  # a migration commits by itself, so that it holds no lock for long
+    command.upgrade(_config(connection), revision)
+    connection.commit()
+
+
+def _downgrade(connection: Connection, revision: str) -> None:
+    connection.commit()
+    command.downgrade(_config(connection), revision)
+    connection.commit()
 
 
 def _config(connection: Connection | None = None) -> Config:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -39,14 +36,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("project_id", "receiver", name=op.f("pk_dead_receivers")),
     )
     op.execute(_RECEIVERS)
-    with _apart() as concurrently:
+    with op.get_context().autocommit_block():
         op.create_index(
             "ix_deliveries_turns", "deliveries", [_PROJECT, "receiver", "run_at"],
-            postgresql_where=_WAITS, postgresql_concurrently=concurrently,
+            postgresql_where=_WAITS, postgresql_concurrently=True,
         )  # fmt: skip
         op.create_index(
             "ix_deliveries_old", "deliveries", ["created_at"],
-            postgresql_where=_WAITS, postgresql_concurrently=concurrently,
+            postgresql_where=_WAITS, postgresql_concurrently=True,
         )  # fmt: skip
 
 
@@ -56,14 +53,3 @@ def downgrade() -> None:
     op.drop_table("dead_receivers")
     op.drop_column("deliveries", "receiver")
     op.drop_column("jobs", "tokens")
-
-
-@contextmanager
-def _apart() -> Iterator[bool]:
-    """Whether indexes are made beside the writers, outside of a transaction; a connection that is given has one."""
-    context = op.get_context()
-    if context.config and context.config.attributes.get("connection") is not None:
-        yield False
-        return
-    with context.autocommit_block():
-        yield True
