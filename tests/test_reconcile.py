@@ -398,3 +398,14 @@ def test_no_task_is_judged_while_another_call_of_the_lane_is_out(play: Stage) ->
     assert play.job(lost).state == State.UNCERTAIN
     assert play.ctx.record(begun, answer, clock).state == State.RUNNING
     both(play, one, lost)
+
+
+@pytest.mark.parametrize("answer", ["lost_answer", "reset"])
+def test_a_picture_that_a_lost_call_answered_with_is_not_paid_for_again(play: Stage, answer: str) -> None:
+    play.sandbox.fault(where="create", what=answer, times=1)
+
+    job = play.until(play.submit("text-to-image", "qwen-image-2.0", input={"prompt": "a fox"}), State.HELD)
+
+    assert (job.held_for, job.billed) == ("uncertain", "unknown")
+    assert len(play.attempts(job)) == 1
+    assert play.ledger(job)[0][0] == "reserve"

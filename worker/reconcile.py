@@ -9,7 +9,8 @@ The provider has no idempotency key; its list of tasks is the only witness, and 
    requests that are equal to the letter, in one project, may share their candidates out.
 4. Absent: a complete listing that began after sent + settle, over a window that had ended, and nothing in it can be
    ours (a finished task that repeats no prompt can be). Only then may the call be made again, and once.
-5. Otherwise a person decides (`held`), and the slot stays taken.
+5. Otherwise a person decides (`held`), and the slot stays taken; so of a call that makes no task at all, and is too
+   dear to be made again unasked (a picture).
 
 A failed task cost nothing, so it is as good as absent. No candidate is judged while it runs, nor while another call
 of the lane is out: its answer would beat our guess. Each of these shortcuts was tried in a model of the protocol, and
@@ -79,6 +80,8 @@ def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
 
 def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     began = clock()
+    if ctx.catalog.model(job.model).sync:  # a list without it proves nothing, and another call would be paid for
+        return _held("a call that answers with its result is in no list of tasks, so nobody can prove what it made")
     if began - attempt.sent_at > REACH - SKEW:
         return _held("the call is too old for the provider's list, so nobody can prove what became of it")
     try:

@@ -10,13 +10,14 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
-from threading import Timer
+from threading import BoundedSemaphore, Timer
 from typing import Any
 
 from worker.errors import NoriaError
 from worker.kinds import extract
 
 _ANSWER = 32 << 20  # bytes
+_PLACES = BoundedSemaphore(8)  # of parsers at once: whoever finds none free waits, since none takes long
 _PROGRAM = str(Path(extract.__file__).resolve())
 
 
@@ -29,7 +30,7 @@ class Exhausted(NoriaError):
 def run(form: str, data: bytes, most: int, seconds: float) -> dict[str, Any]:
     """What `extract` answers of the bytes, with nothing of our environment; raises Exhausted."""
     command = [sys.executable, "-I", _PROGRAM, form, str(most)]
-    with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={}) as child:
+    with _PLACES, Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={}) as child:
         timer = Timer(seconds, child.kill)
         timer.start()
         try:
