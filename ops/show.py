@@ -160,7 +160,7 @@ def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
         lengths = sorted({*model["durations"][:1], *model["durations"][-1:]})
         row(
             rows,
-            f"{model['id']} (retired: {model['successor']})" if model["retired"] else model["id"],
+            f"{model['id']}\n(ended: {model['successor']})" if model["retired"] else model["id"],
             "\n".join(kind for kind in model["kinds"] if kind in OFFERED),
             "-".join(map(str, lengths)),
             *_prices(model),

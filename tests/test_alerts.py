@@ -107,7 +107,7 @@ def test_a_receiver_that_is_no_robot_gets_json(environment: dict[str, str], sand
 def test_a_robot_is_known_by_its_host_unless_a_form_is_said(host: str, form: str | None) -> None:
     def known(**said: Any) -> alerts.Robot | None:
         return alerts.robot(
-            Settings.model_validate({"database_url": "-", "broker_url": "-", **said}), f"https://{host}/x"
+            Settings.model_validate({"database_url": "", "broker_url": "", **said}), f"https://{host}/x"
         )
 
     assert known() is (alerts.ROBOTS[form] if form else None)

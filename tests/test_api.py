@@ -340,7 +340,7 @@ class TestIdempotency:
 
         with changed(model, default=model.default | {"watermark": True}):
             with_another_default = post(http, CLIP, idempotency_key="k1")
-        with changed(model, retired=date(2026, 1, 1)):
+        with changed(model, retired=date(2026, 1, 1), retired_by="notice", successor="wan2.6-t2v"):
             retired = post(http, CLIP, idempotency_key="k1")
             new = post(http, CLIP, idempotency_key="k2")
 

@@ -109,7 +109,7 @@ def test_a_warning_is_said_on_stderr(noria: Shell, api: Served, command: list[st
 
 def test_models_say_which_are_retired(noria: Shell, api: Served) -> None:
     assert "qwen-image-2.0" in noria("models", "text-to-image").out
-    assert "(retired:" in noria("models", "text-to-image").out
+    assert "(ended:" in noria("models", "text-to-image").out
 
 
 def test_json_is_one_document_and_nothing_else_on_stdout(noria: Shell, api: Served) -> None:

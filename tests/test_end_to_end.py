@@ -71,7 +71,9 @@ def submit(api: httpx.Client, **more: Any) -> str:
 
 
 def succeeded(api: httpx.Client, job_id: str) -> dict[str, Any]:
-    job: dict[str, Any] = eventually(lambda: api.get(f"/v1/jobs/{job_id}").json(), lambda job: job["is_terminal"])
+    job: dict[str, Any] = eventually(
+        lambda: api.get(f"/v1/jobs/{job_id}").json(), lambda job: job.get("is_terminal", False)
+    )
     assert job["state"] == "succeeded", job
     return job
 

@@ -17,7 +17,7 @@ BEIJING = "https://dashscope.aliyuncs.com"
 
 
 def settings(**said: Any) -> Settings:
-    return Settings.model_validate({"database_url": "-", "broker_url": "-", **said})
+    return Settings.model_validate({"database_url": "", "broker_url": "", **said})
 
 
 @pytest.mark.parametrize(

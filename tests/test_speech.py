@@ -143,7 +143,7 @@ def test_a_pause_of_no_length_is_a_second_and_is_not_billed() -> None:
     wanted = speech.KIND.check(MODEL, {"text": "<speak>水。（停顿）[pause]<break/>好。</speak>"}, None)
 
     assert spoken(text="水。（停顿）[pause]<break/>好。") == [("水。", 3.0), ("好。", 0.7)]
-    assert speech.estimate(MODEL, wanted).units["characters"] == len(" 水。好。 ")
+    assert speech.estimate(MODEL, wanted).units["characters"] == len(" 水水。好好。 ")
 
 
 def test_a_tag_that_would_be_read_out_is_named() -> None:

@@ -22,15 +22,14 @@ def request(_model: Model, _region: str, _wanted: BaseModel) -> Request:
 
 def estimate(_: Model, wanted: BaseModel) -> Usage:
     """Every character, as the provider counts them."""
-    said = _read(wanted)
-    return speech_segment.spoken("".join([said.text or "", *(part.text for part in said.paragraphs or ())]))
+    return speech_segment.spoken(_read(wanted).spoken)
 
 
 def words(wanted: BaseModel) -> str:
     """ "12,300 characters, Cherry", "840 characters, 2 voices"."""
     said = _read(wanted)
     voices = {part.voice for part in said.voiced}
-    return f"{said.characters:,} characters, {voices.pop() if len(voices) == 1 else f'{len(voices)} voices'}"
+    return f"{len(said.spoken):,} characters, {voices.pop() if len(voices) == 1 else f'{len(voices)} voices'}"
 
 
 def echoes(_: Any) -> dict[str, Any]:

@@ -97,10 +97,10 @@ class Speech(Voiced):
         return [self._paragraph(part, text, pause) for part in parts for text, pause in _pieces(part.text, self.markup)]
 
     @property
-    def characters(self) -> int:
-        """How many there are to be spoken, blanks among them."""
+    def spoken(self) -> str:
+        """All that is to be spoken, blanks among it, without the marks of pauses."""
         texts = [self.text or "", *(part.text for part in self.paragraphs or ())]
-        return sum(len(piece) for text in texts for piece, _ in _pieces(text, self.markup))
+        return "".join(piece for text in texts for piece, _ in _pieces(text, self.markup))
 
     def _paragraph(self, part: Part, text: str, pause: float | None) -> Paragraph:
         after = self.paragraph_pause if part.pause_after is None else part.pause_after
