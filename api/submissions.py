@@ -113,12 +113,12 @@ def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime
 
 def _priced(here: Context, said: EstimateCreate | None, body: Any, on: datetime) -> tuple[Prepared | None, list[Fault]]:
     """What the catalog says of the body, as far as it can be read."""
-    submission = Submission(**said.model_dump()) if said else _legible(body)
+    asked = Submission(**said.model_dump()) if said else _legible(body)
     try:
-        return jobs.prepare(here.catalog, here.settings, submission, on), []
+        return jobs.prepare(here.catalog, here.settings, asked, on), []
     except InvalidInput as error:
         without_input = not any(fault.pointer.startswith("/input") for fault in error.faults)
-        return None, error.faults + (_of_input(submission) if without_input else [])
+        return None, error.faults + (_of_input(asked) if without_input else [])
 
 
 def _legible(body: Any) -> Submission:
@@ -132,12 +132,12 @@ def _legible(body: Any) -> Submission:
     )
 
 
-def _of_input(submission: Submission) -> list[Fault]:
+def _of_input(asked: Submission) -> list[Fault]:
     """What is wrong with the input whatever the model: it could not be held against the one that was named."""
-    if submission.kind not in OFFERED:
+    if asked.kind not in OFFERED:
         return []
     try:
-        OFFERED[submission.kind].input.model_validate(submission.input)
+        OFFERED[asked.kind].input.model_validate(asked.input)
     except ValidationError as error:
         return faults.named(error, "/input")
     return []

@@ -43,7 +43,7 @@ def api(environment: dict[str, str], play: Stage) -> Iterator[Served]:
 
 
 @pytest.fixture
-def operator(api: Served) -> Iterator[httpx.Client]:
+def ada(api: Served) -> Iterator[httpx.Client]:
     with api.engine.begin() as connection:
         _, plain = keys.new_key(connection, None, "Ada")
     with api.http(plain) as client:
@@ -365,15 +365,15 @@ def test_what_a_lost_part_cost_stands_on_its_parent(play: Stage) -> None:
 # Over the API
 
 
-def test_an_operator_sees_candidates_and_money_and_decides(play: Stage, operator: httpx.Client) -> None:
+def test_an_operator_sees_candidates_and_money_and_decides(play: Stage, ada: httpx.Client) -> None:
     ours, _ = held_twins(play)
 
-    seen = operator.get(f"/v1/jobs/{ours.id}/candidates")
+    seen = ada.get(f"/v1/jobs/{ours.id}/candidates")
     task_id = seen.json()["data"][0]["task_id"]
     said = {"action": "adopt", "task_id": task_id}
-    dry = operator.post(f"/v1/jobs/{ours.id}/resolve", params={"dry_run": "true"}, json=said)
+    dry = ada.post(f"/v1/jobs/{ours.id}/resolve", params={"dry_run": "true"}, json=said)
     assert play.job(ours).state == State.HELD
-    done = operator.post(f"/v1/jobs/{ours.id}/resolve", json=said)
+    done = ada.post(f"/v1/jobs/{ours.id}/resolve", json=said)
 
     assert seen.json()["at_stake"] == {"currency": "CNY", "estimated": "1.50", "billed": "unknown"}
     assert (dry.status_code, dry.json()["done"], dry.json()["job"]["state"]) == (200, False, "held")
@@ -392,21 +392,21 @@ def test_an_operator_sees_candidates_and_money_and_decides(play: Stage, operator
     ],
 )
 def test_a_decision_that_cannot_be_says_why(
-    play: Stage, operator: httpx.Client, said: dict[str, str], status: int, code: str
+    play: Stage, ada: httpx.Client, said: dict[str, str], status: int, code: str
 ) -> None:
     job = held_alone(play)
 
-    refused = operator.post(f"/v1/jobs/{job.id}/resolve", json=said)
+    refused = ada.post(f"/v1/jobs/{job.id}/resolve", json=said)
 
     assert (refused.status_code, refused.json()["code"]) == (status, code)
     assert play.job(job).state == State.HELD
 
 
-def test_a_provider_that_does_not_tell_is_asked_again_later(play: Stage, operator: httpx.Client) -> None:
+def test_a_provider_that_does_not_tell_is_asked_again_later(play: Stage, ada: httpx.Client) -> None:
     job = held_alone(play)
     play.sandbox.fault(where="list", what="error", code="InternalError")
 
-    refused = operator.get(f"/v1/jobs/{job.id}/candidates")
+    refused = ada.get(f"/v1/jobs/{job.id}/candidates")
 
     assert (refused.status_code, refused.json()["code"]) == (503, "provider_away")
     assert refused.headers["retry-after"] == "5"

@@ -85,26 +85,26 @@ def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     if began - attempt.sent_at > REACH - SKEW:
         return _held("the call is too old for the provider's list, so nobody can prove what became of it")
     try:
-        listing = _list(ctx, job, attempt, began)
+        listed = _list(ctx, job, attempt, began)
     except NotTold as error:
         return _later(ctx, job, attempt, clock, str(error))
-    mine = [row for row in listing.rows if attempt.request_id and row.request_id == attempt.request_id]
+    mine = [row for row in listed.rows if attempt.request_id and row.request_id == attempt.request_id]
     if mine:
         return _adopted(job, mine[0], "the task has the call's request id", clock)
     if (
         attempt.request_id and attempt.code
     ):  # the provider's own error named it, so the list has it, or nothing was made
-        return _absent(ctx, job, attempt, listing, clock)
+        return _absent(ctx, job, attempt, listed, clock)
     # an id of headers alone may be a gateway's, of a page that says nothing of the call behind it
-    return _by_likeness(ctx, job, attempt, listing, clock)
+    return _by_likeness(ctx, job, attempt, listed, clock)
 
 
-def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, clock: Clock) -> Move:
+def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
     rivals = _rivals(ctx, job, attempt)
     if any(rival.state == State.SUBMITTING for rival in rivals):
         return _later(ctx, job, attempt, clock, "another call of the lane is out")
     theirs = {rival.request_id for rival in rivals if rival.request_id}
-    candidates = [row for row in listing.rows if row.status not in _UNBILLED and row.request_id not in theirs]
+    candidates = [row for row in listed.rows if row.status not in _UNBILLED and row.request_id not in theirs]
     if any(row.status != "SUCCEEDED" for row in candidates):
         return _later(ctx, job, attempt, clock, "a task that may be ours still runs")
     try:
@@ -118,9 +118,9 @@ def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, cl
         contested = any(may_fit(rival.echoes, told[row.task_id]) for rival in others)
         if fits(mine, told[row.task_id]) and not contested:
             return _adopted(job, row, "the task repeats what this call asked, and fits no other", clock)
-    if possible and listing.proves_absence:
+    if possible and listed.proves_absence:
         return _held(f"{len(possible)} tasks may be this call's, and nothing proves whose they are")
-    return _absent(ctx, job, attempt, listing, clock)
+    return _absent(ctx, job, attempt, listed, clock)
 
 
 def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing:
@@ -237,9 +237,9 @@ def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
     return rival.project_id == job.project_id and rival.request_hash == attempt.request_hash
 
 
-def _absent(ctx: Context, job: Job, attempt: Attempt, listing: _Listing, clock: Clock) -> Move:
+def _absent(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
     """Nothing in the list is ours: the call may be made again when that proves something, and once."""
-    if not listing.proves_absence:
+    if not listed.proves_absence:
         return _later(ctx, job, attempt, clock, "no task of ours is listed yet")
     said = {"outcome": "absent", "billed": "no", "closed_at": clock()}
     if job.cancel_requested:

@@ -166,14 +166,14 @@ def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
 def _named(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
     """The batch of the call's name, which no other has."""
     try:
-        batch = ctx.client(job).batches.find(str(attempt.id), attempt.sent_at)
+        found = ctx.client(job).batches.find(str(attempt.id), attempt.sent_at)
     except CallFailed as error:
         raise NotTold(f"the list of batches did not come: {error}") from error
-    if isinstance(batch, Refused):
-        raise NotTold(f"the list of batches was refused: HTTP {batch.http_status} {batch.code}")
-    if batch is None:
+    if isinstance(found, Refused):
+        raise NotTold(f"the list of batches was refused: HTTP {found.http_status} {found.code}")
+    if found is None:
         return []
-    return [Listed(batch.id, attempt.request_id, attempt.model, batch.status, batch.created_at, None, None, None)]
+    return [Listed(found.id, attempt.request_id, attempt.model, found.status, found.created_at, None, None, None)]
 
 
 def _candidate(ctx: Context, job: Job, row: Listed, is_looked_at: bool) -> Candidate:

@@ -29,7 +29,7 @@ router = APIRouter(
 )
 
 
-def operator(here: Here, who: Asking) -> str:
+def operator_name(here: Here, who: Asking) -> str:
     """The name of the operator's key that asks; raises a problem, 403, for a project's."""
     with here.engine.connect() as connection:
         key = connection.execute(select(*ApiKey.__table__.c).where(ApiKey.id == who.key_id)).one()
@@ -38,7 +38,7 @@ def operator(here: Here, who: Asking) -> str:
     return f"{key.name} ({key.prefix}…)" if key.name else f"{key.prefix}…"
 
 
-Operator = Annotated[str, Depends(operator)]
+Operator = Annotated[str, Depends(operator_name)]
 
 
 @router.get("/{job_id}/candidates", response_model=answers.CandidateList)
