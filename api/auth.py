@@ -20,7 +20,7 @@ from api.problems import problem
 from worker import keys
 from worker.errors import NotFound
 from worker.keys import Caller
-from worker.models import Project
+from worker.tables import Project
 
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="key", bearerFormat="noria_…", description="an API key of a project: noria_…"

@@ -18,10 +18,10 @@ from worker import broker, catalog, flower
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
-from worker.models import Job, Project
 from worker.postgres import engine
 from worker.settings import Settings
 from worker.storage import Bucket
+from worker.tables import Job, Project
 
 _CONNECTIONS = 28  # as many as the gates let handlers run that hold one; looks at keys are short
 

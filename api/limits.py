@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 
 from api.problems import problem
-from worker.models import Job
+from worker.tables import Job
 
 _BURST_SECONDS = 2.0  # of its rate that a key may use at once
 _COUNTED_SECONDS = 1.0

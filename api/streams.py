@@ -19,8 +19,8 @@ from sqlalchemy import Engine, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import log, reading
-from worker.models import Event, Job
 from worker.states import TERMINAL, State
+from worker.tables import Event, Job
 
 HEARTBEAT = 15.0  # seconds; proxies close what is silent for longer, thirty at the least
 _LOOK_SECONDS = 1.0

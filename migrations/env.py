@@ -9,7 +9,7 @@ from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
 from worker import connection_urls, database
-from worker.models import Base
+from worker.tables import Base
 
 # Migrations wait for no one for long: behind a waiting ALTER TABLE every query of that table waits too.
 _SESSION = {"lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s"}

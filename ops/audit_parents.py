@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select, text
 
 from ops.audit_rules import Finding, Rule
 from worker import timetable
-from worker.models import Schedule
+from worker.tables import Schedule
 
 _REPORT = "report it with its history and its parts' histories"
 

@@ -14,7 +14,7 @@ from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
 from worker import cron, keys, reading
 from worker.errors import NotFound
-from worker.models import ApiKey, Project
+from worker.tables import ApiKey, Project
 
 _keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 _projects = typer.Typer(help="List and set up projects.", no_args_is_help=True)

@@ -17,7 +17,7 @@ import redis
 
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
-from worker import alerts, egress, endpoints, handover, spans
+from worker import alerts, egress, endpoints, handover, timeouts
 from worker import broker as messages
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused
@@ -33,7 +33,7 @@ _ABANDONED = timedelta(days=1)
 _WAITING = 1000  # messages in one queue
 _SKEW = timedelta(seconds=30), timedelta(minutes=5)  # beyond the first it is told, beyond the second it does harm
 _METADATA = "https://169.254.169.254/latest/"  # what no webhook may ever reach
-_BOUNDS = Bounds(spans.QUERY.total_seconds(), cap=1 << 20)
+_BOUNDS = Bounds(timeouts.QUERY.total_seconds(), cap=1 << 20)
 
 
 def broker(exam: Exam) -> Iterator[Found]:

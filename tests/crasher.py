@@ -14,9 +14,9 @@ import sys
 
 from worker import claims, context, settings, tick
 from worker.context import Clock
-from worker.models import Job
 from worker.states import State
 from worker.steps import STEPS
+from worker.tables import Job
 
 
 def die() -> None:

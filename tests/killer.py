@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from worker import claims, context, settings, spans, tick
+from worker import claims, context, settings, tick, timeouts
 from worker.context import Clock, Context
-from worker.models import Job
 from worker.states import State
 from worker.steps import STEPS
 from worker.storage import Bucket
+from worker.tables import Job
 
 ENOUGH = 17 << 20  # bytes: the first parts of a large object are in the bucket by then
 
@@ -65,7 +65,7 @@ def taken(ctx: Context, job_id: uuid.UUID) -> tuple[Job, Clock]:
         messages = tick.run(connection)
     (number,) = [number for message in messages for number in message.numbers if number[0] == job_id]
     with ctx.engine.begin() as connection:
-        (row,) = claims.take(connection, Job, [number], spans.LEASES["submit"])
+        (row,) = claims.take(connection, Job, [number], timeouts.LEASES["submit"])
     return Job.of({name: value for name, value in row._mapping.items() if name != "now"}), Clock(row.now)
 
 

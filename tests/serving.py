@@ -17,8 +17,8 @@ from sqlalchemy import Engine, text
 
 from api.app import create_app
 from worker import keys
-from worker.models import Job
 from worker.settings import Settings
+from worker.tables import Job
 
 PATIENCE = 15.0  # seconds
 CLIP: dict[str, Any] = {

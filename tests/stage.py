@@ -20,11 +20,11 @@ from ops.sandbox.testing import Sandbox
 from worker import context, jobs, keys, reading, tick
 from worker.claims import NOW
 from worker.context import Clock, Context
-from worker.models import Delivery, Job, Project
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS
+from worker.tables import Delivery, Job, Project
 
 PATIENCE = 20.0  # seconds
 

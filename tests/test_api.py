@@ -33,10 +33,10 @@ from worker import jobs, keys, moves
 from worker.catalog import Model
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
 from worker.kinds import OFFERED
-from worker.models import Project
 from worker.postgres import engine as make_engine
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
+from worker.tables import Project
 
 JSON = {"content-type": "application/json"}
 SSE = {"accept": "text/event-stream"}

@@ -17,7 +17,7 @@ from ops.audit import Finding, Witnesses
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import firing, schedules, storage
-from worker.models import Job, Schedule
+from worker.tables import Job, Schedule
 
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
 

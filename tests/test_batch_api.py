@@ -19,7 +19,7 @@ from worker.bill import Bill
 from worker.catalog import Model, Usage
 from worker.kinds import KINDS, OFFERED, text_batch
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
-from worker.models import Job
+from worker.tables import Job
 
 MODEL = "qwen-flash"
 

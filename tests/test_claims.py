@@ -16,12 +16,12 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from worker import broker, claims, moves, runner, spans, tick
+from worker import broker, claims, moves, runner, tick, timeouts
 from worker.context import Clock
 from worker.errors import ClaimLost
-from worker.models import Job
 from worker.states import MOVES, TERMINAL, Move, State
 from worker.steps import STEPS
+from worker.tables import Job
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_only_a_lease_that_lapses_in_a_workers_hands_is_a_crash(play: Stage) -> 
 
 def test_three_crashes_hold_a_job_and_its_neighbours_go_on(play: Stage) -> None:
     poison, neighbour = play.submit(), play.submit()
-    for _ in range(spans.CRASHES):
+    for _ in range(timeouts.CRASHES):
         play.take(poison)
         play.lapse(poison)
     play.tick()
@@ -309,8 +309,8 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(play: Stage) -> None:
 
 @pytest.mark.parametrize("state", list(STEPS))
 def test_every_lease_is_longer_than_the_calls_under_it(state: State) -> None:
-    submit = spans.HANDOVER + timedelta(seconds=1) + spans.SEND + spans.CREATE
-    longest = {State.ADMITTED: submit, State.COPYING: spans.COPY[1]}.get(state, spans.QUERY)
+    submit = timeouts.HANDOVER + timedelta(seconds=1) + timeouts.SEND + timeouts.CREATE
+    longest = {State.ADMITTED: submit, State.COPYING: timeouts.COPY[1]}.get(state, timeouts.QUERY)
 
     assert STEPS[state].lease > longest
 
@@ -326,7 +326,7 @@ def test_the_first_copy_of_an_output_is_given_up_soon_and_later_ones_have_longer
         leases.append(row.run_at - row.now)
 
     expected = [
-        spans.copying(tried) + spans.BUCKET_OVERRUN
+        timeouts.copying(tried) + timeouts.BUCKET_OVERRUN
         for tried in (timedelta(0), timedelta(minutes=5), timedelta(hours=5))
     ]
     assert [round(lease.total_seconds()) for lease in leases] == [round(span.total_seconds()) for span in expected]

@@ -25,7 +25,7 @@ from stage import Stage, stage
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from ops.servers import Servers
-from worker import log, postgres, spans
+from worker import log, postgres, timeouts
 from worker.context import Clock
 from worker.settings import Settings
 from worker.states import State
@@ -242,7 +242,7 @@ def test_a_database_that_restarts_again_and_again_makes_no_job_a_killer_of_worke
     play.play(due(play))
     assert play.job(job).state == State.UNCERTAIN
     with cut_before(play, outage, "WHERE attempts.owner ="):
-        for _ in range(spans.CRASHES + 1):
+        for _ in range(timeouts.CRASHES + 1):
             play.play(due(play))
 
             assert (play.job(job).claimed, play.job(job).crashes) == (None, 0)
@@ -256,7 +256,7 @@ def test_a_lease_that_lapses_while_its_worker_waits_for_the_database_is_no_crash
 ) -> None:
     play.sandbox.set(run_seconds=run_seconds)
     job = play.until(play.submit(), State.RUNNING)
-    for _ in range(spans.CRASHES + 1):
+    for _ in range(timeouts.CRASHES + 1):
         play.lapse(job)
         taken, clock = play.take(job), Clock(play.now())
         play.lapse(job)

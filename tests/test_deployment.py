@@ -33,7 +33,7 @@ from dotenv import dotenv_values
 from image import Image
 
 from ops import local, servers
-from worker import broker, settings, spans
+from worker import broker, settings, timeouts
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEMPLATE = PROJECT / "ops" / "env.example"
@@ -169,7 +169,7 @@ def test_each_queue_is_read_by_one_service() -> None:
 
 @pytest.mark.parametrize(
     ("name", "call"),
-    [("worker-control", spans.CREATE), ("worker-calls", spans.CALL), ("worker-webhook", spans.DELIVERY)],
+    [("worker-control", timeouts.CREATE), ("worker-calls", timeouts.CALL), ("worker-webhook", timeouts.DELIVERY)],
 )
 def test_a_stopped_worker_is_given_time_for_the_call_that_it_makes(name: str, call: timedelta) -> None:
     assert _span(SERVICES[name]["stop_grace_period"]) > call

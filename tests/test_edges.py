@@ -14,14 +14,14 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, resolve, seen, spans, tick
+from worker import catalog, resolve, seen, tick, timeouts
 from worker.bill import Bill
 from worker.dashscope import bodies
 from worker.dashscope.client import Client
 from worker.errors import ClaimLost, Conflict
 from worker.kinds import Source
-from worker.models import Job
 from worker.states import State
+from worker.tables import Job
 
 MODELS = ("wan2.5-t2v-preview", "wan2.5-i2v-preview", "wan2.6-t2i", "qwen-image-2.0-pro", "wan2.6-t2v")
 PICTURE = "https://example.com/cat.png"
@@ -412,14 +412,14 @@ def dying(play: Stage, since: timedelta) -> Job:
     play.sandbox.set(run_seconds=1000)
     job = play.until(play.submit(), State.RUNNING)
     play.sql("update jobs set deadline_at = now() - :since, run_at = now() where id = :id", since=since, id=job.id)
-    for _ in range(spans.CRASHES):
+    for _ in range(timeouts.CRASHES):
         play.take(job)
         play.lapse(job)
     return job
 
 
 def test_a_running_job_that_kills_workers_ends_with_its_links(play: Stage) -> None:
-    job = dying(play, spans.LINKS + timedelta(seconds=1))
+    job = dying(play, timeouts.LINKS + timedelta(seconds=1))
 
     play.tick()
 
@@ -432,7 +432,7 @@ def test_a_running_job_that_kills_workers_ends_with_its_links(play: Stage) -> No
 
 
 def test_a_running_job_that_kills_workers_is_looked_at_while_its_links_may_live(play: Stage) -> None:
-    job = dying(play, spans.LINKS - timedelta(minutes=1))
+    job = dying(play, timeouts.LINKS - timedelta(minutes=1))
 
     (message,) = play.tick()
 

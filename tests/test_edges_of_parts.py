@@ -19,12 +19,12 @@ from test_fanout import ENDED, Album, _album
 from ops.audit import audit
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import children, jobs, spans, storage
+from worker import children, jobs, storage, timeouts
 from worker.kinds import KINDS, OFFERED, schemas
 from worker.kinds.kind import Expansion, Parent, Store
 from worker.kinds.summaries import documents
-from worker.models import Job
 from worker.states import State
+from worker.tables import Job
 
 PICTURES, CLIPS, VOICE, WORDS = "wan2.2-t2i-flash", "wan2.5-t2v-preview", "qwen3-tts-flash", "qwen-flash"
 FAST = {"call_seconds": 0, "batch_validating_seconds": 0, "batch_run_seconds": 0, "batch_finalizing_seconds": 0}
@@ -433,7 +433,7 @@ def test_one_call_that_takes_too_many_tokens_does_not_close_the_day_for_others(
 def test_a_lease_outlasts_the_uploads_and_the_call_under_it() -> None:
     frames = 2  # a first picture and a last one, or a picture and sound; each is given as long as a create
 
-    assert spans.LEASES["submit"] > (frames + 1) * spans.CREATE
+    assert timeouts.LEASES["submit"] > (frames + 1) * timeouts.CREATE
 
 
 def test_a_link_that_does_not_answer_is_not_asked_three_times_at_once(play: Stage) -> None:

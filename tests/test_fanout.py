@@ -19,7 +19,7 @@ from worker.catalog import Model, Usage
 from worker.errors import Conflict
 from worker.kinds import KINDS, OFFERED
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
-from worker.models import Job
+from worker.tables import Job
 
 MODEL = "wan2.2-t2i-flash"
 ENDED = "update jobs set state = 'succeeded', finished_at = now(), run_at = null"

@@ -15,8 +15,8 @@ from serving import PATIENCE, Served, eventually, served
 from worker import files, inputs, jobs
 from worker.errors import InvalidInput
 from worker.jobs import Submission
-from worker.models import Project
 from worker.storage import Bucket
+from worker.tables import Project
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
 WAV = b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 28

@@ -16,13 +16,13 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import inputs, jobs, media, spans, throttle
+from worker import inputs, jobs, media, throttle, timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
 from worker.handover import Handover
 from worker.kinds import KINDS, Request
-from worker.models import Job
 from worker.states import State
 from worker.storage import Expected
+from worker.tables import Job
 
 MODEL = "wan2.5-i2v-preview"
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
@@ -369,7 +369,7 @@ def test_a_store_that_fails_is_tried_again_soon(uploading: Stage) -> None:
 
 
 def test_the_inputs_of_a_job_share_one_span_of_time(uploading: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans, "HANDOVER", timedelta(0))
+    monkeypatch.setattr(timeouts, "HANDOVER", timedelta(0))
     job = uploading.submit("image-to-video", MODEL, input={"img_url": stored(uploading)})
 
     with pytest.raises(CallFailed):

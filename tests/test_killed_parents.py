@@ -29,8 +29,8 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import moves
 from worker.context import Clock
-from worker.models import Job
 from worker.states import TERMINAL, State
+from worker.tables import Job
 
 KILLER = Path(__file__).with_name("killer.py")
 SPOKEN, READ, REDUCED = "qwen3-tts-flash", "qwen-flash", "qwen-plus"

@@ -24,8 +24,8 @@ from ops.sandbox.testing import Sandbox, running
 from worker import catalog, keys, lanes, limits, moves, settings, stops, throttle, turns
 from worker.dashscope.faults import Scope
 from worker.errors import NotFound
-from worker.models import Job
 from worker.states import Move, State
+from worker.tables import Job
 
 MODEL, OTHER = "wan2.5-t2v-preview", "wan2.2-t2v-plus"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

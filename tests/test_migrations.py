@@ -21,7 +21,7 @@ from api import limits
 from ops import servers as embedded
 from worker import catalog, claims, learned, reading, settings, tick, turns
 from worker.limits import sync
-from worker.models import Base, Delivery
+from worker.tables import Base, Delivery
 
 PROJECT = Path(__file__).resolve().parents[1]
 

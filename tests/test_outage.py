@@ -11,10 +11,10 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker.models import Job
 from worker.settings import Settings
 from worker.states import State
 from worker.storage import Bucket
+from worker.tables import Job
 
 JOBS = 12
 

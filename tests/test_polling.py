@@ -16,8 +16,8 @@ from worker.claims import NOW
 from worker.context import Clock
 from worker.learned import Times
 from worker.listing import Asked, NotTold, pages
-from worker.models import Job
 from worker.states import State
+from worker.tables import Job
 
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 MODEL = "wan2.5-t2v-preview"

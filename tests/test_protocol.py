@@ -24,12 +24,12 @@ from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import claims, keys, spans
+from worker import claims, keys, timeouts
 from worker.context import Clock, Context
 from worker.dashscope.answers import Page
-from worker.models import Attempt, Job, Project
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS, Moves, Step
+from worker.tables import Attempt, Job, Project
 
 SETTLE = 60  # seconds; a late create and the list's lag take 20 together
 LATE, LAG = timedelta(seconds=12), timedelta(seconds=8)
@@ -111,7 +111,9 @@ class Protocol:
         if not rows:
             return
         job = Job.of({name: value for name, value in rows[0]._mapping.items() if name != "now"})
-        self.play.sql("update jobs set run_at = :at where id = :id", at=self.now() + spans.LEASES["submit"], id=job.id)
+        self.play.sql(
+            "update jobs set run_at = :at where id = :id", at=self.now() + timeouts.LEASES["submit"], id=job.id
+        )
         if job.state == State.COPYING:
             return
         before = self._tasks()
@@ -226,7 +228,7 @@ def test_a_worker_that_is_stopped_before_its_call_and_wakes_late_does_not_make_i
     begun = play.ctx.record(taken, next(step), clock)
     assert begun.state == State.SUBMITTING
 
-    clock.slept = spans.SEND + timedelta(seconds=1)
+    clock.slept = timeouts.SEND + timedelta(seconds=1)
     queued = play.ctx.record(begun, step.send(begun), clock)
 
     assert queued.state == State.QUEUED
@@ -291,7 +293,7 @@ def test_a_settle_time_shorter_than_a_late_create_pays_twice(environment: dict[s
 
 
 def test_a_lapsed_create_that_is_simply_queued_again_pays_twice(play: Stage) -> None:
-    protocol = Protocol(play, {**STEPS, State.SUBMITTING: Step(queues_again, spans.LEASES["submit"], 1)})
+    protocol = Protocol(play, {**STEPS, State.SUBMITTING: Step(queues_again, timeouts.LEASES["submit"], 1)})
     death_after_the_call(protocol)
 
     with pytest.raises(AssertionError, match="1 jobs for a fox in the reeds made 2 tasks"):
@@ -299,7 +301,7 @@ def test_a_lapsed_create_that_is_simply_queued_again_pays_twice(play: Stage) -> 
 
 
 def test_the_first_task_in_the_window_may_be_another_tenants(play: Stage) -> None:
-    protocol = Protocol(play, {**STEPS, State.UNCERTAIN: Step(adopts_the_first, spans.LEASES["reconcile"], 1)})
+    protocol = Protocol(play, {**STEPS, State.UNCERTAIN: Step(adopts_the_first, timeouts.LEASES["reconcile"], 1)})
     two_tenants_in_doubt(protocol)
 
     with pytest.raises(AssertionError, match="has another's task"):

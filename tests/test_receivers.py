@@ -16,8 +16,8 @@ from ops.sandbox.testing import Sandbox, running
 from worker import keys, receivers, webhooks
 from worker.claims import Claim
 from worker.egress import wires
-from worker.models import Delivery, Project
 from worker.settings import Settings
+from worker.tables import Delivery, Project
 
 DEAD = "http://127.0.0.1:9/hook"
 NOW = datetime(2026, 11, 22, 4, tzinfo=UTC)

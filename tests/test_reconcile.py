@@ -11,9 +11,9 @@ from test_edges import with_queries
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, spans
-from worker.models import Job, Project
+from worker import keys, timeouts
 from worker.states import State
+from worker.tables import Job, Project
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def both(play: Stage, *submitted: Job, state: State = State.SUCCEEDED) -> list[J
 def test_a_task_whose_answer_was_lost_is_found_and_paid_once(
     environment: dict[str, str], sandbox: Sandbox, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "CREATE", timedelta(seconds=1))  # how long a call that hangs is waited for
+    monkeypatch.setattr(timeouts, "CREATE", timedelta(seconds=1))  # how long a call that hangs is waited for
     with stage(environment, sandbox) as play:
         sandbox.fault(where="create", what=what, times=1, is_done=True)
 

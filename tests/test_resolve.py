@@ -16,9 +16,9 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import jobs, keys, reconcile, resolve
 from worker.errors import Conflict
-from worker.models import Job
 from worker.resolve import Action, Decision
 from worker.states import State
+from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
 BATCHES = {"batch_validating_seconds": 0, "batch_run_seconds": 0, "batch_finalizing_seconds": 0, "call_seconds": 0}

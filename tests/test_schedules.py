@@ -19,10 +19,10 @@ from structlog.testing import capture_logs
 
 from worker import catalog, cron, firing, keys, schedules, templates, tick, timetable
 from worker.errors import MOST_FAULTS, Conflict, NotFound
-from worker.models import Project, Schedule
 from worker.runs import Desk, Made
 from worker.schedules import Plan
 from worker.settings import Settings
+from worker.tables import Project, Schedule
 
 START = datetime(2026, 11, 20, 0, 0, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -11,8 +11,8 @@ from stage import Stage, stage
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import keys, tick
-from worker.models import Job, Project
 from worker.states import State
+from worker.tables import Job, Project
 
 MODEL = "qwen-flash"
 

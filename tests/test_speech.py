@@ -21,7 +21,7 @@ from worker import catalog, jobs
 from worker.errors import Fault, InvalidInput
 from worker.kinds import cutting, mp3, speech, speech_input, speech_segment
 from worker.kinds.kind import Source
-from worker.models import Job
+from worker.tables import Job
 
 MODEL, INSTRUCTED, OLD = (
     catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts-2025-04-10")

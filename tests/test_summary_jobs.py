@@ -16,7 +16,7 @@ from test_documents import docx, pdf
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import jobs, storage
-from worker.models import Job
+from worker.tables import Job
 
 MODEL, REDUCE = "qwen-flash", "qwen-plus"
 SCHEMA = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine, event, text
 
 from worker import catalog, keys, lanes, limits, moves, reading, steps, turns, waiting
 from worker.catalog import Usage
-from worker.models import Job
 from worker.settings import Settings
 from worker.states import Move, State
+from worker.tables import Job
 
 MODEL, UNLIMITED = "qwen-plus", "wan2.5-t2v-preview"
 TPM, TPD = 60_000, 10_000  # 900 a second are spent of that, which is 90 %

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from worker import catalog, keys, limits, settings, turns, waiting
-from worker.models import Job
+from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

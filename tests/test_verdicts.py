@@ -15,9 +15,9 @@ from ops.sandbox.testing import Sandbox, running
 from worker import jobs, keys, resolve
 from worker.context import Clock
 from worker.errors import ClaimLost, Conflict
-from worker.models import Job
 from worker.resolve import Action, Decision
 from worker.states import Move, State
+from worker.tables import Job
 
 WORDS, PICTURE, CLIPS = "qwen-flash", "qwen-image-max", "wan2.5-t2v-preview"
 ASKED = {"prompt": "Name three colours.", "max_tokens": 200}

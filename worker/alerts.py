@@ -14,14 +14,14 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from worker import egress, spans, webhooks
+from worker import egress, timeouts, webhooks
 from worker.dashscope.bodies import read
 from worker.dashscope.faults import scrubbed
 from worker.errors import CallFailed
-from worker.models import Delivery
 from worker.settings import Settings
+from worker.tables import Delivery
 
-_BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), cap=1 << 16)
+_BOUNDS = egress.Bounds(timeouts.DELIVERY.total_seconds(), cap=1 << 16)
 _SAID = 200  # characters kept of what a robot says
 
 

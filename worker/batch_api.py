@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import log, moves, spans, storage
+from worker import log, moves, storage, timeouts
 from worker.bill import Bill
 from worker.context import Clock, Context
 from worker.dashscope import bodies
@@ -21,8 +21,8 @@ from worker.dashscope.answers import Accepted, Refused
 from worker.dashscope.batches import Batch
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Request
-from worker.models import Job
 from worker.states import HeldFor, Move, State
+from worker.tables import Job
 
 _LOOKS = timedelta(seconds=10), timedelta(minutes=5)  # between two looks: a tenth of its age, within these
 _RESULTS_KEPT = timedelta(days=7)  # for which the results are asked for; the provider lists batches for 30 days
@@ -57,7 +57,7 @@ def accepted(job: Job, move: Move, now: datetime) -> Move:
     """The move of any accepted task, with a batch's own times: its window and a day."""
     window = job.input["window"]
     span = timedelta(**{"days" if window.endswith("d") else "hours": int(window[:-1])})
-    return replace(move, run_at=now + _LOOKS[0], columns={**move.columns, "deadline_at": now + span + spans.LINKS})
+    return replace(move, run_at=now + _LOOKS[0], columns={**move.columns, "deadline_at": now + span + timeouts.LINKS})
 
 
 def found(ctx: Context, job: Job, clock: Clock) -> Move:
@@ -115,7 +115,7 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Move:
     """Its results in the bucket, and what they cost."""
     model, outputs = ctx.catalog.model(job.model), []
     bill = Bill(model)
-    deadline = spans.copying(clock() - job.state_at).total_seconds()
+    deadline = timeouts.copying(clock() - job.state_at).total_seconds()
     try:
         for n, source in enumerate(job.sources or ()):
             with ctx.client(job).batches.content(source["url"], deadline) as chunks:
@@ -218,12 +218,12 @@ def _not_copied(job: Job, trouble: NoriaError, now: datetime) -> Move:
     if job.links_expire_at and now > job.links_expire_at:
         why, said = f"the results could not be copied for a week: {trouble}", {"billed": "unknown", "closed_at": now}
         return Move(State.EXPIRED, why, columns=columns, attempt=said)
-    return Move(State.COPYING, run_at=now + spans.backoff(now - job.state_at), columns=columns)
+    return Move(State.COPYING, run_at=now + timeouts.backoff(now - job.state_at), columns=columns)
 
 
 def _again(job: Job, now: datetime) -> datetime:
     age = now - (job.started_at or job.state_at)
-    return now + spans.spread(min(max(age / 10, _LOOKS[0]), _LOOKS[1]))
+    return now + timeouts.spread(min(max(age / 10, _LOOKS[0]), _LOOKS[1]))
 
 
 _LOOK = "look the batch up in the console of the account that made it"

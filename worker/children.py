@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS
 from worker.kinds.kind import Ended, Stored
-from worker.models import Event, Job, Output
+from worker.tables import Event, Job, Output
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import spans
-from worker.models import Delivery, Job
+from worker import timeouts
+from worker.tables import Delivery, Job
 
 Claimable = type[Job] | type[Delivery]
 Now = datetime | ColumnElement[datetime]
@@ -144,7 +144,7 @@ def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...]
     return (
         update(table)
         .where(table.id == picked.c.id)
-        .values(run_at=now + spans.SENT, claim=table.claim + 1, claimed=SENT, crashes=table.crashes + crashed)
+        .values(run_at=now + timeouts.SENT, claim=table.claim + 1, claimed=SENT, crashes=table.crashes + crashed)
         .returning(table.id, table.claim, table.crashes, group.label("group"), *list(picked.c)[1:])
     )
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import children, moves, polling, postgres, reading, spans
+from worker import children, moves, polling, postgres, reading, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -25,11 +25,11 @@ from worker.errors import ClaimLost
 from worker.handover import Handover
 from worker.kinds.kind import Ended
 from worker.learned import Learned
-from worker.models import Attempt, Job, Lane, Project
 from worker.polling import Budget
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
+from worker.tables import Attempt, Job, Lane, Project
 
 _WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute
 _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
@@ -139,7 +139,7 @@ class Context:
     def unserved(self, model: str) -> str | None:
         """Why the provider serves no account of ours with the model, as it said lately; None: it may be tried."""
         refused = select(Lane.unserved_why).where(Lane.model == model)
-        tried = or_(Lane.unserved_at.is_(None), Lane.unserved_at < func.now() - spans.UNSERVED)
+        tried = or_(Lane.unserved_at.is_(None), Lane.unserved_at < func.now() - timeouts.UNSERVED)
         if self.read(lambda connection: connection.execute(refused.where(tried).limit(1)).first()):
             return None
         return self.read(lambda connection: connection.execute(refused.where(~tried).limit(1)).scalar_one_or_none())

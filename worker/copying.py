@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import batch_api, fanout, spans, storage
+from worker import batch_api, fanout, storage, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import KINDS, Source, text_batch
-from worker.models import Job
 from worker.seen import links_expire
 from worker.states import Move, State
+from worker.tables import Job
 
 
 def step(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -32,8 +32,8 @@ def step(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Copies every output into the bucket, and tells them all at once when all are there and checked."""
-    now, dies_at = clock(), job.links_expire_at or clock() + spans.LINKS
-    if now >= dies_at + spans.RELINK:  # with room for clocks that differ, and for asking for the link again
+    now, dies_at = clock(), job.links_expire_at or clock() + timeouts.LINKS
+    if now >= dies_at + timeouts.RELINK:  # with room for clocks that differ, and for asking for the link again
         last = (job.error or {}).get("message", "")
         yield _expired(job, f"the links died before their outputs could be copied. {last}".strip())
         return
@@ -41,7 +41,7 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
         failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
         yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
         return
-    deadline = spans.copying(now - job.state_at)
+    deadline = timeouts.copying(now - job.state_at)
     stored = ctx.stored(job) if len(job.sources) > 1 else frozenset()
     outputs: list[dict[str, Any]] = []
     try:
@@ -113,4 +113,4 @@ _EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look f
 
 def _backoff(job: Job, clock: Clock) -> datetime:
     now = clock()
-    return now + spans.backoff(now - job.state_at)
+    return now + timeouts.backoff(now - job.state_at)

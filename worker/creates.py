@@ -7,15 +7,15 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import jobs, polling, seen, spans, tokens
+from worker import jobs, polling, seen, timeouts, tokens
 from worker.context import Clock, Context
 from worker.dashscope import answers, faults
 from worker.dashscope.answers import Accepted, Refused, TaskSeen
 from worker.dashscope.faults import Scope, Verdict
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
-from worker.models import Job
 from worker.states import Move, State
+from worker.tables import Job
 
 _NO_TOKENS = {"tokens": 0}  # what was booked of the lane's is given back
 _REPEATS = 5  # calls without an answer, the first among them, of a kind that is made again
@@ -56,7 +56,7 @@ def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
         "task_id": answer.task_id,
         "task_status": answer.status,
         "started_at": now,
-        "deadline_at": now + spans.RUNNING,
+        "deadline_at": now + timeouts.RUNNING,
         "billed": "unknown",
         "polls": 0,
         "error": None,
@@ -89,7 +89,9 @@ def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     if row.verdict in _FINAL or (row.tries is not None and ctx.refusals(job, refused.code) >= row.tries):
         return Move(State.FAILED, failure.message, columns=columns, attempt=said)
     if row.verdict is Verdict.RETRY:
-        return Move(State.QUEUED, f"refused: {failure.code}", spans.create_again(job.attempts, clock()), columns, said)
+        return Move(
+            State.QUEUED, f"refused: {failure.code}", timeouts.create_again(job.attempts, clock()), columns, said
+        )
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
     if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in faults.OF_A_MODEL:
         return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
@@ -100,7 +102,7 @@ def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
 def again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
     """Nothing left this machine, so the call may be made again."""
     closed = {"outcome": "not_sent", "billed": "no", "closed_at": clock(), **_NO_TOKENS, **said}
-    return Move(State.QUEUED, why, spans.create_again(job.attempts, clock()), attempt=closed)
+    return Move(State.QUEUED, why, timeouts.create_again(job.attempts, clock()), attempt=closed)
 
 
 def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
@@ -115,7 +117,7 @@ def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
     failure = Failure("input_gone" if is_gone else trouble.code, cls, str(trouble), retryable=not is_gone)
     if is_gone:
         return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
-    again_at = clock() + spans.backoff(clock() - job.state_at)
+    again_at = clock() + timeouts.backoff(clock() - job.state_at)
     return Move(State.ADMITTED, run_at=again_at, columns={"error": failure.as_json()})
 
 
@@ -131,7 +133,7 @@ def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: C
     """A call that cannot be looked up is made again, since it is cheap; but each may be paid for, so not for ever."""
     closed = {**attempt, "billed": "unknown", "closed_at": clock()}
     if ctx.unanswered(job) + 1 < _REPEATS:  # this one, which is not on record yet, is one of them
-        return Move(State.QUEUED, why, spans.create_again(job.attempts, clock()), {"billed": "unknown"}, closed)
+        return Move(State.QUEUED, why, timeouts.create_again(job.attempts, clock()), {"billed": "unknown"}, closed)
     message = f"{_REPEATS} calls went without an answer, and each may be billed: {why}"
     failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
     columns = {"error": failure.as_json(), "billed": "unknown"}
@@ -166,5 +168,5 @@ def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
     if row.scope is faults.Scope.DAILY:
         return tokens.renewal(now)
-    pause = _PAUSES.get(row.scope, spans.PROBE) if row.scope else spans.PROBE
-    return now + max(spans.spread(pause), timedelta(seconds=refused.retry_after or 0))
+    pause = _PAUSES.get(row.scope, timeouts.PROBE) if row.scope else timeouts.PROBE
+    return now + max(timeouts.spread(pause), timedelta(seconds=refused.retry_after or 0))

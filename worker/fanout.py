@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import egress, jobs, spans, storage
+from worker import egress, jobs, storage, timeouts
 from worker.children import Counts
 from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS
 from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
-from worker.models import Job
 from worker.states import Move, State
+from worker.tables import Job
 
 _ROOM = timedelta(seconds=10)  # after which a parent looks whether its project may have more children
 
@@ -54,7 +54,7 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
 def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Its outputs in the bucket, all of them told at once."""
     fan_out, parent = _fan_out(job), _parent(ctx, job, job.round, 0)
-    shelf = _Shelf(ctx, job, parent, clock, clock() + spans.copying(clock() - job.state_at))
+    shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
     outputs: list[dict[str, Any]] = []
     try:
         for n, piece in enumerate(fan_out.assemble(parent, shelf)):
@@ -75,7 +75,7 @@ def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Cloc
         return
     number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
     parent = _parent(ctx, job, number - 1, made)
-    shelf = _Shelf(ctx, job, parent, clock, clock() + spans.GATHER)
+    shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.GATHER)
     try:
         said = fan_out.expand(parent, shelf)
     except NotFound as error:
@@ -124,9 +124,9 @@ def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Mov
     """A wait for the bucket or a link; with an end, once its parts are all there and only the joining is left."""
     failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="yes")
     columns = {"error": failure.as_json()}
-    if state is State.COPYING and now - job.state_at > spans.ASSEMBLED:
+    if state is State.COPYING and now - job.state_at > timeouts.ASSEMBLED:
         return Move(State.FAILED, f"could not be put together for three days: {trouble}", columns=columns)
-    return Move(state, run_at=now + spans.backoff(now - job.state_at), columns=columns)
+    return Move(state, run_at=now + timeouts.backoff(now - job.state_at), columns=columns)
 
 
 def _doomed(ctx: Context, job: Job, fan_out: FanOut, counts: Counts) -> str | None:
@@ -221,7 +221,7 @@ class _Shelf:
 
     def fetch(self, url: str, limit: int) -> tuple[bytes, str]:
         """What a user's link gives, each hop of it guarded."""
-        bounds = egress.Bounds(spans.DOCUMENT.total_seconds(), limit)
+        bounds = egress.Bounds(timeouts.DOCUMENT.total_seconds(), limit)
         answer = egress.fetch(self.ctx.documents, url, bounds)
         if answer.status != 200:
             raise CallFailed(f"the link answers HTTP {answer.status}")

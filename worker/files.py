@@ -21,8 +21,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from worker import inputs, media
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
 from worker.media import MediaType, Shape
-from worker.models import File
 from worker.storage import Bucket
+from worker.tables import File
 
 NAME_LIMIT = 255  # characters
 _CHUNK = 1 << 20

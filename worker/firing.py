@@ -15,14 +15,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select
 
-from worker import claims, log, runs, schedules, spans, timetable
+from worker import claims, log, runs, schedules, timeouts, timetable
 from worker.catalog import Catalog
 from worker.claims import NOW, Now
 from worker.errors import Conflict
-from worker.models import Job, Run, Schedule
 from worker.runs import Desk, Made
 from worker.schedules import Missed, Outcome, Trigger
 from worker.settings import Settings
+from worker.tables import Job, Run, Schedule
 
 _AT_ONCE = 50  # schedules that one word from the tick fires; the next word goes on
 
@@ -108,7 +108,7 @@ def _timed(desk: Desk, schedule: Schedule) -> list[Made]:
     wanted = _wanted(schedule, times, desk.now)
     if schedule.next_at is not None and schedule.next_at <= desk.now:
         wanted = {}  # a later one is the latest; those on time are among the next piece
-        times = [fires for fires in times if desk.now - fires > spans.MISSED]
+        times = [fires for fires in times if desk.now - fires > timeouts.MISSED]
         schedule.next_at = timetable.following(schedule, times[-1])
     passed = [fires for fires in times if fires not in wanted]
     schedules.skip(desk.connection, schedule, passed, "no clock ran at that time", desk.now)
@@ -120,5 +120,5 @@ def _timed(desk: Desk, schedule: Schedule) -> list[Made]:
 
 def _wanted(schedule: Schedule, times: Sequence[datetime], now: datetime) -> dict[datetime, Trigger]:
     """Those that are on time; else the latest, where the schedule makes up for what it missed."""
-    on_time = {fires: Trigger.CLOCK for fires in times if now - fires <= spans.MISSED}
+    on_time = {fires: Trigger.CLOCK for fires in times if now - fires <= timeouts.MISSED}
     return on_time or ({times[-1]: Trigger.LATE} if schedule.missed == Missed.RUN_ONCE else {})

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from worker.kinds import KINDS
-from worker.models import Job
 from worker.states import State
+from worker.tables import Job
 
 _TYPES = {
     State.QUEUED: "task-received",

@@ -17,13 +17,13 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
-from worker import endpoints, inputs, spans
+from worker import endpoints, inputs, timeouts
 from worker.dashscope.client import Client
 from worker.errors import CallFailed, NotFound
 from worker.kinds import Request
-from worker.models import Job
 from worker.settings import Settings
 from worker.storage import Bucket, Head
+from worker.tables import Job
 
 LINK_LIFE = timedelta(hours=6)  # a task may wait for its turn at the provider, and it runs 3 h at the most
 UPLOAD_KEPT = timedelta(hours=1)  # of the 48 h that the provider keeps it (Alibaba docs, 'Upload a file temporarily')
@@ -61,15 +61,15 @@ class Handover:
         if uploads(self.settings, client.url) is None:
             links = {key: self.bucket.presign(key, LINK_LIFE, None) for key in keys}
             return replace(request, body=_with(request.body, links))
-        ends = time.monotonic() + spans.HANDOVER.total_seconds()
+        ends = time.monotonic() + timeouts.HANDOVER.total_seconds()
         puts = {key: self._file(client, (job.account or "", request.body["model"], key), ends) for key in keys}
         if time.monotonic() > ends:  # the bucket was slow: what is left of the lease is too short for the call
-            raise CallFailed(f"the inputs were not handed over within {spans.HANDOVER}")
+            raise CallFailed(f"the inputs were not handed over within {timeouts.HANDOVER}")
         return replace(request, headers={**request.headers, **_RESOLVE}, body=_with(request.body, puts))
 
     def lines(self, client: Client, job: Job) -> str:
         """The provider's id of a batch's file of lines; raises as `request` does."""
-        name, deadline = f"{job.id}.jsonl", spans.UPLOAD.total_seconds()
+        name, deadline = f"{job.id}.jsonl", timeouts.UPLOAD.total_seconds()
 
         def put(key: str, head: Head) -> str:
             return client.batches.upload(self.bucket.chunks(key), name, deadline, head.bytes)

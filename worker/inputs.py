@@ -14,7 +14,7 @@ from worker import catalog, media
 from worker.errors import Fault, InvalidInput
 from worker.kinds.fields import is_key
 from worker.media import Shape
-from worker.models import File, Job, Output
+from worker.tables import File, Job, Output
 
 _Object = Row[str, str, int, int | None, int | None, bool | None]  # its key, type, bytes, and shape where it is known
 

@@ -18,9 +18,9 @@ from worker import children, claims, inputs, money, moves, reading, turns
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.kinds import KINDS, OFFERED, Kind
-from worker.models import Attempt, IdempotencyKey, Job, Project
 from worker.settings import Settings
 from worker.states import TERMINAL, State
+from worker.tables import Attempt, IdempotencyKey, Job, Project
 
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
 _AGAIN = frozenset({State.FAILED, State.CANCELED, State.EXPIRED})

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from worker import cron, webhooks
 from worker.claims import NOW, Now
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
-from worker.models import ApiKey, Project
+from worker.tables import ApiKey, Project
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")

@@ -36,8 +36,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker import throttle, tokens
 from worker.claims import moment
-from worker.models import Job, Lane, Owner, Project
 from worker.states import SLOTTED, State
+from worker.tables import Job, Lane, Owner, Project
 
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
 NEAR = timedelta(minutes=1)  # how far a lane may be booked ahead and admit; an admitted job asks again within that

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from worker import postgres
 from worker.catalog import Catalog
 from worker.claims import Now
-from worker.models import Job, Lane, RunTime
+from worker.tables import Job, Lane, RunTime
 
 _REREAD_SECONDS = 30.0
 _FROM, _AT_LEAST, _OVER = 300, 5, timedelta(days=7)

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, func, or_
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker.catalog import Catalog, Model
-from worker.models import Lane, Owner
 from worker.settings import Account, Limit, Settings
+from worker.tables import Lane, Owner
 
 SHARE = 0.9  # of a published rate: the provider counts in windows that we cannot see
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 from worker import listing, polling
 from worker.context import Clock, Context
 from worker.listing import Asked
-from worker.models import Job
+from worker.tables import Job
 
 _SKEW = timedelta(seconds=30)  # between the provider's clock and Postgres's; what lies further apart is asked singly
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget

@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, insert, text
 
-from worker.models import Entry, Job
+from worker.tables import Entry, Job
 
 MICROS = 1_000_000
 

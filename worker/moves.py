@@ -39,8 +39,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker import children, lanes, money, reading, stops, throttle, tokens, webhooks
 from worker.errors import ClaimLost
-from worker.models import Attempt, Event, Job, Lane, Output, Project
 from worker.states import TERMINAL, HeldFor, Move, State, may
+from worker.tables import Attempt, Event, Job, Lane, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
 _UNANSWERED = ("sent", "unknown")  # outcomes that any finding is worth more than

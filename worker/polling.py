@@ -25,7 +25,7 @@ from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam
 from worker import postgres
 from worker.claims import NOW
 from worker.learned import Times
-from worker.models import Job, Lane, Owner
+from worker.tables import Job, Lane, Owner
 
 WORTH = 8  # looks due together, from which on a list call is cheaper
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread

@@ -18,8 +18,8 @@ from sqlalchemy.sql.expression import cast
 
 from worker import money, waiting
 from worker.errors import NotFound
-from worker.models import Attempt, Event, File, Job, Output
 from worker.states import TERMINAL, State
+from worker.tables import Attempt, Event, File, Job, Output
 from worker.waiting import Waiting
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}

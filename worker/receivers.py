@@ -18,9 +18,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, bindparam, delete, func, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import spans
+from worker import timeouts
 from worker.claims import Claim
-from worker.models import DeadReceiver, Delivery
+from worker.tables import DeadReceiver, Delivery
 
 ROWS = 8  # in one message, which one thread works off
 _MESSAGES = 2  # to one receiver
@@ -55,7 +55,7 @@ _BOUNDS = {
     "receivers": _RECEIVERS,
     "all": _ALL,
     "walked": _WALKED,
-    "lease": spans.SENT,
+    "lease": timeouts.SENT,
 }
 _PROJECT = "coalesce(project_id, '00000000-0000-0000-0000-000000000000'::uuid)"  # as the index has it: alarms have none
 _CLAIM = text(

@@ -27,14 +27,14 @@ from typing import Any
 
 from sqlalchemy import Connection, or_, select
 
-from worker import listing, moves, spans
+from worker import listing, moves, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
 from worker.listing import REACH, Asked, NotTold
-from worker.models import Attempt, Job
 from worker.states import HeldFor, Move, State
+from worker.tables import Attempt, Job
 
 SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's
 _PATIENCE = timedelta(minutes=1)  # for a place in the query budget
@@ -260,7 +260,7 @@ def _found(job: Job, task_id: str, why: str, said: dict[str, Any], clock: Clock)
     columns = {
         "task_id": task_id,
         "started_at": job.submitted_at,
-        "deadline_at": clock() + spans.RUNNING,
+        "deadline_at": clock() + timeouts.RUNNING,
         "billed": "unknown",
     }
     return Move(State.RUNNING, f"found: {why}", clock(), columns, said or None)

@@ -16,15 +16,15 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import batch_api, listing, moves, reconcile, spans, verdicts
+from worker import batch_api, listing, moves, reconcile, timeouts, verdicts
 from worker.claims import NOW
 from worker.context import Context
 from worker.dashscope.answers import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure
 from worker.kinds import KINDS, text_batch
 from worker.listing import Asked, NotTold
-from worker.models import Attempt, Job
 from worker.states import TERMINAL, HeldFor, Move, State
+from worker.tables import Attempt, Job
 
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
 _LOOKED_AT = 20  # candidates, of which each costs a query
@@ -260,7 +260,7 @@ def _at(job: Job, move: Move, now: datetime) -> Move:
         return batch_api.accepted(job, move, now)
     columns, attempt = dict(move.columns), dict(move.attempt) if move.attempt else None
     if move.to is State.RUNNING:
-        columns["deadline_at"] = now + spans.RUNNING
+        columns["deadline_at"] = now + timeouts.RUNNING
     elif attempt is not None:
         attempt["closed_at"] = now
     return Move(move.to, move.why, now, columns, attempt)

@@ -30,8 +30,8 @@ from worker import (
     postgres,
     receivers,
     seen,
-    spans,
     tick,
+    timeouts,
     unowned,
     webhooks,
 )
@@ -39,9 +39,9 @@ from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.kinds import text_batch
-from worker.models import DeadReceiver, Delivery, Job, Project
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS
+from worker.tables import DeadReceiver, Delivery, Job, Project
 
 Publish = Callable[[tick.Message], None]
 
@@ -56,18 +56,18 @@ def _span(span: timedelta) -> ColumnElement[timedelta]:
 
 # spans.copying in SQL, for each output that there may be
 _TRIED = claims.NOW - Job.state_at
-_COPYING = func.least(func.greatest(_span(spans.COPY[0]), _TRIED + _TRIED), _span(spans.COPY[1]))
+_COPYING = func.least(func.greatest(_span(timeouts.COPY[0]), _TRIED + _TRIED), _span(timeouts.COPY[1]))
 LEASE: ColumnElement[timedelta] = case(
     (
         Job.state == State.COPYING,
-        (_COPYING + _span(spans.BUCKET_OVERRUN)).op("*", return_type=Interval())(
+        (_COPYING + _span(timeouts.BUCKET_OVERRUN)).op("*", return_type=Interval())(
             func.greatest(1, func.jsonb_array_length(Job.sources))
         ),
     ),
-    (and_(Job.state == State.ADMITTED, Job.sync), _span(spans.LEASES["call"])),
-    (and_(Job.state == State.ADMITTED, Job.kind == text_batch.NAME), _span(spans.LEASES["batch"])),
+    (and_(Job.state == State.ADMITTED, Job.sync), _span(timeouts.LEASES["call"])),
+    (and_(Job.state == State.ADMITTED, Job.kind == text_batch.NAME), _span(timeouts.LEASES["batch"])),
     *((Job.state == state, _span(step.lease)) for state, step in STEPS.items()),
-    else_=_span(spans.LEASES["submit"]),
+    else_=_span(timeouts.LEASES["submit"]),
 )
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
 _TOLD_AGAIN = 2000  # jobs, of which Flower keeps as many rows
@@ -276,7 +276,7 @@ def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims
 
 def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
     """One try of a delivery; whether its receiver answers."""
-    rows = _until_it_holds(partial(_take, ctx, Delivery, [number], spans.LEASES["deliver"]))
+    rows = _until_it_holds(partial(_take, ctx, Delivery, [number], timeouts.LEASES["deliver"]))
     if not rows:
         return True
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)

@@ -18,9 +18,9 @@ from worker import cron, jobs, log, templates
 from worker.catalog import Catalog
 from worker.errors import Conflict, InvalidInput, NoriaError
 from worker.jobs import Submission
-from worker.models import Job, Project, Run, Schedule
 from worker.schedules import Outcome, Overlap, Trigger
 from worker.settings import Settings
+from worker.tables import Job, Project, Run, Schedule
 from worker.templates import Occasion
 
 _WAITING = 10  # runs of a schedule that may wait

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import cron, templates, timetable
 from worker.errors import Conflict, Fault
-from worker.models import Project, Run, Schedule
+from worker.tables import Project, Run, Schedule
 from worker.templates import Occasion
 
 AT_ONCE = 500  # fire times that are put on record in one go

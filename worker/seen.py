@@ -8,15 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from worker import log, polling, spans
+from worker import log, polling, timeouts
 from worker.context import Clock, Context
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused, TaskSeen
 from worker.dashscope.faults import Verdict
 from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, Source, Usage
-from worker.models import Job
 from worker.states import Move, State
+from worker.tables import Job
 
 _LONGEST = timedelta(days=7)  # that a link may live
 _LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
@@ -65,7 +65,7 @@ def _failed(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
     if row.verdict in (Verdict.RETRY, Verdict.WAIT) and job.retries == 0:
         columns |= {"retries": 1, "task_id": None, "task_status": None}
         return Move(
-            State.QUEUED, f"the task failed: {code}", spans.create_again(job.attempts, clock()), columns, attempt
+            State.QUEUED, f"the task failed: {code}", timeouts.create_again(job.attempts, clock()), columns, attempt
         )
     return Move(State.FAILED, failure.message, columns=columns, attempt=attempt)
 
@@ -85,7 +85,7 @@ def _unknown_task(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
     """
     now = clock()
     since = job.unknown_since or now
-    is_believed = now - since >= spans.UNKNOWN_BELIEVED and ctx.queries.was_sighted_since(ctx.owner(job), since)
+    is_believed = now - since >= timeouts.UNKNOWN_BELIEVED and ctx.queries.was_sighted_since(ctx.owner(job), since)
     if not is_believed and not _is_overdue(job, now):
         columns = {"task_status": seen.status, "unknown_since": since}
         return Move(State.RUNNING, run_at=now + _LAST_LOOKS, columns=columns)
@@ -123,14 +123,14 @@ def not_told(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
 
 def look_again(job: Job, clock: Clock, why: str, row: faults.Row | None = None) -> Move:
     now = clock()
-    if job.deadline_at and now > job.deadline_at + spans.LINKS:
+    if job.deadline_at and now > job.deadline_at + timeouts.LINKS:
         message = f"the provider has told nothing of the task for a day after its end: {why}"
         failure = Failure("task_unseen", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
         return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
     stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
     stop = (now + timedelta(minutes=5), why) if stops else None
     return Move(
-        State.RUNNING, run_at=min(clock() + spans.backoff(clock() - job.state_at), now + _LAST_LOOKS), stop=stop
+        State.RUNNING, run_at=min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS), stop=stop
     )
 
 
@@ -148,7 +148,7 @@ def links_expire(sources: Iterable[Source], now: datetime) -> datetime:
     """The first of the links' `Expires` (Unix seconds), or 24 h from now; what lies far off either way is no time."""
     stamps = [_stamp(source.url) for source in sources]
     known = [datetime.fromtimestamp(int(stamp), UTC) for stamp in stamps if stamp.isdecimal() and len(stamp) < 12]
-    return min((at for at in known if now - spans.LINKS < at < now + _LONGEST), default=now + spans.LINKS)
+    return min((at for at in known if now - timeouts.LINKS < at < now + _LONGEST), default=now + timeouts.LINKS)
 
 
 def _stamp(url: str) -> str:
@@ -165,7 +165,7 @@ def _took(output: dict[str, Any]) -> float | None:
         took = ended - began
     except (KeyError, ValueError, TypeError):  # the last where one of the two has a zone
         return None
-    return took.total_seconds() if timedelta(0) <= took <= spans.RUNNING else None
+    return took.total_seconds() if timedelta(0) <= took <= timeouts.RUNNING else None
 
 
 _SEEN: dict[str, Callable[[Context, Job, TaskSeen, Clock], Move]] = {

@@ -21,15 +21,15 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from worker import batch_api, copying, creates, fanout, moves, seen, spans
+from worker import batch_api, copying, creates, fanout, moves, seen, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
 from worker.kinds import KINDS, Request, text_batch
-from worker.models import Job
 from worker.reconcile import disowned, give_up_task, reconcile
 from worker.states import Move, State
+from worker.tables import Job
 
 _ENDS = frozenset({"SUCCEEDED", "FAILED", "CANCELED"})  # of a task, in the provider's words
 
@@ -62,11 +62,11 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
         return
     sent_at = job.submitted_at or clock()
     clock.wait_until(sent_at)
-    if clock() > sent_at + spans.SEND:
+    if clock() > sent_at + timeouts.SEND:
         # The process was stopped here. Others may have proved by now that nothing was made, and made the call again.
         yield creates.again(job, clock, "not sent: the worker woke too late for it", {})
         return
-    yield _called(ctx, job, request, spans.CALL if model.sync else spans.CREATE, clock)
+    yield _called(ctx, job, request, timeouts.CALL if model.sync else timeouts.CREATE, clock)
 
 
 def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -117,13 +117,13 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 STEPS = {
-    State.QUEUED: Step(fanout.begin, spans.LEASES["gather"], 8),  # of parents; others are admitted by the tick
-    State.GATHERING: Step(fanout.gather, spans.LEASES["gather"], 1),
-    State.ADMITTED: Step(submit, spans.LEASES["submit"], 4),
-    State.SUBMITTING: Step(lapsed, spans.LEASES["submit"], 16),
-    State.UNCERTAIN: Step(uncertain, spans.LEASES["reconcile"], 4),
-    State.RUNNING: Step(poll, spans.LEASES["poll"], 1000),  # one list answers for many
-    State.COPYING: Step(copying.step, spans.COPY[1] + spans.BUCKET_OVERRUN, 1),
+    State.QUEUED: Step(fanout.begin, timeouts.LEASES["gather"], 8),  # of parents; others are admitted by the tick
+    State.GATHERING: Step(fanout.gather, timeouts.LEASES["gather"], 1),
+    State.ADMITTED: Step(submit, timeouts.LEASES["submit"], 4),
+    State.SUBMITTING: Step(lapsed, timeouts.LEASES["submit"], 16),
+    State.UNCERTAIN: Step(uncertain, timeouts.LEASES["reconcile"], 4),
+    State.RUNNING: Step(poll, timeouts.LEASES["poll"], 1000),  # one list answers for many
+    State.COPYING: Step(copying.step, timeouts.COPY[1] + timeouts.BUCKET_OVERRUN, 1),
 }
 
 

@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, and_, exists, func, or_, select, update
 
-from worker import log, spans, webhooks
+from worker import log, timeouts, webhooks
 from worker.claims import Now
 from worker.errors import NotFound
-from worker.models import Job, Lane, Owner, Project
 from worker.states import SLOTTED, State
+from worker.tables import Job, Lane, Owner, Project
 
 _ACCEPTED = (State.RUNNING, State.COPYING, State.SUCCEEDED, State.EXPIRED)
 _ALARM_EVERY = timedelta(hours=1)
@@ -65,7 +65,7 @@ def may_probe(connection: Connection, owner: str, now: Now) -> bool:
     due = (
         update(Owner)
         .where(Owner.name == owner, Owner.stopped_until <= now, ~busy)
-        .values(stopped_until=now + spans.PROBE, probe=None)
+        .values(stopped_until=now + timeouts.PROBE, probe=None)
     )
     return connection.execute(due).rowcount > 0
 

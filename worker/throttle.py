@@ -46,8 +46,8 @@ from worker import log
 from worker.claims import moment
 from worker.dashscope.faults import OF_A_MODEL, Scope
 from worker.errors import NotFound
-from worker.models import Job, Lane
 from worker.states import SLOTTED, State
+from worker.tables import Job, Lane
 
 _SLOWER = {Scope.RATE: 0.5, Scope.BURST: 0.25, Scope.CAPACITY: 0.5}  # the share of its pace that a lane keeps
 _SLOWEST = 1 / 16

@@ -29,14 +29,14 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import children, claims, firing, learned, limits, log, moves, receivers, spans, turns, unowned, webhooks
+from worker import children, claims, firing, learned, limits, log, moves, receivers, timeouts, turns, unowned, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.kinds import text_batch
-from worker.models import Delivery, Duty, IdempotencyKey, Job
 from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS
+from worker.tables import Delivery, Duty, IdempotencyKey, Job
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
 _GATHERS = 8  # on their way at a time: a parent may read links one after another, for minutes
@@ -214,14 +214,14 @@ def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
 
 def _stopped(connection: Connection, due: _Due, claim: Claim, now: datetime) -> bool:
     """Whether a row on which too many workers died is held now, for a person to look at; or over."""
-    if due.table is not Job or claim.crashes < spans.CRASHES:
+    if due.table is not Job or claim.crashes < timeouts.CRASHES:
         return False
     row = connection.execute(select(*Job.__table__.c).where(Job.id == claim.id)).mappings().one()
     job = Job.of(row)
     why = f"{claim.crashes} workers died while they worked on it"
     if may(State(job.state), State.HELD):
         move = Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES})
-    elif job.state == State.RUNNING and now > (job.deadline_at or job.state_at + spans.RUNNING) + spans.LINKS:
+    elif job.state == State.RUNNING and now > (job.deadline_at or job.state_at + timeouts.RUNNING) + timeouts.LINKS:
         failure = Failure("task_unseen", ErrorClass.INTERNAL, f"{why}, until its links were dead", billed="unknown")
         move = Move(State.EXPIRED, failure.message, columns={"error": failure.as_json()})
     else:

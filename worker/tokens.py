@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from worker import limits
-from worker.models import Lane
+from worker.tables import Lane
 
 _SHANGHAI = ZoneInfo("Asia/Shanghai")
 _AFTER_MIDNIGHT = 1, 5  # minutes

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, DateTime, Row, Select, bindparam, or_, select, text
 
 from worker import lanes, stops, throttle, tokens
-from worker.models import Job, Lane, Owner
+from worker.tables import Job, Lane, Owner
 
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
 _AT_ONCE = 300  # jobs that one tick admits to a lane at the most; the next tick goes on

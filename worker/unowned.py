@@ -23,8 +23,8 @@ from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
 from worker.listing import Asked, NotTold
-from worker.models import Attempt, Owner, Unowned
 from worker.settings import Account
+from worker.tables import Attempt, Owner, Unowned
 
 _EVERY, _AGAIN = timedelta(hours=1), timedelta(minutes=5)  # between two looks; after one that failed
 _KEPT = timedelta(days=7)

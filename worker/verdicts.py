@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
 from worker import money, moves
 from worker.errors import Conflict
-from worker.models import Attempt, Job
 from worker.states import State
+from worker.tables import Attempt, Job
 
 
 def is_missing(connection: Connection, job: Job) -> bool:

@@ -17,8 +17,8 @@ from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
 from worker import lanes
-from worker.models import Job, Lane, Owner, Project
 from worker.states import HeldFor, State
+from worker.tables import Job, Lane, Owner, Project
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _MISSED = (State.FAILED, State.EXPIRED)

@@ -17,10 +17,10 @@ from sqlalchemy import Connection, DateTime, bindparam, func, insert, or_, selec
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
-from worker import egress, spans
+from worker import egress, timeouts
 from worker.egress import wires
 from worker.errors import CallFailed
-from worker.models import Delivery
+from worker.tables import Delivery
 
 # Between tries; after the last the delivery is exhausted, three days and some hours after the event.
 RETRIES = tuple(
@@ -29,7 +29,7 @@ RETRIES = tuple(
 )
 GIVEN_UP = timedelta(hours=84)  # after the event, whatever was tried; the last retry is 83 h after it at the latest
 _JITTER = 0.1  # so that receivers that were down together are not all called at one instant
-_BOUNDS = egress.Bounds(spans.DELIVERY.total_seconds(), cap=0)
+_BOUNDS = egress.Bounds(timeouts.DELIVERY.total_seconds(), cap=0)
 _AT_ONCE = 5000  # deliveries that are given up together
 _GONE = 410  # the receiver wants no more
 _HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}

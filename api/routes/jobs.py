@@ -27,8 +27,8 @@ from api.submissions import JsonBody
 from worker import inputs, jobs, money, reading, waiting
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import Prepared, Sent
-from worker.models import Job, Output
 from worker.states import TERMINAL, State
+from worker.tables import Job, Output
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
 _RACES = 5  # submissions under one key at once that may overtake this one

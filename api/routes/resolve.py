@@ -19,8 +19,8 @@ from worker import money, reading, resolve
 from worker.errors import NotFound
 from worker.keys import Caller
 from worker.listing import NotTold
-from worker.models import ApiKey, Job, Project
 from worker.resolve import Action, Candidate, Decision
+from worker.tables import ApiKey, Job, Project
 
 _AWAY_SECONDS = 5  # before a provider is asked again that did not tell
 

@@ -17,9 +17,9 @@ from api.routes.jobs import IdempotencyKey
 from api.submissions import JsonBody
 from worker import firing, schedules, timetable
 from worker.kinds.fields import Text
-from worker.models import Schedule
 from worker.runs import Desk
 from worker.schedules import Plan
+from worker.tables import Schedule
 
 router = APIRouter(
     prefix="/v1/schedules", tags=["schedules"], responses=describe.refusals(400, 401, 404, 422, 429, 503)

@@ -29,10 +29,10 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import context, jobs, keys, log, tick
 from worker.claims import NOW
-from worker.models import Base
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.storage import Bucket
+from worker.tables import Base
 
 MODEL = "wan2.5-t2v-preview"
 CLIP = {"prompt": "a kitten", "size": "832*480", "duration": 5}

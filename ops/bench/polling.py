@@ -32,9 +32,9 @@ from ops.sandbox.tasks import Task
 from ops.sandbox.testing import Sandbox, running
 from worker import context, keys, learned, log, polling, tick
 from worker.learned import Times
-from worker.models import Attempt, Base, Job, RunTime
 from worker.runner import Runner
 from worker.settings import Settings
+from worker.tables import Attempt, Base, Job, RunTime
 
 MODEL, REGION, KEY, OWNER = "wan2.5-t2v-preview", "cn-beijing", "sk-bench", "bench"
 CLIP = {"prompt": "a kitten", "size": "832*480", "duration": 5}

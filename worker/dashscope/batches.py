@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from worker import egress, spans
+from worker import egress, timeouts
 from worker.catalog import Surface
 from worker.dashscope import answers, clocks, uploads
 from worker.dashscope.answers import Refused
@@ -83,7 +83,7 @@ class Batches:
         window: str,
         name: str,
         description: str = "",
-        deadline: float = spans.CREATE.total_seconds(),
+        deadline: float = timeouts.CREATE.total_seconds(),
     ) -> Batch | Refused:
         """Begin a batch, once; `window` is "24h" to "336h". Raises as Client.create does."""
         asked = {

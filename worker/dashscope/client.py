@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
-from worker import egress, spans
+from worker import egress, timeouts
 from worker.catalog import Surface
 from worker.dashscope import answers, clocks, streams, uploads
 from worker.dashscope.answers import Accepted, Page, Refused, TaskSeen
@@ -116,7 +116,7 @@ class Client:
         data: bytes | Iterable[bytes],
         content_type: str,
         length: int | None = None,
-        deadline: float = spans.CREATE.total_seconds(),
+        deadline: float = timeouts.CREATE.total_seconds(),
     ) -> str:
         """Put a file into the provider's own store, for that model to read: its `oss://` address, good for 48 h.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker import egress, spans
+from worker import egress, timeouts
 from worker.catalog import Surface
 from worker.egress import Answer, Bounds, Content, Streamed, Wire
 from worker.settings import Account
@@ -51,7 +51,7 @@ class Session:
         bounds: Bounds | None = None,
     ) -> Answer:
         """The answer to a call that may be repeated."""
-        bounds = bounds or Bounds(spans.QUERY.total_seconds(), BODY_CAP)
+        bounds = bounds or Bounds(timeouts.QUERY.total_seconds(), BODY_CAP)
         with self.fetch(method, surface, path, bounds) as answer:
             return egress.whole(answer)
 

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 import httpx
 from ssrfguard import BlockedAddressError, BlockedURLError, SSRFGuardError
 
-from worker import spans
+from worker import timeouts
 from worker.egress import wires
 from worker.errors import Ambiguous, NotSent
 from worker.settings import Settings
@@ -47,7 +47,7 @@ class Bounds:
     deadline: float
     cap: int
     idle: float | None = None  # seconds without a byte; None: the deadline alone
-    connect: float = spans.CONNECT.total_seconds()
+    connect: float = timeouts.CONNECT.total_seconds()
 
 
 @dataclass(frozen=True)

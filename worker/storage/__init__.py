@@ -14,9 +14,9 @@ from typing import Any
 from worker import egress, media
 from worker.egress import Bounds, NotAllowed, Streamed, TooLarge, Wire
 from worker.errors import CallFailed, NoriaError
-from worker.models import Job
 from worker.settings import Settings
 from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTrouble, Stored, Upload
+from worker.tables import Job
 
 __all__ = [
     "BadSource",
