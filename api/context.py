@@ -18,7 +18,7 @@ from worker import broker, catalog, flower
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
-from worker.postgres import engine
+from worker.database.connections import engine
 from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project

@@ -20,7 +20,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api import faults
-from worker import errors, log, postgres
+from worker import errors, log
+from worker.database import connections
 from worker.storage import StorageTrouble
 
 TYPE = "urn:noria:problem:"
@@ -88,7 +89,7 @@ def _http(_: Any, __: Request, error: HTTPException) -> Problem:
 
 
 def _database(_: Any, __: Request, error: DBAPIError) -> Problem:
-    return _away(_, __, error) if postgres.is_away(error) else _internal()
+    return _away(_, __, error) if connections.is_away(error) else _internal()
 
 
 def _away(_: Any, __: Request, ___: Exception) -> Problem:

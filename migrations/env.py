@@ -8,7 +8,8 @@ import sys
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
-from worker import connection_urls, database
+from worker import connection_urls
+from worker.database import requirements
 from worker.tables import Base
 
 # Migrations wait for no one for long: behind a waiting ALTER TABLE every query of that table waits too.
@@ -53,9 +54,9 @@ def run() -> None:
         _migrate(given)
         return
     engine = create_engine(
-        _url(), poolclass=pool.NullPool, hide_parameters=True, connect_args={"options": database.options(_SESSION)}
+        _url(), poolclass=pool.NullPool, hide_parameters=True, connect_args={"options": requirements.options(_SESSION)}
     )
-    if why := database.why_unfit(database.checked(engine, _SESSION)):
+    if why := requirements.why_unfit(requirements.checked(engine, _SESSION)):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
     with engine.connect() as connection:
         _migrate(connection)

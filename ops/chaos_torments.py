@@ -23,7 +23,8 @@ from ops import chaos_provider
 from ops.chaos_lines import Line
 from ops.demo.receiver import Mail
 from ops.supervise import Supervisor
-from worker import postgres, tick
+from worker import tick
+from worker.database import connections
 from worker.settings import Settings
 
 if TYPE_CHECKING:  # production has no sandbox, and reads this for its commands
@@ -130,7 +131,7 @@ def stop_workers(scene: Scene) -> str:
 
 def hold_tick(scene: Scene) -> str:
     """A process stops while it holds the tick's lock; the session's own time limit must free it."""
-    engine = postgres.engine(scene.settings, threads=1)
+    engine = connections.engine(scene.settings, threads=1)
     started = time.monotonic()
     try:
         with engine.connect() as connection:

@@ -21,7 +21,8 @@ from ops.cli_options import DatabaseUrl, Home, Json
 from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well
 from ops.doctor_checks import CHECKS
 from ops.supervise import LocalError
-from worker import catalog, postgres
+from worker import catalog
+from worker.database import connections
 from worker.settings import Settings
 from worker.settings import load as load_settings
 from worker.storage import Bucket
@@ -51,7 +52,7 @@ def doctor(
     """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
     found = []
     settings, here = settings_of(home)
-    engine = postgres.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
+    engine = connections.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
     exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
     for diagnosis in examine(exam, CHECKS):
         found.append(diagnosis)

@@ -31,9 +31,9 @@ from api.describe import example
 from api.submissions import BODY_LIMIT
 from worker import jobs, keys, moves
 from worker.catalog import Model
+from worker.database.connections import engine as make_engine
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
 from worker.kinds import OFFERED
-from worker.postgres import engine as make_engine
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
 from worker.tables import Project

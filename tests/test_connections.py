@@ -19,7 +19,8 @@ from sqlalchemy.exc import OperationalError
 from test_egress import _self_signed
 
 from ops.chaos_lines import running
-from worker import broker, connection_urls, database, postgres
+from worker import broker, connection_urls
+from worker.database import connections, requirements
 from worker.settings import Settings
 
 POOLER = "a connection pooler (PgBouncer?) stands before the database"
@@ -172,23 +173,23 @@ def test_a_pooler_before_the_database_is_noticed_at_the_first_connection(
     rewrite: Rewrite, environment: dict[str, str]
 ) -> None:
     with through(rewrite, environment) as changed:
-        engine = postgres.engine(known(database_url=changed["NORIA_DATABASE_URL"]), threads=1)
+        engine = connections.engine(known(database_url=changed["NORIA_DATABASE_URL"]), threads=1)
 
         with pytest.raises(OperationalError) as refused:
             engine.connect()
 
-        assert isinstance(refused.value.orig, database.Unfit)
+        assert isinstance(refused.value.orig, requirements.Unfit)
         assert str(refused.value.orig).startswith(POOLER)
-        assert postgres.is_away(refused.value)  # so that an answer that was paid for is kept
+        assert connections.is_away(refused.value)  # so that an answer that was paid for is kept
 
 
 @pytest.mark.parametrize("version", [15, 16, 17])
 def test_an_older_postgres_is_refused(version: int) -> None:
-    with pytest.raises(database.Unfit, match=f"is PostgreSQL {version}: Noria needs PostgreSQL 18"):
-        database.check_version(version * 10_000 + 4)
+    with pytest.raises(requirements.Unfit, match=f"is PostgreSQL {version}: Noria needs PostgreSQL 18"):
+        requirements.check_version(version * 10_000 + 4)
 
-    database.check_version(180_000)
-    database.check_version(190_001)
+    requirements.check_version(180_000)
+    requirements.check_version(190_001)
 
 
 STARTS = {
@@ -219,7 +220,7 @@ def test_a_process_does_not_start_on_a_database_that_cannot_be_worked_on(
 def test_a_database_that_is_away_may_come_back_and_is_not_refused() -> None:
     nobody = known(database_url="postgresql://noria:pw@127.0.0.1:9/noria")
 
-    assert database.why_unfit(postgres.engine(nobody, threads=1)) is None
+    assert requirements.why_unfit(connections.engine(nobody, threads=1)) is None
 
 
 @pytest.mark.parametrize("line", ["python -m alembic upgrade head", "noria audit"])

@@ -16,10 +16,11 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import children, moves, polling, postgres, reading, timeouts
+from worker import children, moves, polling, reading, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
+from worker.database import connections
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.handover import Handover
@@ -71,7 +72,7 @@ class Context:
     queries: Budget
     handover: Handover
 
-    patience: timedelta = postgres.PATIENCE  # with a database that is away
+    patience: timedelta = connections.PATIENCE  # with a database that is away
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
     strange: set[str] = field(default_factory=set)  # statuses of tasks that were wondered at already
 
@@ -104,15 +105,15 @@ class Context:
 
     def read(self, look: Callable[[Connection], T]) -> T:
         """What `look` finds, tried again while the database is away."""
-        return postgres.read(self.engine, look, self.patience)
+        return connections.read(self.engine, look, self.patience)
 
     def write(self, change: Callable[[Connection], T], what: str) -> T:
         """What `change` returns, in a transaction, tried again while the database is away."""
-        return postgres.write(self.engine, change, what, self.patience)
+        return connections.write(self.engine, change, what, self.patience)
 
     def record(self, job: Job, move: Move, clock: Clock) -> Job:
         """Puts a move on record, trying again while the database is away; raises ClaimLost."""
-        return postgres.until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
+        return connections.until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
 
     def spend_query(self, owner: str) -> None:
         """Waits for a place among the account's task queries, and takes it."""
@@ -168,7 +169,7 @@ class Context:
     def wake(self, parent_id: uuid.UUID) -> bool:
         """Makes a parent due that waits for its children, if it has none left to wait for; whether it is."""
         wake = partial(children.wake, parent_id=parent_id)
-        return postgres.write(self.engine, wake, f"wake {parent_id}", _WAKING)
+        return connections.write(self.engine, wake, f"wake {parent_id}", _WAKING)
 
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
@@ -194,10 +195,10 @@ class Context:
         raise lost
 
 
-def make(settings: Settings, patience: timedelta = postgres.PATIENCE) -> Context:
+def make(settings: Settings, patience: timedelta = connections.PATIENCE) -> Context:
     """The context of this process; opens no connection yet. `patience`: with a database that is away."""
     queries, creates = wires.keeping(), wires.single()
-    engine, catalog, bucket = postgres.engine(settings, threads=32), load_catalog(), Bucket(settings)
+    engine, catalog, bucket = connections.engine(settings, threads=32), load_catalog(), Bucket(settings)
     return Context(
         settings=settings,
         catalog=catalog,

@@ -27,7 +27,6 @@ from worker import (
     looks,
     moves,
     polling,
-    postgres,
     receivers,
     seen,
     tick,
@@ -37,6 +36,7 @@ from worker import (
 )
 from worker.claims import Numbers
 from worker.context import Clock, Context
+from worker.database import connections
 from worker.errors import ClaimLost
 from worker.kinds import text_batch
 from worker.states import TERMINAL, Move, State
@@ -114,7 +114,7 @@ class Runner:
         try:
             self._poll(taken, Clock(rows[0].now))
         except SQLAlchemyError as error:
-            if not postgres.is_away(error):
+            if not connections.is_away(error):
                 raise
             _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
             self._let_go(taken)
@@ -168,7 +168,7 @@ class Runner:
             self._let_go([job])
         except Exception as error:  # noqa: BLE001 - the next row of the message goes on
             _log.exception("a step failed; its row is left to the lease, or given back where the database was away")
-            if postgres.is_away(error):
+            if connections.is_away(error):
                 self._let_go([job])
         finally:
             structlog.contextvars.reset_contextvars(**bound)
@@ -266,7 +266,7 @@ def _until_it_holds(write: Callable[[], T]) -> T:
 
     A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
     """
-    return postgres.until_it_holds(write, "claims", _AWAY)
+    return connections.until_it_holds(write, "claims", _AWAY)
 
 
 def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:

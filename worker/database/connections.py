@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker import database, log
+from worker import log
+from worker.database import requirements
 from worker.settings import Settings
 
 PATIENCE = timedelta(minutes=15)  # how long a word is kept for a database that is away
@@ -73,7 +74,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
         hide_parameters=True,  # prompts and keys are parameters
         connect_args={
             "connect_timeout": 5,
-            "options": database.options(_SESSION),
+            "options": requirements.options(_SESSION),
             "application_name": "noria",
             # a database host that vanished is noticed in half a minute, not in two hours
             "keepalives_idle": 30,
@@ -84,7 +85,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
     )
     event.listen(made, "handle_error", _reconnect)
     _probe_idle(made, probe_after.total_seconds())
-    return database.checked(made, _SESSION)
+    return requirements.checked(made, _SESSION)
 
 
 def until_it_holds(write: Callable[[], T], what: str, patience: timedelta = PATIENCE) -> T:
