@@ -8,8 +8,8 @@ import sys
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
-from worker import connection_urls
 from worker.database import requirements
+from worker.settings import connection_urls
 from worker.tables import Base
 
 # Migrations wait for no one for long: behind a waiting ALTER TABLE every query of that table waits too.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker import connection_urls
+from worker.settings import connection_urls
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Home = Annotated[Path, typer.Option(help="The folder of the `noria up` that is meant.")]

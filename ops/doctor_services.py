@@ -17,14 +17,14 @@ import redis
 
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
-from worker import alerts, egress, endpoints, handover, timeouts
+from worker import alerts, egress, handover, timeouts
 from worker import broker as messages
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused
 from worker.dashscope.client import Client
 from worker.egress import Bounds, NotAllowed, wires
 from worker.errors import CallFailed, NotSent
-from worker.settings import Account
+from worker.settings import Account, endpoints
 from worker.storage import Bucket, Expected, Mismatch
 from worker.storage.bucket import SINGLE
 

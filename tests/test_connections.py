@@ -19,9 +19,9 @@ from sqlalchemy.exc import OperationalError
 from test_egress import _self_signed
 
 from ops.chaos_lines import running
-from worker import broker, connection_urls
+from worker import broker
 from worker.database import connections, requirements
-from worker.settings import Settings
+from worker.settings import Settings, connection_urls
 
 POOLER = "a connection pooler (PgBouncer?) stands before the database"
 

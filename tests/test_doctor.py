@@ -202,7 +202,9 @@ def test_a_database_that_takes_no_writes_is_not_well(play: Stage) -> None:
 def test_inputs_that_a_provider_outside_gets_as_uploads_are_told_and_tried(
     play: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.endpoints.is_near", lambda url: url == play.ctx.settings.s3_public_endpoint_url)
+    monkeypatch.setattr(
+        "worker.settings.endpoints.is_near", lambda url: url == play.ctx.settings.s3_public_endpoint_url
+    )
     said = examined(play, "provider", "bucket")
     assert "inputs are uploaded, since the provider cannot follow links to http://127" in said[Verdict.WARNING][0]
     assert Verdict.WARNING not in examined(play, "provider", input_handover="upload")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from worker import endpoints
 from worker.handover import uploads
-from worker.settings import Account, Settings
+from worker.settings import Account, Settings, endpoints
 from worker.storage import Bucket
 
 BEIJING = "https://dashscope.aliyuncs.com"

@@ -18,8 +18,8 @@ from celery import Celery
 from celery.events import EventDispatcher
 from kombu.entity import Exchange, Queue
 
-from worker import connection_urls, log
-from worker.settings import Settings
+from worker import log
+from worker.settings import Settings, connection_urls
 
 QUEUES = ("tick", "provider", "calls", "transfer", "webhook")
 TICK = "noria.tick"

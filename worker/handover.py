@@ -17,11 +17,11 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
-from worker import endpoints, inputs, timeouts
+from worker import inputs, timeouts
 from worker.dashscope.client import Client
 from worker.errors import CallFailed, NotFound
 from worker.kinds import Request
-from worker.settings import Settings
+from worker.settings import Settings, endpoints
 from worker.storage import Bucket, Head
 from worker.tables import Job
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker import connection_urls, endpoints
+from worker.settings import connection_urls, endpoints
 
 Network = IPv4Network | IPv6Network
 ProviderUrl = Annotated[str, AfterValidator(endpoints.provider_root)]
