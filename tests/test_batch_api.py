@@ -15,10 +15,10 @@ from test_edges import with_queries
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import jobs
-from worker.bill import Bill
 from worker.catalog import Model, Usage
 from worker.kinds import KINDS, OFFERED, text_batch
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
+from worker.steps.batch_bill import Bill
 from worker.tables import Job
 
 MODEL = "qwen-flash"

@@ -14,13 +14,14 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, resolve, seen, tick, timeouts
-from worker.bill import Bill
+from worker import catalog, resolve, tick, timeouts
 from worker.dashscope import bodies
 from worker.dashscope.client import Client
 from worker.errors import ClaimLost, Conflict
 from worker.kinds import Source
 from worker.states import State
+from worker.steps import finish
+from worker.steps.batch_bill import Bill
 from worker.tables import Job
 
 MODELS = ("wan2.5-t2v-preview", "wan2.5-i2v-preview", "wan2.6-t2i", "qwen-image-2.0-pro", "wan2.6-t2v")
@@ -348,7 +349,7 @@ def test_a_run_time_that_no_task_has_is_not_learned_from(play: Stage, start: str
 def test_a_link_lives_a_day_where_its_stamp_is_no_time(stamp: str) -> None:
     now = datetime(2026, 11, 26, tzinfo=UTC)
 
-    dies_at = seen.links_expire([Source(f"https://example.com/a.mp4?Expires={stamp}", "video", "mp4")], now)
+    dies_at = finish.links_expire([Source(f"https://example.com/a.mp4?Expires={stamp}", "video", "mp4")], now)
 
     assert dies_at == now + timedelta(days=1)
 

@@ -15,8 +15,8 @@ from worker import catalog, learned, polling
 from worker.claims import NOW
 from worker.context import Clock
 from worker.learned import Times
-from worker.listing import Asked, NotTold, pages
 from worker.states import State
+from worker.steps.task_list import Asked, NotTold, pages
 from worker.tables import Job
 
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)

@@ -14,10 +14,11 @@ from stage import CLIP, Stage, stage
 from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, keys, reconcile, resolve
+from worker import jobs, keys, resolve
 from worker.errors import Conflict
 from worker.resolve import Action, Decision
 from worker.states import State
+from worker.steps import find
 from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
@@ -485,4 +486,4 @@ def test_nobody_cancels_what_may_be_another_tenants_task(play: Stage) -> None:
 def test_a_size_that_differs_is_said_of_a_task_that_repeats_no_prompt() -> None:
     asked = {"orig_prompt": "a fox", "size": "832*480", "tier": None}
 
-    assert reconcile.differences(asked, {"size": "1280*720", "tier": "720P"}) == ("size",)
+    assert find.differences(asked, {"size": "1280*720", "tier": "720P"}) == ("size",)

@@ -11,9 +11,9 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import unowned
 from worker.dashscope.answers import Accepted
 from worker.kinds import KINDS
+from worker.steps import unowned
 
 MODEL = "wan2.5-t2v-preview"
 HOUR = 3600

@@ -16,14 +16,15 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import batch_api, listing, moves, reconcile, timeouts, verdicts
+from worker import moves, timeouts, verdicts
 from worker.claims import NOW
 from worker.context import Context
 from worker.dashscope.answers import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure
 from worker.kinds import KINDS, text_batch
-from worker.listing import Asked, NotTold
 from worker.states import TERMINAL, HeldFor, Move, State
+from worker.steps import batch, find, task_list
+from worker.steps.task_list import Asked, NotTold
 from worker.tables import Attempt, Job
 
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
@@ -156,10 +157,10 @@ def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
     if job.kind == text_batch.NAME:
         return _named(ctx, job, attempt)
     settled = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
-    asked = Asked(ctx.account(job).name, attempt.sent_at - reconcile.SKEW, settled + reconcile.SKEW, attempt.model)
-    rows = [row for page in listing.pages(ctx, asked, _PATIENCE) for row in page.rows]
+    asked = Asked(ctx.account(job).name, attempt.sent_at - find.SKEW, settled + find.SKEW, attempt.model)
+    rows = [row for page in task_list.pages(ctx, asked, _PATIENCE) for row in page.rows]
     with ctx.engine.connect() as connection:
-        taken = reconcile.bound(connection, attempt.owner, [row.task_id for row in rows])
+        taken = find.bound(connection, attempt.owner, [row.task_id for row in rows])
     return sorted((row for row in rows if row.task_id not in taken), key=lambda row: (str(row.created_at), row.task_id))
 
 
@@ -197,8 +198,8 @@ def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
         raise NotTold(f"the task could not be looked at: {error}") from error
     if not isinstance(seen, TaskSeen):
         raise NotTold(f"the task could not be looked at: HTTP {seen.http_status} {seen.code}")
-    asked, echoed = reconcile.asked(job.kind, job.input), KINDS[job.kind].echoed(seen.body)
-    differ = reconcile.differences(asked, echoed)
+    asked, echoed = find.asked(job.kind, job.input), KINDS[job.kind].echoed(seen.body)
+    differ = find.differences(asked, echoed)
     return differ if differ or "orig_prompt" in echoed else None
 
 
@@ -206,11 +207,11 @@ def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why:
     if attempt is None:
         raise Conflict("no_open_call", "no call of the job's is open, so no task can be its own")
     with ctx.engine.connect() as connection:
-        if reconcile.bound(connection, attempt.owner, [task_id]):
+        if find.bound(connection, attempt.owner, [task_id]):
             raise Conflict("task_taken", "the task is another job's")
     row = next((row for row in _unbound(ctx, job, attempt) if row.task_id == task_id), None)
     if row is None:
-        window = f"within {reconcile.SKEW} of the call at {attempt.sent_at:%Y-%m-%d %H:%M:%S} UTC"
+        window = f"within {find.SKEW} of the call at {attempt.sent_at:%Y-%m-%d %H:%M:%S} UTC"
         raise Conflict("task_not_listed", f"the provider lists no such task of {attempt.model}, made {window}")
     if row.status in ("FAILED", "CANCELED"):
         raise Conflict("task_failed", f"the task is {row.status} and cost nothing: requeue the job instead")
@@ -257,7 +258,7 @@ def _failure(why: str, billed: str) -> dict[str, Any]:
 def _at(job: Job, move: Move, now: datetime) -> Move:
     """The move with what depends on the instant."""
     if move.to is State.RUNNING and job.kind == text_batch.NAME:
-        return batch_api.accepted(job, move, now)
+        return batch.accepted(job, move, now)
     columns, attempt = dict(move.columns), dict(move.attempt) if move.attempt else None
     if move.to is State.RUNNING:
         columns["deadline_at"] = now + timeouts.RUNNING

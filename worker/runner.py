@@ -17,30 +17,14 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import (
-    alerts,
-    claims,
-    firing,
-    flower,
-    listing,
-    log,
-    looks,
-    moves,
-    polling,
-    receivers,
-    seen,
-    tick,
-    timeouts,
-    unowned,
-    webhooks,
-)
+from worker import alerts, claims, firing, flower, log, moves, polling, receivers, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
 from worker.errors import ClaimLost
 from worker.kinds import text_batch
 from worker.states import TERMINAL, Move, State
-from worker.steps import STEPS
+from worker.steps import STEPS, bulk_poll, finish, task_list, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
 
 Publish = Callable[[tick.Message], None]
@@ -209,12 +193,12 @@ class Runner:
         Without a list a few are looked at, which tells what is wrong, and the rest a little later.
         """
         try:
-            told = looks.sort(self.ctx, taken, clock)
-        except listing.NotTold as error:
+            told = bulk_poll.sort(self.ctx, taken, clock)
+        except task_list.NotTold as error:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
             self._postpone(taken[polling.WORTH :])
             return taken[: polling.WORTH]
-        waits = [(job, seen.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
+        waits = [(job, finish.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
         self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
         overdue = [job for job, move in waits if move.to is not State.RUNNING]
         return [*told.singly, *overdue]

@@ -29,13 +29,13 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import children, claims, firing, learned, limits, log, moves, receivers, timeouts, turns, unowned, webhooks
+from worker import children, claims, firing, learned, limits, log, moves, receivers, timeouts, turns, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.kinds import text_batch
 from worker.states import HeldFor, Move, State, may
-from worker.steps import STEPS
+from worker.steps import STEPS, unowned
 from worker.tables import Delivery, Duty, IdempotencyKey, Job
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks

@@ -18,8 +18,8 @@ from api.submissions import JsonBody
 from worker import money, reading, resolve
 from worker.errors import NotFound
 from worker.keys import Caller
-from worker.listing import NotTold
 from worker.resolve import Action, Candidate, Decision
+from worker.steps.task_list import NotTold
 from worker.tables import ApiKey, Job, Project
 
 _AWAY_SECONDS = 5  # before a provider is asked again that did not tell

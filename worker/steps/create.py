@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import jobs, polling, seen, timeouts, tokens
+from worker import jobs, polling, timeouts, tokens
 from worker.context import Clock, Context
 from worker.dashscope import answers, faults
 from worker.dashscope.answers import Accepted, Refused, TaskSeen
@@ -15,6 +15,7 @@ from worker.dashscope.faults import Scope, Verdict
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
 from worker.states import Move, State
+from worker.steps import finish
 from worker.tables import Job
 
 _NO_TOKENS = {"tokens": 0}  # what was booked of the lane's is given back
@@ -48,7 +49,7 @@ def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
     said = {"outcome": "accepted", "http_status": 200, "request_id": answer.request_id, "task_id": answer.task_id}
     if answer.task_id is None:
         made = TaskSeen("SUCCEEDED", answer.output, answer.usage, answer.request_id, answer.body)
-        return seen.succeeded(
+        return finish.succeeded(
             ctx, job, made, clock, said | {"output": {"output": answer.output, "usage": answer.usage}}
         )
     now = clock()

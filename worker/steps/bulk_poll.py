@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker import listing, polling
+from worker import polling
 from worker.context import Clock, Context
-from worker.listing import Asked
+from worker.steps import task_list
+from worker.steps.task_list import Asked
 from worker.tables import Job
 
 _SKEW = timedelta(seconds=30)  # between the provider's clock and Postgres's; what lies further apart is asked singly
@@ -48,7 +49,7 @@ def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
 
 def _is_listed(job: Job, clock: Clock) -> bool:
     """Whether a list may show the job's task; one that is to be canceled wants a call of its own."""
-    reach = listing.REACH - 2 * _SKEW
+    reach = task_list.REACH - 2 * _SKEW
     return job.submitted_at is not None and clock() - job.submitted_at < reach and not job.cancel_requested
 
 
@@ -56,7 +57,7 @@ def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> dict
     """Those of the jobs' tasks that are listed as unfinished: task id → status."""
     wanted, shown = {job.task_id for job in jobs}, dict[str, str]()
     until = clock() + _LONGEST
-    for number, page in enumerate(listing.pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
+    for number, page in enumerate(task_list.pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
         ours = {row.task_id: row.status for row in page.rows if row.task_id in wanted}
         if ours:
             ctx.queries.sighted(ctx.owner(jobs[0]))

@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker import log, moves, storage, timeouts
-from worker.bill import Bill
 from worker.context import Clock, Context
 from worker.dashscope import bodies
 from worker.dashscope.answers import Accepted, Refused
@@ -22,6 +21,7 @@ from worker.dashscope.batches import Batch
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Request
 from worker.states import HeldFor, Move, State
+from worker.steps.batch_bill import Bill
 from worker.tables import Job
 
 _LOOKS = timedelta(seconds=10), timedelta(minutes=5)  # between two looks: a tenth of its age, within these

@@ -8,22 +8,23 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import batch_api, fanout, storage, timeouts
+from worker import storage, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import KINDS, Source, text_batch
-from worker.seen import links_expire
 from worker.states import Move, State
+from worker.steps import batch, parent
+from worker.steps.finish import links_expire
 from worker.tables import Job
 
 
 def step(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Brings what was made into the bucket, whichever way it comes."""
     if job.fans_out:
-        yield from fanout.assemble(ctx, job, clock)
+        yield from parent.assemble(ctx, job, clock)
     elif job.kind == text_batch.NAME:
-        yield batch_api.copy(ctx, job, clock)
+        yield batch.copy(ctx, job, clock)
     elif job.result is not None and not job.sources:
         yield _written(ctx, job, clock)
     else:

@@ -27,13 +27,14 @@ from typing import Any
 
 from sqlalchemy import Connection, or_, select
 
-from worker import listing, moves, timeouts
+from worker import moves, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
-from worker.listing import REACH, Asked, NotTold
 from worker.states import HeldFor, Move, State
+from worker.steps import task_list
+from worker.steps.task_list import REACH, Asked, NotTold
 from worker.tables import Attempt, Job
 
 SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's
@@ -128,7 +129,7 @@ def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     start, end = attempt.sent_at - SKEW, min(settled_at, began) + SKEW
     rows, total = dict[str, Listed](), 0
-    for page in listing.pages(ctx, Asked(ctx.account(job).name, start, end, attempt.model), _PATIENCE):
+    for page in task_list.pages(ctx, Asked(ctx.account(job).name, start, end, attempt.model), _PATIENCE):
         rows |= {row.task_id: row for row in page.rows}
         total = page.total
     complete = len(rows) == total

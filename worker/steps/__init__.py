@@ -21,14 +21,15 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from worker import batch_api, copying, creates, fanout, moves, seen, timeouts
+from worker import moves, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope.answers import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
 from worker.kinds import KINDS, Request, text_batch
-from worker.reconcile import disowned, give_up_task, reconcile
 from worker.states import Move, State
+from worker.steps import batch, copy, create, finish, parent
+from worker.steps.find import disowned, give_up_task, reconcile
 from worker.tables import Job
 
 _ENDS = frozenset({"SUCCEEDED", "FAILED", "CANCELED"})  # of a task, in the provider's words
@@ -51,11 +52,11 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
     wanted = kind.input.model_validate(job.input)
     request = kind.request(model, job.region or "", wanted)
-    attempt = creates.attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
+    attempt = create.attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
     try:
         request = _ready(ctx, job, request, attempt)
     except NoriaError as trouble:
-        yield creates.not_ready(job, trouble, clock)
+        yield create.not_ready(job, trouble, clock)
         return
     job = yield Move(State.SUBMITTING, attempt=attempt)
     if job.state != State.SUBMITTING:  # the lane makes it wait, or it was canceled
@@ -64,7 +65,7 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
     clock.wait_until(sent_at)
     if clock() > sent_at + timeouts.SEND:
         # The process was stopped here. Others may have proved by now that nothing was made, and made the call again.
-        yield creates.again(job, clock, "not sent: the worker woke too late for it", {})
+        yield create.again(job, clock, "not sent: the worker woke too late for it", {})
         return
     yield _called(ctx, job, request, timeouts.CALL if model.sync else timeouts.CREATE, clock)
 
@@ -78,14 +79,14 @@ def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
 def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
     """What became of the call: `reconcile`, unless its answer is on record with the result in it."""
     if job.kind == text_batch.NAME:
-        yield batch_api.found(ctx, job, clock)
+        yield batch.found(ctx, job, clock)
         return
     attempt = ctx.answer_of(job)
     if attempt is not None and attempt.outcome == "accepted" and attempt.output and not attempt.task_id:
         made = TaskSeen("SUCCEEDED", attempt.output["output"], {}, attempt.request_id, attempt.output)
-        yield seen.succeeded(ctx, job, made, clock, {})
+        yield finish.succeeded(ctx, job, made, clock, {})
     elif ctx.catalog.model(job.model).repeatable:
-        yield creates.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
+        yield create.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
     else:
         yield from reconcile(ctx, job, clock)
 
@@ -93,7 +94,7 @@ def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
 def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
     """One look at the task; a wait until the next one while it runs."""
     if job.kind == text_batch.NAME:
-        yield batch_api.looked(ctx, job, clock)
+        yield batch.looked(ctx, job, clock)
         return
     # of what may be another's task, nobody is asked to cancel it
     if job.cancel_requested and not job.unproven and (move := _cancel(ctx, job, clock)):
@@ -103,27 +104,27 @@ def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
         told = ctx.client(job).task(job.task_id or "")
     except CallFailed as error:
         ctx.queries.slow(ctx.owner(job))
-        yield seen.look_again(job, clock, f"no answer: {error}")
+        yield finish.look_again(job, clock, f"no answer: {error}")
         return
     if isinstance(told, Refused):
-        yield seen.not_told(ctx, job, told, clock)
+        yield finish.not_told(ctx, job, told, clock)
         return
     if told.status != "UNKNOWN":
         ctx.queries.sighted(ctx.owner(job))
     if job.unproven and told.status in _ENDS and (why := disowned(job, told)):
         yield from give_up_task(job, why)
         return
-    yield seen.move(ctx, job, told, clock)
+    yield finish.move(ctx, job, told, clock)
 
 
 STEPS = {
-    State.QUEUED: Step(fanout.begin, timeouts.LEASES["gather"], 8),  # of parents; others are admitted by the tick
-    State.GATHERING: Step(fanout.gather, timeouts.LEASES["gather"], 1),
+    State.QUEUED: Step(parent.begin, timeouts.LEASES["gather"], 8),  # of parents; others are admitted by the tick
+    State.GATHERING: Step(parent.gather, timeouts.LEASES["gather"], 1),
     State.ADMITTED: Step(submit, timeouts.LEASES["submit"], 4),
     State.SUBMITTING: Step(lapsed, timeouts.LEASES["submit"], 16),
     State.UNCERTAIN: Step(uncertain, timeouts.LEASES["reconcile"], 4),
     State.RUNNING: Step(poll, timeouts.LEASES["poll"], 1000),  # one list answers for many
-    State.COPYING: Step(copying.step, timeouts.COPY[1] + timeouts.BUCKET_OVERRUN, 1),
+    State.COPYING: Step(copy.step, timeouts.COPY[1] + timeouts.BUCKET_OVERRUN, 1),
 }
 
 
@@ -144,14 +145,14 @@ def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
 
 def _tokens(model: Model, estimate: Usage) -> int | None:
     """What the call books of its lane's tokens; no call reads and writes more than the model's window."""
-    most = seen.tokens(estimate)
+    most = finish.tokens(estimate)
     return most if most is None or model.context is None else min(most, model.context)
 
 
 def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
     """The request with what the provider can follow in place of our keys; nothing is made by that."""
     if job.kind == text_batch.NAME:
-        return batch_api.ready(ctx, job, request, attempt["id"])
+        return batch.ready(ctx, job, request, attempt["id"])
     return ctx.handover.request(ctx.client(job), job, request)
 
 
@@ -160,14 +161,14 @@ def _called(ctx: Context, job: Job, request: Request, deadline: timedelta, clock
     is_batch = job.kind == text_batch.NAME
     try:
         client = ctx.client(job)
-        answer = batch_api.create(ctx, job, request) if is_batch else client.create(request, deadline.total_seconds())
+        answer = batch.create(ctx, job, request) if is_batch else client.create(request, deadline.total_seconds())
     except NotSent as error:
-        return creates.again(job, clock, f"not sent: {error}", {"message": str(error)})
+        return create.again(job, clock, f"not sent: {error}", {"message": str(error)})
     except ServerTrouble as error:
-        return creates.unknown(ctx, job, error, asdict(error.refused), clock)
+        return create.unknown(ctx, job, error, asdict(error.refused), clock)
     except Ambiguous as error:
-        return creates.unknown(ctx, job, error, {"request_id": error.request_id}, clock)
+        return create.unknown(ctx, job, error, {"request_id": error.request_id}, clock)
     if isinstance(answer, Refused):
-        return creates.refused(ctx, job, answer, clock)
-    move = creates.accepted(ctx, job, answer, clock)
-    return batch_api.accepted(job, move, clock()) if is_batch else move
+        return create.refused(ctx, job, answer, clock)
+    move = create.accepted(ctx, job, answer, clock)
+    return batch.accepted(job, move, clock()) if is_batch else move

@@ -15,15 +15,16 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import listing, log, money, reconcile
+from worker import log, money
 from worker.catalog import UnknownModel
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.dashscope.answers import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
-from worker.listing import Asked, NotTold
 from worker.settings import Account
+from worker.steps import find, task_list
+from worker.steps.task_list import Asked, NotTold
 from worker.tables import Attempt, Owner, Unowned
 
 _EVERY, _AGAIN = timedelta(hours=1), timedelta(minutes=5)  # between two looks; after one that failed
@@ -80,11 +81,11 @@ def _swept(ctx: Context, account: Account, clock: Clock) -> Found:
 
 def _nobodys(ctx: Context, account: Account, clock: Clock) -> list[Listed]:
     """The listed tasks of the last day, old enough to be settled, that no attempt has."""
-    settled = clock() - timedelta(seconds=ctx.settings.settle_seconds) - reconcile.SKEW
-    asked = Asked(account.name, clock() - listing.REACH + timedelta(minutes=1), settled)
-    rows = [row for page in listing.pages(ctx, asked, _PATIENCE) for row in page.rows]
+    settled = clock() - timedelta(seconds=ctx.settings.settle_seconds) - find.SKEW
+    asked = Asked(account.name, clock() - task_list.REACH + timedelta(minutes=1), settled)
+    rows = [row for page in task_list.pages(ctx, asked, _PATIENCE) for row in page.rows]
     with ctx.engine.connect() as connection:
-        owned = reconcile.bound(connection, account.owner, [row.task_id for row in rows])
+        owned = find.bound(connection, account.owner, [row.task_id for row in rows])
     return [row for row in rows if row.task_id not in owned]
 
 
