@@ -14,9 +14,9 @@ from sqlalchemy import Connection, text
 
 from ops.audit_rules import Finding
 from ops.sandbox import orders
-from worker import limits
 from worker.kinds import text as chats
 from worker.kinds import text_batch
+from worker.lanes import limits
 
 _TWICE = "compare its attempts with the provider's bill"
 _LOST = "it was made twice, or given up too soon"

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, select
 
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
-from worker import claims, lanes, reading, stops, throttle
+from worker import claims, reading
+from worker.lanes import account_stops, slots, throttle
 
 _lanes = typer.Typer(help="Show the provider's limits, what is in use, and what stops the rest.")
 
@@ -82,7 +83,7 @@ def resume_lanes(
     with reach.database(home, database_url) as connection:
         count = throttle.forget(connection, model)
         if model is None:
-            stops.resume_accounts(connection, None)
+            account_stops.resume_accounts(connection, None)
     _told({"resumed": model or "all", "lanes": count}, f"{count} lanes create again, as configured.", as_json)
 
 
@@ -95,7 +96,7 @@ def pause(
 ) -> None:
     """Stop creates of a project, a lane or all, within a second; looks and copies go on."""
     with reach.database(home, database_url) as connection:
-        stops.pause(connection, what, _named(what, name), claims.NOW)
+        account_stops.pause(connection, what, _named(what, name), claims.NOW)
     said = {"paused": what, "name": name}
     _told(said, f"{_words(what, name)} paused. What is in flight goes on; nothing new is sent.", as_json)
 
@@ -110,9 +111,9 @@ def resume(
     """Let a project, a lane, all, or a stopped account create again."""
     with reach.database(home, database_url) as connection:
         if what is Resumable.ACCOUNT:
-            stops.resume_accounts(connection, _named(what, name))
+            account_stops.resume_accounts(connection, _named(what, name))
         else:
-            stops.pause(connection, what, _named(what, name), None)
+            account_stops.pause(connection, what, _named(what, name), None)
     _told({"resumed": what, "name": name}, f"{_words(what, name)} resumed.", as_json)
 
 
@@ -121,7 +122,7 @@ _NUMBERS = ["in use", "queued", "pace"]
 
 def _listed(connection: Connection) -> list[dict[str, Any]]:
     now = connection.execute(select(claims.NOW)).scalar_one()
-    return [reading.lane_shown(lane, now, is_operator=True) for lane in lanes.listed(connection, now)]
+    return [reading.lane_shown(lane, now, is_operator=True) for lane in slots.listed(connection, now)]
 
 
 def _table(lanes_shown: list[dict[str, Any]]) -> Any:

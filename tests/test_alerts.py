@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import alerts, stops
+from worker import alerts
+from worker.lanes import account_stops
 from worker.settings import Settings
 
 TOKEN = "b1946ac9-robot-token"
@@ -42,7 +43,7 @@ def alarmed(environment: dict[str, str], sandbox: Sandbox, form: str, answer: by
 def _stop(play: Stage) -> None:
     now = play.now()
     with play.ctx.engine.begin() as connection:
-        stops.stop(connection, "default", now, "Arrearage: pay", now)
+        account_stops.stop(connection, "default", now, "Arrearage: pay", now)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import inputs, jobs, media, throttle, timeouts
+from worker import inputs, jobs, media, timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
 from worker.handover import Handover
 from worker.kinds import KINDS, Request
+from worker.lanes import throttle
 from worker.states import State
 from worker.storage import Expected
 from worker.tables import Job

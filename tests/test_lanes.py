@@ -21,9 +21,10 @@ from stage import CLIP, Stage, stage
 from ops import cli
 from ops.sandbox.options import Limits, Options, OverConcurrency
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, keys, lanes, limits, moves, settings, stops, throttle, turns
+from worker import catalog, keys, moves, settings
 from worker.dashscope.faults import Scope
 from worker.errors import NotFound
+from worker.lanes import account_stops, fair_queue, limits, slots, throttle
 from worker.states import Move, State
 from worker.tables import Job
 
@@ -53,17 +54,17 @@ class Mill:
         while self.now < until:
             self.now += self.step
             self._end()
-            turns.admit(self.connection, self.now)
+            fair_queue.admit(self.connection, self.now)
             for job in self._in(State.ADMITTED):
                 self._create(job)
         return self.made - made, self.refused - refused
 
     def lane(self) -> Any:
-        (lane,) = [lane for lane in lanes.listed(self.connection, self.now) if lane.model == MODEL]
+        (lane,) = [lane for lane in slots.listed(self.connection, self.now) if lane.model == MODEL]
         return lane
 
     def _create(self, job: Job) -> None:
-        booking = lanes.reserve(self.connection, job, None, self.now)
+        booking = slots.reserve(self.connection, job, None, self.now)
         if booking.at is None:
             if booking.again_at is None:
                 self._move(job, State.QUEUED, lane_id=None)
@@ -157,13 +158,13 @@ def test_a_provider_that_takes_fewer_than_configured_is_asked_for_more_ever_less
 
 def test_a_lane_that_is_slowed_is_fast_again_after_a_while(connection: Connection) -> None:
     queue(connection, 1)
-    turns.admit(connection, NOW)
+    fair_queue.admit(connection, NOW)
     (row,) = connection.execute(text("select * from jobs")).mappings()
     job = Job.of(row)
     job.submitted_at = NOW
 
     def pace(at: timedelta) -> float:
-        (lane,) = [lane for lane in lanes.listed(connection, NOW + at) if lane.model == MODEL]
+        (lane,) = [lane for lane in slots.listed(connection, NOW + at) if lane.model == MODEL]
         return float(round(lane.pace_now, 3))
 
     throttle.slow(connection, job, Scope.RATE, NOW + 5 * SECOND, "too fast", NOW + SECOND)
@@ -179,14 +180,14 @@ def test_a_lane_that_is_slowed_is_fast_again_after_a_while(connection: Connectio
 
 def test_a_lane_that_regains_too_much_goes_back_by_a_fifth(connection: Connection) -> None:
     queue(connection, 1)
-    turns.admit(connection, NOW)
+    fair_queue.admit(connection, NOW)
     (row,) = connection.execute(text("select * from jobs")).mappings()
     job = Job.of(row)
 
     def slowed(at: timedelta) -> float:
         job.submitted_at = NOW + at - SECOND
         throttle.slow(connection, job, Scope.RATE, NOW + at, "too fast", NOW + at)
-        (lane,) = [lane for lane in lanes.listed(connection, NOW + at) if lane.model == MODEL]
+        (lane,) = [lane for lane in slots.listed(connection, NOW + at) if lane.model == MODEL]
         return float(round(lane.pace_now, 3))
 
     assert slowed(0 * SECOND) == 0.5
@@ -210,7 +211,7 @@ def test_a_refusal_that_may_be_for_its_rate_or_for_too_many_at_once_costs_ten_se
         return allowed(0), allowed(10)
 
     def allowed(seconds: int) -> int:
-        (lane,) = [lane for lane in lanes.listed(connection, runs.now + seconds * SECOND) if lane.model == MODEL]
+        (lane,) = [lane for lane in slots.listed(connection, runs.now + seconds * SECOND) if lane.model == MODEL]
         return int(lane.allowed)
 
     assert refuse() == (8, 9)
@@ -223,7 +224,7 @@ def test_a_refusal_that_may_be_for_its_rate_or_for_too_many_at_once_costs_ten_se
 def test_a_learned_ceiling_of_n_is_n_in_flight_though_more_were_admitted(connection: Connection, ceiling: int) -> None:
     runs = mill(connection, concurrency=10, take=100, task=timedelta(hours=1), jobs=40)
     runs.sql("update lanes set interval_us = 0")
-    assert turns.admit(connection, NOW) == 10
+    assert fair_queue.admit(connection, NOW) == 10
     runs.sql("update lanes set ceiling = :n, ceiling_at = :now", n=ceiling, now=NOW)
 
     made = [runs.run(SECOND)[0] for _ in range(30)]
@@ -243,14 +244,14 @@ def test_tasks_that_are_taken_over_a_ceiling_raise_it_at_once(connection: Connec
 
 def test_a_create_waits_longer_behind_the_last_one_at_half_the_pace(connection: Connection) -> None:
     queue(connection, 1)
-    turns.admit(connection, NOW)
+    fair_queue.admit(connection, NOW)
     (row,) = connection.execute(text("select * from jobs")).mappings()
     connection.execute(text("update lanes set interval_us = 100000, next_at = :now"), {"now": NOW})
-    lanes.reserve(connection, Job.of(row), None, NOW)
-    full = lanes.reserve(connection, Job.of(row), None, NOW).at
+    slots.reserve(connection, Job.of(row), None, NOW)
+    full = slots.reserve(connection, Job.of(row), None, NOW).at
     connection.execute(text("update lanes set pace = 0.5, paced_at = :now, next_at = :now"), {"now": NOW})
-    lanes.reserve(connection, Job.of(row), None, NOW)
-    half = lanes.reserve(connection, Job.of(row), None, NOW).at
+    slots.reserve(connection, Job.of(row), None, NOW)
+    half = slots.reserve(connection, Job.of(row), None, NOW).at
 
     assert full == NOW + timedelta(milliseconds=100)
     assert half == NOW + timedelta(milliseconds=200)
@@ -293,7 +294,7 @@ def creates(play: Stage) -> int:
 
 def change(play: Stage, what: str, name: str, pausing: bool) -> None:
     with play.ctx.engine.begin() as connection:
-        stops.pause(connection, what, name, play.now() if pausing else None)
+        account_stops.pause(connection, what, name, play.now() if pausing else None)
 
 
 PAUSES = [("project", "spring-campaign"), ("lane", MODEL), ("all", "")]
@@ -442,7 +443,7 @@ def test_a_stopped_account_tries_one_job_each_five_minutes_and_starts_when_it_pa
 
 def test_only_one_try_is_under_way_at_a_time(play: Stage) -> None:
     with play.ctx.engine.begin() as connection:
-        stops.stop(connection, "default", play.now(), "arrears", play.now())
+        account_stops.stop(connection, "default", play.now(), "arrears", play.now())
     for _ in range(3):
         play.submit()
     play.tick()
@@ -457,14 +458,14 @@ def test_an_admitted_job_is_not_sent_once_its_account_is_stopped(play: Stage) ->
     job = play.submit()
     messages = play.tick()
     with play.ctx.engine.begin() as connection:
-        stops.stop(connection, "default", play.now() + timedelta(minutes=5), "arrears", play.now())
+        account_stops.stop(connection, "default", play.now() + timedelta(minutes=5), "arrears", play.now())
 
     play.play(messages)
 
     assert creates(play) == 0
     assert code(play, job) == "account"
     with play.ctx.engine.begin() as connection:
-        stops.resume_accounts(connection, "default")
+        account_stops.resume_accounts(connection, "default")
     assert play.until(job).state == State.SUCCEEDED
 
 
@@ -511,7 +512,7 @@ def test_a_lane_shows_what_is_allowed_in_use_and_waits_and_to_a_project_its_own(
 
     def shown(project: uuid.UUID | None) -> tuple[int, int]:
         with play.ctx.engine.connect() as connection:
-            (lane,) = [lane for lane in lanes.listed(connection, play.now(), project) if lane.model == MODEL]
+            (lane,) = [lane for lane in slots.listed(connection, play.now(), project) if lane.model == MODEL]
         return lane.in_use, lane.queued
 
     assert shown(None) == (5, 2)
@@ -559,7 +560,7 @@ def test_a_person_sees_pauses_and_resumes_by_command(
     (stopped,) = [lane for lane in json.loads(noria("lanes", "--json")) if lane["waiting_on"]]
     assert (stopped["model"], stopped["waiting_on"]["code"]) == (OTHER, "paused")
     with play.ctx.engine.begin() as connection:
-        stops.stop(connection, "default", play.now() + timedelta(minutes=5), "arrears", play.now())
+        account_stops.stop(connection, "default", play.now() + timedelta(minutes=5), "arrears", play.now())
     assert "arrears" in noria("lanes")
     noria("resume", "account", "default")
     noria("lanes", "resume")

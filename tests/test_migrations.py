@@ -19,8 +19,9 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from api import limits
 from ops import servers as embedded
-from worker import catalog, claims, learned, reading, settings, tick, turns
-from worker.limits import sync
+from worker import catalog, claims, reading, settings, tick
+from worker.lanes import fair_queue, run_times
+from worker.lanes.limits import sync
 from worker.tables import Base, Delivery
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -177,7 +178,7 @@ def test_admission_finds_queues_and_slots_by_their_indexes(seeded: Engine) -> No
 
     with _plans(seeded) as (connection, plans):
         before = connection.execute(admitted).scalar_one()
-        turns.admit(connection, _now(connection))
+        fair_queue.admit(connection, _now(connection))
         gained = connection.execute(admitted).scalar_one() - before
 
     assert gained > 0
@@ -225,7 +226,7 @@ def test_a_projects_unfinished_jobs_are_counted_by_their_index(seeded: Engine) -
 
 def test_run_times_are_learned_from_the_last_jobs_alone(seeded: Engine) -> None:
     with _plans(seeded) as (connection, plans):
-        learned.learn(connection, _now(connection))
+        run_times.learn(connection, _now(connection))
 
     assert "ix_jobs_learned" in plans[-1].indexes
     assert _scanned(plans) == set()

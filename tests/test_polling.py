@@ -11,10 +11,11 @@ from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, learned, polling
+from worker import catalog
 from worker.claims import NOW
 from worker.context import Clock
-from worker.learned import Times
+from worker.lanes import query_budget, run_times
+from worker.lanes.run_times import Times
 from worker.states import State
 from worker.steps.task_list import Asked, NotTold, pages
 from worker.tables import Job
@@ -63,13 +64,13 @@ def look(play: Stage) -> None:
 
 
 def test_the_first_look_is_when_hardly_any_task_has_ended() -> None:
-    assert polling.first_look(BEGAN, Times(60, 90), has_room=False) == BEGAN + timedelta(seconds=60)
+    assert query_budget.first_look(BEGAN, Times(60, 90), has_room=False) == BEGAN + timedelta(seconds=60)
 
 
 def test_a_model_that_is_not_learned_is_looked_at_soon_and_then_ever_less() -> None:
-    looks = [polling.first_look(BEGAN, None, has_room=False)]
+    looks = [query_budget.first_look(BEGAN, None, has_room=False)]
     while looks[-1] < BEGAN + timedelta(minutes=30):
-        looks.append(polling.next_look(BEGAN, looks[-1], None, has_room=False))
+        looks.append(query_budget.next_look(BEGAN, looks[-1], None, has_room=False))
 
     apart = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(looks)]
     assert looks[0] - BEGAN == timedelta(seconds=3)
@@ -82,7 +83,7 @@ def test_looks_are_closest_around_the_median_and_then_ever_further_apart() -> No
     times = Times(140, 200)
 
     apart = {
-        ran: (polling.next_look(BEGAN, BEGAN + ran * SECOND, times, has_room=False) - BEGAN) / SECOND - ran
+        ran: (query_budget.next_look(BEGAN, BEGAN + ran * SECOND, times, has_room=False) - BEGAN) / SECOND - ran
         for ran in (10, 150, 200, 290, 520, 3600)
     }
 
@@ -95,7 +96,7 @@ def test_looks_of_many_jobs_fall_together() -> None:
     began = [BEGAN + timedelta(seconds=n / 7) for n in range(400)]
     now = BEGAN + timedelta(seconds=230, milliseconds=500)
 
-    looks = {polling.next_look(moment, now, Times(140, 200), has_room=False) for moment in began}
+    looks = {query_budget.next_look(moment, now, Times(140, 200), has_room=False) for moment in began}
 
     assert len(looks) == 1
 
@@ -103,13 +104,13 @@ def test_looks_of_many_jobs_fall_together() -> None:
 @pytest.mark.parametrize("times", [None, Times(50, 60), Times(140, 200), Times(300, 400)])
 def test_where_there_is_room_tasks_are_looked_at_each_second_around_their_ends(times: Times | None) -> None:
     began = BEGAN + timedelta(seconds=0.4)
-    look = polling.first_look(began, times, has_room=True)
+    look = query_budget.first_look(began, times, has_room=True)
     assert look - began == timedelta(seconds=times.early if times else 3.6)
 
     # a tick comes once a second, at whatever fraction of one, and an instant passes until the look
     while look < BEGAN + timedelta(seconds=times.median if times else 60):
         looked_at = look + timedelta(seconds=0.95)
-        look = polling.next_look(began, looked_at, times, has_room=True)
+        look = query_budget.next_look(began, looked_at, times, has_room=True)
         assert timedelta(0) < look - looked_at <= timedelta(seconds=1.05)
 
 
@@ -118,7 +119,7 @@ def test_there_is_room_for_a_look_each_second_while_half_of_the_rate_is_enough(p
 
     def has_room(per_second: float) -> bool:
         with play.ctx.engine.begin() as connection:
-            return polling.roomy(connection, per_second) == {"default"}
+            return query_budget.roomy(connection, per_second) == {"default"}
 
     assert has_room(4)  # a page of those that run, and one of those that wait
     assert not has_room(3.9)
@@ -143,7 +144,7 @@ def test_there_is_room_for_a_look_each_second_while_half_of_the_rate_is_enough(p
     ],
 )
 def test_run_times_depend_on_tier_and_length_not_on_the_prompt(wanted: dict[str, object], shape: str) -> None:
-    assert learned.shape(catalog.load(), wanted) == shape
+    assert run_times.shape(catalog.load(), wanted) == shape
 
 
 def test_run_times_are_learned_by_model_and_shape(play: Stage) -> None:
@@ -156,7 +157,7 @@ def test_run_times_are_learned_by_model_and_shape(play: Stage) -> None:
         )  # fmt: skip
 
     with play.ctx.engine.begin() as connection:
-        learned.learn(connection, NOW)
+        run_times.learn(connection, NOW)
 
     short, long = play.submit(), play.submit(input={**CLIP, "duration": 10})
     assert play.ctx.learned.times(short) == Times(50.8, 70)
@@ -188,7 +189,7 @@ def test_many_looks_are_one_list_call(play: Stage) -> None:
     assert {job.task_status for job in found} == {"RUNNING"}
     assert {job.claimed for job in found} == {None}
     # later than the look; what was later than its end would be here already on a busy machine
-    assert min(job.run_at for job in found if job.run_at) > began + timedelta(seconds=polling._NEARLY)
+    assert min(job.run_at for job in found if job.run_at) > began + timedelta(seconds=query_budget._NEARLY)
 
 
 def test_only_what_the_list_does_not_show_as_running_is_looked_at_singly(play: Stage) -> None:
@@ -265,8 +266,8 @@ def test_pages_are_read_no_further_than_single_looks_would_cost(play: Stage) -> 
 def test_queries_of_all_processes_share_the_accounts_rate(environment: dict[str, str], sandbox: Sandbox) -> None:
     with stage(environment, sandbox, poll_qps=10) as play, play.ctx.engine.begin() as connection:
         now = play.now()
-        first = polling.book(connection, "default", 10, 10, now)
-        second = polling.book(connection, "default", 10, 10, now)
+        first = query_budget.book(connection, "default", 10, 10, now)
+        second = query_budget.book(connection, "default", 10, 10, now)
 
         assert first is not None
         assert second is not None
@@ -326,8 +327,8 @@ def test_a_query_that_is_throttled_or_fails_slows_queries_and_nothing_else(
 
     now = play.now()
     with play.ctx.engine.begin() as connection:
-        slowed = polling.book(connection, "default", 1, 200, now, timedelta(minutes=1))
-        later = polling.book(connection, "default", 1, 200, now + timedelta(seconds=60), timedelta(minutes=1))
+        slowed = query_budget.book(connection, "default", 1, 200, now, timedelta(minutes=1))
+        later = query_budget.book(connection, "default", 1, 200, now + timedelta(seconds=60), timedelta(minutes=1))
     assert slowed is not None
     assert later is not None
     assert slowed.apart == timedelta(seconds=1 / 100)

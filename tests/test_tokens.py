@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from worker import catalog, keys, lanes, limits, moves, reading, steps, turns, waiting
+from worker import catalog, keys, moves, reading, steps, waiting
 from worker.catalog import Usage
+from worker.lanes import fair_queue, limits, slots
 from worker.settings import Settings
 from worker.states import Move, State
 from worker.tables import Job
@@ -69,7 +70,7 @@ class Desk:
         return float(round(row["ahead"].total_seconds(), 3))
 
     def shown(self) -> dict[str, Any]:
-        (lane,) = [lane for lane in lanes.listed(self.connection, self.now) if lane.model == MODEL]
+        (lane,) = [lane for lane in slots.listed(self.connection, self.now) if lane.model == MODEL]
         return reading.lane_shown(lane, self.now, is_operator=True)
 
     def sql(self, statement: str, **values: Any) -> list[Any]:
@@ -180,9 +181,9 @@ def test_a_spent_day_parks_the_lane_until_midnight_in_shanghai_and_says_so(desk:
     assert (found.code, f"{TPD} tokens a day" in found.detail) == ("quota", True)
     assert found.until is not None
     assert timedelta(minutes=1) <= found.until - MIDNIGHT <= timedelta(minutes=5)
-    assert turns.admit(desk.connection, desk.now) == 0
+    assert fair_queue.admit(desk.connection, desk.now) == 0
     desk.now = found.until
-    assert turns.admit(desk.connection, desk.now) == 1
+    assert fair_queue.admit(desk.connection, desk.now) == 1
     assert desk.begin(Job.of(desk.sql("select * from jobs where id = :id", id=job.id)[0]), 101).state == "submitting"
     assert desk.shown()["tokens"]["today"] == 101
 
@@ -194,10 +195,10 @@ def test_a_call_that_wants_more_than_is_left_waits_alone_until_midnight(desk: De
     waits = desk.begin(desk.call(), TPD // 2 + 1)
 
     assert waits.state == State.QUEUED
-    assert turns.admit(desk.connection, desk.now) == 0
+    assert fair_queue.admit(desk.connection, desk.now) == 0
     assert desk.begin(desk.call(), TPD // 2).state == State.SUBMITTING
     desk.now = MIDNIGHT + SECOND
-    assert turns.admit(desk.connection, desk.now) == 1
+    assert fair_queue.admit(desk.connection, desk.now) == 1
 
 
 def test_a_call_that_the_day_has_no_room_for_says_so_and_goes_once_it_has(desk: Desk) -> None:
@@ -210,7 +211,7 @@ def test_a_call_that_the_day_has_no_room_for_says_so_and_goes_once_it_has(desk: 
 
     desk.sql("update lanes set tpd = tpd + 1")
 
-    assert turns.admit(desk.connection, desk.now) == 1
+    assert fair_queue.admit(desk.connection, desk.now) == 1
     (admitted,) = desk.sql("select * from jobs where id = :id", id=waits.id)
     assert desk.begin(Job.of(admitted), TPD // 2 + 1).state == State.SUBMITTING
 
@@ -222,12 +223,12 @@ def test_a_lane_that_is_booked_for_days_is_asked_again_within_a_minute(desk: Des
 
     assert waits.run_at is not None
     assert waits.run_at <= desk.now + timedelta(minutes=1)
-    assert (waits.state, turns.admit(desk.connection, desk.now)) == (State.QUEUED, 0), "it would wait with a slot"
+    assert (waits.state, fair_queue.admit(desk.connection, desk.now)) == (State.QUEUED, 0), "it would wait with a slot"
     found = waiting.waiting_on(desk.connection, [waits], desk.now)[waits.id]
     assert found is not None
     assert (found.code, found.until) == ("rate", desk.now + timedelta(days=7))
     desk.sql("update lanes set tokens_at = :now", now=desk.now)
-    assert turns.admit(desk.connection, desk.now) == 1
+    assert fair_queue.admit(desk.connection, desk.now) == 1
 
 
 def test_limits_that_are_raised_lift_what_was_booked_and_parked_under_the_old_ones(desk: Desk) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from worker import catalog, keys, limits, settings, turns, waiting
+from worker import catalog, keys, settings, waiting
+from worker.lanes import fair_queue, limits
 from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
@@ -42,14 +43,14 @@ class House:
             project=project,
             model=MODEL,
             priority=priority,
-            rank=turns.rank(created_at, priority),
+            rank=fair_queue.rank(created_at, priority),
             created=created_at,
             count=count,
         )
 
     def admit(self) -> list[Job]:
         """The jobs that a tick admits, in the order of the events."""
-        turns.admit(self.connection, self.now)
+        fair_queue.admit(self.connection, self.now)
         rows = self.sql(
             "select jobs.* from jobs join events on events.job_id = jobs.id and events.type = 'job.admitted'"
             " where state = 'admitted' and state_at = :now order by events.id",
@@ -260,7 +261,7 @@ def test_admission_reads_the_heads_of_lines_however_long_they_are(house: House) 
         house.queue(house.project(f"project-{n}"), 5000)
     house.connection.execute(text("analyze jobs"))
     plan = house.connection.execute(
-        text("explain (analyze, format json) " + turns._FILL.text),
+        text("explain (analyze, format json) " + fair_queue._FILL.text),
         {
             "lane": _lane(house),
             "account": "a",

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import children, moves, polling, reading, timeouts
+from worker import children, moves, reading, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -25,8 +25,9 @@ from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.handover import Handover
 from worker.kinds.kind import Ended
-from worker.learned import Learned
-from worker.polling import Budget
+from worker.lanes import query_budget
+from worker.lanes.query_budget import Budget
+from worker.lanes.run_times import Learned
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
@@ -117,7 +118,7 @@ class Context:
 
     def spend_query(self, owner: str) -> None:
         """Waits for a place among the account's task queries, and takes it."""
-        while (booked := self.queries.book(owner, 1, polling.AHEAD)) is None:
+        while (booked := self.queries.book(owner, 1, query_budget.AHEAD)) is None:
             time.sleep(_PAUSE)
         Clock(booked.now).wait_until(booked.at)
 

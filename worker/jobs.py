@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import children, claims, inputs, money, moves, reading, turns
+from worker import children, claims, inputs, money, moves, reading
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.kinds import KINDS, OFFERED, Kind
+from worker.lanes import fair_queue
 from worker.settings import Settings
 from worker.states import TERMINAL, State
 from worker.tables import Attempt, IdempotencyKey, Job, Project
@@ -115,7 +116,7 @@ def submit(
         "labels": said.metadata,
         "custom_id": said.custom_id,
         "priority": reading.PRIORITIES[said.priority],
-        "rank_at": turns.rank(now, reading.PRIORITIES[said.priority]),
+        "rank_at": fair_queue.rank(now, reading.PRIORITIES[said.priority]),
         "webhook_url": said.webhook_url,
         "webhook_events": said.webhook_events,
         "estimate": prepared.estimate,

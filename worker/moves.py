@@ -37,8 +37,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import children, lanes, money, reading, stops, throttle, tokens, webhooks
+from worker import children, money, reading, webhooks
 from worker.errors import ClaimLost
+from worker.lanes import account_stops, slots, throttle, tokens
 from worker.states import TERMINAL, HeldFor, Move, State, may
 from worker.tables import Attempt, Event, Job, Lane, Output, Project
 
@@ -165,7 +166,7 @@ def reread(connection: Connection, job: Job) -> Job:
 def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Admitted to submitting: an attempt on record, an instant of the lane's rate booked; or a wait, or canceled."""
     assert move.attempt is not None, "a create call is an attempt"
-    booking = lanes.reserve(connection, job, move.attempt.get("tokens"), now)
+    booking = slots.reserve(connection, job, move.attempt.get("tokens"), now)
     if booking.at is None:
         return _wait(connection, job, booking, now)
     columns = {
@@ -190,7 +191,7 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     return moved
 
 
-def _wait(connection: Connection, job: Job, booking: lanes.Booking, now: datetime) -> Job:
+def _wait(connection: Connection, job: Job, booking: slots.Booking, now: datetime) -> Job:
     """Keeps the slot until the lane's rate allows the create; gives it back where the lane has closed."""
     if booking.again_at is not None:
         return _update(connection, job, Move(State.ADMITTED, run_at=booking.again_at), now)
@@ -335,8 +336,8 @@ def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> N
         connection.execute(_UNSERVED, {"the_lane": job.lane_id, "why": move.unserved, "now": now})
     if move.stop and job.attempt_id:
         owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
-        if job.state == State.SUBMITTING or not stops.is_stopped(connection, owner):
-            stops.stop(connection, owner, *move.stop, now)
+        if job.state == State.SUBMITTING or not account_stops.is_stopped(connection, owner):
+            account_stops.stop(connection, owner, *move.stop, now)
         # else a look says so again: it must not put off the try that ends the stop
 
 

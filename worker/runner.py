@@ -17,12 +17,13 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import alerts, claims, firing, flower, log, moves, polling, receivers, tick, timeouts, webhooks
+from worker import alerts, claims, firing, flower, log, moves, receivers, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
 from worker.errors import ClaimLost
 from worker.kinds import text_batch
+from worker.lanes import query_budget
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS, bulk_poll, finish, task_list, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
@@ -183,7 +184,7 @@ class Runner:
 
     def _poll(self, taken: Sequence[Job], clock: Clock) -> None:
         until = clock() + _LOOKING
-        singly = self._listed(taken, clock) if len(taken) >= polling.WORTH else taken
+        singly = self._listed(taken, clock) if len(taken) >= query_budget.WORTH else taken
         for start in range(0, len(singly), _SINGLY):
             self._look(singly[start : start + _SINGLY], clock, until)
 
@@ -196,8 +197,8 @@ class Runner:
             told = bulk_poll.sort(self.ctx, taken, clock)
         except task_list.NotTold as error:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
-            self._postpone(taken[polling.WORTH :])
-            return taken[: polling.WORTH]
+            self._postpone(taken[query_budget.WORTH :])
+            return taken[: query_budget.WORTH]
         waits = [(job, finish.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
         self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
         overdue = [job for job, move in waits if move.to is not State.RUNNING]
@@ -205,7 +206,7 @@ class Runner:
 
     def _look(self, taken: Sequence[Job], clock: Clock, until: datetime) -> None:
         """Looks spread over the account's query rate; all waits are written in one statement."""
-        booked = self.ctx.queries.book(self.ctx.owner(taken[0]), len(taken), polling.AHEAD)
+        booked = self.ctx.queries.book(self.ctx.owner(taken[0]), len(taken), query_budget.AHEAD)
         if booked is None:
             self._postpone(taken)
             return
@@ -213,7 +214,7 @@ class Runner:
         for n, job in enumerate(taken):
             at = booked.at + n * booked.apart
             clock.wait_until(at)
-            if clock() > min(until, at + polling.LATE):
+            if clock() > min(until, at + query_budget.LATE):
                 self._postpone(taken[n:])
                 break
             if move := self.carry_out(job, clock):

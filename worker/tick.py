@@ -29,11 +29,12 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import children, claims, firing, learned, limits, log, moves, receivers, timeouts, turns, webhooks
+from worker import children, claims, firing, log, moves, receivers, timeouts, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.kinds import text_batch
+from worker.lanes import fair_queue, limits, run_times
 from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS, unowned
 from worker.tables import Delivery, Duty, IdempotencyKey, Job
@@ -156,7 +157,7 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
         messages.append(Message("noria.fire", "tick", ()))  # the rows are the truth of it: said until it is done
     if not probe.anything:
         return messages
-    turns.admit(connection, probe.now)
+    fair_queue.admit(connection, probe.now)
     messages += [message for due in _WORK for message in _messages(connection, due, probe.now)]
     return messages + _deliveries(connection, probe.now)
 
@@ -256,7 +257,7 @@ def _forget_keys(connection: Connection, now: datetime) -> None:
 
 
 _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
-    "learn": (timedelta(seconds=30), learned.learn),
+    "learn": (timedelta(seconds=30), run_times.learn),
     "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
-from worker import lanes
+from worker.lanes import slots
 from worker.states import HeldFor, State
 from worker.tables import Job, Lane, Owner, Project
 
@@ -89,7 +89,7 @@ def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
     if lane.parked_until and lane.parked_until > now:
         return Waiting("quota", f"the model's lane is parked: {lane.parked_why}", lane.parked_until)
     free_at = max(lane.next_at, lane.tokens_at) if lane.tpm else lane.next_at
-    if free_at > now + lanes.NEAR:
+    if free_at > now + slots.NEAR:
         return Waiting("rate", "the model's rate is used up for a while", free_at)
     return None
 
@@ -185,7 +185,7 @@ _PROJECTS = (
     select(Project.id, Project.paused_at, Project.max_in_flight)
     .add_columns(
         select(func.count())
-        .where(Job.project_id == Project.id, lanes.holds_slot())
+        .where(Job.project_id == Project.id, slots.holds_slot())
         .scalar_subquery()
         .label("in_flight")
     )

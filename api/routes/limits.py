@@ -8,7 +8,8 @@ from fastapi.responses import Response
 from api import answers, describe
 from api.auth import Anyone
 from api.context import Here
-from worker import lanes, reading
+from worker import reading
+from worker.lanes import slots
 
 router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=describe.refusals(401, 404, 422, 429, 503))
 
@@ -17,5 +18,5 @@ router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=describe.refu
 def limits(here: Here, who: Anyone) -> Response:
     """The lanes. An operator sees all that is in use and waits, a project what is its own."""
     with here.engine.connect() as connection:
-        found = lanes.listed(connection, who.now, who.project.id if who.project else None)
+        found = slots.listed(connection, who.now, who.project.id if who.project else None)
     return answers.listed([reading.lane_shown(lane, who.now, who.project is None) for lane in found])

@@ -30,8 +30,9 @@ from ops.sandbox.options import Options
 from ops.sandbox.orders import Order
 from ops.sandbox.tasks import Task
 from ops.sandbox.testing import Sandbox, running
-from worker import context, keys, learned, log, polling, tick
-from worker.learned import Times
+from worker import context, keys, log, tick
+from worker.lanes import query_budget, run_times
+from worker.lanes.run_times import Times
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.tables import Attempt, Base, Job, RunTime
@@ -166,7 +167,7 @@ def _runner(url: str, sandbox: Sandbox) -> Runner:
 
 def _put_to_work(connection: Connection, runner: Runner, tasks: Sequence[Task]) -> None:
     """The tasks' jobs, running and looked at last when they were made; and what is known of their run times."""
-    shape = learned.shape(runner.ctx.catalog, CLIP)
+    shape = run_times.shape(runner.ctx.catalog, CLIP)
     run = sorted(task.run_seconds for task in tasks)
     times = Times(run[len(run) // 50], median(run))
     connection.execute(insert(RunTime).values(model=MODEL, shape=shape, early=times.early, median=times.median))
@@ -177,7 +178,7 @@ def _put_to_work(connection: Connection, runner: Runner, tasks: Sequence[Task]) 
         attempt, job = uuid.uuid4(), uuid.uuid4()
         of_job = {
             "id": job, "project_id": project.id, "kind": "text-to-video", "model": MODEL, "input": CLIP,
-            "state": "running", "state_at": made, "run_at": polling.first_look(made, times, False), "sequence": 1,
+            "state": "running", "state_at": made, "run_at": query_budget.first_look(made, times, False), "sequence": 1,
             "lane_id": lane, "account": "default", "region": REGION, "attempts": 1, "attempt_id": attempt,
             "task_id": task.id, "task_status": "PENDING", "submitted_at": made, "started_at": made, "billed": "unknown",
         }  # fmt: skip

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker import polling
 from worker.context import Clock, Context
+from worker.lanes import query_budget
 from worker.steps import task_list
 from worker.steps.task_list import Asked
 from worker.tables import Job
@@ -39,7 +39,7 @@ def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
     listed = [job for job in jobs if _is_listed(job, clock)]
     for status in ("RUNNING", "PENDING"):
         unseen = [job for job in listed if job.task_id not in shown]
-        if len([job for job in unseen if status in ("RUNNING", job.task_status)]) < polling.WORTH:
+        if len([job for job in unseen if status in ("RUNNING", job.task_status)]) < query_budget.WORTH:
             break
         shown |= _shown(ctx, unseen, status, clock)
     running = tuple((job, shown[job.task_id or ""]) for job in listed if job.task_id in shown)

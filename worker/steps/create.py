@@ -7,13 +7,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import jobs, polling, timeouts, tokens
+from worker import jobs, timeouts
 from worker.context import Clock, Context
 from worker.dashscope import answers, faults
 from worker.dashscope.answers import Accepted, Refused, TaskSeen
 from worker.dashscope.faults import Scope, Verdict
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
+from worker.lanes import query_budget, tokens
 from worker.states import Move, State
 from worker.steps import finish
 from worker.tables import Job
@@ -62,7 +63,7 @@ def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
         "polls": 0,
         "error": None,
     }
-    first = polling.first_look(now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
+    first = query_budget.first_look(now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
     return Move(State.RUNNING, run_at=first, columns=columns, attempt=said)
 
 

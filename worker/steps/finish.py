@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from worker import log, polling, timeouts
+from worker import log, timeouts
 from worker.context import Clock, Context
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused, TaskSeen
 from worker.dashscope.faults import Verdict
 from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, Source, Usage
+from worker.lanes import query_budget
 from worker.states import Move, State
 from worker.tables import Job
 
@@ -109,13 +110,15 @@ def still_runs(ctx: Context, job: Job, status: str, now: datetime) -> Move:
         message = f"the provider still says {status} long after its own limit of three hours"
         failure = Failure("task_overdue", ErrorClass.DEADLINE, message, billed="unknown")
         return Move(State.FAILED, message, columns={"error": failure.as_json()})
-    again = polling.next_look(job.started_at or now, now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
+    again = query_budget.next_look(
+        job.started_at or now, now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job))
+    )
     return Move(State.RUNNING, run_at=again, columns={"task_status": status, "unknown_since": None})
 
 
 def not_told(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     """A query that was refused: the task lives on. Only a bad key or account stops anything, and then creates."""
-    if polling.is_trouble(refused.http_status):
+    if query_budget.is_trouble(refused.http_status):
         ctx.queries.slow(ctx.owner(job))
     row = faults.classify(refused.http_status, refused.code, refused.message)
     return look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)

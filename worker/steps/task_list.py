@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from worker import polling
 from worker.context import Clock, Context
 from worker.dashscope.answers import Page, Refused
 from worker.errors import CallFailed
+from worker.lanes import query_budget
 
 REACH = timedelta(hours=24)  # how far back the list goes, and how long a window may be
 
@@ -72,7 +72,7 @@ def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelt
     except CallFailed as error:
         ctx.queries.slow(owner)
         raise NotTold(f"the task list did not come: {error}") from error
-    if isinstance(answer, Refused) and polling.is_trouble(answer.http_status):
+    if isinstance(answer, Refused) and query_budget.is_trouble(answer.http_status):
         ctx.queries.slow(owner)
     return answer
 
@@ -82,7 +82,7 @@ def _wait(ctx: Context, owner: str, patience: timedelta) -> None:
     while booked := ctx.queries.book(owner, 1, patience):
         clock = Clock(booked.now)
         clock.wait_until(booked.at)
-        if clock() < booked.at + polling.LATE:
+        if clock() < booked.at + query_budget.LATE:
             return
     raise NotTold("the account's query budget is spent")
 

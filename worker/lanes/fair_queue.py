@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, DateTime, Row, Select, bindparam, or_, select, text
 
-from worker import lanes, stops, throttle, tokens
+from worker.lanes import account_stops, slots, throttle, tokens
 from worker.tables import Job, Lane, Owner
 
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
@@ -38,18 +38,18 @@ def admit(connection: Connection, now: datetime) -> int:
 def _serve(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uuid.UUID]:
     """The jobs that were admitted: one at the most where the account is stopped and may be tried."""
     if lane.is_proven:
-        stops.start(connection, lane.owner)
+        account_stops.start(connection, lane.owner)
     elif lane.stopped_at is not None:
         return _try(connection, lane, now)
     return _fill(connection, lane, min(lane.free, _AT_ONCE), now)
 
 
 def _try(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uuid.UUID]:
-    if not stops.may_probe(connection, lane.owner, now):
+    if not account_stops.may_probe(connection, lane.owner, now):
         return ()
     tried = _fill(connection, lane, 1, now)
     for job_id in tried:
-        stops.probe(connection, lane.owner, job_id)
+        account_stops.probe(connection, lane.owner, job_id)
     return tried
 
 
@@ -60,7 +60,7 @@ def _fill(connection: Connection, lane: Row[Any], free: int, now: datetime) -> C
 
 def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     """The lanes that have a free slot and a waiting job, and may create now or try to."""
-    free = (throttle.concurrency(now) - lanes.used()).label("free")
+    free = (throttle.concurrency(now) - slots.used()).label("free")
     # One look into the index for each lane, which the order asks for: `exists` becomes a join over all that wait.
     waits = (
         select(Job.id)
@@ -68,7 +68,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
         .order_by(Job.project_id, Job.rank_at, Job.id)
         .limit(1)
     )
-    is_proven = stops.is_proven()
+    is_proven = account_stops.is_proven()
     inner = (
         select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free, tokens.left(now).label("left"))
         .add_columns(Owner.stopped_at, is_proven.label("is_proven"))
@@ -76,7 +76,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
         .where(
             waits.scalar_subquery().is_not(None),
             throttle.is_open(now),
-            lanes.is_near(now),
+            slots.is_near(now),
             Owner.paused_at.is_(None),
             or_(Owner.stopped_at.is_(None), Owner.stopped_until <= now, is_proven),
         )

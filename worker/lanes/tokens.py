@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker import limits
+from worker.lanes import limits
 from worker.tables import Lane
 
 _SHANGHAI = ZoneInfo("Asia/Shanghai")

@@ -34,8 +34,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import throttle, tokens
 from worker.claims import moment
+from worker.lanes import throttle, tokens
 from worker.states import SLOTTED, State
 from worker.tables import Job, Lane, Owner, Project
 

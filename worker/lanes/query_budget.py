@@ -24,7 +24,7 @@ from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam
 
 from worker.claims import NOW
 from worker.database import connections
-from worker.learned import Times
+from worker.lanes.run_times import Times
 from worker.tables import Job, Lane, Owner
 
 WORTH = 8  # looks due together, from which on a list call is cheaper

@@ -1,0 +1,1 @@
+"""Lanes: the provider's limits, and who may create now."""
