@@ -19,10 +19,11 @@ from test_fanout import ENDED, Album, _album
 from ops.audit import audit
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import children, jobs, storage, timeouts
+from worker import jobs, storage, timeouts
 from worker.kinds import KINDS, OFFERED, schemas
 from worker.kinds.kind import Expansion, Parent, Store
 from worker.kinds.summaries import documents
+from worker.moves import children
 from worker.states import State
 from worker.tables import Job
 

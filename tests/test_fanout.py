@@ -14,11 +14,12 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import children, jobs, money
+from worker import jobs, money
 from worker.catalog import Model, Usage
 from worker.errors import Conflict
 from worker.kinds import KINDS, OFFERED
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
+from worker.moves import children
 from worker.tables import Job
 
 MODEL = "wan2.2-t2i-flash"

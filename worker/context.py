@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import children, moves, reading, timeouts
+from worker import moves, reading, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -28,6 +28,7 @@ from worker.kinds.kind import Ended
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Budget
 from worker.lanes.run_times import Learned
+from worker.moves import children
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket

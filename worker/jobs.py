@@ -14,11 +14,12 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import children, claims, inputs, money, moves, reading
+from worker import claims, inputs, money, moves, reading
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.kinds import KINDS, OFFERED, Kind
 from worker.lanes import fair_queue
+from worker.moves import children
 from worker.settings import Settings
 from worker.states import TERMINAL, State
 from worker.tables import Attempt, IdempotencyKey, Job, Project

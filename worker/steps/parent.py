@@ -16,11 +16,11 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from worker import egress, jobs, storage, timeouts
-from worker.children import Counts
 from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS
 from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
+from worker.moves.children import Counts
 from worker.states import Move, State
 from worker.tables import Job
 

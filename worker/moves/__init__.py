@@ -37,9 +37,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import children, money, reading, webhooks
+from worker import money, reading, webhooks
 from worker.errors import ClaimLost
 from worker.lanes import account_stops, slots, throttle, tokens
+from worker.moves import children
 from worker.states import TERMINAL, HeldFor, Move, State, may
 from worker.tables import Attempt, Event, Job, Lane, Output, Project
 
