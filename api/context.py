@@ -14,11 +14,12 @@ from api.gates import Gates, gates
 from api.limits import Rates, Waiting
 from api.probes import Probes, probes
 from api.streams import Watch
-from worker import broker, catalog, flower
+from worker import broker, catalog
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
 from worker.database.connections import engine
+from worker.jobs import flower
 from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project

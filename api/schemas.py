@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from worker import reading
 from worker.egress import wires
+from worker.jobs import reading
 from worker.kinds import OFFERED
 from worker.kinds.fields import Line, Text, no
 from worker.states import State

@@ -18,7 +18,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import Engine, Row
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import log, reading
+from worker import log
+from worker.jobs import reading
 from worker.states import TERMINAL, State
 from worker.tables import Event, Job
 

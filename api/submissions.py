@@ -19,9 +19,9 @@ from api import faults
 from api.context import Context
 from api.problems import problem
 from api.schemas import EstimateCreate, JobCreate, ResolveCreate
-from worker import jobs
 from worker.errors import Fault, InvalidInput
-from worker.jobs import Prepared, Submission
+from worker.jobs import submission
+from worker.jobs.submission import Prepared, Submission
 from worker.kinds import OFFERED
 from worker.settings import Settings
 
@@ -115,7 +115,7 @@ def _priced(here: Context, said: EstimateCreate | None, body: Any, on: datetime)
     """What the catalog says of the body, as far as it can be read."""
     asked = Submission(**said.model_dump()) if said else _legible(body)
     try:
-        return jobs.prepare(here.catalog, here.settings, asked, on), []
+        return submission.prepare(here.catalog, here.settings, asked, on), []
     except InvalidInput as error:
         without_input = not any(fault.pointer.startswith("/input") for fault in error.faults)
         return None, error.faults + (_of_input(asked) if without_input else [])

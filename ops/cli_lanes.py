@@ -15,7 +15,8 @@ from sqlalchemy import Connection, select
 
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
-from worker import claims, reading
+from worker import claims
+from worker.jobs import reading
 from worker.lanes import account_stops, slots, throttle
 
 _lanes = typer.Typer(help="Show the provider's limits, what is in use, and what stops the rest.")

@@ -12,8 +12,9 @@ from sqlalchemy import Connection
 
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
-from worker import cron, keys, reading
+from worker import cron, keys
 from worker.errors import NotFound
+from worker.jobs import reading
 from worker.tables import ApiKey, Project
 
 _keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)

@@ -17,9 +17,10 @@ from typing import Any
 from sqlalchemy import text
 
 from ops.sandbox.testing import Sandbox
-from worker import context, jobs, keys, reading, tick
+from worker import context, keys, tick
 from worker.claims import NOW
 from worker.context import Clock, Context
+from worker.jobs import reading, submission
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.states import TERMINAL, Move, State
@@ -54,9 +55,11 @@ class Stage:
     ) -> Job:
         """A job, of the stage's project unless another is named; `input` defaults to a short clip."""
         said = {"input": CLIP, **more}
-        prepared = jobs.prepare(self.ctx.catalog, self.ctx.settings, jobs.Submission(kind, model, **said), self.now())
+        prepared = submission.prepare(
+            self.ctx.catalog, self.ctx.settings, submission.Submission(kind, model, **said), self.now()
+        )
         with self.ctx.engine.begin() as connection:
-            job, _ = jobs.submit(connection, project or self.project, prepared, None, self.now())
+            job, _ = submission.submit(connection, project or self.project, prepared, None, self.now())
         return job
 
     def tick(self, now: datetime | None = None) -> list[tick.Message]:
@@ -137,7 +140,7 @@ class Stage:
 
     def cancel(self, job: Job) -> str:
         with self.ctx.engine.begin() as connection:
-            return jobs.cancel(connection, self.project.id, job.id, self.now())[1]
+            return submission.cancel(connection, self.project.id, job.id, self.now())[1]
 
     def states(self, job: Job) -> list[str]:
         """Every state that the job has entered, in order."""

@@ -29,10 +29,11 @@ from api import submissions
 from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
-from worker import jobs, keys, moves
+from worker import keys, moves
 from worker.catalog import Model
 from worker.database.connections import engine as make_engine
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
+from worker.jobs import submission
 from worker.kinds import OFFERED
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
@@ -353,7 +354,9 @@ class TestIdempotency:
     ) -> None:
         first = post(http, CLIP, idempotency_key="k1").json()
         context = api.app.state.context
-        prepared = jobs.prepare(context.catalog, context.settings, jobs.Submission(**CLIP), datetime.now(UTC))
+        prepared = submission.prepare(
+            context.catalog, context.settings, submission.Submission(**CLIP), datetime.now(UTC)
+        )
         api.sql("update idempotency_keys set request_hash = :old", old=prepared.digest)
 
         assert post(http, CLIP, idempotency_key="k1").json()["id"] == first["id"]
@@ -379,13 +382,13 @@ class TestIdempotency:
         """The other transaction holds the key uncommitted: the request waits, and finds its job."""
         project = api.sql("select * from projects")[0]
         context = api.app.state.context
-        said = jobs.Submission(**CLIP)
+        said = submission.Submission(**CLIP)
         with ThreadPoolExecutor(1) as pool:
             with api.engine.begin() as connection:
                 now = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
-                prepared = jobs.prepare(context.catalog, context.settings, said, now)
-                job, _ = jobs.submit(
-                    connection, Project.of(project), prepared, jobs.Sent("held", jobs.digest(CLIP)), now
+                prepared = submission.prepare(context.catalog, context.settings, said, now)
+                job, _ = submission.submit(
+                    connection, Project.of(project), prepared, submission.Sent("held", submission.digest(CLIP)), now
                 )
                 answer = pool.submit(post, http, CLIP, idempotency_key="held")
                 eventually(lambda: api.sql("select 1 from pg_locks where not granted"))

@@ -14,8 +14,8 @@ from test_edges import with_queries
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs
 from worker.catalog import Model, Usage
+from worker.jobs import submission
 from worker.kinds import KINDS, OFFERED, text_batch
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
 from worker.steps.batch_bill import Bill
@@ -314,7 +314,7 @@ def test_a_batch_that_is_made_again_uploads_its_file_again_since_the_first_is_de
     job = play.until(_make(play, ["one.", "two."], is_broken=True))
     assert _calls(play)["file_delete"] == 1
     with play.ctx.engine.begin() as connection:
-        jobs.retry(connection, play.project.id, job.id, play.now())
+        submission.retry(connection, play.project.id, job.id, play.now())
 
     play.until(job)
 

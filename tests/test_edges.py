@@ -14,10 +14,11 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, resolve, tick, timeouts
+from worker import catalog, tick, timeouts
 from worker.dashscope import bodies
 from worker.dashscope.client import Client
 from worker.errors import ClaimLost, Conflict
+from worker.jobs import operator
 from worker.kinds import Source
 from worker.states import State
 from worker.steps import finish
@@ -427,8 +428,8 @@ def test_a_running_job_that_kills_workers_ends_with_its_links(play: Stage) -> No
     ended = play.job(job)
     assert (ended.state, ended.billed, ended.error["code"]) == (State.EXPIRED, "unknown", "task_unseen")
     assert play.ledger(job) == [("reserve", 1_500_000)]
-    given_up = resolve.Decision(resolve.Action.GIVE_UP, "Ada", billed="yes")
-    resolve.carry_out(play.ctx, ended, resolve.decide(play.ctx, ended, given_up))
+    given_up = operator.Decision(operator.Action.GIVE_UP, "Ada", billed="yes")
+    operator.carry_out(play.ctx, ended, operator.decide(play.ctx, ended, given_up))
     assert sum(micros for _, micros in play.ledger(job)) == 1_500_000
 
 

@@ -19,7 +19,8 @@ from test_fanout import ENDED, Album, _album
 from ops.audit import audit
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, storage, timeouts
+from worker import storage, timeouts
+from worker.jobs import submission
 from worker.kinds import KINDS, OFFERED, schemas
 from worker.kinds.kind import Expansion, Parent, Store
 from worker.kinds.summaries import documents
@@ -89,7 +90,7 @@ def kept(play: Stage, name: str, data: bytes) -> str:
 
 def again(play: Stage, job: Job) -> Job:
     with play.ctx.engine.begin() as connection:
-        return jobs.retry(connection, play.project.id, job.id, play.now())
+        return submission.retry(connection, play.project.id, job.id, play.now())
 
 
 def lapsing(play: Stage, times: int) -> None:

@@ -14,9 +14,10 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, money
+from worker import money
 from worker.catalog import Model, Usage
 from worker.errors import Conflict
+from worker.jobs import submission
 from worker.kinds import KINDS, OFFERED
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
 from worker.moves import children
@@ -231,7 +232,7 @@ def test_a_retry_repeats_only_what_did_not_succeed(play: Stage) -> None:
     play.sandbox.clear_faults()
 
     with play.ctx.engine.begin() as connection:
-        again = jobs.retry(connection, play.project.id, job.id, play.now())
+        again = submission.retry(connection, play.project.id, job.id, play.now())
     done = play.until(job)
 
     assert again.state == "gathering"
@@ -286,7 +287,7 @@ def test_a_child_is_neither_canceled_nor_retried_alone(play: Stage) -> None:
     with pytest.raises(Conflict, match="part of job"):
         play.cancel(child)
     with pytest.raises(Conflict, match="part of job"), play.ctx.engine.begin() as connection:
-        jobs.retry(connection, play.project.id, child.id, play.now())
+        submission.retry(connection, play.project.id, child.id, play.now())
 
 
 @pytest.mark.parametrize("is_recorded", [False, True])

@@ -12,9 +12,10 @@ import httpx
 import pytest
 from serving import PATIENCE, Served, eventually, served
 
-from worker import files, inputs, jobs
+from worker import files, inputs
 from worker.errors import InvalidInput
-from worker.jobs import Submission
+from worker.jobs import submission
+from worker.jobs.submission import Submission
 from worker.storage import Bucket
 from worker.tables import Project
 
@@ -252,8 +253,8 @@ def test_a_file_cannot_go_between_being_checked_and_being_named(http: httpx.Clie
     with ThreadPoolExecutor(1) as pool:
         with api.engine.begin() as connection:
             now = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
-            prepared = jobs.prepare(context.catalog, context.settings, Submission(**clip(file["key"])), now)
-            jobs.submit(connection, project, prepared, None, now)
+            prepared = submission.prepare(context.catalog, context.settings, Submission(**clip(file["key"])), now)
+            submission.submit(connection, project, prepared, None, now)
             answer = pool.submit(http.delete, f"/v1/files/{file['id']}")
             eventually(lambda: api.sql("select 1 from pg_locks where not granted"))
         assert answer.result(PATIENCE).json()["code"] == "file_in_use"

@@ -21,7 +21,7 @@ from serving import CLIP, PATIENCE, Served, eventually, served
 from api import context
 from api.gates import Gate, Gates, gates
 from api.routes import health, jobs
-from worker import reading
+from worker.jobs import reading
 
 PROJECT = Path(__file__).resolve().parents[1]
 SSE = {"accept": "text/event-stream"}

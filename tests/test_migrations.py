@@ -19,7 +19,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from api import limits
 from ops import servers as embedded
-from worker import catalog, claims, reading, settings, tick
+from worker import catalog, claims, settings, tick
+from worker.jobs import reading
 from worker.lanes import fair_queue, run_times
 from worker.lanes.limits import sync
 from worker.tables import Base, Delivery

@@ -14,9 +14,10 @@ from stage import CLIP, Stage, stage
 from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, keys, resolve
+from worker import keys
 from worker.errors import Conflict
-from worker.resolve import Action, Decision
+from worker.jobs import operator, submission
+from worker.jobs.operator import Action, Decision
 from worker.states import State
 from worker.steps import find
 from worker.tables import Job
@@ -86,13 +87,13 @@ def tasks(play: Stage) -> list[str]:
 
 def decided(play: Stage, job: Job, action: Action, **more: Any) -> Job:
     decision = Decision(action, "Ada", **more)
-    return resolve.carry_out(play.ctx, job, resolve.decide(play.ctx, job, decision))
+    return operator.carry_out(play.ctx, job, operator.decide(play.ctx, job, decision))
 
 
 def test_the_tasks_that_a_lost_call_may_have_made_are_shown(play: Stage) -> None:
     ours, _ = held_twins(play)
 
-    found = resolve.candidates(play.ctx, ours)
+    found = operator.candidates(play.ctx, ours)
 
     assert {task.task_id for task in found} == set(tasks(play))
     assert {task.status for task in found} == {"SUCCEEDED"}
@@ -137,11 +138,11 @@ def test_a_task_is_adopted_once(play: Stage) -> None:
 def test_two_adoptions_of_one_task_at_once_leave_one(play: Stage) -> None:
     ours, theirs = held_twins(play)
     decision = Decision(Action.ADOPT, "Ada", tasks(play)[0])
-    moves = [(job, resolve.decide(play.ctx, job, decision)) for job in (ours, theirs)]
-    resolve.carry_out(play.ctx, *moves[0])
+    moves = [(job, operator.decide(play.ctx, job, decision)) for job in (ours, theirs)]
+    operator.carry_out(play.ctx, *moves[0])
 
     with pytest.raises(Conflict) as refused:
-        resolve.carry_out(play.ctx, *moves[1])
+        operator.carry_out(play.ctx, *moves[1])
 
     assert refused.value.code == "task_taken"
     assert play.job(theirs).state == State.HELD
@@ -228,11 +229,11 @@ def test_an_uncertain_job_is_taken_from_the_worker_that_looks_for_its_task(play:
 
 def test_a_job_that_moved_meanwhile_is_left_alone(play: Stage) -> None:
     job = held_alone(play)
-    move = resolve.decide(play.ctx, job, Decision(Action.REQUEUE, "Ada"))
-    resolve.carry_out(play.ctx, job, move)
+    move = operator.decide(play.ctx, job, Decision(Action.REQUEUE, "Ada"))
+    operator.carry_out(play.ctx, job, move)
 
     with pytest.raises(Conflict) as refused:
-        resolve.carry_out(play.ctx, job, move)
+        operator.carry_out(play.ctx, job, move)
 
     assert refused.value.code == "moved_on"
 
@@ -261,7 +262,7 @@ def test_a_job_that_runs_has_nothing_to_resolve(play: Stage) -> None:
     job = play.until(play.submit(), State.RUNNING)
 
     with pytest.raises(Conflict) as refused:
-        resolve.candidates(play.ctx, job)
+        operator.candidates(play.ctx, job)
 
     assert refused.value.code == "nothing_to_resolve"
 
@@ -286,7 +287,7 @@ def held_batch(play: Stage) -> Job:
 
 def test_a_lost_batch_is_shown_by_its_name_and_adopted(play: Stage) -> None:
     batch = held_batch(play)
-    (found,) = resolve.candidates(play.ctx, batch)
+    (found,) = operator.candidates(play.ctx, batch)
     assert found.differs == ()
 
     moved = decided(play, batch, Action.ADOPT, task_id=found.task_id)
@@ -325,7 +326,7 @@ def test_what_a_lost_task_cost_is_said_by_a_person_and_then_its_job_is_made_agai
     play: Stage, billed: str, spent: int
 ) -> None:
     job = overdue(play)
-    assert resolve.candidates(play.ctx, job) == []
+    assert operator.candidates(play.ctx, job) == []
 
     ended = decided(play, job, Action.GIVE_UP, billed=billed)
 
@@ -333,7 +334,7 @@ def test_what_a_lost_task_cost_is_said_by_a_person_and_then_its_job_is_made_agai
     assert sum(micros for _, micros in play.ledger(job)) == spent
     assert audit(play.ctx.engine) == []
     with play.ctx.engine.begin() as connection:
-        jobs.retry(connection, play.project.id, job.id, play.now())
+        submission.retry(connection, play.project.id, job.id, play.now())
     assert play.until(job).state == State.SUCCEEDED
 
 
@@ -352,7 +353,7 @@ def test_of_a_job_that_has_ended_nothing_else_is_decided(play: Stage) -> None:
 def test_what_a_lost_part_cost_stands_on_its_parent(play: Stage) -> None:
     play.sandbox.set(batch_run_seconds=600)
     batch = held_batch(play)
-    decided(play, batch, Action.ADOPT, task_id=resolve.candidates(play.ctx, batch)[0].task_id)
+    decided(play, batch, Action.ADOPT, task_id=operator.candidates(play.ctx, batch)[0].task_id)
     play.sql("update jobs set estimate = 700 where id = :id", id=batch.id)
     lost(play, batch)
     parent = play.until(play.job(Job.of(play.sql("select * from jobs where parent_id is null")[0])))
@@ -443,7 +444,7 @@ def test_another_tenants_task_that_was_adopted_while_it_ran_is_not_delivered(pla
     assert play.document(ours)["outputs"] == []
     whys = [row["why"] for row in play.sql("select why from events where job_id = :id order by id", id=ours.id)]
     assert whys[-1] == "the task that was adopted was made for another request: orig_prompt differ"
-    (found,) = resolve.candidates(play.ctx, held)
+    (found,) = operator.candidates(play.ctx, held)
     assert (found.task_id, found.differs) == (task, ("orig_prompt",))
     assert play.until(theirs).task_id == task
 

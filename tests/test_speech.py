@@ -17,8 +17,9 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, jobs
+from worker import catalog
 from worker.errors import Fault, InvalidInput
+from worker.jobs import submission
 from worker.kinds import cutting, mp3, speech, speech_input, speech_segment
 from worker.kinds.kind import Source
 from worker.tables import Job
@@ -401,7 +402,7 @@ def test_a_segment_that_fails_fails_the_narration_and_a_retry_repeats_it_alone(p
     assert (failed.state, outputs(play, failed)) == ("failed", {})
 
     with play.ctx.engine.begin() as connection:
-        jobs.retry(connection, play.project.id, job.id, play.now())
+        submission.retry(connection, play.project.id, job.id, play.now())
     done = play.until(job)
 
     assert done.state == "succeeded"

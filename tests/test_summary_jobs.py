@@ -15,7 +15,8 @@ from test_documents import docx, pdf
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, storage
+from worker import storage
+from worker.jobs import submission
 from worker.tables import Job
 
 MODEL, REDUCE = "qwen-flash", "qwen-plus"
@@ -254,7 +255,7 @@ def test_a_job_that_failed_whole_is_made_again_from_what_is_there_now(play: Stag
 
     store(play, late_txt=b"Now it is there.")
     with play.ctx.engine.begin() as connection:
-        jobs.retry(connection, play.project.id, job.id, play.now())
+        submission.retry(connection, play.project.id, job.id, play.now())
 
     assert "Now it is there." in lines(play, play.until(job))[0]["summary"]
 

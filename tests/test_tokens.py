@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from worker import catalog, keys, moves, reading, steps, waiting
+from worker import catalog, keys, moves, steps
 from worker.catalog import Usage
+from worker.jobs import reading, waiting
 from worker.lanes import fair_queue, limits, slots
 from worker.settings import Settings
 from worker.states import Move, State

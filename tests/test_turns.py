@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from worker import catalog, keys, settings, waiting
+from worker import catalog, keys, settings
+from worker.jobs import waiting
 from worker.lanes import fair_queue, limits
 from worker.tables import Job
 

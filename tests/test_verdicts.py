@@ -12,10 +12,11 @@ from stage import Stage, stage
 from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import jobs, keys, resolve
+from worker import keys
 from worker.context import Clock
 from worker.errors import ClaimLost, Conflict
-from worker.resolve import Action, Decision
+from worker.jobs import operator, submission
+from worker.jobs.operator import Action, Decision
 from worker.states import Move, State
 from worker.tables import Job
 
@@ -73,7 +74,7 @@ def amiss(play: Stage) -> set[str]:
 
 def said(play: Stage, job: Job, billed: str) -> Job:
     decision = Decision(Action.GIVE_UP, "Ada", billed=billed)
-    return resolve.carry_out(play.ctx, play.job(job), resolve.decide(play.ctx, play.job(job), decision))
+    return operator.carry_out(play.ctx, play.job(job), operator.decide(play.ctx, play.job(job), decision))
 
 
 # What nobody knows
@@ -362,10 +363,10 @@ def test_another_task_is_not_adopted_once_the_calls_own_answer_is_there(play: St
     stranger = play.until(play.submit(project=other))
     play.sql("update attempts set task_id = null where job_id = :id", id=stranger.id)
     wakes, job = uncertain(play, play.submit())
-    adopted = resolve.decide(play.ctx, job, Decision(Action.ADOPT, "Ada", task_id=stranger.task_id))
+    adopted = operator.decide(play.ctx, job, Decision(Action.ADOPT, "Ada", task_id=stranger.task_id))
 
     wakes()
-    resolve.carry_out(play.ctx, play.job(job), adopted)
+    operator.carry_out(play.ctx, play.job(job), adopted)
 
     ended = play.until(job)
     assert ended.state == State.SUCCEEDED
@@ -381,10 +382,10 @@ def test_a_held_job_whose_answer_came_is_not_called_again_by_a_person(play: Stag
         id=job.id,
     )
     job, decision = play.job(job), Decision(Action.REQUEUE, "Ada")
-    decided = resolve.decide(play.ctx, job, decision) if is_decided_before else None
+    decided = operator.decide(play.ctx, job, decision) if is_decided_before else None
     wakes()
 
-    resolve.carry_out(play.ctx, job, decided or resolve.decide(play.ctx, job, decision))
+    operator.carry_out(play.ctx, job, decided or operator.decide(play.ctx, job, decision))
 
     assert play.until(job).state == State.SUCCEEDED
     assert play.sandbox.ledger()["totals"]["tasks"] == 1
@@ -393,7 +394,7 @@ def test_a_held_job_whose_answer_came_is_not_called_again_by_a_person(play: Stag
 def test_a_job_that_is_made_again_by_a_person_is_paid_for_again(play: Stage) -> None:
     job = canceled_while_it_is_out(play)
     with play.ctx.engine.begin() as connection:
-        jobs.retry(connection, play.project.id, job.id, play.now())
+        submission.retry(connection, play.project.id, job.id, play.now())
 
     ended = play.until(job)
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import moves, reading, timeouts
+from worker import moves, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -24,6 +24,7 @@ from worker.database import connections
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.handover import Handover
+from worker.jobs import reading
 from worker.kinds.kind import Ended
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Budget

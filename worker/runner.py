@@ -17,11 +17,12 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import alerts, claims, firing, flower, log, moves, receivers, tick, timeouts, webhooks
+from worker import alerts, claims, firing, log, moves, receivers, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
 from worker.errors import ClaimLost
+from worker.jobs import flower
 from worker.kinds import text_batch
 from worker.lanes import query_budget
 from worker.states import TERMINAL, Move, State

@@ -14,10 +14,11 @@ from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from worker import cron, jobs, log, templates
+from worker import cron, log, templates
 from worker.catalog import Catalog
 from worker.errors import Conflict, InvalidInput, NoriaError
-from worker.jobs import Submission
+from worker.jobs import submission
+from worker.jobs.submission import Submission
 from worker.schedules import Outcome, Overlap, Trigger
 from worker.settings import Settings
 from worker.tables import Job, Project, Run, Schedule
@@ -151,10 +152,10 @@ def _job(desk: Desk, schedule: Schedule, occasion: Occasion) -> Job:
     filled, found = templates.fill(schedule.template, occasion.values())
     if found:
         raise InvalidInput(found)
-    prepared = jobs.prepare(desk.catalog, desk.settings, Submission(**({"model": None} | filled)), desk.now)
+    prepared = submission.prepare(desk.catalog, desk.settings, Submission(**({"model": None} | filled)), desk.now)
     _check_room(desk, schedule)
     row = desk.connection.execute(select(*Project.__table__.c).where(Project.id == schedule.project_id))
-    return jobs.submit(desk.connection, Project.of(row.mappings().one()), prepared, None, desk.now)[0]
+    return submission.submit(desk.connection, Project.of(row.mappings().one()), prepared, None, desk.now)[0]
 
 
 def _check_room(desk: Desk, schedule: Schedule) -> None:
@@ -169,7 +170,7 @@ def _replaced(desk: Desk, schedule: Schedule, before: Job, verdict: Verdict) -> 
     if verdict.job is None:
         return verdict
     try:
-        became = jobs.cancel(desk.connection, schedule.project_id, before.id, desk.now)[1]
+        became = submission.cancel(desk.connection, schedule.project_id, before.id, desk.now)[1]
     except NoriaError as error:
         became = str(error)
     why = f"job {before.id} of the run before was asked to stop: {became}"

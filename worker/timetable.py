@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import catalog, cron
 from worker.errors import Fault, InvalidInput, NotFound
-from worker.reading import moment as written
+from worker.jobs.reading import moment as written
 from worker.tables import Job, Run, Schedule
 
 _SHOWN = 5  # of the next fire times

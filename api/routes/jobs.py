@@ -24,9 +24,10 @@ from api.context import Context, Here, moment
 from api.problems import problem
 from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
-from worker import inputs, jobs, money, reading, waiting
+from worker import inputs, money
 from worker.errors import Conflict, InvalidInput
-from worker.jobs import Prepared, Sent
+from worker.jobs import reading, submission, waiting
+from worker.jobs.submission import Prepared, Sent
 from worker.states import TERMINAL, State
 from worker.tables import Job, Output
 
@@ -83,7 +84,7 @@ def submit(
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.model, prepared.input)
         return JSONResponse(estimate(prepared))
-    sent = Sent(idempotency_key, jobs.digest(body)) if idempotency_key else None
+    sent = Sent(idempotency_key, submission.digest(body)) if idempotency_key else None
     job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
         return _replay(replay | warned)
@@ -186,7 +187,7 @@ def fetch(
 def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Ask a job to stop. The provider drops only what has not started: `outcome` says what became of the wish."""
     with here.engine.begin() as connection:
-        job, outcome = jobs.cancel(connection, mine.project.id, job_id, moment(connection))
+        job, outcome = submission.cancel(connection, mine.project.id, job_id, moment(connection))
         document = _document(connection, mine, job)
     if outcome == "canceled":
         here.tell(job, mine.project)
@@ -200,7 +201,7 @@ def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
     with here.engine.begin() as connection:
         if here.waiting.is_full(connection, mine.project.id):
             raise here.waiting.refuse()
-        job = jobs.retry(connection, mine.project.id, job_id, moment(connection))
+        job = submission.retry(connection, mine.project.id, job_id, moment(connection))
         document = _document(connection, mine, job)
     here.tell(job, mine.project)
     return JSONResponse(document)
@@ -223,8 +224,8 @@ def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> dict[str,
     if key is None:
         return None
     with suppress(Conflict, RecursionError), here.engine.connect() as connection:
-        sent = Sent(key, jobs.digest(body))
-        first = jobs.replayed(connection, mine.project, sent, None)
+        sent = Sent(key, submission.digest(body))
+        first = submission.replayed(connection, mine.project, sent, None)
         return _document(connection, mine, first) if first else None
     return None
 
@@ -236,12 +237,12 @@ def _replay(document: dict[str, Any]) -> Response:
 def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, dict[str, Any] | None]:
     """The job, committed; and where it was made before, its document. Raises a problem when the project is full."""
     for _ in range(_RACES):
-        with suppress(jobs.IdempotencyRace), here.engine.begin() as connection:
+        with suppress(submission.IdempotencyRace), here.engine.begin() as connection:
             is_full = here.waiting.is_full(connection, mine.project.id)
-            if is_full and not (sent and jobs.replayed(connection, mine.project, sent, prepared)):
+            if is_full and not (sent and submission.replayed(connection, mine.project, sent, prepared)):
                 raise here.waiting.refuse()
             now = moment(connection)
-            job, replayed = jobs.submit(connection, mine.project, prepared, sent, now)
+            job, replayed = submission.submit(connection, mine.project, prepared, sent, now)
             return job, _document(connection, mine, job) if replayed else None
     raise Conflict("idempotency_key_busy", "other submissions under this Idempotency-Key are on their way")
 

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from api import answers, describe
 from api.auth import Anyone
 from api.context import Here
-from worker import reading
+from worker.jobs import reading
 from worker.lanes import slots
 
 router = APIRouter(prefix="/v1/limits", tags=["limits"], responses=describe.refusals(401, 404, 422, 429, 503))

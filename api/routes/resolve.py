@@ -15,10 +15,11 @@ from api.context import Context, Here, moment
 from api.problems import problem
 from api.routes.jobs import JobId
 from api.submissions import JsonBody
-from worker import money, reading, resolve
+from worker import money
 from worker.errors import NotFound
+from worker.jobs import operator, reading
+from worker.jobs.operator import Action, Candidate, Decision
 from worker.keys import Caller
-from worker.resolve import Action, Candidate, Decision
 from worker.steps.task_list import NotTold
 from worker.tables import ApiKey, Job, Project
 
@@ -46,7 +47,7 @@ def candidates(here: Here, who: Asking, _: Operator, job_id: JobId) -> Response:
     """The provider's tasks that an uncertain job's call may have made, and the money at stake."""
     job, _project = _found(here, who, job_id)
     try:
-        found = resolve.candidates(here.provider, job)
+        found = operator.candidates(here.provider, job)
     except NotTold as error:
         raise _away(error) from error
     data = [_candidate(candidate) for candidate in found]
@@ -78,10 +79,10 @@ def decide(
     job, project = _found(here, who, job_id)
     decision = Decision(Action(said.action), by, said.task_id, said.billed)
     try:
-        move = resolve.decide(here.provider, job, decision)
+        move = operator.decide(here.provider, job, decision)
     except NotTold as error:
         raise _away(error) from error
-    moved = job if dry_run else resolve.carry_out(here.provider, job, move)
+    moved = job if dry_run else operator.carry_out(here.provider, job, move)
     if not dry_run:
         here.tell(moved, project)
     with here.engine.connect() as connection:

@@ -27,8 +27,9 @@ from sqlalchemy import select, text
 from ops import servers, show
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import context, jobs, keys, log, tick
+from worker import context, keys, log, tick
 from worker.claims import NOW
+from worker.jobs import submission
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.storage import Bucket
@@ -77,13 +78,13 @@ def measure(count: int, hours: int) -> dict[str, Any]:
 
 
 def _submit(runner: Runner, count: int) -> None:
-    wanted = jobs.Submission("text-to-video", MODEL, input=CLIP)
+    wanted = submission.Submission("text-to-video", MODEL, input=CLIP)
     with runner.ctx.engine.begin() as connection:
         now = connection.execute(select(NOW)).scalar_one()
         project = keys.create_project(connection, "bench")
-        prepared = jobs.prepare(runner.ctx.catalog, runner.ctx.settings, wanted, now)
+        prepared = submission.prepare(runner.ctx.catalog, runner.ctx.settings, wanted, now)
         for _ in range(count):
-            jobs.submit(connection, project, prepared, None, now)
+            submission.submit(connection, project, prepared, None, now)
 
 
 def _pass(runner: Runner, sandbox: Sandbox, passed: timedelta) -> None:

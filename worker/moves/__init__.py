@@ -37,8 +37,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import money, reading, webhooks
+from worker import money, webhooks
 from worker.errors import ClaimLost
+from worker.jobs import reading
 from worker.lanes import account_stops, slots, throttle, tokens
 from worker.moves import children
 from worker.states import TERMINAL, HeldFor, Move, State, may

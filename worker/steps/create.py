@@ -7,13 +7,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import jobs, timeouts
+from worker import timeouts
 from worker.context import Clock, Context
 from worker.dashscope import answers, faults
 from worker.dashscope.answers import Accepted, Refused, TaskSeen
 from worker.dashscope.faults import Scope, Verdict
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
+from worker.jobs import submission
 from worker.lanes import query_budget, tokens
 from worker.states import Move, State
 from worker.steps import finish
@@ -41,7 +42,7 @@ def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[st
         "account": account.name,
         "region": account.region,
         "model": request.body["model"],
-        "request_hash": jobs.digest(request.body),
+        "request_hash": submission.digest(request.body),
         **({"tokens": tokens} if tokens is not None else {}),
     }
 

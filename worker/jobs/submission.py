@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, inputs, money, moves, reading
+from worker import claims, inputs, money, moves
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
+from worker.jobs import reading
 from worker.kinds import KINDS, OFFERED, Kind
 from worker.lanes import fair_queue
 from worker.moves import children

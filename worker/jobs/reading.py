@@ -16,11 +16,12 @@ from sqlalchemy import Connection, Row, bindparam, func, null, or_, select, tupl
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
-from worker import money, waiting
+from worker import money
 from worker.errors import NotFound
+from worker.jobs import waiting
+from worker.jobs.waiting import Waiting
 from worker.states import TERMINAL, State
 from worker.tables import Attempt, Event, File, Job, Output
-from worker.waiting import Waiting
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
 LOOKED_THROUGH = 10_000  # jobs, for a part of their prompts: no index finds those

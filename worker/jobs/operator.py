@@ -16,11 +16,12 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import moves, timeouts, verdicts
+from worker import moves, timeouts
 from worker.claims import NOW
 from worker.context import Context
 from worker.dashscope.answers import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure
+from worker.jobs import verdicts
 from worker.kinds import KINDS, text_batch
 from worker.states import TERMINAL, HeldFor, Move, State
 from worker.steps import batch, find, task_list

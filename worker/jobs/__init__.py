@@ -1,0 +1,1 @@
+"""Jobs: submitted, canceled, retried, read, explained, shown."""
