@@ -11,9 +11,9 @@ from typing import Any
 from api import faults, submissions
 from api.context import Context
 from api.schemas import ScheduleCreate
-from worker import cron, schedules
 from worker.errors import Fault, InvalidInput
-from worker.schedules import Plan
+from worker.schedules import cron, editing
+from worker.schedules.editing import Plan
 
 _NO_ZONE = "UTC"  # for looking at a template whose zone is wrong
 
@@ -47,7 +47,7 @@ def _text(value: Any) -> str:
 
 
 def _of_template(here: Context, template: dict[str, Any], fire_at: datetime, time_zone: str) -> list[Fault]:
-    filled, found = schedules.rehearse(template, fire_at, time_zone)
+    filled, found = editing.rehearse(template, fire_at, time_zone)
     try:
         submissions.job(here, filled, fire_at)
     except InvalidInput as error:

@@ -24,8 +24,8 @@ from worker.egress import wires
 from worker.jobs import reading
 from worker.kinds import OFFERED
 from worker.kinds.fields import Line, Text, no
+from worker.schedules.templates import VARIABLES
 from worker.states import State
-from worker.templates import VARIABLES
 from worker.webhooks import JOB_EVENTS
 
 METADATA_PREFIX = "metadata."

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select, text
 
 from ops.audit_rules import Finding, Rule
-from worker import timetable
+from worker.schedules import timetable
 from worker.tables import Schedule
 
 _REPORT = "report it with its history and its parts' histories"

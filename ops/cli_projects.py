@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
-from worker import cron, keys
+from worker import keys
 from worker.errors import NotFound
 from worker.jobs import reading
+from worker.schedules import cron
 from worker.tables import ApiKey, Project
 
 _keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)

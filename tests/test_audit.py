@@ -16,7 +16,8 @@ from ops import audit
 from ops.audit import Finding, Witnesses
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import firing, schedules, storage
+from worker import storage
+from worker.schedules import editing, firing
 from worker.tables import Job, Schedule
 
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
@@ -116,9 +117,9 @@ def family(play: Stage) -> Job:
 def schedule(play: Stage) -> Schedule:
     """One that was made three minutes ago, and has fired for each minute since."""
     template = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
-    plan = schedules.Plan("each minute", "* * * * *", "UTC", template, overlap="queue")
+    plan = editing.Plan("each minute", "* * * * *", "UTC", template, overlap="queue")
     with play.ctx.engine.begin() as connection:
-        made, _ = schedules.make(connection, play.project, plan, 10, play.now() - timedelta(minutes=3))
+        made, _ = editing.make(connection, play.project, plan, 10, play.now() - timedelta(minutes=3))
     firing.fire_due(play.ctx.engine, play.ctx.catalog, play.ctx.settings)
     return made
 

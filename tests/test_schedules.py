@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
-from worker import catalog, cron, firing, keys, schedules, templates, tick, timetable
+from worker import catalog, keys, tick
 from worker.errors import MOST_FAULTS, Conflict, NotFound
-from worker.runs import Desk, Made
-from worker.schedules import Plan
+from worker.schedules import cron, editing, firing, templates, timetable
+from worker.schedules.editing import Plan
+from worker.schedules.runs import Desk, Made
 from worker.settings import Settings
 from worker.tables import Project, Schedule
 
@@ -45,7 +46,7 @@ class Clockwork:
 
     def make(self, plan: Plan = HOURLY, now: datetime = START) -> Schedule:
         with self.engine.begin() as connection:
-            return schedules.make(connection, self.project, plan, 100, now)[0]
+            return editing.make(connection, self.project, plan, 100, now)[0]
 
     def fire(self, now: datetime) -> list[str]:
         """The prompts of the jobs that were submitted."""
@@ -60,15 +61,15 @@ class Clockwork:
     def change(self, schedule: Schedule, now: datetime, **said: Any) -> Schedule:
         with self.engine.begin() as connection:
             held = timetable.held(connection, self.project.id, schedule.id)
-            return schedules.change(connection, held, replace(Plan.of(held), **said), now)
+            return editing.change(connection, held, replace(Plan.of(held), **said), now)
 
     def pause(self, schedule: Schedule, now: datetime) -> None:
         with self.engine.begin() as connection:
-            schedules.pause(connection, timetable.held(connection, self.project.id, schedule.id), now)
+            editing.pause(connection, timetable.held(connection, self.project.id, schedule.id), now)
 
     def resume(self, schedule: Schedule, now: datetime) -> Schedule:
         with self.engine.begin() as connection:
-            return schedules.resume(connection, timetable.held(connection, self.project.id, schedule.id), now)
+            return editing.resume(connection, timetable.held(connection, self.project.id, schedule.id), now)
 
     def look(self, schedule: Schedule) -> Schedule:
         with self.engine.connect() as connection:
@@ -196,7 +197,7 @@ class TestTemplates:
     def test_variables_are_told_from_the_fire_time_in_the_schedules_zone(self) -> None:
         fire_at = datetime(2027, 1, 2, 23, 30, tzinfo=UTC)  # Sunday the 3rd in Berlin, of 2026's last ISO week
         last = datetime(2027, 1, 1, 23, 29, tzinfo=UTC)
-        run = schedules._NO_RUN
+        run = editing._NO_RUN
 
         told = templates.Occasion.of(fire_at, "Europe/Berlin", last, run).values()
 
@@ -581,7 +582,7 @@ class TestChanging:
         clock.fire(START + HOUR)
 
         with clock.engine.begin() as connection:
-            schedules.remove(connection, timetable.held(connection, clock.project.id, schedule.id))
+            editing.remove(connection, timetable.held(connection, clock.project.id, schedule.id))
 
         assert clock.runs(schedule) == []
         assert clock.sql("select state from jobs") == [{"state": "queued"}]
@@ -605,7 +606,7 @@ class TestChanging:
         def make(n: int) -> None:
             try:
                 with clock.engine.begin() as connection:
-                    schedules.make(connection, clock.project, replace(HOURLY, name=f"s{n}"), 3, START)
+                    editing.make(connection, clock.project, replace(HOURLY, name=f"s{n}"), 3, START)
             except Conflict as error:
                 refused.append(error.code)
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from api import answers
 from api.client import Client
 from ops import cli
-from worker import firing
+from worker.schedules import firing
 
 NIGHTLY: dict[str, Any] = {
     "name": "nightly",

@@ -19,9 +19,10 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import cron, webhooks
+from worker import webhooks
 from worker.claims import NOW, Now
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
+from worker.schedules import cron
 from worker.tables import ApiKey, Project
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")

@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import alerts, claims, firing, log, moves, receivers, tick, timeouts, webhooks
+from worker import alerts, claims, log, moves, receivers, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
@@ -25,6 +25,7 @@ from worker.errors import ClaimLost
 from worker.jobs import flower
 from worker.kinds import text_batch
 from worker.lanes import query_budget
+from worker.schedules import firing
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS, bulk_poll, finish, task_list, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project

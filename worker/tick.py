@@ -29,13 +29,14 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import claims, firing, log, moves, receivers, timeouts, webhooks
+from worker import claims, log, moves, receivers, timeouts, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.kinds import text_batch
 from worker.lanes import fair_queue, limits, run_times
 from worker.moves import children
+from worker.schedules import firing
 from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS, unowned
 from worker.tables import Delivery, Duty, IdempotencyKey, Job

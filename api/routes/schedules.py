@@ -15,10 +15,10 @@ from api.auth import Mine
 from api.context import Here, moment
 from api.routes.jobs import IdempotencyKey
 from api.submissions import JsonBody
-from worker import firing, schedules, timetable
 from worker.kinds.fields import Text
-from worker.runs import Desk
-from worker.schedules import Plan
+from worker.schedules import editing, firing, timetable
+from worker.schedules.editing import Plan
+from worker.schedules.runs import Desk
 from worker.tables import Schedule
 
 router = APIRouter(
@@ -44,7 +44,7 @@ def make(here: Here, mine: Mine, body: JsonBody) -> Response:
     plan = plans.plan(here, body, {"time_zone": mine.project.time_zone}, mine.now)
     with here.engine.begin() as connection:
         most = here.settings.max_schedules
-        made, is_old = schedules.make(connection, mine.project, plan, most, moment(connection))
+        made, is_old = editing.make(connection, mine.project, plan, most, moment(connection))
     shown = timetable.shown(made)
     return JSONResponse(shown, 200 if is_old else 201, headers={"location": shown["urls"]["self"]})
 
@@ -83,14 +83,14 @@ def change(here: Here, mine: Mine, schedule_id: ScheduleId, body: JsonBody) -> R
     with here.engine.begin() as connection:
         held = timetable.held(connection, mine.project.id, schedule_id)
         plan = plans.plan(here, body, asdict(Plan.of(held)), mine.now)
-        return _shown(schedules.change(connection, held, plan, moment(connection)))
+        return _shown(editing.change(connection, held, plan, moment(connection)))
 
 
 @router.delete("/{schedule_id}", status_code=204)
 def remove(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Delete a schedule with its history. Its jobs stay, and go on."""
     with here.engine.begin() as connection:
-        schedules.remove(connection, timetable.held(connection, mine.project.id, schedule_id))
+        editing.remove(connection, timetable.held(connection, mine.project.id, schedule_id))
     return Response(status_code=204)
 
 
@@ -99,7 +99,7 @@ def pause(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Let a schedule fire no more; runs that wait are dropped, jobs go on."""
     with here.engine.begin() as connection:
         held = timetable.held(connection, mine.project.id, schedule_id)
-        return _shown(schedules.pause(connection, held, moment(connection)))
+        return _shown(editing.pause(connection, held, moment(connection)))
 
 
 @router.post("/{schedule_id}/resume", response_model=answers.Schedule)
@@ -107,7 +107,7 @@ def resume(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Let a schedule fire again, from its next fire time on; what a pause left out is not made up for."""
     with here.engine.begin() as connection:
         held = timetable.held(connection, mine.project.id, schedule_id)
-        return _shown(schedules.resume(connection, held, moment(connection)))
+        return _shown(editing.resume(connection, held, moment(connection)))
 
 
 @router.post(

@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from worker import catalog, cron
+from worker import catalog
 from worker.errors import Fault, InvalidInput, NotFound
 from worker.jobs.reading import moment as written
+from worker.schedules import cron
 from worker.tables import Job, Run, Schedule
 
 _SHOWN = 5  # of the next fire times

@@ -15,12 +15,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select
 
-from worker import claims, log, runs, schedules, timeouts, timetable
+from worker import claims, log, timeouts
 from worker.catalog import Catalog
 from worker.claims import NOW, Now
 from worker.errors import Conflict
-from worker.runs import Desk, Made
-from worker.schedules import Missed, Outcome, Trigger
+from worker.schedules import editing, runs, timetable
+from worker.schedules.editing import Missed, Outcome, Trigger
+from worker.schedules.runs import Desk, Made
 from worker.settings import Settings
 from worker.tables import Job, Run, Schedule
 
@@ -101,7 +102,7 @@ def _fire(desk: Desk, schedule: Schedule) -> list[Job]:
 
 def _timed(desk: Desk, schedule: Schedule) -> list[Made]:
     """The runs of the fire times that have come; a long row of missed ones is put on record piece by piece."""
-    times = timetable.due_times(schedule, desk.now, schedules.AT_ONCE)
+    times = timetable.due_times(schedule, desk.now, editing.AT_ONCE)
     if not times:
         return []
     schedule.next_at = timetable.following(schedule, times[-1])
@@ -111,7 +112,7 @@ def _timed(desk: Desk, schedule: Schedule) -> list[Made]:
         times = [fires for fires in times if desk.now - fires > timeouts.MISSED]
         schedule.next_at = timetable.following(schedule, times[-1])
     passed = [fires for fires in times if fires not in wanted]
-    schedules.skip(desk.connection, schedule, passed, "no clock ran at that time", desk.now)
+    editing.skip(desk.connection, schedule, passed, "no clock ran at that time", desk.now)
     if passed:
         _log.warning("schedule.skipped", schedule=str(schedule.id), missed=len(passed))
     made = [runs.run(desk, schedule, fires, trigger, None) for fires, trigger in wanted.items()]

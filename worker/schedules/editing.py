@@ -17,10 +17,10 @@ from typing import Any, Self
 from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import cron, templates, timetable
 from worker.errors import Conflict, Fault
+from worker.schedules import cron, templates, timetable
+from worker.schedules.templates import Occasion
 from worker.tables import Project, Run, Schedule
-from worker.templates import Occasion
 
 AT_ONCE = 500  # fire times that are put on record in one go
 _NO_RUN = uuid.UUID(int=0)

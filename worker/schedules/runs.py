@@ -14,15 +14,16 @@ from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from worker import cron, log, templates
+from worker import log
 from worker.catalog import Catalog
 from worker.errors import Conflict, InvalidInput, NoriaError
 from worker.jobs import submission
 from worker.jobs.submission import Submission
-from worker.schedules import Outcome, Overlap, Trigger
+from worker.schedules import cron, templates
+from worker.schedules.editing import Outcome, Overlap, Trigger
+from worker.schedules.templates import Occasion
 from worker.settings import Settings
 from worker.tables import Job, Project, Run, Schedule
-from worker.templates import Occasion
 
 _WAITING = 10  # runs of a schedule that may wait
 _OURS = "a fault of Noria's own; the log says which"

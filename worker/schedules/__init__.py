@@ -1,0 +1,1 @@
+"""Schedules: jobs that the clock submits."""
