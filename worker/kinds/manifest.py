@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from worker.catalog.prices import MICRO
 from worker.kinds.kind import Ended
 from worker.kinds.script import Segment
 from worker.kinds.sound import Sound
-from worker.prices import MICRO
 
 
 @dataclass(frozen=True)

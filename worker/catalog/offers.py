@@ -15,9 +15,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from worker import prices
+from worker.catalog import prices
+from worker.catalog.prices import Price, Usage
 from worker.media import Shape
-from worker.prices import Price, Usage
 
 _OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")

@@ -1,6 +1,6 @@
 """The catalog: all that we know of the provider's models, as data.
 
-A model is an entry in `catalog.yaml`, so a new one of a known family is a few lines there and no code. The
+A model is an entry in `models.yaml`, so a new one of a known family is a few lines there and no code. The
 file is checked whole when it is read: a word that the schema does not know, a default that its own model
 would refuse, a name that two models claim are each an error that names the model.
 
@@ -25,8 +25,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from worker.errors import Fault, InvalidInput
-from worker.offers import (
+from worker.catalog.offers import (
     Entry,
     Model,
     ModelInRegion,
@@ -38,7 +37,8 @@ from worker.offers import (
     UsageShape,
     Variant,
 )
-from worker.prices import Price, Usage
+from worker.catalog.prices import Price, Usage
+from worker.errors import Fault, InvalidInput
 
 __all__ = [
     "Catalog",
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 _HALF = Decimal("0.5")
-_FILE = Path(__file__).with_name("catalog.yaml")
+_FILE = Path(__file__).with_name("models.yaml")
 
 
 class CatalogError(ValueError):
