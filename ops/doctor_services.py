@@ -17,7 +17,7 @@ import redis
 
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
-from worker import alerts, egress, handover, timeouts
+from worker import alerts, egress, timeouts
 from worker import broker as messages
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused
@@ -25,7 +25,7 @@ from worker.dashscope.client import Client
 from worker.egress import Bounds, NotAllowed, wires
 from worker.errors import CallFailed, NotSent
 from worker.settings import Account, endpoints
-from worker.storage import Bucket, Expected, Mismatch
+from worker.storage import Bucket, Expected, Mismatch, input_links
 from worker.storage.bucket import SINGLE
 
 _PAGE = 100  # rows; the provider names no maximum for a page of its task list
@@ -183,7 +183,7 @@ def _refuses(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
 def _linked(exam: Exam, key: str, content: bytes) -> Iterator[Found]:
     """Links as users get them, and as the provider does; those that it gets must work, users may be elsewhere."""
     link = exam.bucket.presign(key, timedelta(minutes=1), None)
-    given = [account for account in exam.settings.all_accounts if not handover.uploads(exam.settings, account.url)]
+    given = [account for account in exam.settings.all_accounts if not input_links.uploads(exam.settings, account.url)]
     told = failure if given else warning
     advice = "NORIA_S3_PUBLIC_ENDPOINT_URL must be what users reach, and the bucket must take signed links"
     if given:
@@ -212,7 +212,7 @@ def _private_addresses(link: str) -> str:
 
 def _handed_over(exam: Exam, account: Account, client: Client) -> Iterator[Found]:
     """A file on its way to the provider where inputs are uploaded; it is the provider's to drop, after 48 h."""
-    why = handover.uploads(exam.settings, account.url)
+    why = input_links.uploads(exam.settings, account.url)
     models = (model.region(account.region) for model in exam.catalog.models("image-to-video"))
     here = next((model for model in models if model), None)
     if why is None or here is None:

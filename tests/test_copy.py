@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
 from ops.servers import Servers
-from worker import media, storage
+from worker import storage
 from worker.dashscope.answers import Accepted, Page, TaskSeen
 from worker.dashscope.client import Client
 from worker.egress import wires
@@ -43,6 +43,7 @@ from worker.storage import (
     SourceTrouble,
     StorageTrouble,
     Stored,
+    media,
 )
 
 MP4 = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41"

@@ -12,11 +12,10 @@ import httpx
 import pytest
 from serving import PATIENCE, Served, eventually, served
 
-from worker import files, inputs
 from worker.errors import InvalidInput
 from worker.jobs import submission
 from worker.jobs.submission import Submission
-from worker.storage import Bucket
+from worker.storage import Bucket, files, inputs
 from worker.tables import Project
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24

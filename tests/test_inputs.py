@@ -16,14 +16,14 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import inputs, media, timeouts
+from worker import timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
-from worker.handover import Handover
 from worker.jobs import submission
 from worker.kinds import KINDS, Request
 from worker.lanes import throttle
 from worker.states import State
-from worker.storage import Expected
+from worker.storage import Expected, inputs, media
+from worker.storage.input_links import Handover
 from worker.tables import Job
 
 MODEL = "wan2.5-i2v-preview"

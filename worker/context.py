@@ -23,7 +23,6 @@ from worker.dashscope.client import Client
 from worker.database import connections
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
-from worker.handover import Handover
 from worker.jobs import reading
 from worker.kinds.kind import Ended
 from worker.lanes import query_budget
@@ -33,6 +32,7 @@ from worker.moves import children
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
+from worker.storage.input_links import Handover
 from worker.tables import Attempt, Job, Lane, Project
 
 _WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute

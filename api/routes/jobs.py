@@ -24,11 +24,12 @@ from api.context import Context, Here, moment
 from api.problems import problem
 from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
-from worker import inputs, money
+from worker import money
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import reading, submission, waiting
 from worker.jobs.submission import Prepared, Sent
 from worker.states import TERMINAL, State
+from worker.storage import inputs
 from worker.tables import Job, Output
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, inputs, money, moves
+from worker import claims, money, moves
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
@@ -23,6 +23,7 @@ from worker.lanes import fair_queue
 from worker.moves import children
 from worker.settings import Settings
 from worker.states import TERMINAL, State
+from worker.storage import inputs
 from worker.tables import Attempt, IdempotencyKey, Job, Project
 
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
