@@ -17,8 +17,8 @@ import redis
 
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
-from worker import alerts, egress, timeouts
 from worker import broker as messages
+from worker import egress, timeouts
 from worker.dashscope import faults
 from worker.dashscope.answers import Refused
 from worker.dashscope.client import Client
@@ -27,6 +27,7 @@ from worker.errors import CallFailed, NotSent
 from worker.settings import Account, endpoints
 from worker.storage import Bucket, Expected, Mismatch, input_links
 from worker.storage.bucket import SINGLE
+from worker.webhooks import alerts
 
 _PAGE = 100  # rows; the provider names no maximum for a page of its task list
 _ABANDONED = timedelta(days=1)

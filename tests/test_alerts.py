@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import alerts
 from worker.lanes import account_stops
 from worker.settings import Settings
+from worker.webhooks import alerts
 
 TOKEN = "b1946ac9-robot-token"
 FEISHU = {"msg_type": "text", "content": {"text": ...}}

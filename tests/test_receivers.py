@@ -13,11 +13,12 @@ from sqlalchemy import Connection, Engine, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, receivers, webhooks
+from worker import keys, webhooks
 from worker.claims import Claim
 from worker.egress import wires
 from worker.settings import Settings
 from worker.tables import Delivery, Project
+from worker.webhooks import receivers
 
 DEAD = "http://127.0.0.1:9/hook"
 NOW = datetime(2026, 11, 22, 4, tzinfo=UTC)

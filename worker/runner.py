@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import alerts, claims, log, moves, receivers, tick, timeouts, webhooks
+from worker import claims, log, moves, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
@@ -29,6 +29,7 @@ from worker.schedules import firing
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS, bulk_poll, finish, task_list, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
+from worker.webhooks import alerts, receivers
 
 Publish = Callable[[tick.Message], None]
 

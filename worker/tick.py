@@ -29,7 +29,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import claims, log, moves, receivers, timeouts, webhooks
+from worker import claims, log, moves, timeouts, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
@@ -40,6 +40,7 @@ from worker.schedules import firing
 from worker.states import HeldFor, Move, State, may
 from worker.steps import STEPS, unowned
 from worker.tables import Delivery, Duty, IdempotencyKey, Job
+from worker.webhooks import receivers
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
 _GATHERS = 8  # on their way at a time: a parent may read links one after another, for minutes
