@@ -23,7 +23,8 @@ from ops.chaos_torments import CLOCKS, WORKERS, Scene
 from ops.cli_projects import project_made
 from ops.demo.receiver import receiving
 from ops.sandbox.testing import Sandbox
-from worker import catalog, keys
+from worker import catalog
+from worker.projects import keys
 from worker.settings import Settings
 
 PROJECT = "chaos"

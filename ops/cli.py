@@ -37,8 +37,9 @@ from ops import (
 from ops.cli_options import Home, Json
 from ops.reach import Door
 from ops.supervise import LocalError
-from worker import keys, log, settings
+from worker import log, settings
 from worker.errors import InvalidInput, NoriaError, NotFound
+from worker.projects import keys
 
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"

@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
-from worker import keys
 from worker.errors import NotFound
 from worker.jobs import reading
+from worker.projects import keys
 from worker.schedules import cron
 from worker.tables import ApiKey, Project
 

@@ -17,10 +17,11 @@ from typing import Any
 from sqlalchemy import text
 
 from ops.sandbox.testing import Sandbox
-from worker import context, keys, tick
+from worker import context, tick
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.jobs import reading, submission
+from worker.projects import keys
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.states import TERMINAL, Move, State

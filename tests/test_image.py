@@ -19,8 +19,8 @@ from pypdf import PdfReader, PdfWriter
 from sqlalchemy import Engine
 from test_documents import pdf
 
-from worker import keys
 from worker.kinds.summaries import documents
+from worker.projects import keys
 
 COMPOSE = (PROJECT / "docker-compose.yml").read_text()
 README = (PROJECT / "README.md").read_text()

@@ -24,9 +24,10 @@ from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import claims, keys, timeouts
+from worker import claims, timeouts
 from worker.context import Clock, Context
 from worker.dashscope.answers import Page
+from worker.projects import keys
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS, Moves, Step
 from worker.tables import Attempt, Job, Project

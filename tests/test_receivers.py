@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Engine, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, webhooks
+from worker import webhooks
 from worker.claims import Claim
 from worker.egress import wires
+from worker.projects import keys
 from worker.settings import Settings
 from worker.tables import Delivery, Project
 from worker.webhooks import receivers

@@ -11,7 +11,8 @@ from test_edges import with_queries
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, timeouts
+from worker import timeouts
+from worker.projects import keys
 from worker.states import State
 from worker.tables import Job, Project
 

@@ -19,7 +19,7 @@ from worker import money
 from worker.errors import NotFound
 from worker.jobs import operator, reading
 from worker.jobs.operator import Action, Candidate, Decision
-from worker.keys import Caller
+from worker.projects.keys import Caller
 from worker.steps.task_list import NotTold
 from worker.tables import ApiKey, Job, Project
 

@@ -28,9 +28,10 @@ from ops import local, reach, show
 from ops.bench import lateness
 from ops.cli_projects import project_made
 from ops.sandbox.testing import Sandbox
-from worker import keys, log
+from worker import log
 from worker.kinds import script
 from worker.kinds.speech_input import Speech
+from worker.projects import keys
 from worker.states import TERMINAL
 
 CLIP, READ, SPOKEN = "wan2.5-t2v-preview", "qwen-flash", "qwen3-tts-flash"

@@ -27,9 +27,10 @@ from sqlalchemy import select, text
 from ops import servers, show
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import context, keys, log, tick
+from worker import context, log, tick
 from worker.claims import NOW
 from worker.jobs import submission
+from worker.projects import keys
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.storage import Bucket

@@ -27,7 +27,7 @@ from typing import Any
 from ops import local, reach, show
 from ops.cli_projects import project_made
 from ops.sandbox.testing import Sandbox
-from worker import keys
+from worker.projects import keys
 
 MODEL, SANDBOX_SECONDS = "wanx2.1-t2v-turbo", 60  # the median that the sandbox gives the model, and ±30 % about it
 CLIP = {"prompt": "a kitten", "size": "832*480"}

@@ -30,7 +30,7 @@ from ops.following import Job
 from ops.reach import Door
 from ops.sandbox.testing import Sandbox
 from ops.supervise import LocalError
-from worker import keys
+from worker.projects import keys
 
 PROJECT = "demo"
 TIME_SCALE = 0.02  # clips take one to four seconds: short, and long enough to be seen running
