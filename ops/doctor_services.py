@@ -19,9 +19,9 @@ from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from ops.show import seconds
 from worker import broker as messages
 from worker import egress, timeouts
-from worker.dashscope import faults
-from worker.dashscope.answers import Refused
+from worker.dashscope import errors
 from worker.dashscope.client import Client
+from worker.dashscope.responses import Refused
 from worker.egress import Bounds, NotAllowed, wires
 from worker.errors import CallFailed, NotSent
 from worker.settings import Account, endpoints
@@ -106,8 +106,8 @@ def provider(exam: Exam) -> Iterator[Found]:
         page = client.tasks(now - timedelta(hours=23), now, 1, _PAGE)
         if isinstance(page, Refused):
             what = f"{account.name}: the task list was refused: HTTP {page.http_status} {page.code} {page.message}"
-            row = faults.classify(page.http_status, page.code, page.message)
-            known = row.hint if row is faults.NOT_DASHSCOPE else _ADVICE.get(page.http_status)
+            row = errors.classify(page.http_status, page.code, page.message)
+            known = row.hint if row is errors.NOT_DASHSCOPE else _ADVICE.get(page.http_status)
             yield failure(what.rstrip(), known or "look the code up in the provider's error table")
             continue
         offered = sum(1 for model in exam.catalog.models() if model.region(account.region))

@@ -20,8 +20,8 @@ from ops.chaos_lines import COMMITTED, Chance, Line, breaks_off, loses_commits
 from ops.chaos_lines import running as lines
 from ops.sandbox.testing import Sandbox, running
 from worker import catalog
-from worker.dashscope.answers import Accepted
 from worker.dashscope.client import Client
+from worker.dashscope.responses import Accepted
 from worker.egress import wires
 from worker.kinds import KINDS
 from worker.settings import Account

@@ -28,8 +28,8 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import running
 from ops.servers import Servers
 from worker import storage
-from worker.dashscope.answers import Accepted, Page, TaskSeen
 from worker.dashscope.client import Client
+from worker.dashscope.responses import Accepted, Page, TaskSeen
 from worker.egress import wires
 from worker.errors import NotFound
 from worker.kinds import Request

@@ -17,9 +17,9 @@ from pydantic import SecretStr
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker.dashscope.answers import Accepted, Refused, ServerTrouble
 from worker.dashscope.batches import Batch
 from worker.dashscope.client import Client
+from worker.dashscope.responses import Accepted, Refused, ServerTrouble
 from worker.dashscope.uploads import File, FileRefused, form, safe
 from worker.egress import wires
 from worker.errors import Ambiguous, CallFailed, NotSent

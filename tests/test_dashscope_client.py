@@ -16,9 +16,9 @@ import pytest
 from peers import Peer, peer
 from pydantic import SecretStr
 
-from worker.dashscope import faults
-from worker.dashscope.answers import Accepted, Page, Refused, ServerTrouble, TaskSeen
+from worker.dashscope import errors
 from worker.dashscope.client import Client
+from worker.dashscope.responses import Accepted, Page, Refused, ServerTrouble, TaskSeen
 from worker.egress import wires
 from worker.errors import Ambiguous, NotSent
 from worker.kinds import Request
@@ -164,8 +164,8 @@ def test_an_address_where_dashscope_is_not_makes_nothing_and_stops_the_account(s
         refused = dashscope.create(ASKED, 5)
 
     assert isinstance(refused, Refused)
-    row = faults.classify(refused.http_status, refused.code, refused.message)
-    assert (row.code, row.verdict) == ("wrong_address", faults.Verdict.STOP_ACCOUNT)
+    row = errors.classify(refused.http_status, refused.code, refused.message)
+    assert (row.code, row.verdict) == ("wrong_address", errors.Verdict.STOP_ACCOUNT)
     assert "NORIA_DASHSCOPE_URL" in (row.hint or "")
 
 

@@ -18,8 +18,8 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import catalog
 from worker.catalog import Surface
-from worker.dashscope.answers import Accepted, Refused, ServerTrouble
 from worker.dashscope.client import Client
+from worker.dashscope.responses import Accepted, Refused, ServerTrouble
 from worker.egress import Streamed, wires
 from worker.egress.events import Event, events, opened
 from worker.errors import Ambiguous

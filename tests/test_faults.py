@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.dashscope import faults
-from worker.dashscope.faults import BY_STATUS, TABLE, Scope, Verdict
+from worker.dashscope import errors
+from worker.dashscope.errors import BY_STATUS, TABLE, Scope, Verdict
 from worker.errors import ErrorClass
 
 RETRY, WAIT, FAIL = Verdict.RETRY, Verdict.WAIT, Verdict.FAIL
@@ -129,14 +129,14 @@ DOCUMENTED: list[tuple[int, str, str, Verdict]] = [
 
 @pytest.mark.parametrize(("status", "code", "message", "verdict"), DOCUMENTED)
 def test_each_documented_error_has_its_verdict(status: int, code: str, message: str, verdict: Verdict) -> None:
-    assert faults.classify(status, code, message).verdict is verdict
+    assert errors.classify(status, code, message).verdict is verdict
 
 
 @pytest.mark.parametrize(
     ("status", "code", "message", "verdict"), [row for row in DOCUMENTED if row[1] != "ServiceUnavailableError"]
 )
 def test_a_failed_task_is_judged_by_the_same_codes(status: int, code: str, message: str, verdict: Verdict) -> None:
-    in_task = faults.classify(200, code, message)
+    in_task = errors.classify(200, code, message)
 
     expected = WAIT if message == "voice storage is full" else verdict  # only its status tells that one
     assert in_task.verdict is expected
@@ -151,18 +151,18 @@ def test_no_row_is_hidden_by_one_before_it() -> None:
         (500, "InternalError.Algo.InvalidParameter", "", FAIL),
         (503, "ServiceUnavailableError", "", RETRY),
     ]
-    met = {id(faults.classify(status, code, said)) for status, code, said, _ in [*DOCUMENTED, *undocumented]}
+    met = {id(errors.classify(status, code, said)) for status, code, said, _ in [*DOCUMENTED, *undocumented]}
 
     assert [row for row in TABLE if id(row) not in met] == []
 
 
 @pytest.mark.parametrize("code", ["DATAINSPECTIONFAILED", "DataInspectionFailed.Sub", "data_inspection_failed"])
 def test_case_spelling_and_dotted_tails_do_not_matter(code: str) -> None:
-    assert faults.classify(400, code, "Input data …").code == "input_refused"
+    assert errors.classify(400, code, "Input data …").code == "input_refused"
 
 
 def test_a_code_that_only_begins_like_a_known_one_is_not_it() -> None:
-    assert faults.classify(500, "NotFoundation", "").code == "provider_error"
+    assert errors.classify(500, "NotFoundation", "").code == "provider_error"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_code_that_only_begins_like_a_known_one_is_not_it() -> None:
     ],
 )
 def test_a_row_says_which_limit_or_lack_it_is(code: str, message: str, scope: Scope) -> None:
-    assert faults.classify(429, code, message).scope is scope
+    assert errors.classify(429, code, message).scope is scope
 
 
 @pytest.mark.parametrize(
@@ -202,25 +202,25 @@ def test_a_row_says_which_limit_or_lack_it_is(code: str, message: str, scope: Sc
 )
 @pytest.mark.parametrize("code", [None, "", "NeverHeardOf"])
 def test_without_a_known_code_the_status_decides(status: int, verdict: Verdict, code: str | None) -> None:
-    assert faults.classify(status, code, None).verdict is verdict
+    assert errors.classify(status, code, None).verdict is verdict
 
 
 def test_a_404_is_of_the_model_by_a_code_and_of_the_address_without_one() -> None:
-    assert faults.classify(404, "NeverHeardOf", None).verdict is OURS
-    assert faults.classify(404, "", None).code == "wrong_address"
+    assert errors.classify(404, "NeverHeardOf", None).verdict is OURS
+    assert errors.classify(404, "", None).code == "wrong_address"
 
 
 def test_a_task_that_failed_without_a_known_code_fails_and_may_be_sent_again() -> None:
-    row = faults.classify(200, None, None)
+    row = errors.classify(200, None, None)
 
     assert row.verdict is FAIL
-    assert faults.failure(row, None, None, None).retryable
+    assert errors.failure(row, None, None, None).retryable
 
 
 def test_some_retries_are_few() -> None:
-    assert faults.classify(200, "InternalError.Timeout", "").tries == 1
-    assert faults.classify(200, "InvalidURL.Timeout", "").tries == 3
-    assert faults.classify(500, "InternalError", "").tries is None
+    assert errors.classify(200, "InternalError.Timeout", "").tries == 1
+    assert errors.classify(200, "InvalidURL.Timeout", "").tries == 3
+    assert errors.classify(500, "InternalError", "").tries is None
 
 
 def test_what_stops_an_account_says_what_to_do() -> None:
@@ -231,11 +231,11 @@ def test_what_stops_an_account_says_what_to_do() -> None:
 
 
 def test_refused_output_may_be_sent_again_and_refused_input_may_not() -> None:
-    made = faults.classify(200, "DataInspectionFailed", "Output data may contain inappropriate content.")
-    asked = faults.classify(200, "DataInspectionFailed", "Input data may contain inappropriate content.")
+    made = errors.classify(200, "DataInspectionFailed", "Output data may contain inappropriate content.")
+    asked = errors.classify(200, "DataInspectionFailed", "Input data may contain inappropriate content.")
 
-    assert faults.failure(made, "DataInspectionFailed", "Output …", "r").retryable
-    assert not faults.failure(asked, "DataInspectionFailed", "Input …", "r").retryable
+    assert errors.failure(made, "DataInspectionFailed", "Output …", "r").retryable
+    assert not errors.failure(asked, "DataInspectionFailed", "Input …", "r").retryable
     assert made.cls is asked.cls is ErrorClass.CONTENT
 
 
@@ -268,7 +268,7 @@ def test_refused_output_may_be_sent_again_and_refused_input_may_not() -> None:
 def test_whether_the_input_or_the_output_was_refused_is_read_anywhere_in_the_message(
     code: str, message: str, refused: str
 ) -> None:
-    assert faults.classify(400, code, message).code == refused
+    assert errors.classify(400, code, message).code == refused
 
 
 @pytest.mark.parametrize(
@@ -286,15 +286,15 @@ def test_whether_the_input_or_the_output_was_refused_is_read_anywhere_in_the_mes
     ],
 )
 def test_a_spent_budget_is_money_whatever_its_code(message: str, stops: bool) -> None:
-    row = faults.classify(429, "Throttling", message)
+    row = errors.classify(429, "Throttling", message)
 
     assert (row.code, row.scope) == (("budget_spent", Scope.MONEY) if stops else ("rate_exceeded", Scope.RATE))
 
 
 def test_a_failure_keeps_the_providers_words_and_its_request_id() -> None:
-    row = faults.classify(400, "Arrearage", "Access denied.")
+    row = errors.classify(400, "Arrearage", "Access denied.")
 
-    failure = faults.failure(row, "Arrearage", "Access denied.", "7c8beccf")
+    failure = errors.failure(row, "Arrearage", "Access denied.", "7c8beccf")
 
     assert failure.as_json() == {
         "code": "arrears",
@@ -308,7 +308,7 @@ def test_a_failure_keeps_the_providers_words_and_its_request_id() -> None:
 
 
 def test_a_failure_without_a_message_still_says_something() -> None:
-    failure = faults.failure(faults.classify(502, None, None), None, None, None)
+    failure = errors.failure(errors.classify(502, None, None), None, None, None)
 
     assert failure.message == "the provider answered without a code or a message"
 
@@ -326,12 +326,12 @@ def test_a_failure_without_a_message_still_says_something() -> None:
     ],
 )
 def test_keys_and_signed_queries_are_taken_out_of_messages(said: str, kept: str) -> None:
-    assert faults.scrubbed(said) == kept
+    assert errors.scrubbed(said) == kept
 
 
 def test_an_endless_message_is_cut() -> None:
-    assert len(faults.scrubbed("x" * 100_000)) == faults.MESSAGE_LIMIT
+    assert len(errors.scrubbed("x" * 100_000)) == errors.MESSAGE_LIMIT
 
 
 def test_every_status_has_a_meaning() -> None:
-    assert all(faults.classify(status, None, None) in (*BY_STATUS, faults.NOT_DASHSCOPE) for status in range(100, 1000))
+    assert all(errors.classify(status, None, None) in (*BY_STATUS, errors.NOT_DASHSCOPE) for status in range(100, 1000))

@@ -22,7 +22,7 @@ from ops import cli
 from ops.sandbox.options import Limits, Options, OverConcurrency
 from ops.sandbox.testing import Sandbox, running
 from worker import catalog, moves, settings
-from worker.dashscope.faults import Scope
+from worker.dashscope.errors import Scope
 from worker.errors import NotFound
 from worker.lanes import account_stops, fair_queue, limits, slots, throttle
 from worker.projects import keys

@@ -26,7 +26,7 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import claims, timeouts
 from worker.context import Clock, Context
-from worker.dashscope.answers import Page
+from worker.dashscope.responses import Page
 from worker.projects import keys
 from worker.states import TERMINAL, Move, State
 from worker.steps import STEPS, Moves, Step

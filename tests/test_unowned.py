@@ -11,7 +11,7 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker.dashscope.answers import Accepted
+from worker.dashscope.responses import Accepted
 from worker.kinds import KINDS
 from worker.steps import unowned
 

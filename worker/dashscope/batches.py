@@ -16,9 +16,9 @@ from urllib.parse import quote, urlencode
 
 from worker import egress, timeouts
 from worker.catalog import Surface
-from worker.dashscope import answers, clocks, uploads
-from worker.dashscope.answers import Refused
+from worker.dashscope import clocks, responses, uploads
 from worker.dashscope.bodies import field, listed, number, read, word
+from worker.dashscope.responses import Refused
 from worker.dashscope.session import BODY_CAP, Session
 from worker.dashscope.uploads import FileRefused
 from worker.egress import Answer, Bounds
@@ -74,7 +74,7 @@ class Batches:
             whole = egress.whole(answer)
         body = read(whole.body)
         if whole.status >= 300 or not word(body, "id"):
-            raise FileRefused("a file was not taken", answers.refused(whole, body))
+            raise FileRefused("a file was not taken", responses.refused(whole, body))
         return word(body, "id")
 
     def create(
@@ -97,7 +97,7 @@ class Batches:
         with self._session.once(Surface.COMPATIBLE, "/batches", bounds, headers, content) as answer:
             whole = egress.whole(answer)
         said = _seen(whole)
-        return answers.denied(said) if isinstance(said, Refused) else said
+        return responses.denied(said) if isinstance(said, Refused) else said
 
     def find(self, name: str, since: datetime) -> Batch | Refused | None:
         """The batch of that name that was created since; None: there is none, by a complete listing.
@@ -130,7 +130,7 @@ class Batches:
     def delete(self, file_id: str) -> Refused | None:
         """Delete a file; None: it is gone. May be sent again; raises CallFailed when there was no answer."""
         answer = self._session.query("DELETE", Surface.COMPATIBLE, f"/files/{quote(file_id, safe='')}")
-        return None if answer.status < 300 else answers.refused(answer, read(answer.body))
+        return None if answer.status < 300 else responses.refused(answer, read(answer.body))
 
     @contextmanager
     def content(self, file_id: str, deadline: float, cap: int = FILE_CAP) -> Iterator[Iterator[bytes]]:
@@ -139,7 +139,7 @@ class Batches:
         with self._session.fetch("GET", Surface.COMPATIBLE, path, Bounds(deadline, cap)) as answer:
             if answer.status != 200:
                 whole = egress.whole(answer)
-                raise FileRefused("a file was not given", answers.refused(whole, read(whole.body)))
+                raise FileRefused("a file was not given", responses.refused(whole, read(whole.body)))
             yield answer.chunks
 
     def _one(self, method: str, path: str) -> Batch | Refused:
@@ -150,14 +150,14 @@ class Batches:
 
 def _seen(answer: Answer) -> Batch | Refused:
     body = read(answer.body)
-    no = answers.refused(answer, body)
+    no = responses.refused(answer, body)
     is_batch = answer.status < 300 and word(body, "id") and word(body, "status")
     return _batch(body, no.request_id) if is_batch else no
 
 
 def _unreadable(answer: Answer, body: Mapping[str, Any]) -> Refused:
     """The refusal in a query's answer; raises Ambiguous for a success that cannot be read."""
-    no = answers.refused(answer, body)
+    no = responses.refused(answer, body)
     if answer.status < 300 and not no.code:
         raise Ambiguous("the answer about a batch is not readable", no.request_id)
     return no

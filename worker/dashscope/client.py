@@ -18,9 +18,9 @@ from urllib.parse import quote, urlencode
 
 from worker import egress, timeouts
 from worker.catalog import Surface
-from worker.dashscope import answers, clocks, streams, uploads
-from worker.dashscope.answers import Accepted, Page, Refused, TaskSeen
+from worker.dashscope import clocks, responses, streams, uploads
 from worker.dashscope.batches import Batches
+from worker.dashscope.responses import Accepted, Page, Refused, TaskSeen
 from worker.dashscope.session import BODY_CAP, Session
 from worker.egress import Bounds, Streamed, Wire
 from worker.egress.events import events, opened
@@ -70,12 +70,12 @@ class Client:
             answer, is_json = opened(answer)
             if request.streams and not is_json and _may_stream(answer):
                 return streams.assembled(events(answer), answer.headers.get("x-request-id"), request.reasoning)
-            said = answers.created(egress.whole(answer))
-        return said if request.reasoning or isinstance(said, Refused) else answers.without_reasoning(said)
+            said = responses.created(egress.whole(answer))
+        return said if request.reasoning or isinstance(said, Refused) else responses.without_reasoning(said)
 
     def task(self, task_id: str) -> TaskSeen | Refused:
         """What became of a task, whatever its fate; raises CallFailed when there was no readable answer."""
-        return answers.task(self._session.query("GET", Surface.NATIVE, f"/tasks/{quote(task_id, safe='')}"))
+        return responses.task(self._session.query("GET", Surface.NATIVE, f"/tasks/{quote(task_id, safe='')}"))
 
     def tasks(
         self,
@@ -99,7 +99,7 @@ class Client:
             "status": status,
         }
         query = urlencode({name: value for name, value in asked.items() if value is not None})
-        return answers.page(self._session.query("GET", Surface.NATIVE, f"/tasks?{query}"))
+        return responses.page(self._session.query("GET", Surface.NATIVE, f"/tasks?{query}"))
 
     def cancel(self, task_id: str) -> Refused | None:
         """Cancel a task; None: it is canceled. May be sent again; raises CallFailed when there was no answer.
@@ -107,7 +107,9 @@ class Client:
         Only a PENDING task can be: else the refusal is UnsupportedOperation. (Alibaba docs, "Manage
         asynchronous tasks".)
         """
-        return answers.canceled(self._session.query("POST", Surface.NATIVE, f"/tasks/{quote(task_id, safe='')}/cancel"))
+        return responses.canceled(
+            self._session.query("POST", Surface.NATIVE, f"/tasks/{quote(task_id, safe='')}/cancel")
+        )
 
     def upload(
         self,

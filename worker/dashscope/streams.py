@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.dashscope import answers
-from worker.dashscope.answers import Accepted, Refused, ServerTrouble
+from worker.dashscope import responses
 from worker.dashscope.bodies import field, listed, number, read, word, words
+from worker.dashscope.responses import Accepted, Refused, ServerTrouble
 from worker.egress import Answer
 from worker.egress.events import Event
 from worker.errors import Ambiguous
@@ -102,7 +102,7 @@ def _frame(event: Event, said: _Said) -> dict[str, Any]:
 
 def _error(event: Event, frame: Mapping[str, Any], said: _Said) -> Refused | None:
     """The refusal that a frame is; None: it is none."""
-    no = answers.refused(Answer(0, {}, b"", said.request_id), frame)
+    no = responses.refused(Answer(0, {}, b"", said.request_id), frame)
     if event.name != "error" and not no.code:
         return None
     status = event.status if event.status >= 400 else _status(no.code)
@@ -117,7 +117,7 @@ def _status(code: str) -> int:
 
 
 def _settled(refused: Refused, said: _Said) -> Refused:
-    if said.began or not answers.is_definite(refused):
+    if said.began or not responses.is_definite(refused):
         when = "after the answer had begun" if said.began else "instead of an answer"
         raise ServerTrouble(f"{refused.code} {when}", refused)
     return refused

@@ -16,9 +16,9 @@ from pathlib import PurePosixPath
 from urllib.parse import urlencode
 
 from worker.catalog import Surface
-from worker.dashscope import answers
-from worker.dashscope.answers import Refused
+from worker.dashscope import responses
 from worker.dashscope.bodies import field, read, word
+from worker.dashscope.responses import Refused
 from worker.dashscope.session import BODY_CAP, Session
 from worker.egress import Answer, Bounds
 from worker.errors import CallFailed
@@ -96,7 +96,7 @@ def put(session: Session, model: str, file: File, deadline: float) -> str:
     policy = field(read(answer.body), "data")
     host, folder = word(policy, "upload_host"), word(policy, "upload_dir")
     if answer.status != 200 or not host or not folder:
-        raise FileRefused("no policy for an upload", answers.refused(answer, read(answer.body)))
+        raise FileRefused("no policy for an upload", responses.refused(answer, read(answer.body)))
     key = f"{folder}/{safe(file.name)}"
     fields = {name: word(policy, known) for name, known in _FIELDS.items()}
     sent = form({**fields, "key": key, "success_action_status": "200"}, "file", file)

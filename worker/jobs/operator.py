@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from worker import moves, timeouts
 from worker.claims import NOW
 from worker.context import Context
-from worker.dashscope.answers import Listed, Refused, TaskSeen
+from worker.dashscope.responses import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure
 from worker.jobs import verdicts
 from worker.kinds import KINDS, text_batch

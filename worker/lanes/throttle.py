@@ -44,7 +44,7 @@ from sqlalchemy import (
 
 from worker import log
 from worker.claims import moment
-from worker.dashscope.faults import OF_A_MODEL, Scope
+from worker.dashscope.errors import OF_A_MODEL, Scope
 from worker.errors import NotFound
 from worker.states import SLOTTED, State
 from worker.tables import Job, Lane

@@ -24,7 +24,7 @@ from typing import Any
 from worker import moves, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
-from worker.dashscope.answers import Refused, ServerTrouble, TaskSeen
+from worker.dashscope.responses import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
 from worker.kinds import KINDS, Request, text_batch
 from worker.states import Move, State

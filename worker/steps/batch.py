@@ -16,8 +16,8 @@ from typing import Any
 from worker import log, moves, storage, timeouts
 from worker.context import Clock, Context
 from worker.dashscope import bodies
-from worker.dashscope.answers import Accepted, Refused
 from worker.dashscope.batches import Batch
+from worker.dashscope.responses import Accepted, Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Request
 from worker.states import HeldFor, Move, State

@@ -10,7 +10,7 @@ from typing import Any
 
 from worker import storage, timeouts
 from worker.context import Clock, Context, Moves
-from worker.dashscope.answers import Refused
+from worker.dashscope.responses import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import KINDS, Source, text_batch
 from worker.states import Move, State

@@ -9,9 +9,9 @@ from typing import Any
 
 from worker import timeouts
 from worker.context import Clock, Context
-from worker.dashscope import answers, faults
-from worker.dashscope.answers import Accepted, Refused, TaskSeen
-from worker.dashscope.faults import Scope, Verdict
+from worker.dashscope import errors, responses
+from worker.dashscope.errors import Scope, Verdict
+from worker.dashscope.responses import Accepted, Refused, TaskSeen
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
 from worker.jobs import submission
@@ -70,8 +70,8 @@ def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
 
 def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     """A definite no: nothing was made. What follows is the error table's word."""
-    row = faults.classify(refused.http_status, refused.code, refused.message)
-    failure = faults.failure(row, refused.code, refused.message, refused.request_id)
+    row = errors.classify(refused.http_status, refused.code, refused.message)
+    failure = errors.failure(row, refused.code, refused.message, refused.request_id)
     if row.code == "model_not_served":
         failure = replace(failure, hint=_misrouted(ctx, job))
     now = clock()
@@ -96,7 +96,7 @@ def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
             State.QUEUED, f"refused: {failure.code}", timeouts.create_again(job.attempts, clock()), columns, said
         )
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
-    if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in faults.OF_A_MODEL:
+    if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in errors.OF_A_MODEL:
         return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
     throttled = (row.scope or Scope.RATE, until, why)
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)
@@ -113,7 +113,7 @@ def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
 
     With its slot, since a try is soon; a provider that refuses the file by its own word has the last one.
     """
-    if isinstance(trouble, FileRefused) and trouble.refused.code and answers.is_definite(trouble.refused):
+    if isinstance(trouble, FileRefused) and trouble.refused.code and responses.is_definite(trouble.refused):
         return _not_taken(job, trouble.refused, clock())
     is_gone = isinstance(trouble, NotFound)
     cls = ErrorClass.VALIDATION if is_gone else ErrorClass.STORAGE
@@ -145,8 +145,8 @@ def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: C
 
 def _not_taken(job: Job, refused: Refused, now: datetime) -> Move:
     """A file that was refused: nothing was made. What is to be waited for is waited for without a slot."""
-    row = faults.classify(refused.http_status, refused.code, refused.message)
-    failure = faults.failure(row, refused.code, refused.message, refused.request_id)
+    row = errors.classify(refused.http_status, refused.code, refused.message)
+    failure = errors.failure(row, refused.code, refused.message, refused.request_id)
     columns = {"error": failure.as_json()}
     if row.verdict in _FINAL:
         return Move(State.FAILED, failure.message, columns=columns)
@@ -167,9 +167,9 @@ def _misrouted(ctx: Context, job: Job) -> str:
     )
 
 
-def _until(row: faults.Row, refused: Refused, now: datetime) -> datetime:
+def _until(row: errors.Row, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
-    if row.scope is faults.Scope.DAILY:
+    if row.scope is errors.Scope.DAILY:
         return tokens.renewal(now)
     pause = _PAUSES.get(row.scope, timeouts.PROBE) if row.scope else timeouts.PROBE
     return now + max(timeouts.spread(pause), timedelta(seconds=refused.retry_after or 0))

@@ -29,7 +29,7 @@ from sqlalchemy import Connection, or_, select
 
 from worker import moves, timeouts
 from worker.context import Clock, Context, Moves
-from worker.dashscope.answers import Listed, TaskSeen
+from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
 from worker.states import HeldFor, Move, State

@@ -10,9 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from worker import log, timeouts
 from worker.context import Clock, Context
-from worker.dashscope import faults
-from worker.dashscope.answers import Refused, TaskSeen
-from worker.dashscope.faults import Verdict
+from worker.dashscope import errors
+from worker.dashscope.errors import Verdict
+from worker.dashscope.responses import Refused, TaskSeen
 from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, Source, Usage
 from worker.lanes import query_budget
@@ -59,8 +59,8 @@ def succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[s
 def _failed(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
     """Failed tasks are not billed (Alibaba docs, model pricing), so one more is made where that may help."""
     code, message = str(seen.output.get("code") or ""), str(seen.output.get("message") or "")
-    row = faults.classify(200, code, message)
-    failure = faults.failure(row, code, message, seen.request_id)
+    row = errors.classify(200, code, message)
+    failure = errors.failure(row, code, message, seen.request_id)
     attempt = {"billed": "no", "closed_at": clock(), "code": code, "message": failure.message}
     columns: dict[str, Any] = {"task_status": seen.status, "error": failure.as_json(), "billed": "no"}
     if row.verdict in (Verdict.RETRY, Verdict.WAIT) and job.retries == 0:
@@ -120,11 +120,11 @@ def not_told(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     """A query that was refused: the task lives on. Only a bad key or account stops anything, and then creates."""
     if query_budget.is_trouble(refused.http_status):
         ctx.queries.slow(ctx.owner(job))
-    row = faults.classify(refused.http_status, refused.code, refused.message)
+    row = errors.classify(refused.http_status, refused.code, refused.message)
     return look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
 
 
-def look_again(job: Job, clock: Clock, why: str, row: faults.Row | None = None) -> Move:
+def look_again(job: Job, clock: Clock, why: str, row: errors.Row | None = None) -> Move:
     now = clock()
     if job.deadline_at and now > job.deadline_at + timeouts.LINKS:
         message = f"the provider has told nothing of the task for a day after its end: {why}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from worker.context import Clock, Context
-from worker.dashscope.answers import Page, Refused
+from worker.dashscope.responses import Page, Refused
 from worker.errors import CallFailed
 from worker.lanes import query_budget
 

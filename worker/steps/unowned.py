@@ -19,7 +19,7 @@ from worker import log, money
 from worker.catalog import UnknownModel
 from worker.claims import NOW
 from worker.context import Clock, Context
-from worker.dashscope.answers import Listed, TaskSeen
+from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed
 from worker.kinds import KINDS
 from worker.settings import Account

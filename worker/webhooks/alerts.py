@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from worker import egress, timeouts, webhooks
 from worker.dashscope.bodies import read
-from worker.dashscope.faults import scrubbed
+from worker.dashscope.errors import scrubbed
 from worker.errors import CallFailed
 from worker.settings import Settings
 from worker.tables import Delivery

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from worker.dashscope.answers import WRONG_ADDRESS
+from worker.dashscope.responses import WRONG_ADDRESS
 from worker.errors import ErrorClass, Failure
 
 MESSAGE_LIMIT = 1000  # characters kept of what the provider says
