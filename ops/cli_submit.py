@@ -16,7 +16,7 @@ from ops.campaign import Row
 from ops.cli_options import Home, Json, Key, Url, pairs
 from ops.following import Job
 from ops.uploads import Uploads
-from worker.kinds import decoding
+from worker.kinds.reading import decoding
 
 Model = Annotated[
     str | None,

@@ -26,8 +26,8 @@ from ops.demo import proofs, receiver, workloads
 from ops.demo.workloads import CAMPAIGN
 from ops.supervise import MARK, end_leftovers
 from worker import webhooks
-from worker.kinds import script, subtitles
-from worker.kinds.summaries import documents
+from worker.kinds.speech import script, subtitles
+from worker.kinds.summary import documents
 
 PROJECT = Path(__file__).resolve().parents[1]
 MISLEADING = {

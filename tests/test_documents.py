@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader, PdfWriter
 
-from worker.kinds import apart, decoding, extract, schemas
-from worker.kinds.schemas import Unfitting
-from worker.kinds.summaries import chunks, documents
-from worker.kinds.summaries.documents import Unreadable
+from worker.kinds import json_answers
+from worker.kinds.json_answers import Unfitting
+from worker.kinds.reading import child, decoding, extract
+from worker.kinds.summary import chunks, documents
+from worker.kinds.summary.documents import Unreadable
 from worker.kinds.text import tokens
 
 CHINESE = "第三季度的销售额上升了百分之十二。" * 20
@@ -488,9 +489,9 @@ def test_no_page_is_parsed_in_our_own_process() -> None:
 def test_what_a_parser_complains_of_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "loud.py"
     program.write_text("import sys; sys.stdin.read(); sys.stderr.write('x' * 5_000_000); print('{}')")
-    monkeypatch.setattr(apart, "_PROGRAM", str(program))
+    monkeypatch.setattr(child, "_PROGRAM", str(program))
 
-    assert apart.run("pdf", b"", 1, 10.0) == {}  # a pipe that nobody reads would have filled up
+    assert child.run("pdf", b"", 1, 10.0) == {}  # a pipe that nobody reads would have filled up
 
 
 def test_an_archive_that_says_it_unpacks_to_more_than_memory_is_not_unpacked() -> None:
@@ -501,10 +502,10 @@ def test_an_archive_that_says_it_unpacks_to_more_than_memory_is_not_unpacked() -
 
 
 def test_a_parser_that_says_too_much_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "_ANSWER", 1_000)
+    monkeypatch.setattr(child, "_ANSWER", 1_000)
 
-    with pytest.raises(apart.Exhausted):
-        apart.run("html", b"<p>words</p>" * 1_000, 10**6, 20.0)
+    with pytest.raises(child.Exhausted):
+        child.run("html", b"<p>words</p>" * 1_000, 10**6, 20.0)
 
 
 def test_a_parser_writes_no_file_and_is_the_first_to_go_where_memory_runs_out(tmp_path: Path) -> None:
@@ -517,11 +518,11 @@ def test_a_parser_writes_no_file_and_is_the_first_to_go_where_memory_runs_out(tm
 
 
 def test_json_that_takes_long_to_mend_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schemas, "_SECONDS", 1.5)
+    monkeypatch.setattr(json_answers, "_SECONDS", 1.5)
     began = time.monotonic()
 
     with pytest.raises(Unfitting):
-        schemas.read('{"a":' * 8_000 + '"' * 40_000 + "[" * 8_000, None)
+        json_answers.read('{"a":' * 8_000 + '"' * 40_000 + "[" * 8_000, None)
 
     assert time.monotonic() - began < 15
 

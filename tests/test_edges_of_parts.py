@@ -21,9 +21,9 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import storage, timeouts
 from worker.jobs import submission
-from worker.kinds import KINDS, OFFERED, schemas
+from worker.kinds import KINDS, OFFERED, json_answers
 from worker.kinds.kind import Expansion, Parent, Store
-from worker.kinds.summaries import documents
+from worker.kinds.summary import documents
 from worker.moves import children
 from worker.states import State
 from worker.tables import Job
@@ -169,10 +169,10 @@ def test_a_parent_that_three_workers_died_on_waits_for_a_person(play: Stage) -> 
     ],
 )
 def test_a_reference_that_leads_to_no_schema_is_a_misfit_and_no_crash(schema: dict[str, Any]) -> None:
-    assert schemas.slip(schema) is None, "a schema by its form: it is seen only when an answer is held against it"
+    assert json_answers.slip(schema) is None, "a schema by its form: it is seen only when an answer is held against it"
 
-    with pytest.raises(schemas.Unfitting, match="the schema cannot be followed"):
-        schemas.read('{"a": 1}', schema)
+    with pytest.raises(json_answers.Unfitting, match="the schema cannot be followed"):
+        json_answers.read('{"a": 1}', schema)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pypdf import PdfReader, PdfWriter
 from sqlalchemy import Engine
 from test_documents import pdf
 
-from worker.kinds.summaries import documents
+from worker.kinds.summary import documents
 from worker.projects import keys
 
 COMPOSE = (PROJECT / "docker-compose.yml").read_text()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.kinds import cutting, script
-from worker.kinds.script import Paragraph
+from worker.kinds.speech import cutting, script
+from worker.kinds.speech.script import Paragraph
 
 FAMILY = "👨‍👩‍👧‍👦"
 FLAG = "🇨🇳"

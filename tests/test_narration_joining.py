@@ -20,10 +20,11 @@ from hypothesis import settings as examined
 from hypothesis import strategies as st
 
 from worker import catalog
-from worker.kinds import mp3, narration, sound, speech, subtitles
+from worker.kinds import speech
 from worker.kinds.kind import Ended, Expansion, Found, Parent, Piece, Stored, Unfit
-from worker.kinds.sound import BadSound, Format
-from worker.kinds.subtitles import Line
+from worker.kinds.speech import mp3, narration, subtitles, wav_files
+from worker.kinds.speech.subtitles import Line
+from worker.kinds.speech.wav_files import BadSound, Format
 from worker.settings import Settings
 
 MODEL = catalog.load().model("qwen3-tts-flash")
@@ -223,7 +224,7 @@ def test_a_narration_that_is_made_again_is_measured_anew() -> None:
 
 
 def test_more_than_a_wav_can_tell_of_is_refused_before_a_byte_is_joined() -> None:
-    vast = sound.Sound(MONO, 44, sound.LONGEST // 2 - 10)
+    vast = wav_files.Sound(MONO, 44, wav_files.LONGEST // 2 - 10)
     made, shelf = spoken(parent(paragraphs=[{"text": "One."}, {"text": "Two."}]), [wav(bytes(2)), wav(bytes(40))])
     before = {**made.note, "sounds": [[24_000, 1, vast.offset, vast.frames]]}
 
@@ -339,20 +340,20 @@ def test_an_mp3_of_two_channels_is_made_as_well() -> None:
 
 
 def test_a_header_is_right_up_to_four_gigabytes() -> None:
-    head = sound.header(MONO, sound.LONGEST // 2)
+    head = wav_files.header(MONO, wav_files.LONGEST // 2)
 
     with wave.open(io.BytesIO(head)) as reader:
-        assert reader.getnframes() == sound.LONGEST // 2
+        assert reader.getnframes() == wav_files.LONGEST // 2
 
 
 def test_silence_is_exact_and_holds_no_memory() -> None:
-    assert sum(map(len, sound.silence(MONO, 240_001))) == 480_002
-    assert max(map(len, sound.silence(MONO, 240_001))) <= 64 * 1024
+    assert sum(map(len, wav_files.silence(MONO, 240_001))) == 480_002
+    assert max(map(len, wav_files.silence(MONO, 240_001))) <= 64 * 1024
 
 
 def test_fewer_samples_than_were_measured_are_an_error() -> None:
     with pytest.raises(BadSound, match="6 bytes early"):
-        list(sound.samples([bytes(44), bytes(4)], sound.Sound(MONO, 44, 5)))
+        list(wav_files.samples([bytes(44), bytes(4)], wav_files.Sound(MONO, 44, 5)))
 
 
 # Subtitles

@@ -20,8 +20,9 @@ from ops.sandbox.testing import Sandbox, running
 from worker import catalog
 from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
-from worker.kinds import cutting, mp3, speech, speech_input, speech_segment
+from worker.kinds import speech
 from worker.kinds.kind import Source
+from worker.kinds.speech import cutting, form, mp3, speech_segment
 from worker.tables import Job
 
 MODEL, INSTRUCTED, OLD = (
@@ -123,7 +124,7 @@ def test_what_cannot_be_spoken_is_refused_before_it_is_paid_for(raw: dict[str, A
 def spoken(**raw: Any) -> list[tuple[str, float]]:
     """The paragraphs as they are spoken, and the silence after each."""
     wanted = speech.KIND.check(MODEL, raw, None)
-    assert isinstance(wanted, speech_input.Speech)
+    assert isinstance(wanted, form.Speech)
     return [(part.text.strip(), part.pause) for part in wanted.voiced]
 
 
@@ -156,7 +157,7 @@ def test_what_is_wanted_as_it_stands_is_spoken_so() -> None:
     text = "**x** [pause 2s] <prosody>y</prosody>"
 
     assert spoken(text=text, markup="none") == [(text, 0.7)]
-    read = speech_input.Speech.model_validate({"text": text, "voice": "Cherry"})  # of a job from before
+    read = form.Speech.model_validate({"text": text, "voice": "Cherry"})  # of a job from before
     assert [part.text for part in read.voiced] == [text]
 
 
@@ -205,7 +206,7 @@ def test_an_mp3_is_refused_where_it_cannot_be_made(monkeypatch: pytest.MonkeyPat
 def test_an_input_that_is_read_back_stays_as_it_was_taken() -> None:
     taken = speech.KIND.check(INSTRUCTED, {"paragraphs": [{"text": "x", "instructions": "slowly"}]}, None)
 
-    assert speech_input.Speech.model_validate(taken.model_dump(mode="json", exclude_none=True)) == taken
+    assert form.Speech.model_validate(taken.model_dump(mode="json", exclude_none=True)) == taken
 
 
 def test_words_hold_no_text_and_the_estimate_counts_every_character() -> None:
@@ -243,7 +244,7 @@ SAMPLE = (
 )
 def test_a_han_character_is_billed_twice_and_all_others_once(text: str, billed: int) -> None:
     segment = speech_segment.SpeechSegment(text=text, voice="Cherry", language="Auto")
-    whole = speech_input.Speech(text=text)
+    whole = form.Speech(text=text)
 
     assert speech_segment.estimate(MODEL, segment).units["characters"] == billed
     assert speech.estimate(MODEL, whole).units["characters"] == billed

@@ -19,8 +19,8 @@ from worker.egress import NotAllowed, TooLarge
 from worker.errors import Ambiguous, Fault, InvalidInput, NotFound
 from worker.kinds import KINDS, summary
 from worker.kinds.kind import Child, Ended, Expansion, FanOut, Found, Parent, Stored
-from worker.kinds.summaries import lines, modes, rounds
-from worker.kinds.summaries.lines import Part
+from worker.kinds.summary import lines, modes, rounds
+from worker.kinds.summary.lines import Part
 from worker.settings import Settings
 
 MODEL, REDUCE, COMPATIBLE = "qwen-flash", "qwen-plus", "qwen3.5-plus"

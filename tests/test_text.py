@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from worker import catalog
 from worker.catalog import Surface, Variant
 from worker.errors import Fault, InvalidInput
-from worker.kinds import Request, schemas, text
-from worker.kinds.schemas import Unfitting
+from worker.kinds import Request, json_answers, text
+from worker.kinds.json_answers import Unfitting
 from worker.kinds.text import Conversation
 
 TODAY = date(2026, 11, 21)
@@ -381,7 +381,7 @@ def test_a_schema_without_end_ends(schema: dict[str, Any]) -> None:
     began = time.monotonic()
 
     with pytest.raises(Unfitting, match="cannot be followed"):
-        schemas.read('{"a": 1}', schema)
+        json_answers.read('{"a": 1}', schema)
 
     assert time.monotonic() - began < 5
 
@@ -389,8 +389,8 @@ def test_a_schema_without_end_ends(schema: dict[str, Any]) -> None:
 def test_a_schemas_pattern_is_told_and_not_run() -> None:
     slow = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
 
-    assert schemas.read(json.dumps({"a": "a" * 40 + "!"}), slow) == {"a": "a" * 40 + "!"}
-    assert "(a+)+" in (schemas.told(slow, "") or "")
+    assert json_answers.read(json.dumps({"a": "a" * 40 + "!"}), slow) == {"a": "a" * 40 + "!"}
+    assert "(a+)+" in (json_answers.told(slow, "") or "")
 
 
 @pytest.mark.parametrize(
@@ -410,17 +410,17 @@ def test_a_schemas_pattern_is_told_and_not_run() -> None:
 def test_no_way_leads_to_a_schemas_pattern(schema: dict[str, Any]) -> None:
     answer = {"a" * 40 + "!": 1}
 
-    assert schemas.read(json.dumps(answer), schema) == answer
+    assert json_answers.read(json.dumps(answer), schema) == answer
 
 
 def test_a_schema_that_python_takes_and_no_parser_else_is_refused() -> None:
-    assert "too large" in (schemas.slip({"pattern": "a{99999999999999}"}) or "")
-    assert "JSON" in (schemas.slip({"const": float("nan")}) or "")
+    assert "too large" in (json_answers.slip({"pattern": "a{99999999999999}"}) or "")
+    assert "JSON" in (json_answers.slip({"const": float("nan")}) or "")
 
 
 def test_what_additional_properties_are_is_held_against_the_answer_where_no_pattern_says_otherwise() -> None:
     with pytest.raises(Unfitting, match="'b' was unexpected"):
-        schemas.read('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
+        json_answers.read('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
 
 
 @pytest.mark.parametrize("broken", ['["a" ', "{", '{"a": "b" '])
@@ -428,7 +428,7 @@ def test_mending_a_long_answer_takes_no_time_of_this_process_and_ends(broken: st
     began, busy = time.monotonic(), time.process_time()
 
     with contextlib.suppress(Unfitting):
-        schemas.read(broken * (40_000 // len(broken)), None)
+        json_answers.read(broken * (40_000 // len(broken)), None)
 
     assert time.process_time() - busy < 1
     assert time.monotonic() - began < 15
@@ -438,15 +438,15 @@ def test_a_long_answer_is_mended_too() -> None:
     items = [{"n": n, "words": "half of a pair: \ud83d"} for n in range(1000)]
     content = "```json\n" + json.dumps(items, ensure_ascii=False)[:-1] + ",]\n```"
 
-    assert [item["n"] for item in schemas.read(content, None)] == list(range(1000))
+    assert [item["n"] for item in json_answers.read(content, None)] == list(range(1000))
 
 
 def test_items_that_should_be_unique_are_compared_by_their_text() -> None:
     items = [{"n": n} for n in range(20_000)]
 
-    assert schemas.read(json.dumps(items), {"uniqueItems": True}) == items
+    assert json_answers.read(json.dumps(items), {"uniqueItems": True}) == items
     with pytest.raises(Unfitting, match="twice"):
-        schemas.read(json.dumps([*items, {"n": 7}]), {"uniqueItems": True})
+        json_answers.read(json.dumps([*items, {"n": 7}]), {"uniqueItems": True})
 
 
 def test_an_answer_is_kept_with_marks_for_what_cannot_be_stored() -> None:

@@ -29,8 +29,8 @@ from ops.bench import lateness
 from ops.cli_projects import project_made
 from ops.sandbox.testing import Sandbox
 from worker import log
-from worker.kinds import script
-from worker.kinds.speech_input import Speech
+from worker.kinds.speech import script
+from worker.kinds.speech.form import Speech
 from worker.projects import keys
 from worker.states import TERMINAL
 

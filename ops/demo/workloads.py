@@ -20,8 +20,8 @@ from ops import campaign, show
 from ops.campaign import Row
 from ops.following import Job
 from ops.supervise import LocalError
-from worker.kinds import script
-from worker.kinds.summaries import documents
+from worker.kinds.speech import script
+from worker.kinds.summary import documents
 from worker.settings import Settings
 from worker.storage import Bucket, Expected
 

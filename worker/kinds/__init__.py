@@ -8,17 +8,9 @@ a finished task says).
 from __future__ import annotations
 
 from worker.catalog import Usage
-from worker.kinds import (
-    image_to_video,
-    speech,
-    speech_segment,
-    summary,
-    text,
-    text_batch,
-    text_to_image,
-    text_to_video,
-)
+from worker.kinds import image_to_video, speech, summary, text, text_batch, text_to_image, text_to_video
 from worker.kinds.kind import Kind, Request, Source
+from worker.kinds.speech import speech_segment
 
 __all__ = ["KINDS", "OFFERED", "Kind", "Request", "Source", "Usage"]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from worker.catalog import Model, Surface, Thinking, Usage
-from worker.kinds import answers, checks, schemas
+from worker.kinds import answers, checks, json_answers
 from worker.kinds.checks import SEED_LIMIT, Input
 from worker.kinds.fields import Text, no, storable
 from worker.kinds.kind import Kind, Request, Source
@@ -88,7 +88,7 @@ def said(wanted: Conversation) -> list[dict[str, Any]]:
     told = [wanted.system] if wanted.system else []
     if turns and turns[0]["role"] == "system":
         told = [turns.pop(0)["content"]]
-    if rule := schemas.told(wanted.response_format, "".join(str(turn.get("content", "")) for turn in turns)):
+    if rule := json_answers.told(wanted.response_format, "".join(str(turn.get("content", "")) for turn in turns)):
         told.append(rule)
     return [{"role": "system", "content": "\n\n".join(told)}, *turns] if told else turns
 
@@ -153,7 +153,7 @@ def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
         return said
     try:
         return {**said, "json": parsed(said, wanted.response_format)}
-    except schemas.Unfitting as error:
+    except json_answers.Unfitting as error:
         return {**said, "json_error": str(error)}
 
 
@@ -193,7 +193,7 @@ def parsed(result: Mapping[str, Any], wanted: str | Mapping[str, Any]) -> Any:
 
     Raises schemas.Unfitting, whose message a model can be asked again with.
     """
-    return schemas.read(str(result.get("content") or ""), wanted if isinstance(wanted, Mapping) else None)
+    return json_answers.read(str(result.get("content") or ""), wanted if isinstance(wanted, Mapping) else None)
 
 
 def outputs(_output: Mapping[str, Any]) -> tuple[Source, ...]:
@@ -286,7 +286,7 @@ def _format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
         return
     if given.get("enable_thinking") or model.thinking is Thinking.ALWAYS:
         raise no("contradiction", "JSON is not given while the model thinks: leave out one of them")
-    if isinstance(value, dict) and (slip := schemas.slip(value)):
+    if isinstance(value, dict) and (slip := json_answers.slip(value)):
         raise no("bad_schema", slip)
 
 

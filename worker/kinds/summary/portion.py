@@ -17,13 +17,13 @@ from worker.catalog import Model, Variant
 from worker.errors import InvalidInput
 from worker.kinds import text, text_batch
 from worker.kinds.kind import Child, Expansion, Parent, Store
-from worker.kinds.summaries import chunks, endings, lines, prompts, trees
-from worker.kinds.summaries.endings import Done, Misfit
-from worker.kinds.summaries.form import Mode, Summary
-from worker.kinds.summaries.intake import Item
-from worker.kinds.summaries.lines import Part
-from worker.kinds.summaries.prompts import Call
-from worker.kinds.summaries.trees import Slip, Tree
+from worker.kinds.summary import chunks, endings, lines, prompts, trees
+from worker.kinds.summary.endings import Done, Misfit
+from worker.kinds.summary.form import Mode, Summary
+from worker.kinds.summary.intake import Item
+from worker.kinds.summary.lines import Part
+from worker.kinds.summary.prompts import Call
+from worker.kinds.summary.trees import Slip, Tree
 
 _MOST = 200  # calls
 _SIZE = 4_000_000  # characters of material

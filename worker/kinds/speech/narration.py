@@ -15,12 +15,12 @@ from typing import Any
 
 from worker import catalog
 from worker.errors import ErrorClass, Failure
-from worker.kinds import cutting, manifest, mp3, script, sound, speech_segment, subtitles
 from worker.kinds.kind import Child, Ended, Expansion, FanOut, Parent, Piece, Store, Unfit
-from worker.kinds.manifest import Take
-from worker.kinds.script import Segment
-from worker.kinds.sound import BadSound, Format, Sound
-from worker.kinds.speech_input import Speech
+from worker.kinds.speech import cutting, manifest, mp3, script, speech_segment, subtitles, wav_files
+from worker.kinds.speech.form import Speech
+from worker.kinds.speech.manifest import Take
+from worker.kinds.speech.script import Segment
+from worker.kinds.speech.wav_files import BadSound, Format, Sound
 
 _Heard = list[int] | str  # rate, channels, offset and length of a segment's sound; or why it is no use
 
@@ -116,7 +116,7 @@ def _heard(child: Ended, store: Store) -> _Heard:
         return "there is none"
     stored = child.outputs[0]
     try:
-        heard = sound.measure(store.chunks(stored.key), stored.bytes)
+        heard = wav_files.measure(store.chunks(stored.key), stored.bytes)
     except BadSound as error:
         return str(error)
     if not heard.frames:
@@ -164,17 +164,17 @@ def _takes(parent: Parent, note: dict[str, Any]) -> list[Take]:
 
 
 def _wav(takes: Sequence[Take], length: int, store: Store) -> Iterator[bytes]:
-    yield sound.header(takes[0].sound.format, length)
+    yield wav_files.header(takes[0].sound.format, length)
     yield from _pcm(takes, store)
 
 
 def _pcm(takes: Sequence[Take], store: Store) -> Iterator[bytes]:
     for number, take in enumerate(takes, 1):
         try:
-            yield from sound.samples(store.chunks(take.child.outputs[0].key), take.sound)
+            yield from wav_files.samples(store.chunks(take.child.outputs[0].key), take.sound)
         except BadSound as error:
             raise Unfit(f"segment {number} is not what it was: {error}") from None
-        yield from sound.silence(take.sound.format, take.silence)
+        yield from wav_files.silence(take.sound.format, take.silence)
 
 
 def _unfit(message: str) -> Failure:
@@ -182,7 +182,7 @@ def _unfit(message: str) -> Failure:
 
 
 def _too_long(last: Take) -> Failure | None:
-    if last.end * last.sound.format.frame <= sound.LONGEST:
+    if last.end * last.sound.format.frame <= wav_files.LONGEST:
         return None
     message = f"{last.sound.format.seconds(last.end):,.0f} s are more than one WAV holds, which is 4 GiB"
     hint = "cut the text in two; the segments that were spoken are in the bucket, as this job's children"

@@ -13,7 +13,7 @@ from typing import Any
 
 from worker.kinds import answers, text
 from worker.kinds.kind import Ended, Parent, Store
-from worker.kinds.summaries import documents, lines
+from worker.kinds.summary import documents, lines
 
 DIGEST = -1  # in place of a document's number
 

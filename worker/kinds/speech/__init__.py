@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from worker.catalog import Model, Usage
-from worker.kinds import answers, checks, narration, speech_segment
+from worker.kinds import answers, checks
 from worker.kinds.kind import Kind, Request
-from worker.kinds.speech_input import Speech
+from worker.kinds.speech import narration, speech_segment
+from worker.kinds.speech.form import Speech
 
 NAME = "speech"
 

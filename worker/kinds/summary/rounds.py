@@ -14,12 +14,12 @@ from typing import Any
 
 from worker.errors import ErrorClass, Failure
 from worker.kinds.kind import Expansion, Parent, Store
-from worker.kinds.summaries import growth, intake, modes, prompts, trees
-from worker.kinds.summaries.endings import Done
-from worker.kinds.summaries.form import PARTS, Mode, Summary
-from worker.kinds.summaries.intake import Item, TooMany
-from worker.kinds.summaries.portion import Portion
-from worker.kinds.summaries.trees import DIGEST, Answer, Slip
+from worker.kinds.summary import growth, intake, modes, prompts, trees
+from worker.kinds.summary.endings import Done
+from worker.kinds.summary.form import PARTS, Mode, Summary
+from worker.kinds.summary.intake import Item, TooMany
+from worker.kinds.summary.portion import Portion
+from worker.kinds.summary.trees import DIGEST, Answer, Slip
 
 
 def expand(parent: Parent, store: Store) -> Expansion:

@@ -11,7 +11,7 @@ from pydantic import model_validator as whole
 
 from worker import catalog
 from worker.catalog import Model, Variant
-from worker.kinds import schemas
+from worker.kinds import json_answers
 from worker.kinds.checks import Input
 from worker.kinds.fields import Link, Text, is_fetched, no
 
@@ -35,7 +35,7 @@ def _length(value: Any) -> Any:
 
 def _style(value: Any) -> Any:
     if isinstance(value, dict) and list(value) == ["schema"] and isinstance(value["schema"], dict):
-        if slip := schemas.slip(value["schema"]):
+        if slip := json_answers.slip(value["schema"]):
             raise no("bad_schema", slip)
     elif value not in ("bullets", "paragraph", "headline"):
         raise no("bad_style", 'must be bullets, paragraph, headline, or {"schema": a JSON schema}')

@@ -10,8 +10,8 @@ from typing import Any
 
 from worker.catalog.prices import MICRO
 from worker.kinds.kind import Ended
-from worker.kinds.script import Segment
-from worker.kinds.sound import Sound
+from worker.kinds.speech.script import Segment
+from worker.kinds.speech.wav_files import Sound
 
 
 @dataclass(frozen=True)

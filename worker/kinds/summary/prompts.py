@@ -13,7 +13,7 @@ from typing import Any
 
 from worker.catalog import Model, Thinking
 from worker.kinds import text
-from worker.kinds.summaries.form import Digest, Summary
+from worker.kinds.summary.form import Digest, Summary
 from worker.kinds.text import Conversation
 
 WORDS = {"short": 60, "medium": 150, "long": 400}

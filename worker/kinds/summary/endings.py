@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.kinds import text
-from worker.kinds.schemas import Unfitting
-from worker.kinds.summaries.form import Summary
-from worker.kinds.summaries.trees import Answer, Slip, Tree
+from worker.kinds.json_answers import Unfitting
+from worker.kinds.summary.form import Summary
+from worker.kinds.summary.trees import Answer, Slip, Tree
 
 
 @dataclass(frozen=True)

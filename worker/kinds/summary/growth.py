@@ -7,13 +7,13 @@ from datetime import timedelta
 from functools import partial
 
 from worker.errors import CallFailed
-from worker.kinds.summaries import chunks, intake, prompts
-from worker.kinds.summaries.documents import Unreadable
-from worker.kinds.summaries.endings import Misfit
-from worker.kinds.summaries.form import Summary
-from worker.kinds.summaries.portion import Place, Portion
-from worker.kinds.summaries.prompts import Call
-from worker.kinds.summaries.trees import DIGEST, Slip, Tree
+from worker.kinds.summary import chunks, intake, prompts
+from worker.kinds.summary.documents import Unreadable
+from worker.kinds.summary.endings import Misfit
+from worker.kinds.summary.form import Summary
+from worker.kinds.summary.portion import Place, Portion
+from worker.kinds.summary.prompts import Call
+from worker.kinds.summary.trees import DIGEST, Slip, Tree
 
 # Before a link that did not answer is asked again, each time in another pass; after the last it is given up.
 _WAITS = (timedelta(seconds=30), timedelta(minutes=3))

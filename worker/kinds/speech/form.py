@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from worker.catalog import Model
-from worker.kinds import cutting, markup, mp3, script
 from worker.kinds.fields import Text, no
-from worker.kinds.script import Paragraph
+from worker.kinds.speech import cutting, markup, mp3, script
+from worker.kinds.speech.script import Paragraph
 
 LONGEST = 200_000  # characters
 MOST = 5_000  # paragraphs, each at least one call

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.errors import NoriaError
-from worker.kinds import apart, decoding
-from worker.kinds.extract import READ
+from worker.kinds.reading import child, decoding
+from worker.kinds.reading.extract import READ
 
 BYTES_LIMIT = 20 << 20
 TEXT_LIMIT = 2_000_000  # characters
@@ -164,8 +164,8 @@ def _of_mail(mail: dict[str, Any]) -> Reading:
 def _apart(form: str, data: bytes) -> dict[str, Any]:
     """What a parser finds in a process of its own; raises Unreadable."""
     try:
-        answer = apart.run(form, data, TEXT_LIMIT, SECONDS)
-    except apart.Exhausted as error:
+        answer = child.run(form, data, TEXT_LIMIT, SECONDS)
+    except child.Exhausted as error:
         raise Unreadable(error.code, str(error)) from None
     if "code" in answer:
         raise Unreadable(answer["code"], answer["message"])

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from worker.kinds.sound import Format
+from worker.kinds.speech.wav_files import Format
 
 _BLOCK = 24_000  # samples in one go
 _BITS = 64_000  # a second, of one channel: more is not heard in speech

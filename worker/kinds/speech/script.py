@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from worker.kinds import cutting
-from worker.kinds.cutting import Measure
+from worker.kinds.speech import cutting
+from worker.kinds.speech.cutting import Measure
 
 LONGEST_PAUSE = 10.0  # seconds
 

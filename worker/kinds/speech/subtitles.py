@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pysubs2 import SSAEvent, SSAFile
 
-from worker.kinds import cutting
+from worker.kinds.speech import cutting
 
 CONTENT_TYPES = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 

@@ -14,7 +14,7 @@ from threading import BoundedSemaphore, Timer
 from typing import Any
 
 from worker.errors import NoriaError
-from worker.kinds import extract
+from worker.kinds.reading import extract
 
 _ANSWER = 32 << 20  # bytes
 _PLACES = BoundedSemaphore(8)  # of parsers at once: whoever finds none free waits, since none takes long

@@ -18,8 +18,8 @@ import referencing
 from jsonschema import Draft202012Validator, ValidationError, validators
 
 from worker.errors import NoriaError
-from worker.kinds import apart
 from worker.kinds.fields import storable
+from worker.kinds.reading import child
 
 SCHEMA_LIMIT = 20_000  # characters
 _SECONDS = 10.0  # by the clock, to mend an answer
@@ -83,8 +83,8 @@ def _value(content: str) -> Any:
 @lru_cache(maxsize=256)  # a document's answer is read again in each step of its job
 def _mended(content: str) -> str:
     try:
-        answer = apart.run("json", content.encode(errors="replace"), len(content), _SECONDS)
-    except apart.Exhausted:
+        answer = child.run("json", content.encode(errors="replace"), len(content), _SECONDS)
+    except child.Exhausted:
         raise Unfitting("the answer is no JSON, and takes too long to be mended") from None
     if "json" not in answer:
         raise Unfitting("the answer is no JSON")

@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from worker import catalog
 from worker.catalog import Variant
-from worker.kinds.summaries.form import Mode, Summary
+from worker.kinds.summary.form import Mode, Summary
 
 FEW = 100  # documents, which calls do in minutes
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from worker.errors import NoriaError
-from worker.kinds import apart
+from worker.kinds.reading import child
 
 _PAUSE = 1.0  # seconds, where a mark does not say how long
 
@@ -37,8 +37,8 @@ class Unmarkable(NoriaError):
 def plain(markdown: str) -> str:
     """The text without its Markdown, by a parser in a process of its own; raises Unmarkable."""
     try:
-        answer = apart.run("markdown", markdown.encode(errors="replace"), len(markdown), _SECONDS)
-    except apart.Exhausted as error:
+        answer = child.run("markdown", markdown.encode(errors="replace"), len(markdown), _SECONDS)
+    except child.Exhausted as error:
         raise Unmarkable(str(error)) from None
     if "text" not in answer:
         raise Unmarkable(answer["message"])

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from worker.egress import NotAllowed, TooLarge
 from worker.errors import NotFound
 from worker.kinds.kind import Found, Store
-from worker.kinds.summaries import documents
-from worker.kinds.summaries.documents import BYTES_LIMIT, Reading, Unreadable
-from worker.kinds.summaries.form import MOST, Document
+from worker.kinds.summary import documents
+from worker.kinds.summary.documents import BYTES_LIMIT, Reading, Unreadable
+from worker.kinds.summary.form import MOST, Document
 
 LIST = "documents.jsonl"
 

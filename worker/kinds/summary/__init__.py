@@ -12,8 +12,8 @@ from worker.catalog import Model, Usage
 from worker.errors import Fault, InvalidInput
 from worker.kinds import answers, checks, text
 from worker.kinds.kind import FanOut, Kind, Request
-from worker.kinds.summaries import chunks, prompts, results, rounds
-from worker.kinds.summaries.form import NAME, Summary
+from worker.kinds.summary import chunks, prompts, results, rounds
+from worker.kinds.summary.form import NAME, Summary
 
 _POINTERS = {"/input/response_format": "/input/style"}  # of a call's fields, where ours are called otherwise
 _RULES_TOKENS = 300  # of what a call says beside its document

@@ -8,10 +8,10 @@ from typing import Any
 
 from worker.kinds import answers
 from worker.kinds.kind import Parent, Piece, Store
-from worker.kinds.summaries import rounds, trees
-from worker.kinds.summaries.endings import Done
-from worker.kinds.summaries.portion import Portion
-from worker.kinds.summaries.trees import COUNTED, DIGEST, Slip
+from worker.kinds.summary import rounds, trees
+from worker.kinds.summary.endings import Done
+from worker.kinds.summary.portion import Portion
+from worker.kinds.summary.trees import COUNTED, DIGEST, Slip
 
 _LISTED = 100  # documents without a summary that the digest names
 
