@@ -316,7 +316,7 @@ def test_postgres_itself_logs_no_value_either(servers: Servers, engine: sqlalche
     name = f"name{uuid.uuid4().hex}"
     asked = f"select cast(:value as jsonb) as {name}"
     with engine.connect() as connection:
-        pid = connection.connection.info.backend_pid  # type: ignore[attr-defined]
+        pid = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
         with pytest.raises(exc.DBAPIError):
             refused_by_postgres(connection, asked, REFUSED["an infinity in JSON"][1])
 
