@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 from ops import reach, show
 from ops.cli_options import DatabaseUrl, Home, Json
 from worker.errors import NotFound
-from worker.jobs import reading
 from worker.projects import keys
 from worker.schedules import cron
 from worker.tables import ApiKey, Project
+from worker.text import moment
 
 _keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 _projects = typer.Typer(help="List and set up projects.", no_args_is_help=True)
@@ -161,7 +161,7 @@ def show_secret(
 
 
 def _key_shown(key: ApiKey, names: dict[uuid.UUID, str]) -> dict[str, Any]:
-    times = {name: reading.moment(getattr(key, name)) for name in ("created_at", "last_used_at", "revoked_at")}
+    times = {name: moment(getattr(key, name)) for name in ("created_at", "last_used_at", "revoked_at")}
     project = names[key.project_id] if key.project_id else None
     return {"id": str(key.id), "prefix": key.prefix, "project": project, "name": key.name, **times}
 
@@ -172,6 +172,6 @@ def _project_shown(project: Project) -> dict[str, Any]:
         "weight": project.weight,
         "time_zone": project.time_zone,
         "max_in_flight": project.max_in_flight,
-        "paused_at": reading.moment(project.paused_at),
-        "created_at": reading.moment(project.created_at),
+        "paused_at": moment(project.paused_at),
+        "created_at": moment(project.created_at),
     }

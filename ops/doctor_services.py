@@ -24,8 +24,9 @@ from worker.dashscope.client import Client
 from worker.dashscope.responses import Refused
 from worker.egress import Bounds, NotAllowed, wires
 from worker.errors import CallFailed, NotSent
+from worker.inputs import input_links
 from worker.settings import Account, endpoints
-from worker.storage import Bucket, Expected, Mismatch, input_links
+from worker.storage import Bucket, Expected, Mismatch
 from worker.storage.bucket import SINGLE
 from worker.webhooks import alerts
 

@@ -15,9 +15,9 @@ from typing import Any
 from api.client import ApiError, Client
 from ops.campaign import BadCampaign, Row, faults_of
 from ops.supervise import LocalError
+from worker import media
 from worker.kinds.fields import is_key
 from worker.kinds.reading.extract import READ
-from worker.storage import media
 
 _LINKS = ("img_url", "image_url", "first_frame_url", "last_frame_url", "audio_url")
 

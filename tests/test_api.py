@@ -29,7 +29,7 @@ from api import submissions
 from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
-from worker import moves
+from worker import moves, text
 from worker.catalog import Model
 from worker.database.connections import engine as make_engine
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
@@ -389,7 +389,7 @@ class TestIdempotency:
                 now = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
                 prepared = submission.prepare(context.catalog, context.settings, said, now)
                 job, _ = submission.submit(
-                    connection, Project.of(project), prepared, submission.Sent("held", submission.digest(CLIP)), now
+                    connection, Project.of(project), prepared, submission.Sent("held", text.digest(CLIP)), now
                 )
                 answer = pool.submit(post, http, CLIP, idempotency_key="held")
                 eventually(lambda: api.sql("select 1 from pg_locks where not granted"))

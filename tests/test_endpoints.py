@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from worker.inputs.input_links import uploads
 from worker.settings import Account, Settings, endpoints
 from worker.storage import Bucket
-from worker.storage.input_links import uploads
 
 BEIJING = "https://dashscope.aliyuncs.com"
 

@@ -12,10 +12,12 @@ import httpx
 import pytest
 from serving import PATIENCE, Served, eventually, served
 
+from worker import inputs
 from worker.errors import InvalidInput
+from worker.inputs import files
 from worker.jobs import submission
 from worker.jobs.submission import Submission
-from worker.storage import Bucket, files, inputs
+from worker.storage import Bucket
 from worker.tables import Project
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24

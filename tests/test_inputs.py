@@ -16,14 +16,13 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import timeouts
+from worker import inputs, media, text, timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
-from worker.jobs import submission
+from worker.inputs.input_links import Handover
 from worker.kinds import KINDS, Request
 from worker.lanes import throttle
 from worker.states import State
-from worker.storage import Expected, inputs, media
-from worker.storage.input_links import Handover
+from worker.storage import Expected
 from worker.tables import Job
 
 MODEL = "wan2.5-i2v-preview"
@@ -247,7 +246,7 @@ def test_the_provider_is_given_something_that_it_can_follow_and_the_record_keeps
 
     assert made.state == State.SUCCEEDED, made.error
     assert made.input["img_url"] == key
-    assert play.attempts(job)[0].request_hash == submission.digest(request_of(play, job).body)
+    assert play.attempts(job)[0].request_hash == text.digest(request_of(play, job).body)
 
 
 def test_a_link_into_the_bucket_is_followed_without_a_key_of_ours(

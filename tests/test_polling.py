@@ -14,10 +14,11 @@ from ops.sandbox.testing import Sandbox, running
 from worker import catalog
 from worker.claims import NOW
 from worker.context import Clock
+from worker.errors import NotTold
 from worker.lanes import query_budget, run_times
 from worker.lanes.run_times import Times
 from worker.states import State
-from worker.steps.task_list import Asked, NotTold, pages
+from worker.steps.task_list import Asked, pages
 from worker.tables import Job
 
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)

@@ -16,14 +16,14 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import moves, timeouts
+from worker import document, moves, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
 from worker.database import connections
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
-from worker.jobs import reading
+from worker.inputs.input_links import Handover
 from worker.kinds.kind import Ended
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Budget
@@ -32,7 +32,6 @@ from worker.moves import children
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
-from worker.storage.input_links import Handover
 from worker.tables import Attempt, Job, Lane, Project
 
 _WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute
@@ -126,7 +125,7 @@ class Context:
 
     def stored(self, job: Job) -> frozenset[int]:
         """The numbers of the job's outputs that are in the bucket already."""
-        outputs = self.read(lambda connection: reading.outputs(connection, [job]))
+        outputs = self.read(lambda connection: document.outputs(connection, [job]))
         return frozenset(output.n for output in outputs[job.id])
 
     def refusals(self, job: Job, code: str) -> int:

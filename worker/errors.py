@@ -124,3 +124,7 @@ class Ambiguous(CallFailed):
     def __init__(self, message: str, request_id: str | None = None) -> None:
         super().__init__(message)
         self.request_id = request_id
+
+
+class NotTold(Exception):  # not an error: the caller asks again
+    """The provider did not tell, now: ask again later."""

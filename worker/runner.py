@@ -21,13 +21,13 @@ from worker import claims, log, moves, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
-from worker.errors import ClaimLost
+from worker.errors import ClaimLost, NotTold
 from worker.jobs import flower
 from worker.kinds import text_batch
 from worker.lanes import query_budget
 from worker.schedules import firing
 from worker.states import TERMINAL, Move, State
-from worker.steps import STEPS, bulk_poll, finish, task_list, unowned
+from worker.steps import STEPS, bulk_poll, finish, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
 from worker.webhooks import alerts, receivers
 
@@ -198,7 +198,7 @@ class Runner:
         """
         try:
             told = bulk_poll.sort(self.ctx, taken, clock)
-        except task_list.NotTold as error:
+        except NotTold as error:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
             self._postpone(taken[query_budget.WORTH :])
             return taken[: query_budget.WORTH]

@@ -12,8 +12,8 @@ from api import answers, describe
 from api.auth import Mine, Transferring
 from api.context import Here
 from api.uploads import Given
+from worker.inputs import files
 from worker.jobs import reading
-from worker.storage import files
 
 router = APIRouter(prefix="/v1/files", tags=["files"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
 

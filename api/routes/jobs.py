@@ -24,12 +24,11 @@ from api.context import Context, Here, moment
 from api.problems import problem
 from api.schemas import ChildQuery, JobCreate, JobQuery
 from api.submissions import JsonBody
-from worker import money
+from worker import document, inputs, money, text
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import reading, submission, waiting
 from worker.jobs.submission import Prepared, Sent
 from worker.states import TERMINAL, State
-from worker.storage import inputs
 from worker.tables import Job, Output
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
@@ -85,12 +84,12 @@ def submit(
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.model, prepared.input)
         return JSONResponse(estimate(prepared))
-    sent = Sent(idempotency_key, submission.digest(body)) if idempotency_key else None
+    sent = Sent(idempotency_key, text.digest(body)) if idempotency_key else None
     job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
         return _replay(replay | warned)
     here.tell(job, mine.project)
-    made = reading.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
+    made = document.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
     return JSONResponse(made | warned, 201, headers={"location": made["urls"]["self"]})
 
 
@@ -225,7 +224,7 @@ def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> dict[str,
     if key is None:
         return None
     with suppress(Conflict, RecursionError), here.engine.connect() as connection:
-        sent = Sent(key, submission.digest(body))
+        sent = Sent(key, text.digest(body))
         first = submission.replayed(connection, mine.project, sent, None)
         return _document(connection, mine, first) if first else None
     return None

@@ -15,12 +15,11 @@ from api.context import Context, Here, moment
 from api.problems import problem
 from api.routes.jobs import JobId
 from api.submissions import JsonBody
-from worker import money
-from worker.errors import NotFound
+from worker import money, text
+from worker.errors import NotFound, NotTold
 from worker.jobs import operator, reading
 from worker.jobs.operator import Action, Candidate, Decision
 from worker.projects.keys import Caller
-from worker.steps.task_list import NotTold
 from worker.tables import ApiKey, Job, Project
 
 _AWAY_SECONDS = 5  # before a provider is asked again that did not tell
@@ -117,7 +116,7 @@ def _project_of(connection: Connection, job_id: Any) -> Project:
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
     differs = None if candidate.differs is None else list(candidate.differs)
-    return {**asdict(candidate), "created_at": reading.moment(candidate.created_at), "differs": differs}
+    return {**asdict(candidate), "created_at": text.moment(candidate.created_at), "differs": differs}
 
 
 def _at_stake(job: Job) -> dict[str, Any]:

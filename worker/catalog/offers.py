@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from worker.catalog import prices
 from worker.catalog.prices import Price, Usage
-from worker.storage.media import Shape
+from worker.media import Shape
 
 _OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")

@@ -20,12 +20,12 @@ from worker import moves, timeouts
 from worker.claims import NOW
 from worker.context import Context
 from worker.dashscope.responses import Listed, Refused, TaskSeen
-from worker.errors import CallFailed, Conflict, ErrorClass, Failure
+from worker.errors import CallFailed, Conflict, ErrorClass, Failure, NotTold
 from worker.jobs import verdicts
 from worker.kinds import KINDS, text_batch
 from worker.states import TERMINAL, HeldFor, Move, State
 from worker.steps import batch, find, task_list
-from worker.steps.task_list import Asked, NotTold
+from worker.steps.task_list import Asked
 from worker.tables import Attempt, Job
 
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget

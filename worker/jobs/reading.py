@@ -1,32 +1,28 @@
-"""What is read of jobs: one, a page of them, its history; and a job as the API and the webhooks show it.
+"""What is read of jobs: one, a page of them, its history, its attempts.
 
-Every query carries the project, so another project's ids do not exist. The provider's links are never shown.
+Every query carries the project, so another project's ids do not exist.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, null, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.expression import cast
 
-from worker import money
+from worker import document
 from worker.errors import NotFound
 from worker.jobs import waiting
-from worker.jobs.waiting import Waiting
-from worker.states import TERMINAL, State
+from worker.states import State
 from worker.tables import Attempt, Event, File, Job, Output
+from worker.text import moment
 
-PRIORITIES = {"high": 1, "normal": 0, "low": -1}
 LOOKED_THROUGH = 10_000  # jobs, for a part of their prompts: no index finds those
-_ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
-_PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
 
 @dataclass(frozen=True)
@@ -124,14 +120,6 @@ def attempts(connection: Connection, job: Job) -> list[Attempt]:
     return [Attempt.of(row) for row in connection.execute(statement).mappings()]
 
 
-def outputs(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list[Output]]:
-    """The stored outputs of each job, in order."""
-    found: dict[uuid.UUID, list[Output]] = {job.id: [] for job in jobs}
-    for row in connection.execute(_OUTPUTS, {"jobs": list(found)}).mappings():
-        found[row["job_id"]].append(Output.of(row))
-    return found
-
-
 def output(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, n: int) -> Output:
     """The n-th stored output of the project's job; raises NotFound."""
     statement = select(*Output.__table__.c).where(
@@ -143,89 +131,16 @@ def output(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, n: 
     return Output.of(row)
 
 
-def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, str | None]:
-    """The provider's request id of each job's last attempt: what its support asks for."""
-    of_attempt = {job.attempt_id: job.id for job in jobs if job.attempt_id}
-    if not of_attempt:
-        return {}
-    statement = select(Attempt.id, Attempt.request_id).where(Attempt.id.in_(list(of_attempt)))
-    return {of_attempt[row.id]: row.request_id for row in connection.execute(statement)}
-
-
-def parts(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Counter[str]]:
-    """How many children each parent has in each state; asks nothing where no job is a parent."""
-    found: dict[uuid.UUID, Counter[str]] = {job.id: Counter() for job in jobs if job.fans_out}
-    if found:
-        for row in connection.execute(_PARTS, {"parents": list(found)}):
-            found[row.parent_id][row.state] = row.jobs
-    return found
-
-
 def documents(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
     """The jobs as the API shows them, in their order."""
-    stored, requests, made_of = outputs(connection, jobs), request_ids(connection, jobs), parts(connection, jobs)
+    stored, requests = document.outputs(connection, jobs), document.request_ids(connection, jobs)
+    made_of = document.parts(connection, jobs)
     causes = waiting.waiting_on(connection, jobs, now)
     causes |= {job.id: waiting.on_parts(made_of[job.id]) for job in jobs if job.state == State.GATHERING}
     return [
-        shown(project, job, stored[job.id], requests.get(job.id), causes[job.id], made_of.get(job.id)) for job in jobs
+        document.shown(project, job, stored[job.id], requests.get(job.id), causes[job.id], made_of.get(job.id))
+        for job in jobs
     ]
-
-
-def shown(
-    project: str,
-    job: Job,
-    stored: Sequence[Output],
-    request_id: str | None,
-    cause: Waiting | None,
-    made_of: Counter[str] | None = None,
-) -> dict[str, Any]:
-    """One job as the API and the webhooks show it; `made_of` is what `parts` says of a parent."""
-    path = f"/v1/jobs/{job.id}"
-    return {
-        "id": str(job.id),
-        "object": "job",
-        "kind": job.kind,
-        "model": job.model,
-        "project": project,
-        "state": job.state,
-        "is_terminal": State(job.state) in TERMINAL,
-        "held_for": job.held_for,
-        "cancel_requested": job.cancel_requested,
-        "waiting_on": _waiting(cause),
-        "priority": _PRIORITY_NAMES[job.priority],
-        "input": job.input,
-        "metadata": job.labels,
-        "custom_id": job.custom_id,
-        "batch_id": None,
-        "parent_id": str(job.parent_id) if job.parent_id else None,
-        "round": job.round if job.parent_id or job.fans_out else None,
-        "place": job.place,
-        "children": _children(made_of) if made_of is not None else None,
-        "created_at": moment(job.created_at),
-        "submitted_at": moment(job.submitted_at),
-        "started_at": moment(job.started_at),
-        "finished_at": moment(job.finished_at),
-        "deadline_at": moment(job.deadline_at),
-        "cost": {
-            "currency": "CNY",
-            "estimated": money.shown(job.estimate),
-            "actual": money.shown(job.cost),
-            "billed": job.billed,
-        },
-        "usage": job.usage,
-        "provider": {
-            "account": job.account,
-            "region": job.region,
-            "task_id": job.task_id,
-            "request_id": request_id,
-            "status": job.task_status,
-            "links_expire_at": moment(job.links_expire_at),
-        },
-        "outputs": [_output(path, output) for output in stored],
-        "result": job.result,
-        "error": job.error,
-        "urls": {name: path + suffix for name, suffix in _URLS.items() if job.fans_out or name != "children"},
-    }
 
 
 def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, Any]:
@@ -242,7 +157,7 @@ def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, An
         "in_use": lane.in_use,
         "queued": lane.queued,
         "tokens": _tokens(lane),
-        "waiting_on": _waiting(waiting.of_lane(lane, now)),
+        "waiting_on": document.cause_shown(waiting.of_lane(lane, now)),
     }
 
 
@@ -304,11 +219,6 @@ def event_shown(event: Any) -> dict[str, Any]:
     }
 
 
-def moment(at: datetime | None) -> str | None:
-    """RFC 3339 in UTC, to the millisecond."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
-
-
 _SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; a text that was cut ends in "…"
     "input": func.shortened(Job.input, type_=JSONB),
     "result": func.shortened(Job.result, type_=JSONB),
@@ -320,49 +230,6 @@ _CALL = [null().label("output") if column.name == "output" else column for colum
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
-_OUTPUTS = (
-    select(*Output.__table__.c)
-    .where(Output.job_id.in_(bindparam("jobs", expanding=True)))
-    .order_by(Output.job_id, Output.n)
-)
-
-_PARTS = (
-    select(Job.parent_id, Job.state, func.count().label("jobs"))
-    .where(Job.parent_id.in_(bindparam("parents", expanding=True)))
-    .group_by(Job.parent_id, Job.state)
-    .order_by(Job.parent_id, Job.state)
-)
-
-_URLS = {
-    "self": "",
-    "events": "/events",
-    "attempts": "/attempts",
-    "children": "/children",
-    "cancel": "/cancel",
-    "retry": "/retry",
-}
-
-
-def _children(made_of: Counter[str]) -> dict[str, int]:
-    ended = {str(state): made_of[state] for state in _ENDS}
-    return {"total": made_of.total(), "unfinished": made_of.total() - sum(ended.values()), **ended}
-
-
-def _waiting(cause: Waiting | None) -> dict[str, Any] | None:
-    return {**asdict(cause), "until": moment(cause.until)} if cause else None
-
-
-def _output(path: str, output: Output) -> dict[str, Any]:
-    return {
-        "n": output.n,
-        "role": output.role,
-        "content_type": output.content_type,
-        "bytes": output.bytes,
-        "sha256": output.sha256,
-        "duration": float(output.duration) if output.duration is not None else None,
-        "key": output.key,
-        "url": f"{path}/outputs/{output.n}",
-    }
 
 
 def _conditions(wanted: Filter) -> list[Any]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, money, moves
-from worker.catalog import Catalog, Model, Usage
+from worker import claims, document, inputs, money, moves, text
+from worker.catalog import Catalog, Model
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
 from worker.kinds import KINDS, OFFERED, Kind
 from worker.lanes import fair_queue
+from worker.money import estimates
 from worker.moves import children
 from worker.settings import Settings
 from worker.states import TERMINAL, State
-from worker.storage import inputs
 from worker.tables import Attempt, IdempotencyKey, Job, Project
 
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
@@ -66,7 +62,7 @@ class Prepared:
     @property
     def digest(self) -> bytes:
         """What Idempotency-Keys were kept with until `Sent` was: needed for seven days after that release."""
-        return digest([self.submission.kind, self.model, self.input, _rest(self.submission)])
+        return text.digest([self.submission.kind, self.model, self.input, _rest(self.submission)])
 
 
 @dataclass(frozen=True)
@@ -83,17 +79,17 @@ class Sent:
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault."""
     kind, model = _kind_and_model(catalog, submission)
-    regions = _regions(settings, model)
+    regions = estimates.regions(settings, model)
     checked = kind.check(model, submission.input, None)  # any of the regions: admission finds one with room
     if variant := catalog.variant(model.id, getattr(checked, "mode", None)):
-        _regions(settings, variant)
+        estimates.regions(settings, variant)
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,
         model=model.id,
         sync=model.sync and kind.fan_out is None,
         input=checked.model_dump(mode="json", exclude_none=True),
-        estimate=_dearest(model, usage, regions, on.date()),
+        estimate=estimates.dearest(model, usage, regions, on.date()),
         warnings=catalog.warnings(kind.name, model.id, submission.input),
     )
 
@@ -118,8 +114,8 @@ def submit(
         "input": prepared.input,
         "labels": said.metadata,
         "custom_id": said.custom_id,
-        "priority": reading.PRIORITIES[said.priority],
-        "rank_at": fair_queue.rank(now, reading.PRIORITIES[said.priority]),
+        "priority": document.PRIORITIES[said.priority],
+        "rank_at": fair_queue.rank(now, document.PRIORITIES[said.priority]),
         "webhook_url": said.webhook_url,
         "webhook_events": said.webhook_events,
         "estimate": prepared.estimate,
@@ -211,18 +207,6 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     return made
 
 
-def digest(value: Any) -> bytes:
-    """SHA-256 of the value's canonical JSON."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).digest()
-
-
-def dearest(catalog: Catalog, settings: Settings, kind: str, model: str, wanted: BaseModel, on: date) -> int | None:
-    """What such a job may cost, micro-CNY, wherever it will be made; None when that is not known."""
-    found = catalog.model(model)
-    return _dearest(found, KINDS[kind].estimate(found, wanted), _regions(settings, found), on)
-
-
 def _afresh(job: Job, to: State, now: datetime) -> dict[str, Any]:
     """The columns of a job that is made again: nothing is left of how it ended."""
     # the attempt too: what is reserved now is settled or given back by the next one
@@ -271,25 +255,6 @@ def _default(catalog: Catalog, kind: str) -> str:
     if model is None:
         raise InvalidInput([Fault("/model", "required", "is required: GET /v1/models lists them")])
     return model
-
-
-def _regions(settings: Settings, model: Model) -> list[str]:
-    """The regions of the accounts that offer the model; raises InvalidInput with a hint when none does."""
-    have = dict.fromkeys(account.region for account in settings.all_accounts)
-    if served := [region for region in have if model.region(region)]:
-        return served
-    offered = ", ".join(model.regions)
-    name, _, way = model.id.partition("@")
-    what = f"{name} by {way}" if way else name
-    message = f"{what} is offered in {offered}; the configured accounts are in {', '.join(sorted(have))}"
-    raise InvalidInput([Fault("/model", "model_not_in_region", message)])
-
-
-def _dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int | None:
-    """What the usage may cost, wherever the job will be made; None when that is not known of every place."""
-    prices = [model.price(usage, region, on) for region in regions]
-    known = [price for price in prices if price is not None]
-    return max(known) if len(known) == len(prices) else None
 
 
 def _rest(said: Submission) -> list[Any]:

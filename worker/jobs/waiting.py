@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
+from worker.document import Waiting
 from worker.lanes import slots
 from worker.states import HeldFor, State
 from worker.tables import Job, Lane, Owner, Project
@@ -29,16 +30,6 @@ _HELD = {
     HeldFor.BATCH: "its batch has not begun, or is paused",
     HeldFor.REVIEW: "waits for a person's review",
 }
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """Why nothing is sent for a job now, in a code, a sentence, and the instant it may change (None: unknown)."""
-
-    code: str
-    detail: str
-    until: datetime | None = None
-    position: int | None = None  # in its project's line for the model
 
 
 @dataclass(frozen=True)

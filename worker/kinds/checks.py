@@ -15,11 +15,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from worker import catalog
+from worker import catalog, media
 from worker.catalog import Model, Sizes
 from worker.errors import MOST_FAULTS, Fault, InvalidInput
 from worker.kinds.fields import Sound, Text, Tier, no
-from worker.storage import media
 
 SEED_LIMIT = 2**31 - 1
 _CODES = {"missing": "required", "extra_forbidden": "unknown_field", "string_unicode": "bad_text"}

@@ -37,9 +37,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import money, webhooks
+from worker import document, money, text, webhooks
 from worker.errors import ClaimLost
-from worker.jobs import reading
 from worker.lanes import account_stops, slots, throttle, tokens
 from worker.moves import children
 from worker.states import TERMINAL, HeldFor, Move, State, may
@@ -345,10 +344,10 @@ def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> N
 
 def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:
     name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
-    stored, made_of = reading.outputs(connection, [job])[job.id], reading.parts(connection, [job]).get(job.id)
-    document = reading.shown(name, job, stored, reading.request_ids(connection, [job]).get(job.id), None, made_of)
-    del document["input"]
-    said = {"type": event_type, "timestamp": reading.moment(now), "sequence": job.sequence, "data": document}
+    stored, made_of = document.outputs(connection, [job])[job.id], document.parts(connection, [job]).get(job.id)
+    shown = document.shown(name, job, stored, document.request_ids(connection, [job]).get(job.id), None, made_of)
+    del shown["input"]
+    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": shown}
     return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import catalog
 from worker.errors import Fault, InvalidInput, NotFound
-from worker.jobs.reading import moment as written
 from worker.schedules import cron
 from worker.tables import Job, Run, Schedule
+from worker.text import moment as written
 
 _SHOWN = 5  # of the next fire times
 

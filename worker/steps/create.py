@@ -7,14 +7,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import timeouts
+from worker import text, timeouts
 from worker.context import Clock, Context
 from worker.dashscope import errors, responses
 from worker.dashscope.errors import Scope, Verdict
 from worker.dashscope.responses import Accepted, Refused, TaskSeen
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
-from worker.jobs import submission
 from worker.lanes import query_budget, tokens
 from worker.states import Move, State
 from worker.steps import finish
@@ -42,7 +41,7 @@ def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[st
         "account": account.name,
         "region": account.region,
         "model": request.body["model"],
-        "request_hash": submission.digest(request.body),
+        "request_hash": text.digest(request.body),
         **({"tokens": tokens} if tokens is not None else {}),
     }
 

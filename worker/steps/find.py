@@ -30,11 +30,11 @@ from sqlalchemy import Connection, or_, select
 from worker import moves, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.responses import Listed, TaskSeen
-from worker.errors import CallFailed
+from worker.errors import CallFailed, NotTold
 from worker.kinds import KINDS
 from worker.states import HeldFor, Move, State
 from worker.steps import task_list
-from worker.steps.task_list import REACH, Asked, NotTold
+from worker.steps.task_list import REACH, Asked
 from worker.tables import Attempt, Job
 
 SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's

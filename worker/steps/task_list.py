@@ -13,17 +13,13 @@ from datetime import datetime, timedelta
 
 from worker.context import Clock, Context
 from worker.dashscope.responses import Page, Refused
-from worker.errors import CallFailed
+from worker.errors import CallFailed, NotTold
 from worker.lanes import query_budget
 
 REACH = timedelta(hours=24)  # how far back the list goes, and how long a window may be
 
 _SIZES = (100, 50, 20, 10)  # rows, tried in this order where the provider refuses; 10 is its own default
 _PAGES = 50  # at most; what needs more is not complete
-
-
-class NotTold(Exception):  # not an error: the caller asks again
-    """The provider did not tell, now: ask again later."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from worker.catalog import UnknownModel
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
-from worker.errors import CallFailed
+from worker.errors import CallFailed, NotTold
 from worker.kinds import KINDS
 from worker.settings import Account
 from worker.steps import find, task_list
-from worker.steps.task_list import Asked, NotTold
+from worker.steps.task_list import Asked
 from worker.tables import Attempt, Owner, Unowned
 
 _EVERY, _AGAIN = timedelta(hours=1), timedelta(minutes=5)  # between two looks; after one that failed

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import Any
 
-from worker import egress
+from worker import egress, media
 from worker.egress import Bounds, NotAllowed, Streamed, TooLarge, Wire
 from worker.errors import CallFailed, NoriaError
 from worker.settings import Settings
-from worker.storage import media
 from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTrouble, Stored, Upload
 from worker.tables import Job
 

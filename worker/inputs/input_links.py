@@ -17,12 +17,12 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
-from worker import timeouts
+from worker import inputs, timeouts
 from worker.dashscope.client import Client
 from worker.errors import CallFailed, NotFound
 from worker.kinds import Request
 from worker.settings import Settings, endpoints
-from worker.storage import Bucket, Head, inputs
+from worker.storage import Bucket, Head
 from worker.tables import Job
 
 LINK_LIFE = timedelta(hours=6)  # a task may wait for its turn at the provider, and it runs 3 h at the most

@@ -10,11 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, null, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from worker import catalog
+from worker import catalog, media
 from worker.errors import Fault, InvalidInput
 from worker.kinds.fields import is_key
-from worker.storage import media
-from worker.storage.media import Shape
+from worker.media import Shape
 from worker.tables import File, Job, Output
 
 _Object = Row[str, str, int, int | None, int | None, bool | None]  # its key, type, bytes, and shape where it is known

@@ -18,9 +18,10 @@ from typing import BinaryIO
 from sqlalchemy import Connection, Engine, delete, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker import inputs, media
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
-from worker.storage import Bucket, inputs, media
-from worker.storage.media import MediaType, Shape
+from worker.media import MediaType, Shape
+from worker.storage import Bucket
 from worker.tables import File
 
 NAME_LIMIT = 255  # characters
