@@ -24,7 +24,7 @@ test: install
 
 # Under ten minutes. A short form of it is among the tests.
 chaos: install
-	$(BIN)/noria chaos $(CHAOS)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 check: install
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ import sqlalchemy
 import structlog
 from psycopg import sql
 
-from ops import servers as embedded
+from ops.local import servers as embedded
 from worker import log
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:

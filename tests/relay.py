@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ops.chaos_lines import Line
-from ops.servers import HOST
+from ops.local.servers import HOST
+from tests.chaos.lines import Line
 
 Rewrite = Callable[[bytes, bool], bytes]  # (bytes, whether they come from the server) → what is passed on
 

@@ -21,11 +21,13 @@ from serving import CLIP, Served, served
 from structlog.testing import capture_logs
 
 from api.client import Client
-from ops import campaign, cli, following, reach
-from ops import servers as embedded
-from ops.local import UpOptions
-from ops.reach import Door
-from ops.supervise import LocalError
+from ops import cli
+from ops.cli import campaign, following
+from ops.doctor import reach
+from ops.doctor.reach import Door
+from ops.local import servers as embedded
+from ops.local.supervise import LocalError
+from ops.local.up import UpOptions
 
 CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
 first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
@@ -652,7 +654,7 @@ def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
         asked.append(options)
         raise LocalError("enough")
 
-    monkeypatch.setattr("ops.local.stack", stack)
+    monkeypatch.setattr("ops.local.up.stack", stack)
     for arguments in (["up"], ["up", "--true-times"], ["up", "--time-scale", "0.02"]):
         assert noria(*arguments).err == "enough\n"
     assert [options.time_scale for options in asked] == [0.1, 1.0, 0.02]

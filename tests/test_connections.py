@@ -18,7 +18,7 @@ from relay import Relay, Rewrite, drops_options, older, refuses_options
 from sqlalchemy.exc import OperationalError
 from test_egress import _self_signed
 
-from ops.chaos_lines import running
+from tests.chaos.lines import running
 from worker import broker
 from worker.database import connections, requirements
 from worker.settings import Settings, connection_urls

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from peers import peer
 from pydantic import SecretStr
 
+from ops.local.servers import Servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from ops.servers import Servers
 from worker import storage
 from worker.dashscope.client import Client
 from worker.dashscope.responses import Accepted, Page, TaskSeen

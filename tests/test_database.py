@@ -22,9 +22,9 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import event, exc, text
 from stage import Stage, stage
 
+from ops.local.servers import Servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from ops.servers import Servers
 from worker import log, timeouts
 from worker.context import Clock
 from worker.database import connections

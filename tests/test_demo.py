@@ -21,10 +21,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from ops import verify
-from ops.demo import proofs, receiver, workloads
+from ops.demo import proofs, receiver, verify, workloads
 from ops.demo.workloads import CAMPAIGN
-from ops.supervise import MARK, end_leftovers
+from ops.local.supervise import MARK, end_leftovers
 from worker import webhooks
 from worker.kinds.speech import script, subtitles
 from worker.kinds.summary import documents

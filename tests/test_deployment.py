@@ -32,7 +32,7 @@ import yaml
 from dotenv import dotenv_values
 from image import Image
 
-from ops import local, servers
+from ops.local import servers, up
 from worker import broker, settings, timeouts
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -153,10 +153,10 @@ def test_flower_changes_nothing_and_knows_no_key() -> None:
 
 
 def test_services_run_the_commands_of_noria_up() -> None:
-    assert SERVICES["migrate"]["command"] == f"python -m {local.SCHEMA}"
+    assert SERVICES["migrate"]["command"] == f"python -m {up.SCHEMA}"
     for name in [*ROWS, *WORKERS]:
         words, options = _parsed(SERVICES[name]["command"])
-        row_words, row_options = _parsed(f"python -m {local.PROCESSES[ROWS.get(name, 'worker-control')].command}")
+        row_words, row_options = _parsed(f"python -m {up.PROCESSES[ROWS.get(name, 'worker-control')].command}")
         assert words == row_words
         assert _what_it_does(options) == _what_it_does(row_options)
 

@@ -17,9 +17,11 @@ from sqlalchemy import create_engine
 from stage import Stage, stage
 
 from ops import cli as command
-from ops import cli_doctor, doctor, servers
+from ops import doctor
+from ops.cli import doctor as cli_doctor
 from ops.doctor import Exam, Verdict
-from ops.doctor_checks import CHECKS
+from ops.doctor.checks import CHECKS
+from ops.local import servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker.settings import Account, Settings

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from ops.cli import demo_key
-from ops.local import Stack, UpOptions, stack
+from ops.local.up import Stack, UpOptions, stack
 
 PATIENCE = 60.0  # seconds
 

@@ -211,7 +211,7 @@ def test_headers_without_end_are_cut_off(api: Served) -> None:
 
 
 def test_every_command_that_serves_the_api_bounds_the_headers() -> None:
-    lines = [(PROJECT / name).read_text() for name in ("docker-compose.yml", "README.md", "ops/local.py")]
+    lines = [(PROJECT / name).read_text() for name in ("docker-compose.yml", "README.md", "ops/local/up.py")]
 
     served_by = [line for text in lines for line in re.findall("uvicorn api.app:app.*", text)]
 

@@ -188,7 +188,7 @@ def test_a_command_that_asks_the_database_answers_in_the_image(
     assert line != "noria doctor" or "PostgreSQL 18" in done.stdout
 
 
-@pytest.mark.parametrize("line", ["noria demo", "noria up", "noria chaos", "noria sandbox"])
+@pytest.mark.parametrize("line", ["noria demo", "noria up", "noria sandbox"])
 def test_a_command_that_the_image_cannot_carry_out_says_what_it_needs(line: str, image: Image) -> None:
     done = image.run(line)
 

@@ -17,9 +17,19 @@ import psycopg
 import pytest
 import redis
 
-from ops import local
-from ops import servers as embedded
-from ops.supervise import MARK, LocalError, Program, Run, StartFailed, Supervisor, end_leftovers, explain, has_logged
+from ops.local import servers as embedded
+from ops.local import up
+from ops.local.supervise import (
+    MARK,
+    LocalError,
+    Program,
+    Run,
+    StartFailed,
+    Supervisor,
+    end_leftovers,
+    explain,
+    has_logged,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -101,7 +111,7 @@ def test_a_killed_run_takes_its_servers_with_it_and_the_next_one_starts(home: Pa
 
 
 def test_a_second_start_names_the_first_and_what_runs_where(home: Path, said: list[str]) -> None:
-    second = local.stack(local.UpOptions(home), prepare=lambda _: {}, say=said.append)
+    second = up.stack(up.UpOptions(home), prepare=lambda _: {}, say=said.append)
     with embedded.hold(home):
         embedded.announce(home, {"API": "http://127.0.0.1:1234/docs"})
 
@@ -172,7 +182,7 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(home: Path) -> None:
     port = embedded.kept_ports(home)["api"]
 
     with _listening(port), pytest.raises(embedded.PortTaken, match=f"Port {port} is taken by .*pid {os.getpid()}"):
-        local.asked_port(local.UpOptions(home, port=port))
+        up.asked_port(up.UpOptions(home, port=port))
 
 
 def test_leftovers_are_found_by_mark_or_by_folder_and_ended(home: Path, said: list[str]) -> None:
@@ -271,7 +281,7 @@ def test_a_supervisor_at_rest_costs_next_to_nothing(home: Path) -> None:
 def test_without_real_no_key_and_no_setting_of_the_caller_is_seen() -> None:
     caller = {"PATH": "/bin", "DASHSCOPE_API_KEY": "sk-1", "NORIA_ACCOUNTS": "[]", "NO_PROXY": "example.org"}
 
-    seen = local.outer_environment(caller, real=False)
+    seen = up.outer_environment(caller, real=False)
 
     assert seen == {
         "PATH": "/bin",
@@ -282,16 +292,16 @@ def test_without_real_no_key_and_no_setting_of_the_caller_is_seen() -> None:
 
 def test_real_money_needs_a_key() -> None:
     with pytest.raises(LocalError, match="--real spends real money, and needs one of"):
-        local.outer_environment({"PATH": "/bin"}, real=True)
+        up.outer_environment({"PATH": "/bin"}, real=True)
 
-    assert local.outer_environment({"DASHSCOPE_API_KEY": "sk-1"}, real=True)["DASHSCOPE_API_KEY"] == "sk-1"
+    assert up.outer_environment({"DASHSCOPE_API_KEY": "sk-1"}, real=True)["DASHSCOPE_API_KEY"] == "sk-1"
 
 
 @pytest.mark.parametrize("real", [False, True])
 def test_no_command_line_shows_a_password_and_the_sandbox_is_never_for_real(home: Path, real: bool) -> None:
     ports, passwords = embedded.kept_ports(home), embedded.kept_secrets(home).values()
 
-    table = local.programs(home, ports, local.UpOptions(home, real=real), {})
+    table = up.programs(home, ports, up.UpOptions(home, real=real), {})
 
     words = [word for program in table for word in program.command]
     assert not [word for word in words for password in passwords if password in word]
@@ -301,8 +311,8 @@ def test_no_command_line_shows_a_password_and_the_sandbox_is_never_for_real(home
 def test_settings_lead_to_the_sandbox_unless_it_is_for_real(home: Path) -> None:
     stored, ports = embedded.described(home), embedded.kept_ports(home)
 
-    play = local.settings(stored, ports, {}, real=False)
-    real = local.settings(stored, ports, {"NORIA_PUBLIC_URL": "https://noria.example"}, real=True)
+    play = up.settings(stored, ports, {}, real=False)
+    real = up.settings(stored, ports, {"NORIA_PUBLIC_URL": "https://noria.example"}, real=True)
 
     assert play["NORIA_DASHSCOPE_URL"] == f"http://127.0.0.1:{ports['sandbox']}"
     assert play["NORIA_EGRESS_ALLOW"] == "127.0.0.0/8"

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from api import limits
-from ops import servers as embedded
+from ops.local import servers as embedded
 from worker import catalog, claims, settings, tick
 from worker.jobs import reading
 from worker.lanes import fair_queue, run_times

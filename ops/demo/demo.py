@@ -20,16 +20,19 @@ import typer
 from rich.console import Console
 
 from api.client import Client
-from ops import following, local, reach, servers, show, supervise, watch
-from ops.cli_projects import project_made
+from ops.cli import following, show, watch
+from ops.cli.following import Job
+from ops.cli.projects import project_made
 from ops.demo import judge, receiver, report, workloads
 from ops.demo.receiver import Mail
 from ops.demo.report import Findings, Made
 from ops.demo.workloads import Work
-from ops.following import Job
-from ops.reach import Door
+from ops.doctor import reach
+from ops.doctor.reach import Door
+from ops.local import servers, supervise
+from ops.local import up as local
+from ops.local.supervise import LocalError
 from ops.sandbox.testing import Sandbox
-from ops.supervise import LocalError
 from worker.projects import keys
 
 PROJECT = "demo"

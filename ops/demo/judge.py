@@ -11,11 +11,11 @@ from decimal import Decimal
 from pathlib import Path
 
 from api.client import Client
-from ops import following, show
+from ops.cli import following, show
+from ops.cli.following import Job
 from ops.demo import proofs
 from ops.demo.receiver import Mail
 from ops.demo.report import Findings, Kept, Made
-from ops.following import Job
 from ops.sandbox.testing import Sandbox
 
 _MAIL_SECONDS = 15.0

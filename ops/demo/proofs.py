@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ops import show, verify
-from ops.following import Job
+from ops.cli import show
+from ops.cli.following import Job
+from ops.demo import verify
 
 _CLOSE_SECONDS = 0.5  # between the length of a clip and what was asked for
 _CLOSE_MILLISECONDS = 1  # to which subtitles are written

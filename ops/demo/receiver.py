@@ -12,7 +12,7 @@ from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from ops.servers import HOST
+from ops.local.servers import HOST
 
 
 @dataclass

@@ -10,8 +10,8 @@ from decimal import Decimal
 from rich.console import Group, RenderableType
 from rich.markup import escape
 
-from ops import show
-from ops.following import STEPS
+from ops.cli import show
+from ops.cli.following import STEPS
 
 _WIDE = 100  # columns, where the kind has room too
 

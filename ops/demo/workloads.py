@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from api.client import Client
-from ops import campaign, show
-from ops.campaign import Row
-from ops.following import Job
-from ops.supervise import LocalError
+from ops.cli import campaign, show
+from ops.cli.campaign import Row
+from ops.cli.following import Job
+from ops.local.supervise import LocalError
 from worker.kinds.speech import script
 from worker.kinds.summary import documents
 from worker.settings import Settings

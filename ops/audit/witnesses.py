@@ -1,0 +1,164 @@
+"""What others know of the promises: the bucket, a receiver, the callers, the logs; the sandbox's books are next door.
+
+Each witness is optional: production has only the bucket, a chaos run has them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, text
+
+from ops.audit import books
+from ops.audit import parents as audit_parents
+from ops.audit.rules import Finding
+from worker.errors import NoriaError
+from worker.kinds import text_batch
+from worker.storage import Bucket
+
+_ABANDONED = timedelta(days=1)  # a multipart upload that began so long ago is nobody's
+_KEY = re.compile(r"(?P<project>[0-9a-f-]{36})/\d{4}/\d\d/\d\d/(?P<job>[0-9a-f-]{36})/(?P<rest>.+)")
+_QUERIES = 20  # a second, of one account (Alibaba docs, "Manage asynchronous tasks")
+
+
+class Receiver(Protocol):
+    """What a receiver of webhooks kept: how often each message id came well signed, and how many did not."""
+
+    heard: Counter[str]
+    forged: int
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Who can tell more than the rows. None or empty: not asked.
+
+    `ledger` the sandbox's; `queries` a second that it allows; `reads_bytes` whether the bucket's objects are read and
+    digested or only their lengths looked at; `accepted` the ids that the API gave for each `custom_id`; `logs` files
+    in which none of `canaries` may stand; `unpaused` the ids of schedules that nobody changed since they were
+    made; `is_at_rest` whether nothing should be unfinished any more.
+    """
+
+    ledger: Mapping[str, Any] | None = None
+    queries: int = _QUERIES
+    bucket: Bucket | None = None
+    reads_bytes: bool = False
+    receiver: Receiver | None = None
+    accepted: Mapping[str, str] = field(default_factory=dict)
+    logs: Collection[Path] = ()
+    canaries: Collection[str] = ()
+    unpaused: Collection[str] = ()
+    is_at_rest: bool = False
+
+
+def heard(connection: Connection, witnesses: Witnesses, now: datetime) -> list[Finding]:
+    """Everything that the witnesses say against the rows."""
+    asked: list[Callable[[], Iterator[Finding]]] = [
+        lambda: _callers(connection, witnesses.accepted),
+        lambda: _written(witnesses.logs, witnesses.canaries),
+        lambda: audit_parents.fired(connection, witnesses.unpaused),
+    ]
+    if (ledger := witnesses.ledger) is not None:
+        asked.append(lambda: books.said(connection, ledger, witnesses.queries))
+    if (bucket := witnesses.bucket) is not None:
+        asked += [
+            lambda: _stored(connection, bucket, witnesses.reads_bytes),
+            lambda: _strangers(connection, bucket),
+            lambda: _abandoned(bucket, now),
+        ]
+    if (receiver := witnesses.receiver) is not None:
+        asked.append(lambda: _told(connection, receiver))
+    return [finding for ask in asked for finding in ask()]
+
+
+def _callers(connection: Connection, accepted: Mapping[str, str]) -> Iterator[Finding]:
+    """I1, by the callers: each job that was promised is there, once."""
+    if not accepted:
+        return
+    rows = connection.execute(text("select id::text as id, custom_id from jobs where parent_id is null")).all()
+    present = {row.id for row in rows}
+    for custom_id, job in accepted.items():
+        if job not in present:
+            yield Finding("I1", f"the API accepted {custom_id}, and there is no such job", job, "report it")
+    for custom_id, count in Counter(row.custom_id for row in rows if row.custom_id in accepted).items():
+        if count > 1:
+            advice = "an Idempotency-Key did not hold: report it"
+            yield Finding("I1", f"{count} jobs were made of {custom_id}", accepted[custom_id], advice)
+
+
+def _stored(connection: Connection, bucket: Bucket, reads_bytes: bool) -> Iterator[Finding]:
+    """I5, and I3 where bytes are read: each output is there, whole, and of its own job's task."""
+    statement = text("select o.*, j.id::text as job, j.kind, j.task_id from outputs o join jobs j on j.id = o.job_id")
+    for row in connection.execute(statement).all():
+        yield from _bytes_of(bucket, row) if reads_bytes else _length_of(bucket, row)
+
+
+def _length_of(bucket: Bucket, row: Any) -> Iterator[Finding]:
+    head = bucket.head(row.key)
+    if head is None or head.bytes != row.bytes:
+        what = f"{row.key} should have {row.bytes} bytes, and " + (f"has {head.bytes}" if head else "is not there")
+        yield Finding("I5", what, row.job, "restore it from a copy of the bucket")
+
+
+def _bytes_of(bucket: Bucket, row: Any) -> Iterator[Finding]:
+    try:
+        content = b"".join(bucket.chunks(row.key))
+    except NoriaError as error:
+        yield Finding("I5", f"{row.key} cannot be read: {error}", row.job, "restore it from a copy of the bucket")
+        return
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        yield Finding("I5", f"{row.key} has other bytes than were copied", row.job, "restore it from a copy")
+    # The sandbox writes the task's id into the file, but not into a batch's lines, which are many tasks' answers.
+    elif row.task_id and row.kind != text_batch.NAME and row.task_id.encode() not in content:
+        yield Finding("I3", f"{row.key} was not made by its job's task {row.task_id}", row.job, "withdraw it")
+
+
+def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
+    """I6: objects of ours that no row knows; those of a job that is being copied have none yet."""
+    keys = set(connection.execute(text("select key from outputs")).scalars())
+    # a part that was found to be of no use leaves its object to the one that is made in its place
+    copied = "finished_at is null or parent_id is not null and state = 'failed'"
+    unfinished = set(connection.execute(text(f"select id::text from jobs where {copied}")).scalars())  # noqa: S608
+    parents = set(connection.execute(text("select id::text from jobs where fans_out")).scalars())
+    for key, _ in bucket.objects():
+        match = _KEY.match(key)
+        if match and match["rest"].startswith("work/") and match["job"] in parents:
+            continue  # what it was made of stays
+        if match and key not in keys and match["job"] not in unfinished:
+            advice = "a copy was stored and not recorded: delete the object"
+            yield Finding("I6", f"{key} is in the bucket, and no row knows it", match["job"], advice)
+
+
+def _abandoned(bucket: Bucket, now: datetime) -> Iterator[Finding]:
+    for upload in bucket.uploads():
+        if upload.began_at < now - _ABANDONED:
+            what = f"an upload to {upload.key} was begun at {upload.began_at} and never ended"
+            yield Finding("I6", what, None, "`noria doctor --fix` ends it; a lifecycle rule of the bucket does too")
+
+
+def _told(connection: Connection, receiver: Receiver) -> Iterator[Finding]:
+    """I7, by the receiver: whatever is called delivered came, well signed."""
+    delivered = connection.execute(
+        text("select event_id, job_id::text as job from deliveries where state = 'delivered'")
+    ).all()
+    for row in delivered:
+        if not receiver.heard[f"evt_{row.event_id}"]:
+            yield Finding("I7", f"event {row.event_id} is called delivered, and never came", row.job, "report it")
+    if receiver.forged:
+        yield Finding("I7", f"{receiver.forged} webhooks came with a wrong signature", None, "compare the secrets")
+
+
+def _written(logs: Collection[Path], canaries: Collection[str]) -> Iterator[Finding]:
+    """I15: what must not be written stands in no log."""
+    for log in logs:
+        content = log.read_text(errors="replace")
+        for canary in canaries:
+            if canary in content:
+                what = f"{log.name} holds {content.count(canary)} times what begins with {canary[:4]!r}"
+                yield Finding("I15", what, None, "remove the log, and change the secret")

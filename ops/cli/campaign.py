@@ -1,0 +1,148 @@
+"""A campaign: a CSV in which each row is a job, checked whole before anything is submitted.
+
+The columns `kind`, `model`, `custom_id`, `priority`, `webhook_url` and `metadata.KEY` say what they say; every other
+column is a field of the input. Empty cells are left out. A row's Idempotency-Key comes from what the row says, so a
+second run of the same file finds the jobs of the first, and after an edit only the edited rows are submitted.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from api.client import ApiError, Client
+from ops.local.supervise import LocalError
+
+_OF_THE_JOB = frozenset({"kind", "model", "custom_id", "priority", "webhook_url"})
+_METADATA = "metadata."
+_TOO_MANY = "\0"  # no column is called so
+_WRONG_INPUT = 422
+
+
+class BadCampaign(LocalError):
+    """The file, or some of its lines, cannot be submitted; the message names every wrong line."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job to submit; `line` is where it begins in the file, from 1."""
+
+    line: int
+    body: Mapping[str, Any]
+    key: str  # its Idempotency-Key
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What the rows would cost: each one's price in CNY (None: not known), and the sum of those known; and warnings."""
+
+    prices: Sequence[Decimal | None]
+    warnings: Sequence[Mapping[str, Any]]
+
+    @property
+    def total(self) -> Decimal:
+        return sum((price for price in self.prices if price is not None), Decimal(0))
+
+
+def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[Row]:
+    """The rows of the file; `shared` is a body that fills in what a row leaves out. `BadCampaign` if it is none.
+
+    `key` goes into the Idempotency-Keys: another one submits the same rows once more.
+    """
+    content = path.read_bytes()
+    try:
+        rows = keyed(_bodies(content.decode("utf-8-sig"), shared), key)
+    except UnicodeDecodeError:
+        raise BadCampaign(f"{path} is not in UTF-8: save it as 'CSV UTF-8'.") from None
+    except csv.Error as error:
+        raise BadCampaign(f"{path} is no CSV: {error}.") from None
+    if not rows:
+        raise BadCampaign(f"{path} has no rows: its first line names the columns, each further line is a job.")
+    return rows
+
+
+def keyed(bodies: Iterable[tuple[int, Mapping[str, Any]]], key: str | None) -> list[Row]:
+    """The bodies that begin in those lines as rows, each with an Idempotency-Key made from what it says."""
+    rows: list[Row] = []
+    seen: Counter[str] = Counter()  # rows that are equal are jobs of their own
+    for line, body in bodies:
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        seen[digest] += 1
+        rows.append(Row(line, body, f"{key or 'csv'}-{digest}-{seen[digest]}"))
+    return rows
+
+
+def quote(client: Client, rows: Sequence[Row]) -> Quote:
+    """What the rows would cost, by the API's own dry run; `BadCampaign` with every wrong line."""
+    priced: list[dict[str, Any]] = []
+    faults: list[str] = []
+    for row in rows:
+        try:
+            priced.append(client.dry_run(row.body))
+        except ApiError as error:
+            if error.status != _WRONG_INPUT:
+                raise
+            faults += [f"line {row.line}: {fault}" for fault in faults_of(error)]
+    if faults:
+        raise BadCampaign("\n".join(["Nothing was submitted. What is wrong:", *faults]))
+    return Quote([price(document) for document in priced], warnings(priced))
+
+
+def warnings(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What the API warns of in its answers, each sentence once."""
+    return list({one["message"]: one for document in documents for one in document["warnings"]}.values())
+
+
+def price(document: Mapping[str, Any]) -> Decimal | None:
+    """The estimate of a job or of a dry run, CNY."""
+    estimated = document["cost"]["estimated"]
+    return None if estimated is None else Decimal(estimated)
+
+
+def faults_of(error: ApiError) -> list[str]:
+    """Every wrong field that the API names, as `input.size: …`."""
+    return [
+        f"{fault['pointer'].strip('/').replace('/', '.') or 'body'}: {fault['message']}"
+        for fault in error.problem.get("errors", [])
+    ] or [str(error)]
+
+
+def _bodies(text: str, shared: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_TOO_MANY, strict=True)
+    _check(reader.fieldnames or [])
+    line = reader.line_num + 1
+    for cells in reader:
+        if _TOO_MANY in cells:
+            raise BadCampaign(f"Line {line} has more cells than there are columns: is a comma not in quotes?")
+        said = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
+        if said:
+            yield line, _body(said, shared)
+        line = reader.line_num + 1  # a cell may hold line breaks
+
+
+def _check(columns: Sequence[str]) -> None:
+    wrong = {column or "one without a name" for column in columns if columns.count(column) > 1 or not column.strip()}
+    if wrong:
+        raise BadCampaign(f"The first line names the columns, each once; see: {', '.join(sorted(wrong))}.")
+
+
+def _body(said: Mapping[str, str], shared: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {c.removeprefix(_METADATA): cell for c, cell in said.items() if c.startswith(_METADATA)}
+    fields = {c: cell for c, cell in said.items() if c not in _OF_THE_JOB and not c.startswith(_METADATA)}
+    job = {column: cell for column, cell in said.items() if column in _OF_THE_JOB}
+    return {
+        **shared,
+        **job,
+        "input": {**shared.get("input", {}), **fields},
+        "metadata": {**shared.get("metadata", {}), **metadata},
+    }

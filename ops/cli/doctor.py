@@ -1,0 +1,113 @@
+"""`noria doctor` and `noria audit`: is it well, and did every promise hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from sqlalchemy import create_engine
+
+from ops import audit as auditing
+from ops.audit import Finding
+from ops.cli import show
+from ops.cli.options import DatabaseUrl, Home, Json
+from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, reach
+from ops.doctor.checks import CHECKS
+from ops.local import servers, up
+from worker import catalog
+from worker.database import connections
+from worker.settings import Settings
+from worker.settings import load as load_settings
+from worker.storage import Bucket
+
+_SIGNS = {
+    Verdict.WELL: ("green", "✓"),
+    Verdict.FIXED: ("green", "+"),
+    Verdict.WARNING: ("yellow", "!"),
+    Verdict.FAILURE: ("red", "✗"),
+    Verdict.SKIPPED: ("dim", "-"),
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands under `noria`."""
+    app.command()(doctor)
+    app.command()(audit)
+
+
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Set right what can be without harm.")] = False,
+    flower: Annotated[str | None, typer.Option(envvar="NORIA_FLOWER_URL", help="Where Flower is, if it is.")] = None,
+    home: Home = Path(".noria"),
+    as_json: Json = False,
+) -> None:
+    """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
+    found = []
+    settings, here = settings_of(home)
+    engine = connections.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
+    exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
+    for diagnosis in examine(exam, CHECKS):
+        found.append(diagnosis)
+        if not as_json:
+            _tell_found(diagnosis)
+    if as_json:
+        said = [{"check": each.check, **asdict(each.found)} for each in found]
+        show.document({"well": is_well(found), "found": said})
+    raise typer.Exit(0 if is_well(found) else 1)
+
+
+def audit(
+    days: Annotated[int, typer.Option(min=1, help="Of jobs made so many days ago at most.")] = 7,
+    home: Home = Path(".noria"),
+    database_url: DatabaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Check by the rows that every promise held: paid once, nothing lost, told once. Exit code 1 where one did not."""
+    with reach.database(home, database_url) as connection:
+        engine = create_engine(connection.engine.url, hide_parameters=True)
+    findings = auditing.audit(engine, since=datetime.now(UTC) - timedelta(days=days))
+    tell(findings, as_json)
+    raise typer.Exit(1 if findings else 0)
+
+
+def settings_of(home: Path) -> tuple[Settings, str | None]:
+    """The settings in the environment, or those of the `noria up` here, and where its Flower is."""
+    if "NORIA_DATABASE_URL" in os.environ:
+        return load_settings(), None
+    if not (home / "ports.json").exists():
+        raise reach.NotReachable("No Noria is known here: set its settings (NORIA_…), or start one with `noria up`.")
+    home = home.resolve()
+    ports, addresses = servers.kept_ports(home), servers.announced(home)
+    # What is really asked stands in the environment that `up --real` was given, and is to stand in this one too.
+    real = bool(addresses) and "sandbox" not in addresses
+    environment = up.settings(servers.described(home), ports, os.environ if real else {}, real)
+    values = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items()}
+    sandboxed = {} if real else {"accounts": ()}
+    return Settings.model_validate({**values, **sandboxed}), f"http://{servers.HOST}:{ports['flower']}"
+
+
+def tell(findings: Sequence[Finding], as_json: bool) -> None:
+    """Prints what an audit found."""
+    if as_json:
+        show.document([asdict(finding) for finding in findings])
+        return
+    for finding in findings:
+        job = f"job {finding.job}: " if finding.job else ""
+        show.OUT.print(f"[red]{finding.invariant}[/] {escape(job + finding.what)}", soft_wrap=True)
+        show.OUT.print(f"    {escape(finding.advice)}", soft_wrap=True)
+    if not findings:
+        show.OUT.print("[green]Every promise held.[/]")
+
+
+def _tell_found(diagnosis: Diagnosis) -> None:
+    found = diagnosis.found
+    colour, sign = _SIGNS[found.verdict]
+    show.OUT.print(f"[{colour}]{sign}[/] [bold]{diagnosis.check:10}[/] {escape(found.what)}", soft_wrap=True)
+    if found.advice:
+        show.OUT.print(f"             [dim]{escape(found.advice)}[/]", soft_wrap=True)

@@ -1,0 +1,138 @@
+"""Where Noria is: the API and the database that a command talks to, and the key that opens the API.
+
+What is said on the command line counts first, then `NORIA_URL`, `NORIA_KEY` and `NORIA_DATABASE_URL`, then a
+`noria up` on this machine, which leaves its address and a key in its home (`client.json`, 0600).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import sqlalchemy
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from api.client import Client
+from ops.local import servers
+from ops.local.supervise import LocalError
+
+_KNOCK_SECONDS = 5.0
+_LOOPBACK = (servers.HOST, "localhost")
+
+
+class NotReachable(LocalError):
+    """Nobody answers where the API or the database should be."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where an API is, and a key that opens it."""
+
+    url: str
+    key: str
+
+
+def keep(home: Path, door: Door) -> None:
+    """Leave the door for later commands, for its owner's eyes only."""
+    draft = home / f"client.json.{os.getpid()}"
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(door), file)
+    draft.replace(home / "client.json")
+
+
+def kept(home: Path) -> Door | None:
+    """The door that a `noria up` left in its home; it may have stopped since."""
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        return Door(**json.loads((home / "client.json").read_text()))
+    return None
+
+
+def door(home: Path, url: str | None, key: str | None) -> Door:
+    """What was said, completed by what a `noria up` left here; `NotReachable` says what is missing.
+
+    A key that was left here is never sent anywhere but to the address it was left for.
+    """
+    here = kept(home)
+    url = (url or (here.url if here else "")).rstrip("/")
+    if not url:
+        raise NotReachable("No Noria is known here: start one with `noria up`, or name one: --url or NORIA_URL.")
+    if key is None and here is not None and here.url == url:
+        key = here.key
+    if key is None:
+        raise NotReachable(f"{url} wants a key: --key or NORIA_KEY. `noria keys create PROJECT` makes one.")
+    return Door(url, key)
+
+
+@contextlib.contextmanager
+def api(found: Door) -> Iterator[Client]:
+    """A client of the API; `NotReachable` where nobody answers, now or later on."""
+    _knock(found.url)
+    try:
+        with _client(found) as client:
+            yield client
+    except httpx.TransportError as error:
+        raise NotReachable(f"{found.url} does not answer ({error or type(error).__name__}).") from error
+    except httpx.HTTPStatusError as error:
+        host, status = error.request.url.host, error.response.status_code
+        raise NotReachable(f"The bucket ({host}) does not hand the output out: HTTP {status}.") from error
+
+
+@contextlib.contextmanager
+def database(home: Path, url: str | None) -> Iterator[sqlalchemy.Connection]:
+    """A transaction on the database; `NotReachable` where it does not answer or has no schema."""
+    try:
+        engine = sqlalchemy.create_engine(
+            url or _local_database(home), hide_parameters=True, connect_args={"connect_timeout": 5}
+        )
+        with engine.begin() as connection:
+            yield connection
+        engine.dispose()
+    except OperationalError as error:
+        why = str(error.orig).strip().splitlines()[0]
+        raise NotReachable(
+            f"The database does not answer: {why}\nIs `noria up` running, or NORIA_DATABASE_URL right?"
+        ) from error
+    except ProgrammingError as error:
+        raise NotReachable(
+            f"The database has not this version's schema: alembic upgrade head\n({error.orig})"
+        ) from error
+
+
+def spare_loopback_the_proxy() -> None:
+    """What runs on this machine is never asked for through a proxy."""
+    said = (os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "").split(",")
+    exceptions = ",".join(dict.fromkeys([*filter(None, said), *_LOOPBACK]))
+    os.environ |= {"NO_PROXY": exceptions, "no_proxy": exceptions}
+
+
+def _client(found: Door) -> Client:
+    """A client; `NotReachable` where the key can be none."""
+    if not (found.key.isascii() and found.key.isprintable()):
+        raise NotReachable("The key holds characters that no key has: --key or NORIA_KEY.")
+    return Client(found.url, found.key)
+
+
+def _local_database(home: Path) -> str:
+    if not (home / "ports.json").exists():
+        raise NotReachable("No database is known here: set NORIA_DATABASE_URL, or start one with `noria up`.")
+    return servers.described(home.resolve()).url_of(servers.DATABASE)
+
+
+def _knock(url: str) -> None:
+    """Fail at once where nothing listens; the client would ask again for half a minute."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=_KNOCK_SECONDS).close()
+    except (OSError, ValueError) as error:
+        advice = "Start it with `noria up`, or name another: --url or NORIA_URL."
+        raise NotReachable(f"Nothing answers at {url} ({error}). {advice}") from error

@@ -1,0 +1,1 @@
+"""Noria on one machine: its servers, its processes, up and down as one."""
