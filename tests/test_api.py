@@ -734,7 +734,7 @@ class TestParts:
     def parent(self, http: httpx.Client, api: Served) -> dict[str, Any]:
         """A job with five parts in two rounds: two succeeded, one failed, two are on their way."""
         job = submitted(http)
-        api.sql("update jobs set fans_out = true, state = 'gathering', round = 2, run_at = null")
+        api.sql("update jobs set mode = 'parent', state = 'gathering', round = 2, run_at = null")
         api.sql(
             "insert into jobs (project_id, parent_id, round, place, kind, model, input, state, finished_at, run_at,"
             " error)"
@@ -757,7 +757,7 @@ class TestParts:
 
     def test_a_job_that_is_not_divided_yet_says_so(self, http: httpx.Client, api: Served) -> None:
         job = submitted(http)
-        api.sql("update jobs set fans_out = true")
+        api.sql("update jobs set mode = 'parent'")
 
         shown = http.get(job["urls"]["self"]).json()
 

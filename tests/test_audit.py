@@ -52,22 +52,22 @@ BREACHES = (
 )
 
 FAMILY_BREACHES = (
-    ("C", "update jobs set state = 'queued', finished_at = null where fans_out"),
+    ("C", "update jobs set state = 'queued', finished_at = null where mode = 'parent'"),
     ("C", "update jobs set state = 'running', finished_at = null, run_at = now() where place = 0"),
     (
         "C",
-        "update jobs set state = 'gathering', finished_at = null where fans_out;"
+        "update jobs set state = 'gathering', finished_at = null where mode = 'parent';"
         " update jobs set finished_at = now() - interval '3 min' where place is not null",
     ),
     ("C", "update jobs set place = 7 where place = 1"),
     ("C", "update jobs set round = 2 where place is not null"),
     (
         "I4",
-        "update jobs set state = 'gathering', finished_at = null where fans_out;"
+        "update jobs set state = 'gathering', finished_at = null where mode = 'parent';"
         " update jobs set parent_id = null, place = null where place is not null",
     ),
     ("I11", "update attempts set sent_at = (select min(sent_at) from attempts)"),
-    ("M", "update jobs set cost = cost + 1 where fans_out"),
+    ("M", "update jobs set cost = cost + 1 where mode = 'parent'"),
     ("M", "update ledger set job_id = (select id from jobs where place = 0) where entry = 'settle'"),
     ("M", "delete from ledger where entry = 'settle'"),
     ("M", "update ledger set micros = micros + 1 where entry = 'settle'"),

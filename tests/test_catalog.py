@@ -10,6 +10,7 @@ import pytest
 
 from worker import catalog
 from worker.catalog import Catalog, CatalogError, Model, Surface, Thinking, UnknownModel, Usage, Variant
+from worker.states import Mode
 
 TODAY = date(2026, 11, 21)
 BEIJING, SINGAPORE, VIRGINIA = "cn-beijing", "ap-southeast-1", "us-east-1"
@@ -267,7 +268,7 @@ def test_the_other_ways_to_a_model_are_models_that_no_user_sees() -> None:
         "qwen-plus",
         8,
     )
-    assert (tasks.kinds, tasks.sync, tasks.repeatable) == (("text",), False, False)
+    assert (tasks.kinds, tasks.mode, tasks.repeatable) == (("text",), Mode.TASK, False)
     assert "enable_thinking" not in tasks.fields
     assert catalogue.model("qwen-plus@batch") is batch
     with pytest.raises(UnknownModel, match=r"near it: .*qwen-plus") as raised:
@@ -422,7 +423,7 @@ def test_every_model_is_complete(each: Model) -> None:
     assert each.source
     assert 0 < waits.early <= waits.median <= waits.late <= 3 * 3600
     assert all(there.rps for there in each.regions.values())
-    assert each.sync or all(there.concurrency for there in each.regions.values())
+    assert each.mode is Mode.CALL or all(there.concurrency for there in each.regions.values())
     assert all(row.since <= TODAY for there in each.regions.values() for row in there.prices)
 
 

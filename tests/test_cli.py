@@ -481,7 +481,7 @@ def test_files_are_uploaded_listed_and_deleted(noria: Shell, api: Served) -> Non
 
 def test_a_job_that_is_made_in_parts_is_shown_with_them(noria: Shell, api: Served) -> None:
     job_id = noria(*SUBMIT).out.strip()
-    api.sql("update jobs set fans_out = true, state = 'gathering', round = 1, run_at = null")
+    api.sql("update jobs set mode = 'parent', state = 'gathering', round = 1, run_at = null")
     api.sql(
         "insert into jobs (project_id, parent_id, round, place, kind, model, input, state, finished_at, run_at, error)"
         " select project_id, id, 1, part, kind, model, input, case when part < 3 then 'succeeded' else 'failed' end,"

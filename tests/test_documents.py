@@ -479,7 +479,7 @@ def test_a_sheet_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_page_is_parsed_in_our_own_process() -> None:
     """20 kB of "<a " take the parser seconds, and a thread cannot be stopped."""
     program = (
-        "import sys; from worker.kinds.summaries import documents; documents.text_of(b'<html><p>few words</p>');"
+        "import sys; from worker.kinds.summary import documents; documents.text_of(b'<html><p>few words</p>');"
         "sys.exit(any(name in sys.modules for name in ('bs4', 'pypdf', 'lxml', 'openpyxl', 'json_repair')))"
     )
 

@@ -116,14 +116,14 @@ def in_time(program: str) -> None:
 
 
 def test_a_file_of_comments_stops_no_worker() -> None:
-    read = "from worker.kinds.summaries import documents; documents.text_of(b' <!--x-->' * 60 + b'x')"
+    read = "from worker.kinds.summary import documents; documents.text_of(b' <!--x-->' * 60 + b'x')"
 
     in_time(read)
 
 
 def test_a_charset_whose_decoder_takes_the_square_of_the_time_stops_no_worker() -> None:
     data = "b'abc-' + b'b9a' * 600_000"
-    read = f"from worker.kinds.summaries import documents; documents.text_of({data}, 'text/plain; charset=punycode')"
+    read = f"from worker.kinds.summary import documents; documents.text_of({data}, 'text/plain; charset=punycode')"
 
     in_time(read)
 
@@ -133,7 +133,9 @@ def test_a_regular_expression_in_a_users_schema_is_not_run() -> None:
 
     answer = json.dumps({"a" * 32 + "!": 1})
 
-    in_time(f"from worker.kinds import schemas; schemas.slip({schema}) or schemas.read({answer!r}, {schema})")
+    in_time(
+        f"from worker.kinds import json_answers; json_answers.slip({schema}) or json_answers.read({answer!r}, {schema})"
+    )
 
 
 # What crashes a step for ever

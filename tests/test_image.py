@@ -44,8 +44,8 @@ DOCUMENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
 }
 READER = """
 import json, pathlib, sys
-from worker import keys
-from worker.kinds.summaries import documents
+from worker.projects import keys
+from worker.kinds.summary import documents
 for name, content_type in json.load(sys.stdin).items():
     try:
         said = documents.text_of(pathlib.Path(name).read_bytes(), content_type)
@@ -136,7 +136,7 @@ def test_a_wheel_has_all_that_a_migration_needs(image: Image, environment: dict[
     settings = environment | {"PYTHONPATH": str(tmp_path / "site")}
 
     for code in (
-        "import os; from ops import local; local.migrate(os.environ)",
+        "import os; from ops.local import up; up.migrate(os.environ)",
         "from ops.cli import app; app(['lanes'])",
     ):
         done = image.run([image.python, "-c", code], settings, cwd=tmp_path)

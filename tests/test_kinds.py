@@ -15,6 +15,7 @@ from worker import catalog
 from worker.catalog import Model
 from worker.errors import Fault, InvalidInput
 from worker.kinds import KINDS, Kind, Request, Source, checks, fields
+from worker.states import Mode
 
 TODAY = date(2026, 11, 21)
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
@@ -460,7 +461,7 @@ def test_every_model_makes_a_complete_request_of_every_shape(model: Model) -> No
             assert sent.body["model"] == there.id
             assert billed <= sent.body["parameters"].keys()
             assert shape.items() <= sent.body["parameters"].items()
-            assert ("X-DashScope-Async" in sent.headers) is not model.sync
+            assert ("X-DashScope-Async" in sent.headers) is (model.mode is Mode.TASK)
             assert kind.input.model_validate(taken.model_dump(exclude_none=True)) == taken
 
 

@@ -36,8 +36,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 HOLD = """
 import sys, threading
 from pathlib import Path
-from ops.local import interruptible
-from ops.servers import servers
+from ops.local.up import interruptible
+from ops.local.servers import servers
 
 try:
     with interruptible(), servers(Path(sys.argv[1]), durable=False):
@@ -50,8 +50,8 @@ except KeyboardInterrupt:
 SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
-from ops import identity, servers
-from ops.supervise import LocalError
+from ops.local import identity, servers
+from ops.local.supervise import LocalError
 
 home = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(home)], check=True)

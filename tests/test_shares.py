@@ -46,7 +46,7 @@ def sent(play: Stage, messages: list[tick.Message]) -> Counter[str]:
         Job.of(row)
         for message in messages
         for claim in message.claims
-        for row in play.sql("select * from jobs where id = :id and fans_out", id=claim.id)
+        for row in play.sql("select * from jobs where id = :id and mode = 'parent'", id=claim.id)
     ]
     return Counter(play.ctx.project_name(job) for job in found)
 
@@ -73,7 +73,7 @@ def test_a_project_whose_parents_were_looked_at_has_its_share_again(play: Stage)
     play.play(play.tick())
 
     found = play.drive(
-        lambda: [row["state"] for row in play.sql("select state from jobs where fans_out")],
+        lambda: [row["state"] for row in play.sql("select state from jobs where mode = 'parent'")],
         lambda states: set(states) == {State.SUCCEEDED},
     )
 

@@ -39,8 +39,8 @@ class Desk:
     def call(self, model: str = MODEL) -> Job:
         """A job that was admitted."""
         (row,) = self.sql(
-            "insert into jobs (project_id, kind, model, input, sync, state, run_at, lane_id, account, region)"
-            " select :project, 'text', :model, '{}', true, 'admitted', :now, id, account, region from lanes"
+            "insert into jobs (project_id, kind, model, input, mode, state, run_at, lane_id, account, region)"
+            " select :project, 'text', :model, '{}', 'call', 'admitted', :now, id, account, region from lanes"
             " where model = :model returning *",
             project=self.project, model=model, now=self.now,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select
 
 from worker import money
-from worker.states import TERMINAL, State
+from worker.states import TERMINAL, Mode, State
 from worker.tables import Attempt, Job, Output
 from worker.text import moment
 
@@ -62,7 +62,7 @@ def shown(
         "custom_id": job.custom_id,
         "batch_id": None,
         "parent_id": str(job.parent_id) if job.parent_id else None,
-        "round": job.round if job.parent_id or job.fans_out else None,
+        "round": job.round if job.parent_id or job.mode == Mode.PARENT else None,
         "place": job.place,
         "children": _children(made_of) if made_of is not None else None,
         "created_at": moment(job.created_at),
@@ -88,7 +88,7 @@ def shown(
         "outputs": [_output(path, output) for output in stored],
         "result": job.result,
         "error": job.error,
-        "urls": {name: path + suffix for name, suffix in _URLS.items() if job.fans_out or name != "children"},
+        "urls": _urls(job, path),
     }
 
 
@@ -111,7 +111,7 @@ def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, 
 
 def parts(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Counter[str]]:
     """How many children each parent has in each state; asks nothing where no job is a parent."""
-    found: dict[uuid.UUID, Counter[str]] = {job.id: Counter() for job in jobs if job.fans_out}
+    found: dict[uuid.UUID, Counter[str]] = {job.id: Counter() for job in jobs if job.mode == Mode.PARENT}
     if found:
         for row in connection.execute(_PARTS, {"parents": list(found)}):
             found[row.parent_id][row.state] = row.jobs
@@ -146,6 +146,11 @@ _URLS = {
     "cancel": "/cancel",
     "retry": "/retry",
 }
+
+
+def _urls(job: Job, path: str) -> dict[str, str]:
+    is_parent = job.mode == Mode.PARENT
+    return {name: path + suffix for name, suffix in _URLS.items() if is_parent or name != "children"}
 
 
 def _children(made_of: Counter[str]) -> dict[str, int]:

@@ -23,10 +23,9 @@ from worker.context import Clock, Context
 from worker.database import connections
 from worker.errors import ClaimLost, NotTold
 from worker.jobs import flower
-from worker.kinds import text_batch
 from worker.lanes import query_budget
 from worker.schedules import firing
-from worker.states import TERMINAL, Move, State
+from worker.states import TERMINAL, Mode, Move, State
 from worker.steps import STEPS, bulk_poll, finish, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
 from worker.webhooks import alerts, receivers
@@ -52,8 +51,8 @@ LEASE: ColumnElement[timedelta] = case(
             func.greatest(1, func.jsonb_array_length(Job.sources))
         ),
     ),
-    (and_(Job.state == State.ADMITTED, Job.sync), _span(timeouts.LEASES["call"])),
-    (and_(Job.state == State.ADMITTED, Job.kind == text_batch.NAME), _span(timeouts.LEASES["batch"])),
+    (and_(Job.state == State.ADMITTED, Job.mode == Mode.CALL), _span(timeouts.LEASES["call"])),
+    (and_(Job.state == State.ADMITTED, Job.mode == Mode.BATCH), _span(timeouts.LEASES["batch"])),
     *((Job.state == state, _span(step.lease)) for state, step in STEPS.items()),
     else_=_span(timeouts.LEASES["submit"]),
 )

@@ -35,6 +35,15 @@ class State(StrEnum):
     EXPIRED = "expired"  # the provider made it, and its link died before it could be copied
 
 
+class Mode(StrEnum):
+    """How a job is carried out; with its state it says which step is next (`worker/steps`)."""
+
+    TASK = "task"  # one create call makes a task at the provider, which is looked at until it ends
+    CALL = "call"  # one create call answers with the result itself
+    BATCH = "batch"  # one create call makes a provider batch: a file of many calls
+    PARENT = "parent"  # its children do the work
+
+
 class HeldFor(StrEnum):
     """What a held job waits for."""
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from worker.states import State
+from worker.states import Mode, State
 
 
 class Base(DeclarativeBase):
@@ -56,8 +56,8 @@ class Base(DeclarativeBase):
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Self:
-        """The row as a detached value; nothing is ever loaded behind it."""
-        return cls(**row)
+        """The row as a detached value; nothing is ever loaded behind it. Columns of another version are left out."""
+        return cls(**{name: value for name, value in row.items() if name in cls.__table__.c})
 
 
 Base.metadata.naming_convention = {
@@ -183,8 +183,7 @@ class Job(Base):
     custom_id: Mapped[str | None]
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # 1 high, 0 normal, -1 low
     rank_at: Mapped[datetime] = mapped_column(**_NOW)  # its place in its project's line: see `turns`
-    sync: Mapped[bool] = mapped_column(server_default=text("false"))  # its create call answers with the result
-    fans_out: Mapped[bool] = mapped_column(server_default=text("false"))  # its children do the work
+    mode: Mapped[str] = mapped_column(server_default="task")  # how it is carried out: task, call, batch, parent
     round: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # a parent's last one; a child's own, from 1
     round_open: Mapped[bool] = mapped_column(server_default=text("false"))  # not all of the last round is made yet
     place: Mapped[int | None] = mapped_column(Integer)  # a child's, in its round, from 0
@@ -260,9 +259,9 @@ class Job(Base):
             "project_id",
             "rank_at",
             "id",
-            postgresql_where=text("state = 'queued' and not fans_out"),
+            postgresql_where=text("state = 'queued' and mode <> 'parent'"),
         ),
-        Index("ix_jobs_fans_out", "run_at", postgresql_where=text("state = 'queued' and fans_out")),
+        Index("ix_jobs_parents", "run_at", postgresql_where=text("state = 'queued' and mode = 'parent'")),
         Index(
             "ix_jobs_slots",
             "lane_id",
@@ -294,7 +293,8 @@ class Job(Base):
             postgresql_where=text("parent_id is not null and state in ('failed', 'expired')"),
         ),
         CheckConstraint("(parent_id is null) = (place is null)", name="place"),
-        CheckConstraint("parent_id is null or not fans_out", name="one_generation"),
+        CheckConstraint("parent_id is null or mode <> 'parent'", name="one_generation"),
+        CheckConstraint("mode in (" + ", ".join(f"'{m}'" for m in Mode) + ")", name="mode"),
         {
             "postgresql_with": {
                 "fillfactor": "80",

@@ -33,11 +33,10 @@ from worker import claims, log, moves, timeouts, webhooks
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
-from worker.kinds import text_batch
 from worker.lanes import fair_queue, limits, run_times
 from worker.moves import children
 from worker.schedules import firing
-from worker.states import HeldFor, Move, State, may
+from worker.states import HeldFor, Mode, Move, State, may
 from worker.steps import STEPS, unowned
 from worker.tables import Delivery, Duty, IdempotencyKey, Job
 from worker.webhooks import receivers
@@ -87,7 +86,6 @@ def _jobs_in(*states: State) -> ColumnElement[bool]:
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 # false of a link of which we do not know when it dies, and where there is none: what is assembled is in our bucket
 _dies_soon = func.coalesce(Job.links_expire_at < _NOW + _SOON, False)
-_IS_BATCH = Job.kind == text_batch.NAME
 
 _PARENT = aliased(Job, name="parent")
 _gathers = (
@@ -115,15 +113,15 @@ _WORK = (
     ),
     _Due(
         "noria.work", "provider", Job, STEPS[State.ADMITTED].rows, 64,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), ~Job.sync, ~_IS_BATCH), (Job.run_at,),
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.mode == Mode.TASK), (Job.run_at,),
     ),
     _Due(
         "noria.work", "calls", Job, 1, 32,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.sync), (Job.run_at,),
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.mode == Mode.CALL), (Job.run_at,),
     ),
     _Due(
         "noria.work", "transfer", Job, STEPS[State.QUEUED].rows, 64,
-        text("jobs.state = 'queued' and jobs.fans_out"), (Job.run_at,),  # type: ignore[arg-type]
+        text("jobs.state = 'queued' and jobs.mode = 'parent'"), (Job.run_at,),  # type: ignore[arg-type]
     ),
     _Due(
         "noria.work", "transfer", Job, STEPS[State.GATHERING].rows, _GATHERS,
@@ -132,11 +130,12 @@ _WORK = (
     # a batch's file may take minutes to upload, and its looks are no task queries
     _Due(
         "noria.work", "transfer", Job, 1, 16,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN, State.RUNNING), _IS_BATCH), (Job.run_at,),
+        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN, State.RUNNING), Job.mode == Mode.BATCH),
+        (Job.run_at,),
     ),
     _Due(
         "noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000,
-        and_(_jobs_in(State.RUNNING), ~_IS_BATCH), (Job.run_at,),
+        and_(_jobs_in(State.RUNNING), Job.mode != Mode.BATCH), (Job.run_at,),
     ),
 )  # fmt: skip
 
@@ -179,8 +178,8 @@ def _anything(now: Now) -> ColumnElement[bool]:
     """
     due = exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now)
     # two, as their indexes are
-    queued = exists().where(text("jobs.state = 'queued' and not jobs.fans_out"), Job.run_at <= now)
-    parents = exists().where(text("jobs.state = 'queued' and jobs.fans_out"), Job.run_at <= now)
+    queued = exists().where(text("jobs.state = 'queued' and jobs.mode <> 'parent'"), Job.run_at <= now)
+    parents = exists().where(text("jobs.state = 'queued' and jobs.mode = 'parent'"), Job.run_at <= now)
     return or_(due, queued, parents, exists().where(Delivery.run_at <= now)).label("anything")
 
 

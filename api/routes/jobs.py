@@ -28,7 +28,7 @@ from worker import document, inputs, money, text
 from worker.errors import Conflict, InvalidInput
 from worker.jobs import reading, submission, waiting
 from worker.jobs.submission import Prepared, Sent
-from worker.states import TERMINAL, State
+from worker.states import TERMINAL, Mode, State
 from worker.tables import Job, Output
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
@@ -89,7 +89,9 @@ def submit(
     if replay is not None:
         return _replay(replay | warned)
     here.tell(job, mine.project)
-    made = document.shown(mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.fans_out else None)
+    made = document.shown(
+        mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.mode == Mode.PARENT else None
+    )
     return JSONResponse(made | warned, 201, headers={"location": made["urls"]["self"]})
 
 

@@ -15,7 +15,6 @@ from sqlalchemy import Connection, text
 from ops.audit.rules import Finding
 from ops.sandbox import orders
 from worker.kinds import text as chats
-from worker.kinds import text_batch
 from worker.lanes import limits
 
 _TWICE = "compare its attempts with the provider's bill"
@@ -75,7 +74,7 @@ def _calls(connection: Connection, books: Books) -> Iterator[Finding]:
 
 def _batches(connection: Connection, books: Books) -> Iterator[Finding]:
     """The same of batches, which have their attempt's id for a name."""
-    rows = {str(row.attempt): row for row in _attempts(connection, f"j.kind = '{text_batch.NAME}'")}
+    rows = {str(row.attempt): row for row in _attempts(connection, "j.mode = 'batch'")}
     paid: Counter[str] = Counter()
     for batch in books["batches"]:
         row = rows.get(batch["ds_name"])

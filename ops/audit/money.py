@@ -30,7 +30,7 @@ RULES = (
              coalesce(j.cost, j.estimate) as what
            from jobs j join attempts a on a.id = j.attempt_id and a.billed = j.billed
              left join ledger l on l.job_id = j.id and l.entry = 'settle' and l.attempt_id = j.attempt_id
-           where j.created_at >= :since and j.parent_id is null and not j.fans_out and j.finished_at is not null
+           where j.created_at >= :since and j.parent_id is null and j.mode <> 'parent' and j.finished_at is not null
              and j.billed <> 'unknown'
            group by j.id having coalesce(sum(l.micros), 0)
              <> case j.billed when 'yes' then coalesce(j.cost, j.estimate, 0) else 0 end""",
@@ -50,7 +50,7 @@ RULES = (
            from jobs p, lateral (select sum(l.micros) as cost from ledger l join attempts a on a.id = l.attempt_id
                                    join jobs c on c.id = a.job_id and c.parent_id = p.id
                                    where l.job_id = p.id and l.entry = 'settle') calls
-           where p.created_at >= :since and p.fans_out and p.finished_at is not null
+           where p.created_at >= :since and p.mode = 'parent' and p.finished_at is not null
              and p.cost is distinct from calls.cost""",
         "compare what its parts cost with the provider's bill",
     ),

@@ -175,7 +175,7 @@ RULES = (
     Rule(
         "I14",
         """select id as job, 'it is ' || state || ' and has been due since ' || run_at as what
-           from jobs where (state <> 'queued' or fans_out) and run_at < :now - interval '10 minutes'""",
+           from jobs where (state <> 'queued' or mode = 'parent') and run_at < :now - interval '10 minutes'""",
         "is the clock ticking, and is a worker at every queue? `noria doctor` tells",
     ),
     Rule(

@@ -20,7 +20,7 @@ from ops.audit import books
 from ops.audit import parents as audit_parents
 from ops.audit.rules import Finding
 from worker.errors import NoriaError
-from worker.kinds import text_batch
+from worker.states import Mode
 from worker.storage import Bucket
 
 _ABANDONED = timedelta(days=1)  # a multipart upload that began so long ago is nobody's
@@ -94,7 +94,7 @@ def _callers(connection: Connection, accepted: Mapping[str, str]) -> Iterator[Fi
 
 def _stored(connection: Connection, bucket: Bucket, reads_bytes: bool) -> Iterator[Finding]:
     """I5, and I3 where bytes are read: each output is there, whole, and of its own job's task."""
-    statement = text("select o.*, j.id::text as job, j.kind, j.task_id from outputs o join jobs j on j.id = o.job_id")
+    statement = text("select o.*, j.id::text as job, j.mode, j.task_id from outputs o join jobs j on j.id = o.job_id")
     for row in connection.execute(statement).all():
         yield from _bytes_of(bucket, row) if reads_bytes else _length_of(bucket, row)
 
@@ -115,7 +115,7 @@ def _bytes_of(bucket: Bucket, row: Any) -> Iterator[Finding]:
     if hashlib.sha256(content).hexdigest() != row.sha256:
         yield Finding("I5", f"{row.key} has other bytes than were copied", row.job, "restore it from a copy")
     # The sandbox writes the task's id into the file, but not into a batch's lines, which are many tasks' answers.
-    elif row.task_id and row.kind != text_batch.NAME and row.task_id.encode() not in content:
+    elif row.task_id and row.mode != Mode.BATCH and row.task_id.encode() not in content:
         yield Finding("I3", f"{row.key} was not made by its job's task {row.task_id}", row.job, "withdraw it")
 
 
@@ -125,7 +125,7 @@ def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
     # a part that was found to be of no use leaves its object to the one that is made in its place
     copied = "finished_at is null or parent_id is not null and state = 'failed'"
     unfinished = set(connection.execute(text(f"select id::text from jobs where {copied}")).scalars())  # noqa: S608
-    parents = set(connection.execute(text("select id::text from jobs where fans_out")).scalars())
+    parents = set(connection.execute(text("select id::text from jobs where mode = 'parent'")).scalars())
     for key, _ in bucket.objects():
         match = _KEY.match(key)
         if match and match["rest"].startswith("work/") and match["job"] in parents:

@@ -1,1 +1,1 @@
-"""Measurements against the sandbox, each a program: `python -m ops.bench.NAME`."""
+"""Measurements against the sandbox, each a program: `python -m tests.bench.NAME`."""

@@ -140,7 +140,9 @@ def _until(scene: Scene, count: str, seconds: float) -> None:
 
 # What a dead worker had in hand waits for its lease, which only the end cuts short.
 _UNSENT = "select count(*) from jobs where state = 'queued' or state = 'admitted' and claimed is null"
-_LOST_CALLS = "select count(*) from attempts a join jobs j on j.id = a.job_id where j.sync and a.outcome = 'unknown'"
+_LOST_CALLS = (
+    "select count(*) from attempts a join jobs j on j.id = a.job_id where j.mode = 'call' and a.outcome = 'unknown'"
+)
 _HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
     select (select count(*) from jobs where finished_at is null and state <> 'held')

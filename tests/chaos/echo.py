@@ -11,12 +11,12 @@ from sqlalchemy import text
 
 from tests.chaos.torments import Scene
 from worker import broker
-from worker.kinds import text_batch
+from worker.states import Mode
 
 _AWAY_SECONDS = 20.0  # for which the database may be away
 _EVERY_SECONDS = 0.5
 _POLLED = ("noria.poll", "provider")
-_WORKED = "select id, claim, claimed, state, kind, sync, fans_out from jobs where claimed is not null"
+_WORKED = "select id, claim, claimed, state, mode from jobs where claimed is not null"
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def _echo(scene: Scene, app: Any) -> int:
 
 def _message(row: Any) -> tuple[str, str]:
     """The task and the queue that the tick chose for such a row."""
-    if row.state == "running" and row.kind != text_batch.NAME:
+    if row.state == "running" and row.mode != Mode.BATCH:
         return _POLLED
-    is_long = row.state == "copying" or row.fans_out or row.kind == text_batch.NAME
-    return "noria.work", "transfer" if is_long else "calls" if row.sync else "provider"
+    is_long = row.state == "copying" or row.mode in (Mode.PARENT, Mode.BATCH)
+    return "noria.work", "transfer" if is_long else "calls" if row.mode == Mode.CALL else "provider"

@@ -27,6 +27,7 @@ from tests.chaos.torments import CLOCKS, WORKERS, Scene
 from worker import catalog
 from worker.projects import keys
 from worker.settings import Settings
+from worker.states import Mode
 
 PROJECT = "chaos"
 SETTLE_SECONDS = 6  # longer than a late create and the list's lag together, as it must be
@@ -120,7 +121,7 @@ def models() -> dict[str, str]:
         model.id: kind
         for model in catalog.load().models()
         for kind in ("text-to-video", "text-to-image")
-        if kind in model.kinds and model.region(REGION) and not model.sync
+        if kind in model.kinds and model.region(REGION) and model.mode is Mode.TASK
     }
 
 

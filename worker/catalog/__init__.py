@@ -39,6 +39,7 @@ from worker.catalog.offers import (
 )
 from worker.catalog.prices import Price, Usage
 from worker.errors import Fault, InvalidInput
+from worker.states import Mode
 
 __all__ = [
     "Catalog",
@@ -143,6 +144,7 @@ class Catalog:
 _BATCHES = 8  # of one model at once, which is ours: the provider sets no limit
 _BATCH = {
     "kinds": ("text-batch",),
+    "mode": Mode.BATCH,
     "protocol": Protocol.BATCH,
     "surface": Surface.COMPATIBLE,
     "path": "/batches",
@@ -223,7 +225,7 @@ def _entry(model: Model, variant: Variant) -> dict[str, Any]:
         "id": f"{model.id}@{variant}",
         "variant": variant,
         "batch": (),
-        "sync": False,
+        "mode": Mode.TASK,
         "repeatable": False,
     }
 

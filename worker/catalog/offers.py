@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from worker.catalog import prices
 from worker.catalog.prices import Price, Usage
 from worker.media import Shape
+from worker.states import Mode
 
 _OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
@@ -173,7 +174,7 @@ class Model(Entry):
     protocol: Protocol
     surface: Surface = Surface.NATIVE
     path: str  # under the surface's root
-    sync: bool = False  # the create call answers with the result itself
+    mode: Mode = Mode.TASK  # how a job on it is carried out
     repeatable: bool = False  # a call whose answer is lost is made again: it is cheap, and cannot be looked up
     aliases: tuple[str, ...] = ()
     prompt_limit: int | None = None  # characters; the provider cuts the rest silently

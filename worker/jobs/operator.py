@@ -22,8 +22,8 @@ from worker.context import Context
 from worker.dashscope.responses import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure, NotTold
 from worker.jobs import verdicts
-from worker.kinds import KINDS, text_batch
-from worker.states import TERMINAL, HeldFor, Move, State
+from worker.kinds import KINDS
+from worker.states import TERMINAL, HeldFor, Mode, Move, State
 from worker.steps import batch, find, task_list
 from worker.steps.task_list import Asked
 from worker.tables import Attempt, Job
@@ -155,7 +155,7 @@ def _is_answered(ctx: Context, job: Job) -> bool:
 
 def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
     """What the provider lists that the call may have made, and no job has; raises NotTold."""
-    if job.kind == text_batch.NAME:
+    if job.mode == Mode.BATCH:
         return _named(ctx, job, attempt)
     settled = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     asked = Asked(ctx.account(job).name, attempt.sent_at - find.SKEW, settled + find.SKEW, attempt.model)
@@ -188,7 +188,7 @@ def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
 
     Raises NotTold. A batch is found by its name, which differs in nothing.
     """
-    if job.kind == text_batch.NAME:
+    if job.mode == Mode.BATCH:
         return ()
     if row.status != "SUCCEEDED":
         return None
@@ -218,7 +218,7 @@ def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why:
         raise Conflict("task_failed", f"the task is {row.status} and cost nothing: requeue the job instead")
     if differs := _differs(ctx, job, row):
         raise Conflict("task_differs", f"the task was made for another request: {', '.join(differs)} differ")
-    is_compared = job.kind == text_batch.NAME or row.status == "SUCCEEDED"  # else once it has ended
+    is_compared = job.mode == Mode.BATCH or row.status == "SUCCEEDED"  # else once it has ended
     columns = {"task_id": task_id, "started_at": job.submitted_at, "billed": "unknown", "unproven": not is_compared}
     # of what may be another's task the request id is not kept: the call's own is looked for still
     said = {"outcome": "accepted", "task_id": task_id} | ({"request_id": row.request_id} if is_compared else {})
@@ -258,7 +258,7 @@ def _failure(why: str, billed: str) -> dict[str, Any]:
 
 def _at(job: Job, move: Move, now: datetime) -> Move:
     """The move with what depends on the instant."""
-    if move.to is State.RUNNING and job.kind == text_batch.NAME:
+    if move.to is State.RUNNING and job.mode == Mode.BATCH:
         return batch.accepted(job, move, now)
     columns, attempt = dict(move.columns), dict(move.attempt) if move.attempt else None
     if move.to is State.RUNNING:

@@ -14,12 +14,12 @@ from worker import claims, document, inputs, money, moves, text
 from worker.catalog import Catalog, Model
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
-from worker.kinds import KINDS, OFFERED, Kind
+from worker.kinds import OFFERED, Kind
 from worker.lanes import fair_queue
 from worker.money import estimates
 from worker.moves import children
 from worker.settings import Settings
-from worker.states import TERMINAL, State
+from worker.states import TERMINAL, Mode, State
 from worker.tables import Attempt, IdempotencyKey, Job, Project
 
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
@@ -54,7 +54,7 @@ class Prepared:
 
     submission: Submission
     model: str
-    sync: bool
+    mode: Mode
     input: dict[str, Any]
     estimate: int | None
     warnings: list[Fault] = field(default_factory=list)  # of what is taken all the same
@@ -87,7 +87,7 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
     return Prepared(
         submission=submission,
         model=model.id,
-        sync=model.sync and kind.fan_out is None,
+        mode=Mode.PARENT if kind.fan_out else model.mode,
         input=checked.model_dump(mode="json", exclude_none=True),
         estimate=estimates.dearest(model, usage, regions, on.date()),
         warnings=catalog.warnings(kind.name, model.id, submission.input),
@@ -109,8 +109,7 @@ def submit(
         "project_id": project.id,
         "kind": said.kind,
         "model": prepared.model,
-        "sync": prepared.sync,
-        "fans_out": KINDS[said.kind].fan_out is not None,
+        "mode": prepared.mode,
         "input": prepared.input,
         "labels": said.metadata,
         "custom_id": said.custom_id,
@@ -192,7 +191,7 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
         raise Conflict("not_retryable", f"it is {job.state}: only what failed, expired or was canceled is made again")
     if connection.execute(_OPEN, {"job": job.id}).scalar_one():
         raise Conflict("attempt_open", "it is not known yet what became of its last create call, so it may be paid for")
-    if not job.fans_out:  # a document that is gone is for its kind to report
+    if job.mode != Mode.PARENT:  # a document that is gone is for its kind to report
         inputs.check(connection, project_id, job.model, job.input)
     to = State.GATHERING if job.round else State.QUEUED
     again = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
@@ -200,7 +199,7 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     if row is None:
         raise Conflict("not_retryable", "somebody else has just changed it: look again")
     made = Job.of(row)
-    if job.fans_out:
+    if job.mode == Mode.PARENT:
         children.make_again(connection, made, now)
     moves.tell(connection, made, State(job.state), "made again, as a person asked", now)
     money.reserve(connection, made, now)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import aliased
 
 from worker.document import Waiting
 from worker.lanes import slots
-from worker.states import HeldFor, State
+from worker.states import HeldFor, Mode, State
 from worker.tables import Job, Lane, Owner, Project
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -49,7 +49,7 @@ _TURN = Waiting("turn", "waits for its turn: projects take turns in the model's 
 def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
     """What each job waits for; None when it is being worked on or has ended."""
     found = {job.id: _by_state(job) for job in jobs}
-    queued = [job for job in jobs if job.state == State.QUEUED and not job.fans_out]
+    queued = [job for job in jobs if job.state == State.QUEUED and job.mode != Mode.PARENT]
     due = [job for job in queued if job.run_at is None or job.run_at <= now]
     found |= {job.id: Waiting("backoff", "waits before it is tried again", job.run_at) for job in queued}
     return found | _in_line(connection, due, now) if due else found
@@ -57,7 +57,7 @@ def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> di
 
 def at_first(job: Job) -> Waiting:
     """What a job waits for that was just made, without its place in the line: to count that costs too much there."""
-    return _PARTS if job.fans_out else _SLOT
+    return _PARTS if job.mode == Mode.PARENT else _SLOT
 
 
 def on_parts(made_of: Mapping[str, int]) -> Waiting:
@@ -87,7 +87,7 @@ def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
 
 def _by_state(job: Job) -> Waiting | None:
     match State(job.state):
-        case State.QUEUED if job.fans_out:  # others wait in a line
+        case State.QUEUED if job.mode == Mode.PARENT:  # others wait in a line
             return _PARTS
         case State.HELD:
             return Waiting("held", _HELD[HeldFor(job.held_for or "")])
@@ -191,7 +191,7 @@ _LINE = (
     )
     .where(
         Job.state == State.QUEUED,
-        ~Job.fans_out,
+        Job.mode != Mode.PARENT,
         Job.model.in_(bindparam("models", expanding=True)),
         Job.project_id.in_(bindparam("projects", expanding=True)),
     )
@@ -204,7 +204,7 @@ _PLACES = select(
     exists()
     .where(
         _OTHER.state == State.QUEUED,
-        ~_OTHER.fans_out,
+        _OTHER.mode != Mode.PARENT,
         _OTHER.model == _LINE.c.model,
         # not `<>`: these two are looks into an index
         or_(_OTHER.project_id < _LINE.c.project_id, _OTHER.project_id > _LINE.c.project_id),

@@ -21,6 +21,7 @@ from worker.kinds import answers, checks, json_answers
 from worker.kinds.checks import SEED_LIMIT, Input
 from worker.kinds.fields import Text, no, storable
 from worker.kinds.kind import Kind, Request, Source
+from worker.states import Mode
 
 NAME = "text"
 
@@ -112,10 +113,10 @@ def body(model: Model, region: str, wanted: Conversation, surface: Surface, *, s
 def request(model: Model, region: str, wanted: BaseModel) -> Request:
     """The create call; it streams where the model thinks."""
     assert isinstance(wanted, Conversation)
-    streams = model.sync and _thinks(model, wanted)
+    streams = model.mode is Mode.CALL and _thinks(model, wanted)
     return Request(
         model.path,
-        {} if model.sync else {"X-DashScope-Async": "enable"},
+        {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"},
         body(model, region, wanted, model.surface, streams=streams),
         surface=model.surface,
         streams=streams,

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from worker.catalog import Model, Protocol
 from worker.kinds.kind import Request
+from worker.states import Mode
 
 _PLACES: dict[Protocol, dict[str, str]] = {
     # Alibaba docs, 'Wan text-to-video', 'image-to-video (first frame)' and 'text-to-image V2 API reference'
@@ -73,7 +74,7 @@ def _put(body: dict[str, Any], place: str, value: Any) -> None:
 
 def _headers(model: Model, wanted: BaseModel) -> dict[str, str]:
     values = wanted.model_dump(exclude_none=True).values()
-    headers = {} if model.sync else {"X-DashScope-Async": "enable"}
+    headers = {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"}
     if any(isinstance(value, str) and value.startswith("oss://") for value in values):
         headers["X-DashScope-OssResourceResolve"] = "enable"
     return headers

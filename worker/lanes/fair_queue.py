@@ -64,7 +64,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     # One look into the index for each lane, which the order asks for: `exists` becomes a join over all that wait.
     waits = (
         select(Job.id)
-        .where(text("jobs.state = 'queued' and not jobs.fans_out"), Job.model == Lane.model, Job.run_at <= now)
+        .where(text("jobs.state = 'queued' and jobs.mode <> 'parent'"), Job.model == Lane.model, Job.run_at <= now)
         .order_by(Job.project_id, Job.rank_at, Job.id)
         .limit(1)
     )
@@ -91,11 +91,11 @@ _FILL = text(
     """
     with recursive waiting (project_id) as (
         -- one look into the index for each project that waits, however many jobs it has
-        (select project_id from jobs where state = 'queued' and not fans_out and model = :model
+        (select project_id from jobs where state = 'queued' and mode <> 'parent' and model = :model
           order by project_id limit 1)
         union all
         select (select project_id from jobs
-                 where state = 'queued' and not fans_out and model = :model and project_id > waiting.project_id
+                 where state = 'queued' and mode <> 'parent' and model = :model and project_id > waiting.project_id
                  order by project_id limit 1)
           from waiting where waiting.project_id is not null
     ), served as (
@@ -114,7 +114,8 @@ _FILL = text(
                / served.weight::float8 as start
           from served cross join lateral (
                select id, rank_at from jobs
-                where state = 'queued' and not fans_out and model = :model and project_id = served.id and run_at <= :now
+                where state = 'queued' and mode <> 'parent' and model = :model and project_id = served.id
+                  and run_at <= :now
                   -- what wants more than the day has left waits in its place, and lets smaller calls pass
                   and (tokens is null or (tokens <= cast(:left as bigint)) is not false)
                 order by rank_at, id limit least(:free, greatest(served.room, 0))) as head

@@ -36,7 +36,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker.claims import moment
 from worker.lanes import throttle, tokens
-from worker.states import SLOTTED, State
+from worker.states import SLOTTED, Mode, State
 from worker.tables import Job, Lane, Owner, Project
 
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
@@ -91,7 +91,7 @@ def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None =
     in_use = select(func.count()).where(Job.lane_id == Lane.id, holds_slot(), *counted).scalar_subquery()
     queued = (
         select(func.count())
-        .where(Job.state == State.QUEUED, ~Job.fans_out, Job.model == Lane.model, *counted)
+        .where(Job.state == State.QUEUED, Job.mode != Mode.PARENT, Job.model == Lane.model, *counted)
         .scalar_subquery()
     )
     at = moment(now)

@@ -46,7 +46,7 @@ from worker import log
 from worker.claims import moment
 from worker.dashscope.errors import OF_A_MODEL, Scope
 from worker.errors import NotFound
-from worker.states import SLOTTED, State
+from worker.states import SLOTTED, Mode, State
 from worker.tables import Job, Lane
 
 _SLOWER = {Scope.RATE: 0.5, Scope.BURST: 0.25, Scope.CAPACITY: 0.5}  # the share of its pace that a lane keeps
@@ -110,7 +110,7 @@ def slow(connection: Connection, job: Job, scope: str, until: datetime, why: str
     else:
         park(connection, lane.id, until, why)
         _slow(connection, job, lane, scope, now)
-        if scope == Scope.RATE and lane.others and not job.sync:
+        if scope == Scope.RATE and lane.others and job.mode != Mode.CALL:
             _set(connection, lane.id, ceiling=lane.others, ceiling_at=now, probes=_SUSPECTED, passed=0)
 
 
@@ -174,7 +174,7 @@ def _lane(connection: Connection, job: Job, now: datetime) -> Row[Any]:
 
 def _is_full(job: Job, lane: Row[Any]) -> bool:
     """Whether a refusal is about tasks at once: by the ceiling again, or long after the create before it."""
-    if job.sync or not lane.others or job.submitted_at is None or lane.last_at is None:
+    if job.mode == Mode.CALL or not lane.others or job.submitted_at is None or lane.last_at is None:
         return False
     apart = max(_SECOND, 2 * timedelta(microseconds=lane.interval_us))
     is_again = lane.ceiling is not None and lane.ceiling <= lane.others <= lane.ceiling + 1

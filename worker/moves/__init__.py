@@ -41,7 +41,7 @@ from worker import document, money, text, webhooks
 from worker.errors import ClaimLost
 from worker.lanes import account_stops, slots, throttle, tokens
 from worker.moves import children
-from worker.states import TERMINAL, HeldFor, Move, State, may
+from worker.states import TERMINAL, HeldFor, Mode, Move, State, may
 from worker.tables import Attempt, Event, Job, Lane, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
@@ -76,7 +76,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         return _begin(connection, job, move, now)
     if move.attempt is not None and not _answer(connection, job, move, now):
         return record(connection, job, Move(State.UNCERTAIN, "the call's own answer has come meanwhile", now), now)
-    if job.fans_out and move.to in TERMINAL:
+    if job.mode == Mode.PARENT and move.to in TERMINAL:
         move = replace(move, columns={**move.columns, **children.paid(connection, job)})
     try:
         moved = _update(connection, job, move, now)
@@ -86,7 +86,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.outputs:
         rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
         connection.execute(_OUTPUT, rows)
-    if job.fans_out:
+    if job.mode == Mode.PARENT:
         _of_children(connection, moved, move, now)
     if move.to is not left or move.why:
         tell(connection, moved, left, move.why, now)
@@ -297,7 +297,7 @@ def _release(connection: Connection, job: Job, left: State, move: Move, now: dat
     is_paid = bool(said.get("closed_at")) and said.get("billed") == "yes"
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(said))
-    if is_paid or (move.to in TERMINAL and job.fans_out) or (has_ended and not _is_open(connection, job)):
+    if is_paid or (move.to in TERMINAL and job.mode == Mode.PARENT) or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 
 

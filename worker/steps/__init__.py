@@ -26,8 +26,8 @@ from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope.responses import Refused, ServerTrouble, TaskSeen
 from worker.errors import Ambiguous, CallFailed, NoriaError, NotSent
-from worker.kinds import KINDS, Request, text_batch
-from worker.states import Move, State
+from worker.kinds import KINDS, Request
+from worker.states import Mode, Move, State
 from worker.steps import batch, copy, create, finish, parent
 from worker.steps.find import disowned, give_up_task, reconcile
 from worker.tables import Job
@@ -67,7 +67,7 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
         # The process was stopped here. Others may have proved by now that nothing was made, and made the call again.
         yield create.again(job, clock, "not sent: the worker woke too late for it", {})
         return
-    yield _called(ctx, job, request, timeouts.CALL if model.sync else timeouts.CREATE, clock)
+    yield _called(ctx, job, request, timeouts.CALL if job.mode == Mode.CALL else timeouts.CREATE, clock)
 
 
 def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -78,7 +78,7 @@ def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
     """What became of the call: `reconcile`, unless its answer is on record with the result in it."""
-    if job.kind == text_batch.NAME:
+    if job.mode == Mode.BATCH:
         yield batch.found(ctx, job, clock)
         return
     attempt = ctx.answer_of(job)
@@ -93,7 +93,7 @@ def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def poll(ctx: Context, job: Job, clock: Clock) -> Moves:
     """One look at the task; a wait until the next one while it runs."""
-    if job.kind == text_batch.NAME:
+    if job.mode == Mode.BATCH:
         yield batch.looked(ctx, job, clock)
         return
     # of what may be another's task, nobody is asked to cancel it
@@ -151,14 +151,14 @@ def _tokens(model: Model, estimate: Usage) -> int | None:
 
 def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
     """The request with what the provider can follow in place of our keys; nothing is made by that."""
-    if job.kind == text_batch.NAME:
+    if job.mode == Mode.BATCH:
         return batch.ready(ctx, job, request, attempt["id"])
     return ctx.handover.request(ctx.client(job), job, request)
 
 
 def _called(ctx: Context, job: Job, request: Request, deadline: timedelta, clock: Clock) -> Move:
     """The create call, and what its end means."""
-    is_batch = job.kind == text_batch.NAME
+    is_batch = job.mode == Mode.BATCH
     try:
         client = ctx.client(job)
         answer = batch.create(ctx, job, request) if is_batch else client.create(request, deadline.total_seconds())

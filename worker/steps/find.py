@@ -32,7 +32,7 @@ from worker.context import Clock, Context, Moves
 from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
 from worker.kinds import KINDS
-from worker.states import HeldFor, Move, State
+from worker.states import HeldFor, Mode, Move, State
 from worker.steps import task_list
 from worker.steps.task_list import REACH, Asked
 from worker.tables import Attempt, Job
@@ -81,7 +81,7 @@ def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
 
 def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     began = clock()
-    if ctx.catalog.model(job.model).sync:  # a list without it proves nothing, and another call would be paid for
+    if job.mode == Mode.CALL:  # a list without it proves nothing, and another call would be paid for
         return _held("a call that answers with its result is in no list of tasks, so nobody can prove what it made")
     if began - attempt.sent_at > REACH - SKEW:
         return _held("the call is too old for the provider's list, so nobody can prove what became of it")

@@ -189,7 +189,7 @@ def _row(ctx: Context, number: int, place: int, child: Child, on: date) -> dict[
         "place": place,
         "kind": child.kind,
         "model": model.id,
-        "sync": model.sync,
+        "mode": model.mode,
         "input": wanted.model_dump(mode="json", exclude_none=True),  # complete, like any job's
         "note": child.note,
         "estimate": estimates.of_kind(ctx.catalog, ctx.settings, child.kind, model.id, wanted, on),
