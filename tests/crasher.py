@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from worker import claims, context, settings, tick
+from worker import claims, context, settings, tick, timeouts
 from worker.context import Clock
 from worker.states import State
 from worker.steps import STEPS
@@ -28,7 +28,7 @@ def main(point: str) -> None:
     with ctx.engine.begin() as connection:
         (message,) = tick.run(connection)
     with ctx.engine.begin() as connection:
-        (row,) = claims.take(connection, Job, message.numbers, claims.spans.LEASES["submit"])
+        (row,) = claims.take(connection, Job, message.numbers, timeouts.LEASES["submit"])
     job = Job.of({name: value for name, value in row._mapping.items() if name != "now"})
     if point == "taken":
         die()

@@ -197,6 +197,20 @@ def test_only_a_lease_that_lapses_in_a_workers_hands_is_a_crash(play: Stage) -> 
     assert len(message.claims) == 1
 
 
+def test_what_is_written_keeps_its_wait_where_a_neighbours_claim_is_lost(play: Stage) -> None:
+    """Both were in one message, which lets go of whatever of it is in its hands still."""
+    play.sandbox.set(run_seconds=600)
+    job, lost = play.until(play.submit(), State.RUNNING), play.submit()
+    play.lapse(job)
+    taken, _, clock = play.begin(job)
+    later = clock() + timedelta(minutes=1)
+    wait = Move(State.RUNNING, run_at=later)
+
+    play.runner._write([(taken, wait), (lost, wait)], clock)
+
+    assert play.job(job).run_at == later
+
+
 def test_three_crashes_hold_a_job_and_its_neighbours_go_on(play: Stage) -> None:
     poison, neighbour = play.submit(), play.submit()
     for _ in range(timeouts.CRASHES):

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import webhooks
+from worker import timeouts, webhooks
 from worker.claims import Claim
 from worker.egress import wires
 from worker.projects import keys
@@ -268,6 +268,16 @@ def test_deliveries_that_nobody_had_time_for_end_by_their_age(post: Post) -> Non
     assert (ended[0], ended[1]) == ("exhausted", 30)
     assert "three and a half days" in ended[2]
     assert (waiting[0], waiting[1]) == ("waiting", 3)
+
+
+def test_a_delivery_that_is_on_its_way_is_not_given_up_meanwhile(post: Post) -> None:
+    post.write(post.project("spring"), DEAD, 1, NOW - webhooks.GIVEN_UP - timedelta(minutes=1))
+    assert len(post.claim()) == 1
+
+    webhooks.give_up(post.connection, NOW)
+    assert post.connection.execute(text("select state from deliveries")).scalar_one() == "waiting"
+    webhooks.give_up(post.connection, NOW + timeouts.SENT)  # nobody took it
+    assert post.connection.execute(text("select state from deliveries")).scalar_one() == "exhausted"
 
 
 def test_the_tick_gives_up_what_is_too_old(play: Stage) -> None:

@@ -12,6 +12,7 @@ from test_edges import with_queries
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import timeouts
+from worker.errors import ClaimLost
 from worker.projects import keys
 from worker.states import State
 from worker.tables import Job, Project
@@ -410,3 +411,21 @@ def test_a_picture_that_a_lost_call_answered_with_is_not_paid_for_again(play: St
     assert (job.held_for, job.billed) == ("uncertain", "unknown")
     assert len(play.attempts(job)) == 1
     assert play.ledger(job)[0][0] == "reserve"
+
+
+def test_two_workers_that_find_a_call_absent_count_it_once(play: Stage) -> None:
+    play.sandbox.fault(where="create", what="reset", times=1)
+    job = play.until(play.submit(), State.UNCERTAIN)
+    play.sql("update attempts set sent_at = sent_at - interval '1 minute' where job_id = :id", id=job.id)
+    play.sql("update jobs set run_at = now() where id = :id", id=job.id)
+    asleep, slow, clock = play.begin(job)
+    absent = next(slow)
+    assert absent.to is State.QUEUED
+    play.lapse(job)
+    taken, step, clock = play.begin(job)
+    with pytest.raises(ClaimLost):
+        play.ctx.record(asleep, absent, clock)
+
+    assert play.ctx.record(taken, next(step), clock).state == State.QUEUED
+    assert play.until(job).state == State.SUCCEEDED
+    assert made(play.sandbox) == 1

@@ -70,9 +70,9 @@ def held_alone(play: Stage) -> Job:
     return job
 
 
-def crashed(play: Stage, held_from: State) -> Job:
+def crashed(play: Stage, held_from: State, job: Job | None = None) -> Job:
     """A job that is held since workers died on it in that state."""
-    job = play.submit() if held_from is State.ADMITTED else play.until(play.submit(), held_from)
+    job = job or (play.submit() if held_from is State.ADMITTED else play.until(play.submit(), held_from))
     play.sql(
         "update jobs set state = 'held', held_for = 'crashes', held_from = :state, run_at = null, claimed = null"
         " where id = :id",
@@ -256,6 +256,26 @@ def test_a_paid_job_that_killed_workers_is_given_up_and_stays_paid(play: Stage) 
 
     assert (ended.state, ended.billed) == (State.FAILED, "yes")
     assert sum(micros for _, micros in play.ledger(job)) == 1_500_000
+
+
+def test_a_parent_whose_parts_are_at_work_is_canceled_and_not_given_up(play: Stage) -> None:
+    """Its parts would go on, and be paid for, and no line of its own would tell what they cost."""
+    parent = play.submit(
+        "summary", "qwen-flash", input={"mode": "calls", "documents": [{"text": "It tells of sales."}]}
+    )
+    play.until(parent, State.GATHERING)
+    play.drive(lambda: play.sql("select from jobs where parent_id = :id", id=parent.id), bool)
+    held = crashed(play, State.GATHERING, parent)
+
+    with pytest.raises(Conflict) as refused:
+        decided(play, held, Action.GIVE_UP)
+
+    assert refused.value.code == "has_parts"
+    assert play.cancel(held) == "requested"
+    ended = play.until(parent)
+    settled = [micros for entry, micros in play.ledger(parent) if entry == "settle"]
+    assert (ended.state, ended.cost) == (State.CANCELED, sum(settled))
+    assert sum(micros for _, micros in play.ledger(parent)) == ended.cost
 
 
 def test_a_job_that_runs_has_nothing_to_resolve(play: Stage) -> None:
@@ -461,6 +481,22 @@ def test_a_task_that_was_adopted_while_it_ran_is_copied_if_it_repeats_the_reques
 
     assert (ended.state, ended.task_id) == (State.SUCCEEDED, task)
     assert len(play.attempts(job)) == 1
+
+
+def test_a_call_of_the_jobs_own_needs_no_proof_whatever_was_adopted_before(play: Stage) -> None:
+    play.sandbox.set(run_seconds=600)
+    play.sandbox.fault(where="create", what="lost_answer", times=1)
+    job = play.until(play.submit(), State.UNCERTAIN)
+    (task,) = tasks(play)
+    decided(play, job, Action.ADOPT, task_id=task)
+    play.sql("update jobs set state = 'expired', finished_at = now(), run_at = null, claimed = null")
+    decided(play, play.job(job), Action.GIVE_UP, billed="no")
+    with play.ctx.engine.begin() as connection:
+        submission.retry(connection, play.project.id, job.id, play.now())
+
+    again = play.until(job, State.RUNNING)
+
+    assert (again.task_id != task, again.unproven) == (True, False)
 
 
 def test_an_adopted_task_that_cost_nothing_tells_not_whose_it_was(play: Stage) -> None:

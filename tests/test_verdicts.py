@@ -208,6 +208,18 @@ def test_five_calls_without_an_answer_are_said_to_have_cost_nothing_in_one_word(
     assert {attempt.billed for attempt in play.attempts(job)} == {"no"}
 
 
+def test_of_a_job_whose_last_call_is_paid_for_nobody_says_that_it_cost_nothing(play: Stage) -> None:
+    job = question(play)
+    out(play, job)  # and its worker dies
+    lapsed(play, job, State.QUEUED)
+    play.sql("update jobs set run_at = now()")
+    ended = play.until(job)
+    assert {attempt.billed for attempt in play.attempts(job)} == {"unknown", "yes"}
+
+    with pytest.raises(Conflict, match="is known"):
+        said(play, ended, "no")
+
+
 # What comes late
 
 
@@ -260,6 +272,22 @@ def test_a_late_refusal_takes_back_what_was_charged(play: Stage) -> None:
     assert audit(play.ctx.engine) == []
 
 
+def test_a_late_answer_to_an_earlier_call_changes_nothing_of_what_the_last_one_cost(play: Stage) -> None:
+    job = question(play)
+    begun, step, clock = out(play, job)
+    play.sandbox.fault(where="create", what="error", code="Throttling.RateQuota", times=1)
+    refusal = step.send(begun)
+    lapsed(play, job, State.QUEUED)
+    play.sql("update jobs set run_at = now()")
+    ended = play.until(job)
+
+    with pytest.raises(ClaimLost):
+        play.ctx.record(begun, refusal, clock)
+
+    assert (play.job(job).billed, play.job(job).cost) == ("yes", ended.cost)
+    assert settled(play, job) == [0, ended.cost]
+
+
 @pytest.mark.parametrize("verdict", [None, "no"])
 def test_a_verdict_that_comes_after_the_end_is_what_the_job_says_then(play: Stage, verdict: str | None) -> None:
     """The end is a task that nobody told of in time, and what a person may have said of its cost."""
@@ -308,6 +336,35 @@ def test_what_a_late_answer_to_a_part_cost_stands_on_its_parent(play: Stage) -> 
     assert settled(play, parent)[0] == answer.columns["cost"] != part.estimate
     assert ended.cost == sum(settled(play, parent)) != before.cost
     assert amiss(play) == {"I2"}
+
+
+def test_a_call_that_begins_when_its_lease_has_lapsed_already_is_not_made_by_others_too(play: Stage) -> None:
+    """The database was away from the moment that the row was taken, so nobody else could take it either."""
+    job = question(play)
+    taken, step, clock = play.begin(job)
+    beginning = next(step)
+    play.lapse(job)
+    begun = play.ctx.record(taken, beginning, clock)
+    at_once(play, 3)
+
+    play.ctx.record(begun, step.send(begun), clock)
+
+    assert play.until(job).state == State.SUCCEEDED
+    assert play.sandbox.ledger()["totals"]["creates"] == 1
+
+
+def test_a_worker_that_lives_has_the_time_to_write_its_answer_once_the_database_is_back(play: Stage) -> None:
+    job = question(play)
+    begun, step, clock = out(play, job)
+    answer = step.send(begun)
+    play.lapse(job)
+    at_once(play, 3)
+
+    with pytest.raises(ClaimLost):
+        play.ctx.record(begun, answer, clock)
+
+    assert play.until(job).state == State.SUCCEEDED
+    assert play.sandbox.ledger()["totals"]["creates"] == 1
 
 
 # What is inferred of a lost call, and its own answer comes first
@@ -385,10 +442,42 @@ def test_a_held_job_whose_answer_came_is_not_called_again_by_a_person(play: Stag
     decided = operator.decide(play.ctx, job, decision) if is_decided_before else None
     wakes()
 
-    operator.carry_out(play.ctx, job, decided or operator.decide(play.ctx, job, decision))
+    with pytest.raises(Conflict, match="look again"):
+        operator.carry_out(play.ctx, job, decided or operator.decide(play.ctx, job, decision))
 
     assert play.until(job).state == State.SUCCEEDED
     assert play.sandbox.ledger()["totals"]["tasks"] == 1
+
+
+def test_a_held_picture_goes_on_when_the_answer_of_its_call_comes_after_all(play: Stage) -> None:
+    """A database that was away for longer than the call's lease: others look at the row before it is written."""
+    job = play.submit("text-to-image", PICTURE, input={"prompt": "a shop"})
+    begun, step, clock = out(play, job)
+    answer = step.send(begun)
+    lapsed(play, job, State.HELD)
+
+    with pytest.raises(ClaimLost):
+        play.ctx.record(begun, answer, clock)
+
+    assert play.until(job, State.HELD, State.SUCCEEDED).state == State.SUCCEEDED
+    assert play.sandbox.ledger()["totals"]["creates"] == 1
+
+
+@pytest.mark.parametrize("is_decided_before", [True, False])
+@pytest.mark.parametrize("action", [Action.GIVE_UP, Action.REQUEUE])
+def test_a_picture_whose_answer_came_is_neither_lost_nor_called_unbilled(
+    play: Stage, action: Action, is_decided_before: bool
+) -> None:
+    wakes, job = uncertain(play, play.submit("text-to-image", PICTURE, input={"prompt": "a shop"}))
+    decision = Decision(action, "Ada", billed="no")
+    decided = operator.decide(play.ctx, job, decision) if is_decided_before else None
+    wakes()
+
+    operator.carry_out(play.ctx, job, decided or operator.decide(play.ctx, job, decision))
+
+    assert play.until(job).state == State.SUCCEEDED
+    assert settled(play, job) == [play.job(job).cost]
+    assert play.sandbox.ledger()["totals"]["creates"] == 1
 
 
 def test_a_job_that_is_made_again_by_a_person_is_paid_for_again(play: Stage) -> None:

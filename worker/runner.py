@@ -41,7 +41,7 @@ def _span(span: timedelta) -> ColumnElement[timedelta]:
     return literal(span, Interval)
 
 
-# spans.copying in SQL, for each output that there may be
+# timeouts.copying in SQL, for each output that there may be
 _TRIED = claims.NOW - Job.state_at
 _COPYING = func.least(func.greatest(_span(timeouts.COPY[0]), _TRIED + _TRIED), _span(timeouts.COPY[1]))
 LEASE: ColumnElement[timedelta] = case(

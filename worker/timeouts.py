@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 
 CONNECT = timedelta(seconds=5)
 
+LATE_ANSWER = timedelta(seconds=15)  # until a lost call is judged; longer than between two tries to write an answer
+
 SEND = timedelta(seconds=3)  # from the instant that a create is booked for until it must have left, or never does
 
 # deadlines of calls, wall clock, from the first byte sent to the last byte read

@@ -53,7 +53,7 @@ class Handover:
         """The request with each key in it made into something that the provider can follow.
 
         Nothing was sent for the job when it raises: CallFailed (FileRefused among it) or StorageTrouble, or NotFound
-        where the object is gone. It takes `spans.HANDOVER` at the most, or raises.
+        where the object is gone. It takes `timeouts.HANDOVER` at the most, or raises.
         """
         keys = dict.fromkeys(inputs.links(job.input).values())
         if not keys:

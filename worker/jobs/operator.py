@@ -95,7 +95,7 @@ def decide(ctx: Context, job: Job, decision: Decision) -> Move:
         return _verdict(ctx, job, decision, why)
     _check_resolvable(job)
     attempt = _open_attempt(ctx, job)
-    if decision.action is Action.REQUEUE and _is_answered(ctx, job):
+    if decision.action is not Action.ADOPT and _is_answered(ctx, job):
         return Move(State.UNCERTAIN, f"{why}, but its call's own answer has come meanwhile")
     match decision.action:
         case Action.ADOPT:
@@ -103,6 +103,7 @@ def decide(ctx: Context, job: Job, decision: Decision) -> Move:
         case Action.REQUEUE:
             return _requeued(job, attempt, why)
         case Action.GIVE_UP:
+            _check_parts(ctx, job)
             return _given_up(job, attempt, decision.billed, why)
 
 
@@ -141,6 +142,11 @@ def _check_unbilled(ctx: Context, job: Job) -> None:
         raise Conflict("nothing_to_resolve", f"the job is {job.state}, and whether its call cost money is known")
 
 
+def _check_parts(ctx: Context, job: Job) -> None:
+    if job.mode == Mode.PARENT and ctx.children(job).unfinished:
+        raise Conflict("has_parts", "its parts are at work, and may be billed: cancel it instead")
+
+
 def _open_attempt(ctx: Context, job: Job) -> Attempt | None:
     """The call of which nobody knows what became."""
     attempt = ctx.answer_of(job) if job.attempt_id else None
@@ -148,7 +154,7 @@ def _open_attempt(ctx: Context, job: Job) -> Attempt | None:
 
 
 def _is_answered(ctx: Context, job: Job) -> bool:
-    """Whether a call is accepted, by an answer that came after the job was held: to make it again would pay twice."""
+    """Whether a call is accepted, by an answer that came late: nobody needs to decide any more."""
     attempt = ctx.answer_of(job) if job.attempt_id and job.held_for != HeldFor.CRASHES else None
     return attempt is not None and attempt.outcome == "accepted"
 
@@ -237,9 +243,9 @@ def _given_up(job: Job, attempt: Attempt | None, billed: str | None, why: str) -
         return Move(State.FAILED, why, columns={"error": _failure(why, job.billed)})
     if billed not in _BILLED:
         raise Conflict("billed_required", _SAY_BILLED)
-    return Move(
-        State.FAILED, why, columns={"billed": billed, "error": _failure(why, billed)}, attempt={"billed": billed}
-    )
+    # with an outcome, since it is inferred: an answer that comes first is worth more
+    said = {"outcome": "unknown", "billed": billed}
+    return Move(State.FAILED, why, columns={"billed": billed, "error": _failure(why, billed)}, attempt=said)
 
 
 def _verdict(ctx: Context, job: Job, decision: Decision, why: str) -> Move:

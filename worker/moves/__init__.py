@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import document, money, text, webhooks
+from worker import document, money, text, timeouts, webhooks
 from worker.errors import ClaimLost
 from worker.lanes import account_stops, slots, throttle, tokens
 from worker.moves import children
@@ -45,6 +45,7 @@ from worker.states import TERMINAL, HeldFor, Mode, Move, State, may
 from worker.tables import Attempt, Event, Job, Lane, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
+_ANSWERS = frozenset({"accepted", "refused", "not_sent"})  # that settle what became of a lost call
 _UNANSWERED = ("sent", "unknown")  # outcomes that any finding is worth more than
 _CANCELED = {
     "no": "canceled, and nothing was made",
@@ -82,6 +83,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         moved = _update(connection, job, move, now)
     except ClaimLost:
         _tell_late(connection, job, move, now)
+        _free(connection, job, move, now)
         raise
     if move.outputs:
         rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
@@ -134,9 +136,9 @@ def answer_on_record(connection: Connection, job: Job) -> Attempt | None:
 
 
 def absences(connection: Connection, job: Job) -> int:
-    """How many of the job's calls were proved absent, or said to be, before."""
-    absent = select(func.count()).where(Attempt.job_id == job.id, Attempt.outcome == "absent")
-    return connection.execute(absent).scalar_one()
+    """How many of the job's calls before this one were proved absent, or said to be."""
+    absent = (Attempt.outcome == "absent", Attempt.id != job.attempt_id)  # of this one another worker may have said so
+    return connection.execute(select(func.count()).where(Attempt.job_id == job.id, *absent)).scalar_one()
 
 
 def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:
@@ -178,6 +180,8 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         "attempt_id": move.attempt["id"],
         "attempts": move.attempt["number"],
         "unproven": False,
+        # a whole lease for the call: what came before it may have used this one up
+        "run_at": now + timeouts.LEASES["call" if job.mode == Mode.CALL else "submit"],
     }
     begun = _moving(tuple(columns), counts=True).where(~Job.cancel_requested)
     row = connection.execute(begun, _bound(job, columns)).mappings().one_or_none()
@@ -319,6 +323,15 @@ def _tell_late(connection: Connection, job: Job, move: Move, now: datetime) -> N
     row = connection.execute(told.values(billed=said["billed"], cost=cost).returning(Job.finished_at)).one_or_none()
     if job.parent_id is not None or (row and row.finished_at):
         close(connection, job, now)
+
+
+def _free(connection: Connection, job: Job, move: Move, now: datetime) -> None:
+    """Lets a job go on that is held since nobody knew of its call: the answer is on the attempt's row now."""
+    if (move.attempt or {}).get("outcome") not in _ANSWERS:
+        return
+    found = reread(connection, job)
+    if found.held_for == HeldFor.UNCERTAIN and found.attempt_id == job.attempt_id:
+        record(connection, found, Move(State.UNCERTAIN, "its call's own answer has come", now), now)
 
 
 def close(connection: Connection, job: Job, now: datetime) -> None:

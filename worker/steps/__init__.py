@@ -71,9 +71,12 @@ def submit(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """The worker that made the call is gone, and its answer with it, unless it is on the attempt's row."""
+    """The worker that made the call is gone, and its answer with it, unless it is on the attempt's row.
+
+    Or it lives, and the database was away: then the answer comes in a moment.
+    """
     why = "the worker stopped while the create call was out"
-    yield Move(State.UNCERTAIN, why, columns={"billed": "unknown"})
+    yield Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
 
 
 def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
