@@ -51,6 +51,9 @@ UNUSUAL = [
     "नमस्ते दुनिया, यह एक परीक्षण है।",
     "한글과 漢字를 混用한 문장, 简体 und 繁體 gemischt",
     "\x1b[32mINFO\x1b[0m ready\n" * 9,
+    "佢哋話今日嘅水喉壞咗，唔知點算好。我哋喺度等緊師傅嚟整，佢話要聽日先至得閒。",
+    "张翀、李祎、王喆、赵昊、刘玥、陈彧、杨旻、黄婧、周玮、吴玟、徐琰、孙昱、马骁、朱珺、胡煜",
+    "吡嗪酰胺片、头孢呋辛酯片、嘧啶、嘌呤、苯丙氨酸、羧酸、醛、酮、烯烃、炔烃、吡啶、吲哚、噻吩",
 ]
 
 
@@ -431,6 +434,18 @@ def test_mail_in_html_alone_is_read() -> None:
     found = documents.text_of(mail("<html><p>Up <b>twelve</b></p></html>", subtype="html"), "message/rfc822")
 
     assert found.endswith("\n\nUp twelve")
+
+
+def test_mail_within_mail_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each head was read by a program of its own, until the stack ended."""
+    forms: list[str] = []
+    run = apart.run
+    monkeypatch.setattr(apart, "run", lambda form, *rest: forms.append(form) or run(form, *rest))
+
+    found = documents.text_of(b"From: a\nMIME-Version: 1.0\n\n" * 400 + b"Up twelve.\n")
+
+    assert forms == ["mail"]
+    assert found.endswith("Up twelve.")
 
 
 LAUGHS = (

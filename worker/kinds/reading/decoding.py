@@ -24,7 +24,8 @@ from charset_normalizer import from_bytes
 _SAMPLE = 65_536  # bytes that tell an encoding
 _WINDOW = 4_000  # characters looked at, each tenth of a text
 _DAMAGE = 0.05  # of the characters may be damaged, and of those beyond ASCII twice as many
-_RARE = 0.2  # of the Han and Hangul may be rare
+_RARE = 0.2  # of the Han and Hangul may be rare, in names, chemistry or Cantonese more,
+_SELDOM = 0.25  # unless of the characters beyond ASCII so few are everyday ones; read wrongly, a sixth is at most
 _MIXED = 0.3  # of the words beyond ASCII may have letters of two scripts
 _LABEL = 0.05  # by so much less everyday is what is read as the label says
 _EVERYDAY = 0.35  # of the characters beyond ASCII, in an East Asian encoding that is taken
@@ -103,7 +104,7 @@ def implausible(text: str) -> str | None:
         return "is damaged, or no text: too many of its characters are none"
     east = [sign for sign in looked_at if _is_east(sign)]
     rare = sum(1 for sign in east if not _is_usual(sign))
-    if rare > 3 and rare > _RARE * len(east):
+    if rare > 3 and rare > _RARE * len(east) and _everyday(looked_at) < _SELDOM:
         return "has characters that nobody writes, as if read in a wrong encoding"
     words = [] if looked_at.isascii() else [word for word in looked_at.split() if not word.isascii()]
     mixed = sum(1 for word in words if len(set(map(_script, word)) - {None}) > 1)

@@ -108,6 +108,12 @@ def _found(data: bytes, content_type: str) -> Reading:
         raise Unreadable("unsupported", f"is {other}: {READ} are read")
     if said == "message/rfc822" or _MAIL.match(data[: 8 * _HEAD]):
         return _of_mail(_apart("mail", data))
+    return _of_text(data, content_type)
+
+
+def _of_text(data: bytes, content_type: str) -> Reading:
+    """What is read as a page or as plain text."""
+    said = content_type.partition(";")[0].strip().lower()
     if said in ("text/html", "application/xhtml+xml") or _HTML.match(data[:_HEAD]):
         page = _decoded(data, _declared(content_type) or _of_itself(data))
         return replace(page, text=_apart("html", page.text.encode(errors="replace"))["text"])
@@ -152,9 +158,9 @@ def _of_pages(pages: Sequence[str]) -> Reading:
 
 
 def _of_mail(mail: dict[str, Any]) -> Reading:
-    """Its head and its body, which is a document in itself."""
+    """Its head and its body, a text or a page: mail within it is text, or a few kilobytes would be read for hours."""
     body = b64decode(mail["body"])
-    found = _found(body, mail["type"]) if body.strip() else Reading("")
+    found = _of_text(body, mail["type"]) if body.strip() else Reading("")
     names = mail["left_out"]
     listed = ", ".join(map(str, names[:_NAMED])) + (f" and {len(names) - _NAMED:,} more" if names[_NAMED:] else "")
     left_out = f"attachments are not read: {listed}" if names else None
