@@ -73,6 +73,8 @@ def test_a_brokers_address_is_understood_as_people_write_it(text: str, read: str
         ("amqp://guest:s3cr3t@h//", "must begin with redis://"),
         ("h:6379", "must begin with redis://"),
         ("redis://:s3cr3t@h:port/0", "cannot be read"),
+        ("redis://:123?s3cr3t@h/0", "cannot be read"),
+        ("redis://:123#s3cr3t@h/0", "cannot be read"),
         ("redis://:s3cr3t@h/noria", "must end with a database's number"),
         ("redis://:s3cr3t@h/0?ssl_cert_reqs=none", "has the option ssl_cert_reqs"),
         ("redis://:s3cr3t@h/0?socket_timeout=5", "has the option socket_timeout"),

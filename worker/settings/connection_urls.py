@@ -66,6 +66,8 @@ def _check_parts(url: str) -> None:
         _ = parts.port
     except ValueError:
         raise ValueError("cannot be read: in a password, write @ as %40, : as %3A and / as %2F") from None
+    if parts.fragment or "@" in parts.query:  # of a password, which no message may show
+        raise ValueError("cannot be read: in a password, write # as %23, ? as %3F, @ as %40 and / as %2F")
     if parts.path.strip("/") and not parts.path.strip("/").isdecimal():
         raise ValueError("must end with a database's number, as in redis://:password@host:6379/0")
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
