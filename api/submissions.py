@@ -6,6 +6,7 @@ submission once.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
@@ -26,27 +27,20 @@ from worker.kinds import OFFERED
 from worker.settings import Settings
 
 BODY_LIMIT = 1 << 20  # bytes
+_SECONDS = 60
 _DIGITS = 20  # of an integer: 2^63 has 19, and a sign
 
 T = TypeVar("T", bound=BaseModel)
 
 
 async def json_body(request: Request) -> Any:
-    """The body as JSON; raises problems: 413 over the limit, 415 and 400 for what is not JSON.
-
-    The bytes are counted as they come, since Content-Length may lie.
-    """
+    """The body as JSON; raises problems: 408 where it is not whole in time, 413, 415 and 400 for what is not JSON."""
     said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if said != "application/json":
         raise problem(415, "not_json", "send the body as JSON, with Content-Type: application/json")
-    read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > BODY_LIMIT:
-            advice = "upload pictures, sound and documents (POST /v1/files), and name them by their keys"
-            raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes: {advice}")
+    body = await _in_time(request)
     try:
-        return json.loads(read, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
+        return json.loads(body, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
     except RecursionError:
         raise InvalidInput([Fault("", "too_deep", f"is nested more than {faults.DEPTH} levels deep")]) from None
     except ValueError as error:  # also bytes that are no UTF-8
@@ -55,6 +49,26 @@ async def json_body(request: Request) -> Any:
 
 
 JsonBody = Annotated[Any, Depends(json_body)]
+
+
+async def _in_time(request: Request) -> bytes:
+    """The body; a sender that drips would else keep its place among the requests for ever."""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await _bounded(request)
+    except TimeoutError:
+        raise problem(408, "too_slow", f"a body has to come within {_SECONDS} s") from None
+
+
+async def _bounded(request: Request) -> bytes:
+    """The body; its bytes are counted as they come, since Content-Length may lie."""
+    read = bytearray()
+    async for chunk in request.stream():
+        read += chunk
+        if len(read) > BODY_LIMIT:
+            advice = "upload pictures, sound and documents (POST /v1/files), and name them by their keys"
+            raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes: {advice}")
+    return bytes(read)
 
 
 def job(here: Context, body: Any, on: datetime) -> Prepared:

@@ -439,8 +439,8 @@ def test_mail_in_html_alone_is_read() -> None:
 def test_mail_within_mail_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each head was read by a program of its own, until the stack ended."""
     forms: list[str] = []
-    run = apart.run
-    monkeypatch.setattr(apart, "run", lambda form, *rest: forms.append(form) or run(form, *rest))
+    run = child.run
+    monkeypatch.setattr(child, "run", lambda form, *rest: forms.append(form) or run(form, *rest))
 
     found = documents.text_of(b"From: a\nMIME-Version: 1.0\n\n" * 400 + b"Up twelve.\n")
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import re
 import socket
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import fields, replace
+from http.client import HTTPConnection
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
 from fastapi_problem.error import Problem
 from serving import CLIP, PATIENCE, Served, eventually, served
 
-from api import context
+from api import context, submissions, uploads
 from api.gates import Gate, Gates, gates
 from api.routes import health, jobs
 from worker.jobs import reading
@@ -155,6 +158,25 @@ def test_one_projects_streams_leave_room_for_anothers(api: Served) -> None:
 def _opens(http: httpx.Client, path: str) -> bool:
     with http.stream("GET", path) as answer:
         return bool(answer.status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "form"),
+    [(submissions, "/v1/jobs", "application/json"), (uploads, "/v1/files", "multipart/form-data; boundary=b")],
+)
+def test_a_body_that_never_ends_gives_its_place_back(
+    api: Served, monkeypatch: pytest.MonkeyPatch, module: ModuleType, path: str, form: str
+) -> None:
+    """Three projects that dripped a byte now and then held all places of the server, and all others got 503."""
+    monkeypatch.setattr(module, "_SECONDS", 0.2)
+    line = HTTPConnection(api.url.removeprefix("http://"), timeout=PATIENCE)
+    head = {"Authorization": f"Bearer {api.key('spring')}", "Content-Type": form, "Content-Length": "9999"}
+    with closing(line):
+        line.request("POST", path, body=b"-", headers=head)
+        answer = line.getresponse()
+        said = json.loads(answer.read())
+
+    assert (answer.status, said["code"]) == (408, "too_slow")
 
 
 def test_health_is_answered_without_a_thread_or_a_connection_of_requests(api: Served) -> None:
