@@ -1,7 +1,7 @@
 """The types of the inputs' fields: text that can be stored, links that can be followed, sizes as people write them.
 
 Where the provider takes a link to a picture or to sound, we take the key of an object in our bucket too;
-`worker/storage/inputs.py` knows whether there is such a one.
+`worker/inputs` knows whether there is such a one.
 """
 
 from __future__ import annotations
