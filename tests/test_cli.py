@@ -645,6 +645,17 @@ def test_what_the_environment_has_wrong_is_a_sentence(
     assert said.err
 
 
+@pytest.mark.parametrize("ending", ["/", "/v1", "/v1/", "/docs"])
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_the_apis_address_is_taken_as_it_is_copied(
+    noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch, scheme: str, ending: str
+) -> None:
+    """`noria up` shows it with /v1, and that was "no such route"."""
+    monkeypatch.setenv("NORIA_URL", scheme + api.url.removeprefix("http://") + ending)
+
+    assert noria("list").code == 0
+
+
 def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
     noria: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,22 @@ def test_a_key_that_stands_in_a_wrong_setting_is_not_shown() -> None:
     assert "sk-s3cr3t" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [("ACCOUNTS", '[{"key": "sk-s3cr3t"}', "is no JSON"), ("SOURCE_HOSTS", "(", "is no pattern")],
+)
+def test_a_setting_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
+) -> None:
+    monkeypatch.setenv(f"NORIA_{name}", value)
+
+    with pytest.raises(ValidationError, match=why) as refused:
+        Settings(database_url="", broker_url="")  # type: ignore[arg-type]
+
+    assert refused.value.errors()[0]["loc"] == (name.lower(),)
+    assert "sk-s3cr3t" not in str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A server's TLS, and the file of who signed its certificate: itself."""

@@ -62,7 +62,7 @@ def door(home: Path, url: str | None, key: str | None) -> Door:
     A key that was left here is never sent anywhere but to the address it was left for.
     """
     here = kept(home)
-    url = (url or (here.url if here else "")).rstrip("/")
+    url = _root(url) if url else here.url if here else ""
     if not url:
         raise NotReachable("No Noria is known here: start one with `noria up`, or name one: --url or NORIA_URL.")
     if key is None and here is not None and here.url == url:
@@ -119,6 +119,12 @@ def _client(found: Door) -> Client:
     if not (found.key.isascii() and found.key.isprintable()):
         raise NotReachable("The key holds characters that no key has: --key or NORIA_KEY.")
     return Client(found.url, found.key)
+
+
+def _root(url: str) -> str:
+    """The API's address as people copy it: with /v1 or /docs, as `noria up` shows it, or without a scheme."""
+    written = url.strip().rstrip("/").removesuffix("/docs").removesuffix("/v1")
+    return written if "://" in written else f"http://{written}"
 
 
 def _local_database(home: Path) -> str:

@@ -5,6 +5,7 @@ Every setting stands in `ops/env.example` too; a test holds the two together.
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -83,7 +84,7 @@ class Settings(BaseSettings):
     )
     dashscope_workspace: str | None = Field(None, description="a workspace id, sent with each call")
     dashscope_region: str = Field("cn-beijing", description="the region that the key and the host belong to")
-    accounts: tuple[Account, ...] = Field(
+    accounts: Annotated[tuple[Account, ...], NoDecode] = Field(
         (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace","data_inspection"}'
     )
 
@@ -152,6 +153,14 @@ class Settings(BaseSettings):
     def _store(cls, value: str | None, info: ValidationInfo) -> str | None:
         return endpoints.store_root(value, info.data.get("s3_bucket", "")) if value else None
 
+    @field_validator("accounts", mode="before")
+    @classmethod
+    def _decoded(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:  # its own words are of code, and it keeps the text
+            raise ValueError("is no JSON") from None
+
     @field_validator("egress_allow", "documents_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -169,7 +178,10 @@ class Settings(BaseSettings):
     @field_validator("source_hosts")
     @classmethod
     def _pattern(cls, value: str) -> str:
-        re.compile(value)
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no pattern: {error.msg}") from None
         return value
 
     @cached_property
