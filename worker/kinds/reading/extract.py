@@ -32,6 +32,7 @@ _BLOCK = re.compile(
     "section|table|title|tr|ul"
 )
 _CELLS = frozenset({"td", "th"})
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
 _SPACES = re.compile(r"[ \t\r\f\v\u00a0\u3000]+")
 _LINES = re.compile(r" ?\n[ \n]*")
 
@@ -114,7 +115,7 @@ def markdown(data: bytes, _: int) -> dict[str, Any]:
             blocks.append(", ".join(cells or ()))
             cells = None
         elif token.type in ("inline", "html_block"):
-            text = _inline(token.children) if token.children else token.content
+            text = _inline(token.children or [token])
             (blocks if cells is None else cells).append(text)
     return {"text": "\n\n".join(block.strip() for block in blocks if block.strip())}
 
@@ -152,7 +153,8 @@ def _inline(tokens: Any) -> str:
     for token in tokens:
         if token.type == "link_open" and said and said[-1].endswith("!"):
             said[-1] = said[-1][:-1]
-        said.append("\n" if token.type in ("softbreak", "hardbreak") else token.content)
+        text = _COMMENT.sub("", token.content) if token.type.startswith("html") else token.content
+        said.append("\n" if token.type in ("softbreak", "hardbreak") else text)
     return "".join(said)
 
 
