@@ -393,3 +393,19 @@ def test_settings_that_are_wrong_are_named_without_their_values() -> None:
 
     assert "broker_url" in str(caught.value)
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://:s3cr3t@cache:6379/0",
+        "postgresql://noria:s3cr3t@db/noria",
+        "https://oapi.dingtalk.com/robot/send?access_token=s3cr3t",
+        "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=s3cr3t",
+        "https://open.feishu.cn/open-apis/bot/v2/hook/s3cr3t",
+        "https://b.oss-cn-beijing.aliyuncs.com/k?x-oss-security-token=s3cr3t",
+    ],
+)
+def test_no_secret_of_an_address_gets_through_the_second_wall(text: str) -> None:
+    assert "s3cr3t" not in log.redact(f"no answer from {text}: it ended")
+    assert log.redact(text).startswith(text.partition("://")[0])

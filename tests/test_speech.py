@@ -164,7 +164,8 @@ def test_what_is_wanted_as_it_stands_is_spoken_so() -> None:
 def test_markdown_is_taken_off_by_choice() -> None:
     text = (
         "# 第一章 *水车*\n\n**老李**说：_水_。详见 [手册](https://a.example/?b=c)![图](x.png)。\n\n- 第一条：`闸门`\n\n"
-        "| 日期 | 水位 |\n|---|---|\n| 6月1日 | 12.5m<!-- of all --> |\n\n<!-- a\n\ndraft -->\n\n---\n\n```python\nprint(1)\n```\n\n    indented\n"
+        "| 日期 | 水位 |\n|---|---|\n| 6月1日 | 12.5m<!-- of all --> |\n\n<!-- a\n\ndraft -->\n\n"
+        "---\n\n```python\nprint(1)\n```\n\n    indented\n"
     )
 
     assert [part for part, _ in spoken(text=text, markup="markdown")] == [
