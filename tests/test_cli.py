@@ -309,6 +309,8 @@ def test_a_dry_run_prices_and_submits_nothing(noria: Shell, api: Served) -> None
         (b"model,prompt\na,b,c\n", "Line 2 has more cells"),
         ("model,prompt\na,月光下的猫\n".encode("gbk"), "is not in UTF-8"),
         (b'model,prompt\na,"b\n', "is no CSV"),
+        (b"kind;model\nspeech;qwen3-tts-flash\n", "has semicolons and no comma"),
+        (b"kind\tmodel\nspeech\tqwen3-tts-flash\n", "has tabs and no comma"),
     ],
 )
 def test_a_file_that_is_no_campaign_is_refused_in_plain_words(tmp_path: Path, content: bytes, complaint: str) -> None:

@@ -22,6 +22,7 @@ from api.client import ApiError, Client
 from ops.local.supervise import LocalError
 
 _OF_THE_JOB = frozenset({"kind", "model", "custom_id", "priority", "webhook_url"})
+_OTHERS = {";": "semicolons", "\t": "tabs"}  # what tables are written with instead of commas
 _METADATA = "metadata."
 _TOO_MANY = "\0"  # no column is called so
 _WRONG_INPUT = 422
@@ -131,6 +132,8 @@ def _bodies(text: str, shared: Mapping[str, Any]) -> Iterator[tuple[int, dict[st
 
 
 def _check(columns: Sequence[str]) -> None:
+    if len(columns) == 1 and (other := next((each for each in _OTHERS if each in columns[0]), None)):
+        raise BadCampaign(f"The first line has {_OTHERS[other]} and no comma: save it as a CSV with commas.")
     wrong = {column or "one without a name" for column in columns if columns.count(column) > 1 or not column.strip()}
     if wrong:
         raise BadCampaign(f"The first line names the columns, each once; see: {', '.join(sorted(wrong))}.")
