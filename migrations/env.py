@@ -1,4 +1,10 @@
-"""Alembic's entry: `alembic upgrade head`, with `NORIA_DATABASE_URL` saying where."""
+"""Alembic's entry: `alembic upgrade head`, with `NORIA_DATABASE_URL` saying where.
+
+A system is at work while a migration runs, so each keeps two rules; `tests/test_migrations.py` holds the first.
+Nobody is kept out of a large table for longer than a moment: a column comes with a constant default or none, an index
+is built CONCURRENTLY, a check comes NOT VALID and is validated later, many rows are written in small transactions.
+Nothing goes that the version before still uses: it goes one version later.
+"""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ class State(StrEnum):
 
     QUEUED = "queued"  # accepted, waiting for its lane; the tick admits it
     HELD = "held"  # waits for a person or a budget: `held_for` says which, `held_from` where it goes back to
-    ADMITTED = "admitted"  # has a slot, nothing sent; step `submit`
+    ADMITTED = "admitted"  # has a slot, nothing sent; step `create`
     SUBMITTING = "submitting"  # the create call is out and its answer not on record
-    UNCERTAIN = "uncertain"  # the call may have made a task; step `reconcile`
+    UNCERTAIN = "uncertain"  # the call may have made a task; step `find`
     RUNNING = "running"  # the provider has a task; step `poll`
     GATHERING = "gathering"  # its children are at work; the last child's end
     COPYING = "copying"  # its outputs are on their way into the bucket; step `copy`

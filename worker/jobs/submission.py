@@ -1,4 +1,4 @@
-"""Jobs: how one is checked, made and canceled. How one is moved on is `moves`; how one is read, `reading`."""
+"""Jobs: how one is checked, made and canceled. How one is moved on is `moves`; how one is read, `reading`; how it looks, `document`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ a count.
     running     poll        one look at the task
     copying     copy        its outputs into the bucket
 
-A job whose children do the work goes another way: `fanout`.
+A job whose children do the work goes another way: `parent`; a provider batch another: `batch`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def uncertain(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """What became of the call: `reconcile`, unless its answer is on record with the result in it."""
+    """What became of the call: `find`, unless its answer is on record with the result in it."""
     if job.mode == Mode.BATCH:
         yield batch.found(ctx, job, clock)
         return

@@ -1,7 +1,7 @@
 """Text out of HTML, PDF, Office documents, mail and Markdown, and JSON that has to be mended: anybody made them.
 
 A parser can be kept busy for hours, or fill the memory, by a small file made for it, and no thread can be stopped.
-So this is a program, which `apart` runs: bytes on stdin, JSON on stdout, bounded in memory and in seconds of CPU. It
+So this is a program, which `child` runs: bytes on stdin, JSON on stdout, bounded in memory and in seconds of CPU. It
 imports nothing of ours, so that it needs neither settings nor secrets, and each library only where it is needed.
 """
 
