@@ -1,4 +1,7 @@
-"""Jobs: how one is checked, made and canceled. How one is moved on is `moves`; how one is read, `reading`; how it looks, `document`."""
+"""Jobs: how one is checked, made and canceled.
+
+How one is moved on is `moves`; how one is read, `reading`; how it looks to others, `document`.
+"""
 
 from __future__ import annotations
 

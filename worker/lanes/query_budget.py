@@ -6,7 +6,8 @@ the owner's pace, which recovers by itself, from its time stamp: nothing else sl
 
 Looks follow what was learned of a model's run times: the first when hardly any task has ended, close together around
 the median, then ever further apart. They fall on a grid of whole seconds, so that those of many jobs come together,
-and one page of the provider's list answers for a hundred of them (`steps/bulk_poll`); the budget spreads what is asked singly.
+and one page of the provider's list answers for a hundred of them (`steps/poll`); the budget spreads what is asked
+singly.
 While half of the budget is enough for a look at each of an owner's tasks every second, each gets that: a slot whose
 task has ended is empty until that is seen.
 """
