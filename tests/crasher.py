@@ -12,10 +12,9 @@ import os
 import signal
 import sys
 
-from worker import claims, context, settings, tick, timeouts
+from worker import claims, context, settings, steps, tick, timeouts
 from worker.context import Clock
 from worker.states import State
-from worker.steps import STEPS
 from worker.tables import Job
 
 
@@ -33,7 +32,7 @@ def main(point: str) -> None:
     if point == "taken":
         die()
     clock = Clock(row.now)
-    step = STEPS[State(job.state)].run(ctx, job, clock)
+    step = steps.of(job)(ctx, job, clock)
     move = next(step)
     if job.state == State.ADMITTED:
         job = ctx.record(job, move, clock)

@@ -17,10 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from worker import claims, context, settings, tick, timeouts
+from worker import claims, context, settings, steps, tick, timeouts
 from worker.context import Clock, Context
 from worker.states import State
-from worker.steps import STEPS
 from worker.storage import Bucket
 from worker.tables import Job
 
@@ -46,7 +45,7 @@ def main(job_id: str, point: str) -> None:
         die()
     if point == "storing":
         ctx = replace(ctx, bucket=Fatal(ctx.settings))
-    step = STEPS[State(job.state)].run(ctx, job, clock)
+    step = steps.of(job)(ctx, job, clock)
     move = next(step)
     if point == "made":
         die()

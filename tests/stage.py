@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import text
 
 from ops.sandbox.testing import Sandbox
-from worker import context, tick
+from worker import context, runner, steps, tick
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.jobs import reading, submission
@@ -25,7 +25,6 @@ from worker.projects import keys
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.states import TERMINAL, Move, State
-from worker.steps import STEPS
 from worker.tables import Delivery, Job, Project
 
 PATIENCE = 20.0  # seconds
@@ -92,8 +91,7 @@ class Stage:
         from worker import claims
 
         with self.ctx.engine.begin() as connection:
-            lease = STEPS[State(self._row(connection, job_id).state)].lease
-            rows = claims.take(connection, Job, [(job_id, number)], lease)
+            rows = claims.take(connection, Job, [(job_id, number)], runner.LEASE)
         assert rows, "the claim was spent"
         return Job.of({name: value for name, value in rows[0]._mapping.items() if name != "now"})
 
@@ -105,7 +103,7 @@ class Stage:
     def step(self, taken: Job) -> tuple[Iterator[Move], Clock]:
         """The step of a job that is taken, not yet run."""
         clock = Clock(self.now())
-        return STEPS[State(taken.state)].run(self.ctx, taken, clock), clock
+        return steps.of(taken)(self.ctx, taken, clock), clock
 
     def until(self, job: Job, *states: State) -> Job:
         """Drives everything until the job is in one of the states, or has ended."""

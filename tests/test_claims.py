@@ -19,9 +19,10 @@ from ops.sandbox.testing import running
 from worker import broker, claims, moves, runner, tick, timeouts
 from worker.context import Clock
 from worker.errors import ClaimLost
-from worker.states import MOVES, TERMINAL, Move, State
+from worker.states import MOVES, TERMINAL, Mode, Move, State
 from worker.steps import STEPS
 from worker.tables import Job
+from worker.work import WORK
 
 
 @pytest.fixture
@@ -321,12 +322,18 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(play: Stage) -> None:
     assert play.states(job).count("failed") == 1
 
 
-@pytest.mark.parametrize("state", list(STEPS))
-def test_every_lease_is_longer_than_the_calls_under_it(state: State) -> None:
-    submit = timeouts.HANDOVER + timedelta(seconds=1) + timeouts.SEND + timeouts.CREATE
-    longest = {State.ADMITTED: submit, State.COPYING: timeouts.COPY[1]}.get(state, timeouts.QUERY)
+def test_each_step_has_its_work_and_each_work_its_step() -> None:
+    assert WORK.keys() == STEPS.keys()
 
-    assert STEPS[state].lease > longest
+
+@pytest.mark.parametrize(("mode", "state"), list(WORK))
+def test_every_lease_is_longer_than_the_calls_under_it(mode: Mode, state: State) -> None:
+    submit = timeouts.HANDOVER + timedelta(seconds=1) + timeouts.SEND + timeouts.CREATE
+    admitted = {Mode.CALL: timeouts.HANDOVER + timeouts.CALL, Mode.BATCH: timeouts.UPLOAD + timeouts.CREATE}
+    copied = timeouts.GATHER if mode is Mode.PARENT else timeouts.COPY[1]
+    longest = {State.ADMITTED: admitted.get(mode, submit), State.COPYING: copied}.get(state, timeouts.QUERY)
+
+    assert WORK[mode, state].lease > longest
 
 
 def test_the_first_copy_of_an_output_is_given_up_soon_and_later_ones_have_longer(play: Stage) -> None:

@@ -24,7 +24,7 @@ from worker import catalog, claims, settings, tick
 from worker.jobs import reading
 from worker.lanes import fair_queue, run_times
 from worker.lanes.limits import sync
-from worker.tables import Base, Delivery
+from worker.tables import Base, Job
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -264,17 +264,14 @@ def test_admission_finds_queues_and_slots_by_their_indexes(seeded: Engine) -> No
     assert _scanned(plans) == set()
 
 
-@pytest.mark.parametrize("due", tick._WORK, ids=lambda due: f"{due.queue} {due.task} {due.due}"[:70])
+@pytest.mark.parametrize("due", tick._WORK, ids=lambda due: f"{due.group.queue} {due.due}"[:70])
 def test_a_claim_finds_what_is_due_by_its_index(seeded: Engine, due: tick._Due) -> None:
     with _plans(seeded) as (connection, plans):
-        claims.claim_due(connection, due.table, due.due, due.order, due.limit, _now(connection))
+        claims.claim_due(connection, Job, due.due, due.order, due.limit, _now(connection))
 
     used = {index for plan in plans for index in plan.indexes}
     assert _scanned(plans) == set()
-    if due.table is Delivery:
-        assert used >= {"ix_deliveries_due", "ix_deliveries_claimed"}
-    else:
-        assert used >= {"ix_jobs_due", "ix_jobs_sent"} or used & {"ix_jobs_parents", "ix_jobs_gathering"}
+    assert used >= {"ix_jobs_due", "ix_jobs_sent"} or used & {"ix_jobs_parents", "ix_jobs_gathering"}
 
 
 def test_a_page_of_a_projects_jobs_reads_no_more_than_the_page(seeded: Engine) -> None:

@@ -28,7 +28,7 @@ from worker import claims, timeouts
 from worker.context import Clock, Context
 from worker.dashscope.responses import Page
 from worker.projects import keys
-from worker.states import TERMINAL, Move, State
+from worker.states import TERMINAL, Mode, Move, State
 from worker.steps import STEPS, Moves, Step
 from worker.tables import Attempt, Job, Project
 
@@ -44,7 +44,7 @@ ENDS = TERMINAL | {State.HELD, State.COPYING}  # here a job is over as soon as i
 class Protocol:
     """The engine and the provider under one clock; each way in which a create may go wrong is a method."""
 
-    def __init__(self, play: Stage, steps: Mapping[State, Step]) -> None:
+    def __init__(self, play: Stage, steps: Mapping[tuple[Mode, State], Step]) -> None:
         self.play = play
         self.steps = steps
         self.ahead = timedelta(0)
@@ -124,7 +124,7 @@ class Protocol:
     def _run(self, job: Job, fate: str) -> None:
         """The step, to its end or to where its worker dies, with what the provider does wrong meanwhile."""
         clock = Clock(self.now())
-        step = self.steps[State(job.state)].run(self.play.ctx, job, clock)
+        step = self.steps[Mode(job.mode), State(job.state)](self.play.ctx, job, clock)
         if job.state != State.ADMITTED:
             self.play.ctx.record(job, next(step), clock)
             return
@@ -225,7 +225,7 @@ def test_a_worker_that_is_stopped_before_its_call_and_wakes_late_does_not_make_i
     job = play.submit()
     taken = play.take(job)
     clock = Sleeper(play.now())
-    step = STEPS[State.ADMITTED].run(play.ctx, taken, clock)
+    step = STEPS[Mode.TASK, State.ADMITTED](play.ctx, taken, clock)
     begun = play.ctx.record(taken, next(step), clock)
     assert begun.state == State.SUBMITTING
 
@@ -294,7 +294,7 @@ def test_a_settle_time_shorter_than_a_late_create_pays_twice(environment: dict[s
 
 
 def test_a_lapsed_create_that_is_simply_queued_again_pays_twice(play: Stage) -> None:
-    protocol = Protocol(play, {**STEPS, State.SUBMITTING: Step(queues_again, timeouts.LEASES["submit"], 1)})
+    protocol = Protocol(play, {**STEPS, (Mode.TASK, State.SUBMITTING): queues_again})
     death_after_the_call(protocol)
 
     with pytest.raises(AssertionError, match="1 jobs for a fox in the reeds made 2 tasks"):
@@ -302,7 +302,7 @@ def test_a_lapsed_create_that_is_simply_queued_again_pays_twice(play: Stage) -> 
 
 
 def test_the_first_task_in_the_window_may_be_another_tenants(play: Stage) -> None:
-    protocol = Protocol(play, {**STEPS, State.UNCERTAIN: Step(adopts_the_first, timeouts.LEASES["reconcile"], 1)})
+    protocol = Protocol(play, {**STEPS, (Mode.TASK, State.UNCERTAIN): adopts_the_first})
     two_tenants_in_doubt(protocol)
 
     with pytest.raises(AssertionError, match="has another's task"):

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from worker import catalog, moves, steps
+from worker import catalog, moves
 from worker.catalog import Usage
 from worker.jobs import reading, waiting
 from worker.lanes import fair_queue, limits, slots
 from worker.projects import keys
 from worker.settings import Settings
 from worker.states import Move, State
+from worker.steps import create
 from worker.tables import Job
 
 MODEL, UNLIMITED = "qwen-plus", "wan2.5-t2v-preview"
@@ -251,7 +252,7 @@ def test_limits_that_are_raised_lift_what_was_booked_and_parked_under_the_old_on
 def test_no_call_books_more_tokens_than_its_models_window(desk: Desk) -> None:
     model = catalog.load().model(MODEL)
 
-    booked = steps._tokens(model, Usage({"input_tokens": 10**12, "output_tokens": 10**12}))
+    booked = create._tokens(model, Usage({"input_tokens": 10**12, "output_tokens": 10**12}))
 
     assert booked == model.context
 

@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, log, moves, tick, timeouts, webhooks
+from worker import claims, log, moves, steps, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.database import connections
@@ -25,10 +25,11 @@ from worker.errors import ClaimLost, NotTold
 from worker.jobs import flower
 from worker.lanes import query_budget
 from worker.schedules import firing
-from worker.states import TERMINAL, Mode, Move, State
-from worker.steps import STEPS, bulk_poll, finish, unowned
+from worker.states import TERMINAL, Move, State
+from worker.steps import finish, poll, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
 from worker.webhooks import alerts, receivers
+from worker.work import WORK
 
 Publish = Callable[[tick.Message], None]
 
@@ -51,9 +52,7 @@ LEASE: ColumnElement[timedelta] = case(
             func.greatest(1, func.jsonb_array_length(Job.sources))
         ),
     ),
-    (and_(Job.state == State.ADMITTED, Job.mode == Mode.CALL), _span(timeouts.LEASES["call"])),
-    (and_(Job.state == State.ADMITTED, Job.mode == Mode.BATCH), _span(timeouts.LEASES["batch"])),
-    *((Job.state == state, _span(step.lease)) for state, step in STEPS.items()),
+    *((and_(Job.mode == mode, Job.state == state), _span(wants.lease)) for (mode, state), wants in WORK.items()),
     else_=_span(timeouts.LEASES["submit"]),
 )
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
@@ -162,7 +161,7 @@ class Runner:
         return None
 
     def _run(self, job: Job, clock: Clock) -> Move | None:
-        step = STEPS[State(job.state)].run(self.ctx, job, clock)
+        step = steps.of(job)(self.ctx, job, clock)
         move = next(step, None)
         while move is not None:
             if move.to == job.state == State.RUNNING and not (move.why or move.stop):
@@ -196,7 +195,7 @@ class Runner:
         Without a list a few are looked at, which tells what is wrong, and the rest a little later.
         """
         try:
-            told = bulk_poll.sort(self.ctx, taken, clock)
+            told = poll.sort(self.ctx, taken, clock)
         except NotTold as error:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
             self._postpone(taken[query_budget.WORTH :])

@@ -37,13 +37,11 @@ from worker.lanes import fair_queue, limits, run_times
 from worker.moves import children
 from worker.schedules import firing
 from worker.states import HeldFor, Mode, Move, State, may
-from worker.steps import STEPS, unowned
-from worker.tables import Delivery, Duty, IdempotencyKey, Job
+from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
 from worker.webhooks import receivers
+from worker.work import WORK, Group
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
-_GATHERS = 8  # on their way at a time: a parent may read links one after another, for minutes
-_GATHERS_EACH = 4  # of a project, from which on no more of its parents are claimed
 _LOCKED = func.pg_try_advisory_xact_lock(LOCK).label("locked")
 _KEYS_KEPT = timedelta(days=7)
 _SOON = timedelta(hours=2)  # left to a link
@@ -67,13 +65,10 @@ class Message:
 
 @dataclass(frozen=True)
 class _Due:
-    """Rows of one kind of work: what they are, in which order, how many may be on their way, and how they travel."""
+    """Rows of a group that may be claimed: which, how many may be on their way, and in which order."""
 
-    task: str
-    queue: str
-    table: Claimable
-    rows: int  # in one message
-    limit: int  # what the queue can start within half a lease
+    group: Group
+    limit: int
     due: ColumnElement[bool]
     order: tuple[Any, ...]
 
@@ -81,6 +76,10 @@ class _Due:
 def _jobs_in(*states: State) -> ColumnElement[bool]:
     # literals, so that the planner can match the partial indexes
     return text(f"jobs.state in ({', '.join(repr(str(state)) for state in states)})")  # type: ignore[return-value]
+
+
+def _of_modes(*modes: Mode) -> ColumnElement[bool]:
+    return text(f"jobs.mode in ({', '.join(repr(str(mode)) for mode in modes)})")  # type: ignore[return-value]
 
 
 _NOW = bindparam("now", type_=DateTime(timezone=True))
@@ -101,43 +100,21 @@ _gathers = (
     .scalar_subquery()
 )
 
-_WORK = (
-    # a quarter of the copies on their way is kept for links that die soon, however many others there are
-    _Due(
-        "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 64,
-        and_(_jobs_in(State.COPYING), _dies_soon), (Job.links_expire_at,),
-    ),
-    _Due(
-        "noria.work", "transfer", Job, STEPS[State.COPYING].rows, 48,
-        and_(_jobs_in(State.COPYING), ~_dies_soon), (Job.links_expire_at,),
-    ),
-    _Due(
-        "noria.work", "provider", Job, STEPS[State.ADMITTED].rows, 64,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.mode == Mode.TASK), (Job.run_at,),
-    ),
-    _Due(
-        "noria.work", "calls", Job, 1, 32,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN), Job.mode == Mode.CALL), (Job.run_at,),
-    ),
-    _Due(
-        "noria.work", "transfer", Job, STEPS[State.QUEUED].rows, 64,
-        text("jobs.state = 'queued' and jobs.mode = 'parent'"), (Job.run_at,),  # type: ignore[arg-type]
-    ),
-    _Due(
-        "noria.work", "transfer", Job, STEPS[State.GATHERING].rows, _GATHERS,
-        and_(_jobs_in(State.GATHERING), _gathers < _GATHERS_EACH), (Job.run_at,),
-    ),
-    # a batch's file may take minutes to upload, and its looks are no task queries
-    _Due(
-        "noria.work", "transfer", Job, 1, 16,
-        and_(_jobs_in(State.ADMITTED, State.SUBMITTING, State.UNCERTAIN, State.RUNNING), Job.mode == Mode.BATCH),
-        (Job.run_at,),
-    ),
-    _Due(
-        "noria.poll", "provider", Job, STEPS[State.RUNNING].rows, 3000,
-        and_(_jobs_in(State.RUNNING), Job.mode != Mode.BATCH), (Job.run_at,),
-    ),
-)  # fmt: skip
+
+def _due(group: Group) -> Iterator[_Due]:
+    """The claims of a group: one, or two where some of it is kept for what is urgent."""
+    modes, states = zip(*(key for key, wants in WORK.items() if wants.group is group), strict=True)
+    here = and_(_jobs_in(*dict.fromkeys(states)), _of_modes(*dict.fromkeys(modes)))
+    if group.per_project is not None:
+        here = and_(here, _gathers < group.per_project)
+    if group.urgent:
+        yield _Due(group, group.on_their_way, and_(here, _dies_soon), (Job.links_expire_at,))
+        yield _Due(group, group.on_their_way - group.urgent, and_(here, ~_dies_soon), (Job.links_expire_at,))
+    else:
+        yield _Due(group, group.on_their_way, here, (Job.run_at,))
+
+
+_WORK = tuple(due for group in dict.fromkeys(wants.group for wants in WORK.values()) for due in _due(group))
 
 
 def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None:
@@ -192,12 +169,12 @@ def _moment(now: Now) -> ColumnElement[datetime]:
 
 
 def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Message]:
-    claimed = claims.claim_due(connection, due.table, due.due, due.order, due.limit, now)
+    claimed = claims.claim_due(connection, Job, due.due, due.order, due.limit, now)
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
     alone = [claim for claim in crashed if not _stopped(connection, due, claim, now)]
-    for batch in (*_batches(healthy, due.rows), *((claim,) for claim in alone)):
-        yield Message(due.task, due.queue, tuple(batch))
+    for batch in (*_batches(healthy, due.group.rows), *((claim,) for claim in alone)):
+        yield Message(due.group.task, due.group.queue, tuple(batch))
 
 
 def _deliveries(connection: Connection, now: datetime) -> list[Message]:
@@ -217,7 +194,7 @@ def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
 
 def _stopped(connection: Connection, due: _Due, claim: Claim, now: datetime) -> bool:
     """Whether a row on which too many workers died is held now, for a person to look at; or over."""
-    if due.table is not Job or claim.crashes < timeouts.CRASHES:
+    if claim.crashes < timeouts.CRASHES:
         return False
     row = connection.execute(select(*Job.__table__.c).where(Job.id == claim.id)).mappings().one()
     job = Job.of(row)
@@ -251,7 +228,8 @@ def _do_duties(connection: Connection, now: datetime) -> list[Message]:
 
 def _sweep(connection: Connection, now: datetime) -> list[Message]:
     """The owners' rows are the truth of it, so the message may be lost, and is sent again."""
-    return [Message("noria.sweep", "provider", ())] if unowned.is_due(connection, now) else []
+    is_due = connection.execute(select(exists().where(Owner.sweep_at <= now))).scalar_one()
+    return [Message("noria.sweep", "provider", ())] if is_due else []
 
 
 def _forget_keys(connection: Connection, now: datetime) -> None:

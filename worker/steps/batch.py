@@ -7,20 +7,20 @@ answer was lost is found by that name. What it cost is read from its results as 
 
 from __future__ import annotations
 
-import uuid
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from worker import log, moves, storage, timeouts
-from worker.context import Clock, Context
+from worker.context import Clock, Context, Moves
 from worker.dashscope import bodies
 from worker.dashscope.batches import Batch
 from worker.dashscope.responses import Accepted, Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Request
 from worker.states import HeldFor, Move, State
+from worker.steps import create as creating
 from worker.steps.batch_bill import Bill
 from worker.tables import Job
 
@@ -35,13 +35,18 @@ _TOO_MANY = 429
 _log = log.get(__name__)
 
 
-def ready(ctx: Context, job: Job, request: Request, attempt_id: uuid.UUID) -> Request:
+def create(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """The create call of its file, which is uploaded first."""
+    yield from creating.made(ctx, job, clock, _WAY)
+
+
+def ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
     """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
     file_id = ctx.handover.lines(ctx.client(job), job)
-    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt_id)})
+    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt["id"])})
 
 
-def create(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
+def call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
     """The create call, once; its ends are those of any create."""
     asked = request.body
     ctx.handover.spent(job)
@@ -58,6 +63,21 @@ def accepted(job: Job, move: Move, now: datetime) -> Move:
     window = job.input["window"]
     span = timedelta(**{"days" if window.endswith("d") else "hours": int(window[:-1])})
     return replace(move, run_at=now + _LOOKS[0], columns={**move.columns, "deadline_at": now + span + timeouts.LINKS})
+
+
+def find(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """What became of a create whose answer was lost."""
+    yield found(ctx, job, clock)
+
+
+def look(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """A look at the batch."""
+    yield looked(ctx, job, clock)
+
+
+def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Its results in the bucket, and what they cost."""
+    yield copied(ctx, job, clock)
 
 
 def found(ctx: Context, job: Job, clock: Clock) -> Move:
@@ -111,8 +131,8 @@ def looked(ctx: Context, job: Job, clock: Clock) -> Move:
     return _failed(batch, now)
 
 
-def copy(ctx: Context, job: Job, clock: Clock) -> Move:
-    """Its results in the bucket, and what they cost."""
+def copied(ctx: Context, job: Job, clock: Clock) -> Move:
+    """The move that follows, once its results are in the bucket."""
     model, outputs = ctx.catalog.model(job.model), []
     bill = Bill(model)
     deadline = timeouts.copying(clock() - job.state_at).total_seconds()
@@ -227,3 +247,4 @@ def _again(job: Job, now: datetime) -> datetime:
 
 
 _LOOK = "look the batch up in the console of the account that made it"
+_WAY = creating.Way(ready, call, accepted)

@@ -13,19 +13,14 @@ from worker.context import Clock, Context, Moves
 from worker.dashscope.responses import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import KINDS, Source
-from worker.states import Mode, Move, State
-from worker.steps import batch, parent
+from worker.states import Move, State
 from worker.steps.finish import links_expire
 from worker.tables import Job
 
 
 def step(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Brings what was made into the bucket, whichever way it comes."""
-    if job.mode == Mode.PARENT:
-        yield from parent.assemble(ctx, job, clock)
-    elif job.mode == Mode.BATCH:
-        yield batch.copy(ctx, job, clock)
-    elif job.result is not None and not job.sources:
+    """Brings what was made into the bucket, links or words."""
+    if job.result is not None and not job.sources:
         yield _written(ctx, job, clock)
     else:
         yield from copy(ctx, job, clock)

@@ -1,21 +1,28 @@
-"""What becomes of a job by the answer to its create call: the move that follows, and what the attempt's row says."""
+"""The create call: made once, and what becomes of a job by its answer.
+
+`submitting` is on record before the call leaves, so whoever finds the row later knows that it may have been made. A
+provider batch goes the same way with calls of its own, which `batch` hands in.
+"""
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import text, timeouts
-from worker.context import Clock, Context
+from worker import moves, text, timeouts
+from worker.catalog import Model, Usage
+from worker.context import Clock, Context, Moves
 from worker.dashscope import errors, responses
 from worker.dashscope.errors import Scope, Verdict
-from worker.dashscope.responses import Accepted, Refused, TaskSeen
+from worker.dashscope.responses import Accepted, Refused, ServerTrouble, TaskSeen
 from worker.dashscope.uploads import FileRefused
-from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound
+from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
+from worker.kinds import KINDS, Request
 from worker.lanes import query_budget, tokens
-from worker.states import Move, State
+from worker.states import Mode, Move, State
 from worker.steps import finish
 from worker.tables import Job
 
@@ -30,6 +37,60 @@ _PAUSES = {
     Scope.ALLOCATION: timedelta(seconds=30),
     Scope.CAPACITY: timedelta(seconds=30),
 }
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a create goes.
+
+    `ready` (ctx, job, request, attempt) → the request as it can be sent; nothing is made by that
+    `call`  (ctx, job, request) → the answer
+    `taken` (job, move, now) → the move of an accepted call, with this way's own times
+    """
+
+    ready: Callable[[Context, Job, Request, dict[str, Any]], Request]
+    call: Callable[[Context, Job, Request], Accepted | Refused]
+    taken: Callable[[Job, Move, datetime], Move]
+
+
+def step(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """Makes the create call, once, and tells what came of it."""
+    yield from made(ctx, job, clock, _WAY)
+
+
+def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
+    """The same, in a way that is handed in."""
+    if job.cancel_requested:
+        yield moves.canceled(job)
+        return
+    model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
+    wanted = kind.input.model_validate(job.input)
+    request = kind.request(model, job.region or "", wanted)
+    said = attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
+    try:
+        request = way.ready(ctx, job, request, said)
+    except NoriaError as trouble:
+        yield not_ready(job, trouble, clock)
+        return
+    job = yield Move(State.SUBMITTING, attempt=said)
+    if job.state != State.SUBMITTING:  # the lane makes it wait, or it was canceled
+        return
+    sent_at = job.submitted_at or clock()
+    clock.wait_until(sent_at)
+    if clock() > sent_at + timeouts.SEND:
+        # The process was stopped here. Others may have proved by now that nothing was made, and made the call again.
+        yield again(job, clock, "not sent: the worker woke too late for it", {})
+        return
+    yield _called(ctx, job, request, way, clock)
+
+
+def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """The worker that made the call is gone, and its answer with it, unless it is on the attempt's row.
+
+    Or it lives, and the database was away: then the answer comes in a moment.
+    """
+    why = "the worker stopped while the create call was out"
+    yield Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
 
 
 def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
@@ -172,3 +233,41 @@ def _until(row: errors.Row, refused: Refused, now: datetime) -> datetime:
         return tokens.renewal(now)
     pause = _PAUSES.get(row.scope, timeouts.PROBE) if row.scope else timeouts.PROBE
     return now + max(timeouts.spread(pause), timedelta(seconds=refused.retry_after or 0))
+
+
+def _tokens(model: Model, estimate: Usage) -> int | None:
+    """What the call books of its lane's tokens; no call reads and writes more than the model's window."""
+    most = finish.tokens(estimate)
+    return most if most is None or model.context is None else min(most, model.context)
+
+
+def _ready(ctx: Context, job: Job, request: Request, _: dict[str, Any]) -> Request:
+    """The request with what the provider can follow in place of our keys; nothing is made by that."""
+    return ctx.handover.request(ctx.client(job), job, request)
+
+
+def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
+    deadline = timeouts.CALL if job.mode == Mode.CALL else timeouts.CREATE
+    return ctx.client(job).create(request, deadline.total_seconds())
+
+
+def _called(ctx: Context, job: Job, request: Request, way: Way, clock: Clock) -> Move:
+    """The create call, and what its end means."""
+    try:
+        answer = way.call(ctx, job, request)
+    except NotSent as error:
+        return again(job, clock, f"not sent: {error}", {"message": str(error)})
+    except ServerTrouble as error:
+        return unknown(ctx, job, error, asdict(error.refused), clock)
+    except Ambiguous as error:
+        return unknown(ctx, job, error, {"request_id": error.request_id}, clock)
+    if isinstance(answer, Refused):
+        return refused(ctx, job, answer, clock)
+    return way.taken(job, accepted(ctx, job, answer, clock), clock())
+
+
+def _as_it_is(_: Job, move: Move, __: datetime) -> Move:
+    return move
+
+
+_WAY = Way(_ready, _call, _as_it_is)

@@ -33,7 +33,7 @@ from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
 from worker.kinds import KINDS
 from worker.states import HeldFor, Mode, Move, State
-from worker.steps import task_list
+from worker.steps import create, finish, task_list
 from worker.steps.task_list import REACH, Asked
 from worker.tables import Attempt, Job
 
@@ -61,6 +61,18 @@ class _Listing:
 
     rows: tuple[Listed, ...]
     proves_absence: bool
+
+
+def step(ctx: Context, job: Job, clock: Clock) -> Moves:
+    """What became of the call, unless its answer is on record with the result in it, or it is cheap to make again."""
+    attempt = ctx.answer_of(job)
+    if attempt is not None and attempt.outcome == "accepted" and attempt.output and not attempt.task_id:
+        made = TaskSeen("SUCCEEDED", attempt.output["output"], {}, attempt.request_id, attempt.output)
+        yield finish.succeeded(ctx, job, made, clock, {})
+    elif ctx.catalog.model(job.model).repeatable:
+        yield create.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
+    else:
+        yield from reconcile(ctx, job, clock)
 
 
 def reconcile(ctx: Context, job: Job, clock: Clock) -> Moves:

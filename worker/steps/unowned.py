@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import log, money
@@ -42,11 +42,6 @@ class Found:
 
     tasks: int
     micros: int
-
-
-def is_due(connection: Connection, now: datetime) -> bool:
-    """Whether any account is to be looked through."""
-    return bool(connection.execute(select(exists().where(Owner.sweep_at <= now))).scalar_one())
 
 
 def sweep(ctx: Context) -> Found:
