@@ -9,9 +9,9 @@
 3. `held`, the guard of every write: the row as long as nobody has claimed it since. A worker that woke late writes
    nothing.
 
-Only a lease that lapses while `taken` is a crash, and none when its worker lives and says so (`let_go`), as it does
-when the database was away. There is no reaper, no heartbeat, no lock table, and nobody but
-the holder writes `run_at` unless `claimed` is null.
+Only a lease that lapses while `taken` is a crash. A worker that lives takes its own back (`let_go`): it could not write
+while the database was away. There is no reaper, no heartbeat, no lock table, and nobody but the holder writes `run_at`
+unless `claimed` is null.
 """
 
 from __future__ import annotations
