@@ -194,7 +194,7 @@ def test_many_looks_are_one_list_call(play: Stage) -> None:
 
 
 def test_only_what_the_list_does_not_show_as_running_is_looked_at_singly(play: Stage) -> None:
-    play.sandbox.fault(where="create", what="task_runs", after_ms=50, prompt_contains="clip 7")
+    play.sandbox.fault(where="create", what="task_runs", after_ms=0, prompt_contains="clip 7")
     submitted = at_work(play, 12)
     before = calls(play.sandbox)
 
