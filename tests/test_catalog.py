@@ -29,7 +29,6 @@ families:
       prompt_limit: 10
       durations: [5]
       default: {duration: 5}
-      usage: short
       run_seconds: {early: 1, median: 2, late: 3}
       regions:
         here:
@@ -465,7 +464,7 @@ def test_the_default_is_the_cheapest_tier() -> None:
     [
         ("prompt_limit: 10", "promt_limit: 10", "one: promt_limit: Extra inputs"),
         ("prompt_limit: 10", "path: /services/y", "path is written twice"),
-        ("usage: short", "", "one: : Value error, usage: nothing is said of it"),
+        ("prompt_limit: 10", "", "one: : Value error, prompt_limit: is missing"),
         ("one: {}", "one: {durationss: [5]}", "one: durationss: Extra inputs"),
         ("default: {duration: 5}", "default: {duration: 6}", "one: : Value error, default duration: 6"),
         ("default: {duration: 5}", "default: {}", "no default for duration"),

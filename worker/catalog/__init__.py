@@ -25,19 +25,19 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from worker.catalog.offers import (
+from worker.catalog.models import (
     Entry,
     Model,
     ModelInRegion,
+    Price,
     Protocol,
     RunSeconds,
     Sizes,
     Surface,
     Thinking,
-    UsageShape,
+    Usage,
     Variant,
 )
-from worker.catalog.prices import Price, Usage
 from worker.errors import Fault, InvalidInput
 from worker.states import Mode
 
@@ -54,7 +54,6 @@ __all__ = [
     "Thinking",
     "UnknownModel",
     "Usage",
-    "UsageShape",
     "Variant",
     "load",
     "parse",
@@ -80,10 +79,10 @@ class Catalog:
     """All models, in the file's order."""
 
     def __init__(
-        self, models: Iterable[Model], tiers: Mapping[str, Iterable[str]], defaults: Mapping[str, str] | None = None
+        self, models: Iterable[Model], tiers: Mapping[str, str], defaults: Mapping[str, str] | None = None
     ) -> None:
         self.every = tuple(models)  # the variants among them: each has lanes of its own
-        self._tiers = {size: tier for tier, sizes in tiers.items() for size in sizes}
+        self._tiers = tiers
         self._named: dict[str, Model] = {}
         for model in self.every:
             self._claim(model)
@@ -188,10 +187,9 @@ def parse(text: str) -> Catalog:
         content = _File.model_validate(_Loader(text).get_single_data())
     except (ValidationError, yaml.YAMLError) as error:
         raise CatalogError(str(error)) from None
-    models = [model for family in content.families for model in _members(family)]
-    return Catalog(
-        [*models, *(other for model in models for other in _variants(model))], content.tiers, content.defaults
-    )
+    tiers = {size: tier for tier, sizes in content.tiers.items() for size in sizes}
+    models = [model for family in content.families for model in _members(family, tiers)]
+    return Catalog([*models, *(other for model in models for other in _variants(model))], tiers, content.defaults)
 
 
 @cache
@@ -200,9 +198,10 @@ def load() -> Catalog:
     return parse(_FILE.read_text(encoding="utf-8"))
 
 
-def _members(family: _Family) -> Iterator[Model]:
+def _members(family: _Family, tiers: Mapping[str, str]) -> Iterator[Model]:
+    of_all = {"family": family.family, "source": family.source, "size_tiers": tiers}
     for name, own in family.models.items():
-        entry = {**family.shared, **own, "id": name, "family": family.family, "source": family.source}
+        entry = {**family.shared, **own, "id": name, **of_all}
         default = {**family.shared.get("default", {}), **own.get("default", {})}
         entry["default"] = {key: value for key, value in default.items() if value is not None}
         entry["regions"] = {place: {"id": name, **there} for place, there in entry.get("regions", {}).items()}
