@@ -470,7 +470,7 @@ def test_the_default_is_the_cheapest_tier() -> None:
         ("default: {duration: 5}", "default: {}", "no default for duration"),
         ("default: {duration: 5}", "default: {duration: 5, ratio: 1}", "default ratio: 1"),
         ("aliases: [deux]", "aliases: [ONE]", "two: ONE is a name of one already"),
-        ("one: {}", "one: {}\n      one: {}", "line 26: one is written twice"),
+        ("one: {}", "one: {}\n      one: {}", "line 25: one is written twice"),
         ("unit: tokens", "unit: 5", "prices.3.unit"),
         ("as_of: 2026-01-01", "as_of: yesterday", "as_of"),
         ("tiers:", "tears:", "tears"),

@@ -26,6 +26,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from worker.catalog.models import (
+    MICRO,
     Entry,
     Model,
     ModelInRegion,
@@ -42,6 +43,7 @@ from worker.errors import Fault, InvalidInput
 from worker.states import Mode
 
 __all__ = [
+    "MICRO",
     "Catalog",
     "CatalogError",
     "Model",
@@ -119,11 +121,10 @@ class Catalog:
         """The id of the model for a kind, or a part of its work, when nobody names one; None: it must be named."""
         return self._defaults.get(work)
 
-    def warnings(self, kind: str, model: str | None, wanted: Mapping[str, Any]) -> list[Fault]:
-        """What is taken though it may have ended: models of a submission that others report as retired."""
-        named = {"/model": model or self.default(kind), "/input/reduce_model": wanted.get("reduce_model")}
-        found = {pointer: self._named.get(str(name).strip().lower()) for pointer, name in named.items()}
-        return [Fault(pointer, "retired_model", each.end) for pointer, each in found.items() if each and each.end]
+    def end(self, name: str) -> str | None:
+        """When the model of this name was retired and what to take instead; None: it was not, or there is none."""
+        found = self._named.get(name.strip().lower())
+        return found.end if found else None
 
     def tier(self, size: str) -> str | None:
         """The tier that a video of this size is billed in ("720P"); None for a size of no tier."""
