@@ -29,7 +29,6 @@ families:
       prompt_limit: 10
       durations: [5]
       default: {duration: 5}
-      usage: short
       run_seconds: {early: 1, median: 2, late: 3}
       regions:
         here:
@@ -465,13 +464,13 @@ def test_the_default_is_the_cheapest_tier() -> None:
     [
         ("prompt_limit: 10", "promt_limit: 10", "one: promt_limit: Extra inputs"),
         ("prompt_limit: 10", "path: /services/y", "path is written twice"),
-        ("usage: short", "", "one: : Value error, usage: nothing is said of it"),
+        ("prompt_limit: 10", "", "one: : Value error, prompt_limit: is missing"),
         ("one: {}", "one: {durationss: [5]}", "one: durationss: Extra inputs"),
         ("default: {duration: 5}", "default: {duration: 6}", "one: : Value error, default duration: 6"),
         ("default: {duration: 5}", "default: {}", "no default for duration"),
         ("default: {duration: 5}", "default: {duration: 5, ratio: 1}", "default ratio: 1"),
         ("aliases: [deux]", "aliases: [ONE]", "two: ONE is a name of one already"),
-        ("one: {}", "one: {}\n      one: {}", "line 26: one is written twice"),
+        ("one: {}", "one: {}\n      one: {}", "line 25: one is written twice"),
         ("unit: tokens", "unit: 5", "prices.3.unit"),
         ("as_of: 2026-01-01", "as_of: yesterday", "as_of"),
         ("tiers:", "tears:", "tears"),

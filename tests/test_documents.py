@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader, PdfWriter
+from worker.kinds.json_answers import Unfitting
 
 from worker.kinds import json_answers
-from worker.kinds.json_answers import Unfitting
 from worker.kinds.reading import child, decoding, extract
 from worker.kinds.summary import chunks, documents
 from worker.kinds.summary.documents import Unreadable

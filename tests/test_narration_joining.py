@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examined
 from hypothesis import strategies as st
+from worker.kinds.speech.subtitles import Line
+from worker.kinds.speech.wav_files import BadSound, Format
 
 from worker import catalog
 from worker.kinds import speech
 from worker.kinds.kind import Ended, Expansion, Found, Parent, Piece, Stored, Unfit
 from worker.kinds.speech import mp3, narration, subtitles, wav_files
-from worker.kinds.speech.subtitles import Line
-from worker.kinds.speech.wav_files import BadSound, Format
 from worker.settings import Settings
 
 MODEL = catalog.load().model("qwen3-tts-flash")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from test_documents import pdf
+from worker.kinds.summary.lines import Part
 
 from worker import catalog
 from worker.egress import NotAllowed, TooLarge
@@ -20,7 +21,6 @@ from worker.errors import Ambiguous, Fault, InvalidInput, NotFound
 from worker.kinds import KINDS, summary
 from worker.kinds.kind import Child, Ended, Expansion, FanOut, Found, Parent, Stored
 from worker.kinds.summary import lines, modes, rounds
-from worker.kinds.summary.lines import Part
 from worker.settings import Settings
 
 MODEL, REDUCE, COMPATIBLE = "qwen-flash", "qwen-plus", "qwen3.5-plus"

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worker.kinds.json_answers import Unfitting
 
 from worker import catalog
 from worker.catalog import Surface, Variant
 from worker.errors import Fault, InvalidInput
 from worker.kinds import Request, json_answers, text
-from worker.kinds.json_answers import Unfitting
 from worker.kinds.text import Conversation
 
 TODAY = date(2026, 11, 21)

@@ -155,7 +155,7 @@ def _paid(books: Books, *, is_async: bool) -> Iterator[dict[str, Any]]:
 def _asked(row: Any) -> str:
     """The words of a job, as the sandbox reads them from its call."""
     if row.kind == chats.NAME:
-        return orders.prompt_of({"input": {"messages": chats.said(chats.Conversation.model_validate(row.input))}})
+        return orders.prompt_of({"input": {"messages": chats.messages(chats.Conversation.model_validate(row.input))}})
     return str(row.input.get("prompt") or row.input.get("text") or "")
 
 

@@ -25,23 +25,25 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from worker.catalog.offers import (
+from worker.catalog.models import (
+    MICRO,
     Entry,
     Model,
     ModelInRegion,
+    Price,
     Protocol,
     RunSeconds,
     Sizes,
     Surface,
     Thinking,
-    UsageShape,
+    Usage,
     Variant,
 )
-from worker.catalog.prices import Price, Usage
 from worker.errors import Fault, InvalidInput
 from worker.states import Mode
 
 __all__ = [
+    "MICRO",
     "Catalog",
     "CatalogError",
     "Model",
@@ -54,7 +56,6 @@ __all__ = [
     "Thinking",
     "UnknownModel",
     "Usage",
-    "UsageShape",
     "Variant",
     "load",
     "parse",
@@ -80,10 +81,10 @@ class Catalog:
     """All models, in the file's order."""
 
     def __init__(
-        self, models: Iterable[Model], tiers: Mapping[str, Iterable[str]], defaults: Mapping[str, str] | None = None
+        self, models: Iterable[Model], tiers: Mapping[str, str], defaults: Mapping[str, str] | None = None
     ) -> None:
         self.every = tuple(models)  # the variants among them: each has lanes of its own
-        self._tiers = {size: tier for tier, sizes in tiers.items() for size in sizes}
+        self._tiers = tiers
         self._named: dict[str, Model] = {}
         for model in self.every:
             self._claim(model)
@@ -120,11 +121,10 @@ class Catalog:
         """The id of the model for a kind, or a part of its work, when nobody names one; None: it must be named."""
         return self._defaults.get(work)
 
-    def warnings(self, kind: str, model: str | None, wanted: Mapping[str, Any]) -> list[Fault]:
-        """What is taken though it may have ended: models of a submission that others report as retired."""
-        named = {"/model": model or self.default(kind), "/input/reduce_model": wanted.get("reduce_model")}
-        found = {pointer: self._named.get(str(name).strip().lower()) for pointer, name in named.items()}
-        return [Fault(pointer, "retired_model", each.end) for pointer, each in found.items() if each and each.end]
+    def end(self, name: str) -> str | None:
+        """When the model of this name was retired and what to take instead; None: it was not, or there is none."""
+        found = self._named.get(name.strip().lower())
+        return found.end if found else None
 
     def tier(self, size: str) -> str | None:
         """The tier that a video of this size is billed in ("720P"); None for a size of no tier."""
@@ -188,10 +188,9 @@ def parse(text: str) -> Catalog:
         content = _File.model_validate(_Loader(text).get_single_data())
     except (ValidationError, yaml.YAMLError) as error:
         raise CatalogError(str(error)) from None
-    models = [model for family in content.families for model in _members(family)]
-    return Catalog(
-        [*models, *(other for model in models for other in _variants(model))], content.tiers, content.defaults
-    )
+    tiers = {size: tier for tier, sizes in content.tiers.items() for size in sizes}
+    models = [model for family in content.families for model in _members(family, tiers)]
+    return Catalog([*models, *(other for model in models for other in _variants(model))], tiers, content.defaults)
 
 
 @cache
@@ -200,9 +199,10 @@ def load() -> Catalog:
     return parse(_FILE.read_text(encoding="utf-8"))
 
 
-def _members(family: _Family) -> Iterator[Model]:
+def _members(family: _Family, tiers: Mapping[str, str]) -> Iterator[Model]:
+    of_all = {"family": family.family, "source": family.source, "size_tiers": tiers}
     for name, own in family.models.items():
-        entry = {**family.shared, **own, "id": name, "family": family.family, "source": family.source}
+        entry = {**family.shared, **own, "id": name, **of_all}
         default = {**family.shared.get("default", {}), **own.get("default", {})}
         entry["default"] = {key: value for key, value in default.items() if value is not None}
         entry["regions"] = {place: {"id": name, **there} for place, there in entry.get("regions", {}).items()}

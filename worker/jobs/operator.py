@@ -22,7 +22,6 @@ from worker.context import Context
 from worker.dashscope.responses import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure, NotTold
 from worker.jobs import verdicts
-from worker.kinds import KINDS
 from worker.states import TERMINAL, HeldFor, Mode, Move, State
 from worker.steps import batch, find, task_list
 from worker.steps.task_list import Asked
@@ -205,7 +204,7 @@ def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
         raise NotTold(f"the task could not be looked at: {error}") from error
     if not isinstance(seen, TaskSeen):
         raise NotTold(f"the task could not be looked at: HTTP {seen.http_status} {seen.code}")
-    asked, echoed = find.asked(job.kind, job.input), KINDS[job.kind].echoed(seen.body)
+    asked, echoed = find.asked(ctx, job.kind, job.model, job.input), find.repeated(ctx, job, seen.body)
     differ = find.differences(asked, echoed)
     return differ if differ or "orig_prompt" in echoed else None
 

@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, document, inputs, money, moves, text
+from worker import claims, document, inputs, kinds, money, moves, text
 from worker.catalog import Catalog, Model
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
-from worker.kinds import OFFERED, Kind
+from worker.kinds import OFFERED, Kind, ParentKind
 from worker.lanes import fair_queue
 from worker.money import estimates
 from worker.moves import children
@@ -83,17 +83,17 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault."""
     kind, model = _kind_and_model(catalog, submission)
     regions = estimates.regions(settings, model)
-    checked = kind.check(model, submission.input, None)  # any of the regions: admission finds one with room
-    if variant := catalog.variant(model.id, getattr(checked, "mode", None)):
+    checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
+    if variant := catalog.variant(model.id, kind.variant(checked)):
         estimates.regions(settings, variant)
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,
         model=model.id,
-        mode=Mode.PARENT if kind.fan_out else model.mode,
+        mode=Mode.PARENT if isinstance(kind, ParentKind) else model.mode,
         input=checked.model_dump(mode="json", exclude_none=True),
         estimate=estimates.dearest(model, usage, regions, on.date()),
-        warnings=catalog.warnings(kind.name, model.id, submission.input),
+        warnings=kinds.warnings(catalog, kind.name, model.id, submission.input),
     )
 
 

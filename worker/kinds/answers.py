@@ -1,110 +1,86 @@
-"""What a finished task or call says: links, failed parts, and what is billed.
+"""What the provider answers, read leniently: counts, links and objects, and JSON that a model wrote.
 
-Answers differ by model and by year, so all of it is read leniently: a number may be a string, a field may be missing
-or of another type. Where the answer is silent about what is billed, the request's own numbers stand in for it.
+Answers differ by model and by year: a number may be a string, a field may be missing or of another type.
+
+A JSON schema that a user gives is a program of its author's, so validation is bounded: it fetches nothing and ends
+after so many steps. Its regular expressions are told to the model but never run, since one of them can take forever.
+What depends on them is not checked either: which properties are additional beside `patternProperties`, and which are
+unevaluated.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, TypeGuard
 
-from pydantic import BaseModel
+import referencing
+from jsonschema import Draft202012Validator, ValidationError, validators
 
-from worker import catalog
-from worker.catalog import Usage
-from worker.kinds import fields
-from worker.kinds.kind import Source
+from worker import text
+from worker.errors import NoriaError
+from worker.kinds import reading
 
-_LINKS = ("video_url", "url", "image")
-_NUMBER_LIMIT = 2**63
+SCHEMA_LIMIT = 20_000  # characters
+
 _COUNT_LIMIT = 10**9  # of anything that one call uses: its price, and the sum of a batch's lines, fit into a bigint
-_WORD_LIMIT = 200  # characters; longer texts are no measure of use
 _TOKENS = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens"),
     "cached_tokens": ("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
     "reasoning_tokens": ("output_tokens_details.reasoning_tokens", "completion_tokens_details.reasoning_tokens"),
 }
-_TIER = re.compile(r"(\d{3,4})P?", re.IGNORECASE)
+
+_SECONDS = 10.0  # of the clock, to mend an answer
+_FENCED = re.compile(r"\s*```(?:json)?\s([^`]*)```\s*")
+_STEPS = 100_000  # keywords applied to values in one validation
+_TOLD = 3  # faults that an answer is told of
+_ANY = "Answer with one JSON object and nothing else."
+
+_Check = Callable[[Any, Any, Any, Mapping[str, Any]], Any]
 
 
-def sources(output: Mapping[str, Any], role: str, extension: str) -> tuple[Source, ...]:
-    """Every link in the `output` of a finished task or call, in its order; parts that failed have none."""
-    links = (part.get(name) for part in _parts(output) for name in _LINKS)
-    found = dict.fromkeys(link for link in links if isinstance(link, str) and link.startswith(("http://", "https://")))
-    return tuple(Source(link, role, extension) for link in found)
+class Unfitting(NoriaError):
+    """The answer is no JSON, or not what the schema asks for; the message says what is wrong with it."""
+
+    code = "answer_unfitting"
 
 
-def failures(output: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Code and message of each part that failed in a task that succeeded as a whole."""
-    failed = (part for part in _list(output.get("results")) if isinstance(part, Mapping) and part.get("code"))
-    return tuple({"code": part["code"], "message": part.get("message")} for part in failed)
+class _Endless(Exception):
+    """A validation took too many steps."""
 
 
-def video_usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
-    """Seconds and tier: `duration` else `video_duration`, `SR` else the size, else what was asked for."""
-    asked = video_asked(wanted)
-    said = mapping(answer.get("usage"))
-    seconds = number(said.get("duration")) or number(said.get("video_duration"))
-    sizes = (said.get(name) for name in ("SR", "size", "video_ratio"))
-    tier = next(filter(None, map(_tier, sizes)), None)
-    audio = said.get("audio") if isinstance(said.get("audio"), bool) else None
-    return _settled(said, asked, {"seconds": seconds, "tier": tier, "audio": audio})
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is an object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
-def video_asked(wanted: BaseModel) -> dict[str, Any]:
-    """Seconds and tier as they were asked for, and whether with sound where that is a choice."""
-    asked = wanted.model_dump(exclude_none=True)
-    tier = asked.get("resolution") or catalog.load().tier(asked.get("size", ""))
-    return _known({"seconds": asked.get("duration"), "tier": tier, "audio": asked.get("audio")})
+def items(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
 
 
-def image_usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
-    """Pictures: `image_count` (of qwen-image-3.0 `output_image_count`), else links, else as many as were asked for."""
-    said = mapping(answer.get("usage"))
-    told = number(said.get("image_count")) or number(said.get("output_image_count"))
-    links = len(sources(mapping(answer.get("output")), "image", "png"))
-    return _settled(said, image_asked(wanted), {"images": told or links or None})
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def image_asked(wanted: BaseModel) -> dict[str, Any]:
-    """Pictures as they were asked for, and what else moves their price."""
-    asked = wanted.model_dump(exclude_none=True)
-    return _known({"images": asked.get("n"), "prompt_extend": asked.get("prompt_extend")})
+def is_link(value: Any) -> TypeGuard[str]:
+    """Whether it is a link that can be fetched."""
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
 
 
-def video_echoed(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What the provider repeats of a clip's request, as far as it does."""
-    said = mapping(answer.get("usage"))
-    sizes = [said.get(name) for name in ("SR", "size", "video_ratio")]
-    size = next((size for size in sizes if isinstance(size, str) and catalog.load().tier(size)), None)
-    return _known(
-        {
-            "orig_prompt": _prompt(answer),
-            "duration": number(said.get("output_video_duration"))
-            or number(said.get("duration") or said.get("video_duration")),
-            "tier": next(filter(None, map(_tier, sizes)), None),
-            "size": size,
-        }
-    )
-
-
-def image_echoed(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What the provider repeats of a picture's request, as far as it does."""
-    metrics = mapping(mapping(answer.get("output")).get("task_metrics"))
-    return _known({"orig_prompt": _prompt(answer), "n": number(metrics.get("TOTAL"))})
-
-
-def tokens(said: Mapping[str, Any]) -> dict[str, Any]:
+def tokens(counted: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens by what they were for, in the native interface's words or OpenAI's; only those that were told."""
-    return _known({name: _first(said, paths) for name, paths in _TOKENS.items()})
+    return known({name: _first(counted, paths) for name, paths in _TOKENS.items()})
 
 
 def choice(output: Mapping[str, Any]) -> Mapping[str, Any]:
     """The first answer of a conversation; empty when there is none."""
-    return next(map(mapping, _list(output.get("choices"))), {})
+    return next(map(mapping, items(output.get("choices"))), {})
 
 
 def number(value: Any) -> int | float | None:
@@ -115,59 +91,157 @@ def number(value: Any) -> int | float | None:
         real = float(value)
     except (ValueError, OverflowError):
         return None
-    if not 0 < real < _COUNT_LIMIT:  # which no NaN is
+    if not 0 < real < _COUNT_LIMIT:  # False for NaN
         return None
     return int(real) if real.is_integer() else real
 
 
-def _settled(said: Mapping[str, Any], asked: Mapping[str, Any], billed: Mapping[str, Any]) -> Usage:
-    kept = {name: value for name, value in said.items() if fields.is_storable(name) and _is_plain(value)}
-    return Usage({**kept, **asked, **_known(billed)})
+def storable(value: Any) -> Any:
+    """JSON that others wrote, as Postgres takes it: texts cleaned at any depth, NaN and Infinity as None."""
+    match value:
+        case str():
+            return text.storable(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {storable(name): storable(each) for name, each in value.items()}
+        case list() | tuple():
+            return [storable(each) for each in value]
+        case _:
+            return value
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be kept as JSON by the database."""
-    is_number = isinstance(value, int | float) and abs(value) < _NUMBER_LIMIT  # which no NaN is
-    return is_number or (isinstance(value, str) and len(value) <= _WORD_LIMIT and fields.is_storable(value))
+def schema_fault(schema: Mapping[str, Any]) -> str | None:
+    """What is wrong with a user's schema; None: nothing."""
+    try:
+        if len(json.dumps(schema, ensure_ascii=False, allow_nan=False)) > SCHEMA_LIMIT:
+            return f"is a schema of more than {SCHEMA_LIMIT:,} characters"
+        Draft202012Validator.check_schema(schema)
+    except Exception as error:  # noqa: BLE001 - whatever a user's schema raises is told to its author
+        return f"is no JSON schema: {_reason(error)}"
+    return None
 
 
-def _first(said: Mapping[str, Any], paths: Iterable[str]) -> int | float | None:
+def instruction(wanted: str | Mapping[str, Any] | None, asked: str) -> str | None:
+    """What the model must be told of the answer's form; None: nothing.
+
+    JSON mode requires the word JSON in the messages (Alibaba docs, 'Structured output').
+    """
+    if isinstance(wanted, Mapping):
+        return f"{_ANY} It fits this JSON schema:\n{json.dumps(wanted, ensure_ascii=False)}"
+    return _ANY if wanted == "json" and "json" not in asked.lower() else None
+
+
+def parsed_json(content: str, schema: Mapping[str, Any] | None) -> Any:
+    """The JSON value in an answer, repaired if need be and fit to be stored; raises Unfitting."""
+    value = _kept(_value(content))
+    if schema is not None and (faults := list(_faults(value, schema))):
+        raise Unfitting("; ".join(faults))
+    return value
+
+
+def _first(counted: Mapping[str, Any], paths: Iterable[str]) -> int | float | None:
     """The first number above zero at one of the paths, each a name or a name within a named object."""
-    return next(filter(None, (number(_at(said, path)) for path in paths)), None)
+    return next(filter(None, (number(_at(counted, path)) for path in paths)), None)
 
 
-def _at(said: Mapping[str, Any], path: str) -> Any:
+def _at(counted: Mapping[str, Any], path: str) -> Any:
     outer, _, inner = path.partition(".")
-    return mapping(said.get(outer)).get(inner) if inner else said.get(outer)
+    return mapping(counted.get(outer)).get(inner) if inner else counted.get(outer)
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _value(content: str) -> Any:
+    """Parsed strictly if possible; else repaired in a process of its own, since the time grows with the square."""
+    fenced = _FENCED.fullmatch(content)
+    try:
+        return json.loads(fenced[1] if fenced else content)
+    except (ValueError, RecursionError):
+        pass
+    return json.loads(_mended(content))
 
 
-def _tier(value: Any) -> str | None:
-    digits = _TIER.fullmatch(str(number(value) or value))
-    return f"{digits[1]}P" if digits else catalog.load().tier(str(value))
+@lru_cache(maxsize=256)  # a parent reads its children's answers again in each step
+def _mended(content: str) -> str:
+    try:
+        answer = reading.run("json", content.encode(errors="replace"), len(content), _SECONDS)
+    except reading.Exhausted:
+        raise Unfitting("the answer is no JSON, and takes too long to be mended") from None
+    if "json" not in answer:
+        raise Unfitting("the answer is no JSON")
+    return str(answer["json"])
 
 
-def _prompt(answer: Mapping[str, Any]) -> str | None:
-    prompts = (part.get("orig_prompt") for part in _parts(mapping(answer.get("output"))))
-    return next((prompt for prompt in prompts if isinstance(prompt, str)), None)
+def _kept(value: Any) -> Any:
+    """The value as the database takes it; NaN and Infinity, which Python reads and JSON lacks, are refused."""
+    try:
+        json.dumps(value, allow_nan=False)
+        return storable(value)
+    except (ValueError, RecursionError) as error:
+        raise Unfitting(f"the answer is no JSON: {_reason(error)}") from None
 
 
-def _parts(output: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The output itself, its results (a list, or for some models one object), and the contents of its messages."""
-    yield output
-    yield mapping(output.get("results"))
-    yield from map(mapping, _list(output.get("results")))
-    for choice in _list(output.get("choices")):
-        yield from map(mapping, _list(mapping(mapping(choice).get("message")).get("content")))
+def _faults(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        for error, _ in zip(_validator(schema).iter_errors(value), range(_TOLD), strict=False):
+            yield _worded(error)
+    except Exception as error:  # noqa: BLE001 - a reference to what is no schema can raise anything
+        yield f"the schema cannot be followed: {type(error).__name__}"
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is an object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
+def _worded(error: ValidationError) -> str:
+    place = "/".join(map(str, error.absolute_path))
+    return f"{place or 'the answer'}: {error.message[:300]}"
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _reason(error: Exception) -> str:
+    return "it is too deep" if isinstance(error, RecursionError) else str(getattr(error, "message", error))[:300]
+
+
+def _validator(schema: Mapping[str, Any]) -> Draft202012Validator:
+    steps = iter(range(_STEPS))
+    checks: dict[str, _Check] = {**Draft202012Validator.VALIDATORS, **_OURS}
+    if "patternProperties" in json.dumps(schema):
+        checks["unevaluatedProperties"] = _unchecked
+    bounded = {name: _counted(check, steps) for name, check in checks.items()}
+    made: type[Draft202012Validator] = validators.extend(Draft202012Validator, bounded)  # type: ignore[no-untyped-call]
+    made.evolve = _evolved  # type: ignore[method-assign,assignment]
+    return made(schema, registry=referencing.Registry())  # which, unlike the default one, fetches nothing
+
+
+def _counted(check: _Check, steps: Iterator[int]) -> _Check:
+    def counted(validator: Any, wanted: Any, instance: Any, schema: Mapping[str, Any]) -> Any:
+        if next(steps, None) is None:
+            raise _Endless
+        return check(validator, wanted, instance, schema)
+
+    return counted
+
+
+def _evolved(validator: Any, **changes: Any) -> Any:
+    """The validator of a part of the schema, with the same bounds, which the library's own way would drop."""
+    kept = {"schema": validator.schema, "_resolver": validator._resolver}  # noqa: SLF001 - as the library's own does
+    return type(validator)(**{**kept, **changes})
+
+
+def _unchecked(*_: Any) -> Iterator[ValidationError]:
+    return iter(())
+
+
+def _additional(validator: Any, wanted: Any, instance: Any, schema: Mapping[str, Any]) -> Any:
+    check = _unchecked if "patternProperties" in schema else Draft202012Validator.VALIDATORS["additionalProperties"]
+    return check(validator, wanted, instance, schema)
+
+
+def _unique(_validator: Any, wanted: Any, instance: Any, _schema: Any) -> Iterator[ValidationError]:
+    """Items are compared by their text: the library compares each with each, in quadratic time."""
+    items = instance if wanted and isinstance(instance, list) else []
+    if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
+        yield ValidationError("has the same item twice")
+
+
+_OURS: dict[str, _Check] = {
+    "pattern": _unchecked,
+    "patternProperties": _unchecked,
+    "additionalProperties": _additional,
+    "uniqueItems": _unique,
+}

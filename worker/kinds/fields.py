@@ -1,67 +1,61 @@
-"""The types of the inputs' fields: text that can be stored, links that can be followed, sizes as people write them.
+"""What users send: the types of fields, and whether an input fits its model, before anything is paid for.
 
-Where the provider takes a link to a picture or to sound, we take the key of an object in our bucket too;
-`worker/inputs` knows whether there is such a one.
+The rules read the catalog and know no model by name. Where the provider takes a link to a picture or to sound, we take
+the key of an object in our bucket too; `worker/inputs` looks whether there is such an object.
 """
 
 from __future__ import annotations
 
-import math
+import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
-from typing import Annotated, Any, LiteralString
+from typing import Annotated, Any, ClassVar, LiteralString, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from worker import text
+from worker.catalog import Catalog, Model, Sizes
+from worker.errors import MOST_FAULTS, Fault, InvalidInput
 
 LINK_LIMIT = 4096  # characters; signed links are long
 KEY_LIMIT = 1024  # characters; S3 takes no longer keys
 INLINE_LIMIT = 28_000_000  # characters of base64 that a 20 MB picture makes, the provider's cap
+SEED_LIMIT = 2**31 - 1
 
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+# (model, value, fields validated before) → None, or raises `no`; the value may be None.
+Rule = Callable[[Model, Any, Mapping[str, Any]], None]
+
+_Form = TypeVar("_Form", bound=BaseModel)
+_CODES = {"missing": "required", "extra_forbidden": "unknown_field", "string_unicode": "bad_text"}
 _KEY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[\w.-]+)+", re.ASCII)
 _LINE_ENDS = re.compile(r"\r?\n")  # of MIME's base64, a line of 76 characters each (RFC 2045, 6.8)
 _INLINE = re.compile(r"data:image/(png|jpeg|jpg|bmp|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def no(code: LiteralString, message: str) -> PydanticCustomError:
-    """A fault of a field, for a validator to raise: a stable code, and a sentence for a person."""
+    """A fault of a field, for a validator to raise: a stable code, and a message for a person."""
     return PydanticCustomError(code, "{message}", {"message": message})
 
 
-def is_storable(text: str) -> bool:
-    """Whether Postgres takes the text: it refuses NUL and lone surrogates."""
-    return _UNSTORABLE.search(text) is None
-
-
-def storable(value: Any) -> Any:
-    """JSON that others wrote, as Postgres takes it: with marks for NULs and halves of surrogate pairs, at any depth.
-
-    A number that JSON does not have is None.
-    """
-    match value:
-        case str():
-            return _UNSTORABLE.sub("\ufffd", value)
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {storable(name): storable(each) for name, each in value.items()}
-        case list() | tuple():
-            return [storable(each) for each in value]
-        case _:
-            return value
-
-
 def is_key(value: str) -> bool:
-    """Whether it is spelled as the key of an object of a project's: "<the project's id>/…"."""
+    """Whether it is spelled as the key of an object of some project: "<the project's id>/…"."""
     return len(value) <= KEY_LIMIT and _KEY.fullmatch(value) is not None
 
 
 def is_fetched(link: str) -> bool:
-    """Whether we follow such a link: https, and http to a neighbour, whose network the operator may have named."""
+    """Whether we fetch such a link: https, and http to a private address, whose network the operator may allow."""
     parts = urlsplit(link)
     return parts.scheme == "https" or (parts.scheme == "http" and _is_near(parts.hostname or ""))
 
@@ -73,16 +67,22 @@ def _is_near(host: str) -> bool:
         return "." not in host
 
 
-def _storable(text: str) -> str:
-    if not is_storable(text):
+def _storable(value: str) -> str:
+    if text.UNSTORABLE.search(value):
         raise no("bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored")
-    return text
+    return value
 
 
-def _line(text: str) -> str:
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        raise no("control_character", "holds a control character, which terminals obey; it is to be plain text")
-    return text
+def _filled(value: str) -> str:
+    if not value.strip():
+        raise no("blank", "must not be empty")
+    return value
+
+
+def _line(value: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise no("control_character", "holds a control character, which terminals obey; it must be plain text")
+    return value
 
 
 def _link(value: str) -> str:
@@ -128,9 +128,92 @@ def _upper(value: Any) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
+Filled = Annotated[Text, AfterValidator(_filled)]
 Line = Annotated[Text, AfterValidator(_line)]
 Link = Annotated[str, AfterValidator(_link)]
 Sound = Annotated[str, AfterValidator(_sound)]
 Picture = Annotated[str, AfterValidator(_picture)]
 Size = Annotated[Text, BeforeValidator(_star)]
 Tier = Annotated[Text, BeforeValidator(_upper)]
+
+
+class Input(BaseModel):
+    """What users send for a kind; each field is held against the catalog while it is validated.
+
+    So one pass finds every wrong field: those of the wrong type, and those that only this model refuses. An input that
+    is read back from a job's row is not held against the catalog again: it was complete when it was taken. A field that
+    the catalog names for no model of the kind is left to the kind's own validators.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    rules: ClassVar[Mapping[str, Rule]] = {}
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context and info.field_name:
+            _hold(info.context, info.field_name, value, info.data)
+            if rule := cls.rules.get(info.field_name):
+                rule(info.context["model"], value, info.data)
+        return value
+
+
+def check(kind: str, form: type[_Form], catalog: Catalog, model: Model, raw: Any, region: str | None) -> _Form:
+    """The input, complete: what the user sent, and the model's defaults for the rest.
+
+    `region` is the one that the job is bound to, None where any will do. Raises InvalidInput with every fault.
+    """
+    _serves(kind, catalog, model, region)
+    if not isinstance(raw, Mapping):
+        raise InvalidInput([Fault("/input", "not_an_object", "must be an object of fields")])
+    given = {text.storable(str(key)): value for key, value in raw.items() if value is not None}
+    context = {"catalog": catalog, "kind": kind, "model": model}
+    try:
+        return form.model_validate({**model.default, **given}, context=context)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[:MOST_FAULTS]
+        raise InvalidInput([_fault(form, each) for each in found]) from None
+
+
+def _serves(kind: str, catalog: Catalog, model: Model, region: str | None) -> None:
+    others = ", ".join(other.id for other in catalog.models(kind) if not other.retired)
+    if kind not in model.kinds:
+        made = " or ".join(model.kinds)
+        message = f"{model.id} makes {made}: say so as the kind, or take a model for {kind}: {others}"
+        raise InvalidInput([Fault("/model", "wrong_kind", message)])
+    if model.end and model.retired_by == "notice":  # by reports alone it is taken, with a warning
+        raise InvalidInput([Fault("/model", "retired_model", f"{model.end}; others for {kind}: {others}")])
+    if region is not None and model.region(region) is None:
+        message = f"{model.id} is not served in {region}, but in {', '.join(model.regions)}"
+        raise InvalidInput([Fault("/model", "not_in_region", message)])
+
+
+def _hold(context: Mapping[str, Any], name: str, value: Any, given: Mapping[str, Any]) -> None:
+    """Raises the fault of one field by the catalog's entry for the model."""
+    model: Model = context["model"]
+    if value is None:
+        # An effect brings its own ending ('Wan first-and-last-frame-to-video API reference').
+        if name in model.requires and not given.get("template"):
+            raise no("required", f"{model.id} needs it")
+    elif name not in model.fields:
+        takers = [other.id for other in context["catalog"].models(context["kind"]) if name in other.fields]
+        if takers:
+            taken = ", ".join(sorted(model.fields))
+            raise no("not_taken", f"{model.id} takes {taken}; models that take {name}: {', '.join(takers)}")
+    elif name in model.choices and value not in model.choices[name]:
+        choices: Any = model.choices[name]
+        listed = str(choices) if isinstance(choices, Sizes) else ", ".join(map(str, choices))
+        raise no("not_allowed", f"{value} is not one that {model.id} takes: {listed}")
+
+
+def _fault(form: type[BaseModel], found: ErrorDetails) -> Fault:
+    name = str(found["loc"][-1]) if found["loc"] else ""
+    message = found["msg"]
+    if found["type"] == "missing":
+        field = form.model_fields.get(name)
+        message = f"is required: {field.description}" if field else "is required"
+    if found["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name[:40], form.model_fields, n=1) if len(found["loc"]) == 1 else []
+        message = "is no field of this kind" + (f"; did you mean {near[0]}?" if near else "")
+    return Fault("/input" + text.pointer(found["loc"]), _CODES.get(found["type"], found["type"]), message)

@@ -5,15 +5,17 @@ The clip has the picture's shape, so there is a resolution and no size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 from pydantic import AliasChoices, Field
 
-from worker.kinds import checks, text_to_video
-from worker.kinds.checks import VideoInput
-from worker.kinds.fields import Picture, Text
-from worker.kinds.kind import Kind
+from worker.kinds import fields, text_to_video, visual
+from worker.kinds.fields import Filled, Picture, Rule, Text
+from worker.kinds.kind import CallKind
+from worker.kinds.visual import VideoInput
 
 NAME = "image-to-video"
 
@@ -21,13 +23,20 @@ NAME = "image-to-video"
 class ImageToVideo(VideoInput):
     """Pictures: JPEG, PNG without transparency, BMP or WEBP, sides of 240 to 8000 pixels, at most 10 or 20 MB.
 
-    Their limits are the provider's ('Wan image-to-video API reference'). A file's or a data URI's header is held
-    against those of the model; what a link leads to the provider sees when the task runs. The bytes go to the provider
-    as they came: nothing is turned by its EXIF orientation, converted from CMYK or flattened. GIF and HEIC are no
-    pictures that it takes, whatever their names say: they are refused as files.
+    Their limits are the provider's ('Wan image-to-video API reference'). The header of a file or of a data URI is
+    checked against the model's; what is behind a link the provider sees when the task runs. The bytes go to the
+    provider unchanged: nothing is turned by its EXIF orientation, converted from CMYK or flattened. GIF and HEIC are
+    refused as files, whatever their names say.
     """
 
-    prompt: Text | None = Field(None, description="what happens", examples=["the cat looks up and yawns"])
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **VideoInput.rules,
+        "img_url": visual.picture_fits,
+        "last_frame_url": visual.picture_fits,
+        "audio": visual.sound_fits,
+    }
+
+    prompt: Filled | None = Field(None, description="what happens", examples=["the cat looks up and yawns"])
     img_url: Picture = Field(
         validation_alias=AliasChoices("img_url", "image_url", "first_frame_url"),
         description="the picture that the clip begins with: a link, a file's key, or data:image/…",
@@ -38,9 +47,9 @@ class ImageToVideo(VideoInput):
     audio: bool | None = Field(None, description="false: without sound, at half the price")
 
 
-KIND: Kind = replace(
+KIND: CallKind = replace(
     text_to_video.KIND,
     name=NAME,
     input=ImageToVideo,
-    check=partial(checks.check, NAME, ImageToVideo),
+    check=partial(fields.check, NAME, ImageToVideo),
 )

@@ -1,4 +1,9 @@
-"""The words of a kind: what a request, a source, a piece and a kind itself are."""
+"""What a kind is, and the values that it is asked with and answers with.
+
+There are two shapes. A `CallKind` is one create call at the provider. A `ParentKind` calls nobody: its children do the
+work, in rounds, and it puts together what they made. What both have stands in `Kind`. All functions of a kind are pure,
+but for the `Store` that a parent's are handed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from worker.catalog import Model, Surface, Usage
+from worker.catalog import Catalog, Model, Surface, Usage
 from worker.errors import Failure, NoriaError
 from worker.settings import Settings
 
@@ -19,8 +24,8 @@ from worker.settings import Settings
 class Request:
     """A create call: the path under its surface, extra headers, and the body.
 
-    `streams`: the answer comes as server-sent events, which the client puts together into one answer. `reasoning`:
-    what a model thought aloud is wanted too; else the client drops it, so that it is kept nowhere.
+    `streams`: the answer comes as server-sent events, which the client joins into one answer. `reasoning`: the user
+    wants the model's reasoning too; otherwise the client drops it, so that it is stored nowhere.
     """
 
     path: str
@@ -42,9 +47,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Child:
-    """A piece of a parent's work, to be made: an internal or an ordinary kind, its model, its complete input.
+    """A child to be made: its kind (internal or offered), its model, its complete input.
 
-    `note` is the parent kind's own: what the child is to it. `estimate` in units, as `Kind.estimate` gives them.
+    `note` belongs to the parent's kind: it says what the child is for.
     """
 
     kind: str
@@ -65,10 +70,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Ended:
-    """A child that has ended: where it stands, how it ended, and what it made.
+    """A child that has ended: its round and place in it, how it ended, and what it made.
 
-    `state` is succeeded, failed, canceled or expired; `result` what its call answered in words, `outputs` what is in
-    the bucket; `error` a Failure as JSON.
+    `state` is succeeded, failed, canceled or expired; `result` is the answer that is kept in the row, `outputs` are the
+    objects in the bucket, `error` is a Failure as JSON.
     """
 
     id: uuid.UUID
@@ -87,10 +92,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Parent:
-    """A job whose children do the work, as its kind sees it: complete input, its own notes, the children so far.
+    """A job of a `ParentKind`, as its kind sees it: the complete input, the kind's own note, the children so far.
 
-    `ended` are the children of all rounds that were made, in the order of (round, place): when a round is asked for,
-    all of them have ended. `prefixes` are the keys that its project may read: an object elsewhere is not there.
+    `ended` are the children of all earlier rounds, in the order of (round, place): a round is begun only when all of
+    them have ended. `prefixes` are where the project's keys begin: an object elsewhere does not exist for it.
     """
 
     id: uuid.UUID
@@ -98,27 +103,27 @@ class Parent:
     input: BaseModel
     note: dict[str, Any]
     round: int
-    made: int  # children of the open round that were made already
+    made: int  # children of the open round so far
     ended: Sequence[Ended]
     created_at: datetime
     deadline_at: datetime | None
     prefixes: tuple[str, ...]
     settings: Settings
+    catalog: Catalog
 
 
 @dataclass(frozen=True)
 class Expansion:
     """What a parent does next.
 
-    `children` are made with it, in the round that is open, which `note` is kept with. `more`: the round is not
-    complete, and the kind is asked again at once (so that no step takes long). No children and no more of them, in
-    a round that is empty: nothing is left to make, and `assemble` comes next. `failure` ends the job instead, and
-    `unfit` are children that succeeded and are of no use: a retry makes them again. `again_after`: with `more`, the
-    kind is asked again no sooner than that.
+    `children` are added to the open round, and `note` is stored with them. `more`: the round is not complete, and the
+    kind is asked again at once (so that no step takes long), or after `again_after`. A round that ends without any
+    child was the last: `assemble` comes next. `failure` ends the job instead; `unfit` are children that succeeded and
+    are of no use, which a retry makes again.
     """
 
     children: tuple[Child, ...] = ()
-    note: dict[str, Any] | None = None  # None: as it was
+    note: dict[str, Any] | None = None  # None: unchanged
     more: bool = False
     failure: Failure | None = None
     unfit: tuple[uuid.UUID, ...] = ()
@@ -128,7 +133,7 @@ class Expansion:
 
 @dataclass(frozen=True)
 class Piece:
-    """One output that is put together from the children: its bytes as they come, and what they are."""
+    """One output of a parent: its bytes as they come, and what they are."""
 
     role: str
     extension: str
@@ -138,14 +143,14 @@ class Piece:
 
 
 class Unfit(NoriaError):
-    """The parts do not go together, and will not later: the job fails, and its message says why."""
+    """The children's outputs cannot be joined, now or later: the job fails with this message."""
 
     code = "parts_unfit"
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object that a listing found."""
+    """An object in a listing."""
 
     key: str
     bytes: int
@@ -153,7 +158,7 @@ class Found:
 
 
 class Store(Protocol):
-    """What a fan-out kind may do with the world. All raise NoriaErrors; StorageTrouble and CallFailed pass."""
+    """What a parent's kind may read and write. All raise NoriaErrors; StorageTrouble and CallFailed pass with time."""
 
     def read(self, key: str, limit: int) -> bytes:
         """An object's bytes; raises NotFound where there is none or it is not the project's, TooLarge over `limit`."""
@@ -168,74 +173,80 @@ class Store(Protocol):
         ...
 
     def fetch(self, url: str, limit: int) -> tuple[bytes, str]:
-        """What a user's https link gives, and its content type; the address is guarded. Raises CallFailed, TooLarge."""
+        """The body behind a user's link, and its content type; the address is guarded. Raises CallFailed, TooLarge."""
         ...
 
     def put(self, name: str, chunks: Iterable[bytes], content_type: str) -> Stored:
-        """Store working material of the job under a name of its own; it may be stored again."""
+        """Store working material of the job under this name; the same name may be stored again."""
         ...
 
     def unserved(self, model: str) -> str | None:
-        """Why the provider will not serve the account with that model, as it lately said; None: it may be tried."""
+        """Why the provider refused the account that model within the last week; None: it may be tried."""
         ...
 
     def is_late(self) -> bool:
-        """Whether the step has taken its time: return what there is, with `more`."""
+        """Whether the step has used its time: return what there is, with `more`."""
         ...
 
 
-@dataclass(frozen=True)
-class FanOut:
-    """How a kind divides its work among children.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What every kind has.
 
-    `expand`    (parent, store) → the next children, or nothing more
-    `assemble`  (parent, store) → the outputs, each streamed into the bucket before the next is asked for; Unfit ends
-                the job, another NoriaError is tried again
-    `usage`     (parent) → the units to show for the whole
-    `all_or_none`  a failed child fails the parent: its waiting siblings are canceled; else the kind reports it
+    `input`     what users send: a model that refuses fields it does not know; a stored input is read back with it
+    `check`     (catalog, model, raw input, region or None for any) → the input, complete; raises InvalidInput with
+                every fault
+    `estimate`  (model, input) → what will be billed if all goes well
+    `words`     the input in a few words without any prompt: "1280*720 5 s"
+    `models`    fields of the input that name further models
+    `variant`   the input → the variant of its model that it insists on; None: the model itself will do
+    `internal`  made only as a child
+    """
+
+    name: str
+    input: type[BaseModel]
+    check: Callable[[Catalog, Model, Any, str | None], BaseModel]
+    estimate: Callable[[Model, BaseModel], Usage]
+    words: Callable[[BaseModel], str]
+    models: tuple[str, ...] = ()
+    variant: Callable[[BaseModel], str | None] = lambda _input: None
+    internal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallKind(Kind):
+    """A kind of one create call. What a kind leaves out its answers do not have.
+
+    `request`   (model, region, input) → the create call, complete, with the ids of that region
+    `outputs`   the `output` of a finished task or call → what was made, in the provider's order
+    `failures`  the same `output` → `{"code", "message"}` of each part that failed
+    `usage`     (model, input, the finished answer) → what is billed, from the answer and, where it lacks it, the input
+    `echoes`    (model, input) → what of it the provider repeats in its answer: orig_prompt, duration, tier, size, n
+    `echoed`    (model, a finished answer) → the same names with the provider's values, as far as it repeats them
+    `result`    (input, the `output` of a finished call) → the answer to keep in the job's row; None: it has links only
+    """
+
+    request: Callable[[Model, str, BaseModel], Request]
+    outputs: Callable[[Mapping[str, Any]], tuple[Source, ...]] = lambda _output: ()
+    failures: Callable[[Mapping[str, Any]], tuple[dict[str, Any], ...]] = lambda _output: ()
+    usage: Callable[[Model, BaseModel, Mapping[str, Any]], Usage] = lambda _model, _input, _answer: Usage()
+    echoes: Callable[[Model, BaseModel], dict[str, Any]] = lambda _model, _input: {}
+    echoed: Callable[[Model, Mapping[str, Any]], dict[str, Any]] = lambda _model, _answer: {}
+    result: Callable[[BaseModel, Mapping[str, Any]], dict[str, Any] | None] = lambda _input, _output: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentKind(Kind):
+    """A kind whose jobs have children that do the work.
+
+    `expand`       (parent, store) → the next children, or nothing more
+    `assemble`     (parent, store) → the outputs, each streamed into the bucket before the next is asked for; Unfit ends
+                   the job, another NoriaError is tried again
+    `usage`        (parent) → the units to show for the whole
+    `all_or_none`  a failed child fails the parent, and its waiting siblings are canceled; otherwise the kind reports it
     """
 
     expand: Callable[[Parent, Store], Expansion]
     assemble: Callable[[Parent, Store], Iterator[Piece]]
     usage: Callable[[Parent], dict[str, Any]]
     all_or_none: bool
-
-
-def nothing_inline(_wanted: BaseModel, _output: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of kinds whose answers are links."""
-    return None
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of job, as functions that do no I/O and read no clock.
-
-    `input`     what users send: a model that refuses fields it does not know; a stored input is read back with it
-    `check`     (model, raw input, region or None for any) → the input, complete; raises InvalidInput with every fault
-    `request`   (model, region, input) → the create call, complete, spelled as that region does
-    `outputs`   the `output` of a finished task or call → what was made, in the provider's order
-    `failures`  the same `output` → `{"code", "message"}` of each part that failed
-    `usage`     (input, the finished answer) → what is billed, from the answer and, where it is silent, the request
-    `estimate`  (model, input) → what will be billed if all goes well
-    `words`     the input in a few words that hold no prompt: "1280*720 5 s"
-    `echoes`    what of the input the provider repeats: orig_prompt, seconds, tier, size, images
-    `echoed`    a finished answer → the same words as the provider gave them, those that it gave
-    `result`    (input, the `output` of a finished call) → what it says in words, kept in the row; None: nothing
-    `fan_out`   how its children do the work; None: it is one create call
-    `internal`  made only as a child
-    """
-
-    name: str
-    input: type[BaseModel]
-    check: Callable[[Model, Any, str | None], BaseModel]
-    request: Callable[[Model, str, BaseModel], Request]
-    outputs: Callable[[Mapping[str, Any]], tuple[Source, ...]]
-    failures: Callable[[Mapping[str, Any]], tuple[dict[str, Any], ...]]
-    usage: Callable[[BaseModel, Mapping[str, Any]], Usage]
-    estimate: Callable[[Model, BaseModel], Usage]
-    words: Callable[[BaseModel], str]
-    echoes: Callable[[BaseModel], dict[str, Any]]
-    echoed: Callable[[Mapping[str, Any]], dict[str, Any]]
-    result: Callable[[BaseModel, Mapping[str, Any]], dict[str, Any] | None] = nothing_inline
-    fan_out: FanOut | None = None
-    internal: bool = False

@@ -1,8 +1,8 @@
 """One chat call: messages in, an answer or calls of tools out, kept in the job's row.
 
-A call is spelled for either of the provider's surfaces, as the catalog says of its model. What moves the bill is always
-sent: `max_tokens`, and `enable_thinking`, whose default differs from model to model. A model that thinks must stream
-its answer (Alibaba docs, 'Deep thinking'); what it thought is kept nowhere unless it was asked for.
+A call is spelled for the surface that the catalog names for its model. What moves the bill is always sent:
+`max_tokens`, and `enable_thinking`, whose default differs from model to model. A model that thinks must stream its
+answer (Alibaba docs, 'Deep thinking'); its reasoning is stored only where the user asks for it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from worker.catalog import Model, Surface, Thinking, Usage
-from worker.kinds import answers, checks, json_answers
-from worker.kinds.checks import SEED_LIMIT, Input
-from worker.kinds.fields import Text, no, storable
-from worker.kinds.kind import Kind, Request, Source
+from worker.kinds import answers, fields
+from worker.kinds.answers import Unfitting
+from worker.kinds.fields import SEED_LIMIT, Filled, Input, Rule, Text, no
+from worker.kinds.kind import CallKind, Request
 from worker.states import Mode
 
 NAME = "text"
@@ -28,7 +28,7 @@ NAME = "text"
 _IDEOGRAPH = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
-_SURELY = 2  # our count is at most so much too high: what is too long even by a share of it is refused
+_SURELY = 2  # our count of tokens is at most twice the true one, so half of it is certain
 _OURS = frozenset({"prompt", "system", "messages", "response_format", "include_reasoning"})  # spelled another way
 
 
@@ -44,184 +44,12 @@ class Message(BaseModel):
     tool_call_id: Text | None = Field(None, description="of the call that a tool's answer is for")
 
 
-def _wanted(value: Any) -> Any:
-    """OpenAI's `{"type": "json_object"}` and its like as we say it."""
+def _our_format(value: Any) -> Any:
+    """OpenAI's `{"type": "json_object"}` and its like in our own form."""
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "json_schema" and isinstance(value.get("json_schema"), Mapping):
         return value["json_schema"].get("schema", {})
     return {"json_object": "json", "text": "text"}.get(kind, value) if isinstance(kind, str) else value
-
-
-class Conversation(Input):
-    """`prompt` and `system`, or `messages`. The answer stands in the job's `result`."""
-
-    system: Text | None = Field(None, description="what the model is told before all else")
-    prompt: Text | None = Field(None, description="a single question", examples=["Name three colours."])
-    messages: tuple[Message, ...] | None = Field(None, description="the conversation so far, instead of prompt")
-    max_tokens: int | None = Field(None, ge=1, description="of the answer, each of them paid for", examples=[800])
-    enable_thinking: bool | None = Field(None, description="let the model reason first: slower, dearer, often better")
-    thinking_budget: int | None = Field(None, ge=1, description="tokens that it may think")
-    include_reasoning: bool | None = Field(None, description="give what it thought beside the answer")
-    response_format: Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(_wanted)] = Field(
-        None, description="text, json, or a JSON schema that the answer should fit"
-    )
-    tools: tuple[dict[str, Any], ...] | None = Field(None, description="functions that the model may call, as OpenAI's")
-    tool_choice: Literal["auto", "none"] | dict[str, Any] | None = Field(None, description="auto, none, or a function")
-    temperature: float | None = Field(None, ge=0, lt=2, description="how freely it chooses its words")
-    top_p: float | None = Field(None, gt=0, le=1, description="the share of likely words that it chooses from")
-    seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar answers")
-    stop: Text | tuple[Text, ...] | None = Field(None, description="what the answer ends before")
-
-    @field_validator("*")
-    @classmethod
-    def _agrees(cls, value: Any, info: ValidationInfo) -> Any:
-        rule = _RULES.get(info.field_name or "")
-        if info.context and rule:
-            rule(info.context["model"], value, info.data)
-        return value
-
-
-def said(wanted: Conversation) -> list[dict[str, Any]]:
-    """The messages as they are sent: the system's first, with what JSON needs said."""
-    turns = [message.model_dump(exclude_none=True) for message in wanted.messages or ()]
-    if wanted.prompt is not None:
-        turns = [{"role": "user", "content": wanted.prompt}]
-    told = [wanted.system] if wanted.system else []
-    if turns and turns[0]["role"] == "system":
-        told = [turns.pop(0)["content"]]
-    if rule := json_answers.told(wanted.response_format, "".join(str(turn.get("content", "")) for turn in turns)):
-        told.append(rule)
-    return [{"role": "system", "content": "\n\n".join(told)}, *turns] if told else turns
-
-
-def body(model: Model, region: str, wanted: Conversation, surface: Surface, *, streams: bool) -> dict[str, Any]:
-    """The body of the call, as that surface has it: the compatible one's is also a line of a batch."""
-    here = model.region(region)
-    assert here is not None, "a job goes only to a region that serves its model"
-    asked = {name: value for name, value in wanted.model_dump(exclude_none=True).items() if name not in _OURS}
-    if model.thinking is Thinking.HYBRID:
-        asked["enable_thinking"] = wanted.enable_thinking or False
-    if wanted.response_format not in (None, "text"):
-        asked["response_format"] = {"type": "json_object"}
-    if surface is Surface.COMPATIBLE:
-        streaming = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
-        return {"model": here.id, "messages": said(wanted), **asked, **streaming}
-    asked |= {"result_format": "message"} | ({"incremental_output": True} if streams else {})
-    return {"model": here.id, "input": {"messages": said(wanted)}, "parameters": asked}
-
-
-def request(model: Model, region: str, wanted: BaseModel) -> Request:
-    """The create call; it streams where the model thinks."""
-    assert isinstance(wanted, Conversation)
-    streams = model.mode is Mode.CALL and _thinks(model, wanted)
-    return Request(
-        model.path,
-        {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"},
-        body(model, region, wanted, model.surface, streams=streams),
-        surface=model.surface,
-        streams=streams,
-        reasoning=bool(wanted.include_reasoning),
-    )
-
-
-def result(output: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer: `content`, `finish_reason`, and where there are any `tool_calls` and `reasoning`."""
-    choice = answers.choice(output)
-    message = answers.mapping(choice.get("message"))
-    told = {
-        "tool_calls": message.get("tool_calls"),
-        "reasoning": message.get("reasoning_content"),
-    }
-    return {
-        "content": _content(message.get("content")) or output.get("text") or "",
-        "finish_reason": choice.get("finish_reason") or output.get("finish_reason"),
-        **{name: value for name, value in told.items() if value},
-    }
-
-
-def _content(said: Any) -> Any:
-    """What a message says; the multimodal path has it in parts."""
-    if not isinstance(said, list):
-        return said
-    return "".join(str(answers.mapping(part).get("text") or "") for part in said)
-
-
-def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer as a job keeps it: with `json`, the value that was asked for, or `json_error`, why it holds none."""
-    assert isinstance(wanted, Conversation)
-    said: dict[str, Any] = storable(result(output))
-    if wanted.response_format in (None, "text") or said.get("tool_calls"):
-        return said
-    try:
-        return {**said, "json": parsed(said, wanted.response_format)}
-    except json_answers.Unfitting as error:
-        return {**said, "json_error": str(error)}
-
-
-def usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
-    """Tokens in and out, those of them that were cached or thought; counted by us where the answer is silent."""
-    assert isinstance(wanted, Conversation)
-    output = answers.mapping(answer.get("output")) or answer
-    reported = answers.tokens(answers.mapping(answer.get("usage")))
-    ours = {"input_tokens": _input_tokens(wanted), "output_tokens": tokens(str(result(output)["content"]))}
-    return Usage({**ours, **reported, "thinking": bool(wanted.enable_thinking)})
-
-
-def estimate(model: Model, wanted: BaseModel) -> Usage:
-    """The messages by a count that is rather too high, and the longest answer that was asked for."""
-    assert isinstance(wanted, Conversation)
-    thinks = _thinks(model, wanted)
-    thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
-    most = (wanted.max_tokens or model.max_output or 0) + thought
-    return Usage({"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks})
-
-
-def words(wanted: BaseModel) -> str:
-    """ "3 messages, 1,200 tokens"."""
-    assert isinstance(wanted, Conversation)
-    count = len(said(wanted))
-    return f"{count} message{'s' if count > 1 else ''}, {_input_tokens(wanted):,} tokens"
-
-
-def tokens(text: str) -> int:
-    """How many tokens a text is at most: one for each Han, Kana or Hangul character, one for three bytes of others."""
-    rest, wide = _IDEOGRAPH.subn("", text)
-    return wide + math.ceil(len(rest.encode("utf-8", "replace")) / 3)
-
-
-def parsed(result: Mapping[str, Any], wanted: str | Mapping[str, Any]) -> Any:
-    """The JSON value that an answer holds: "json" for any, or one that fits a JSON schema; mended where it can be.
-
-    Raises schemas.Unfitting, whose message a model can be asked again with.
-    """
-    return json_answers.read(str(result.get("content") or ""), wanted if isinstance(wanted, Mapping) else None)
-
-
-def outputs(_output: Mapping[str, Any]) -> tuple[Source, ...]:
-    """Nothing to copy: the answer stands in the row."""
-    return ()
-
-
-def failures(_output: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """None: an answer has no parts."""
-    return ()
-
-
-def echoes(_repeated: Any) -> dict[str, Any]:
-    """Nothing of a conversation is repeated."""
-    return {}
-
-
-def _thinks(model: Model, wanted: Conversation) -> bool:
-    return model.thinking is Thinking.ALWAYS or (model.thinking is Thinking.HYBRID and bool(wanted.enable_thinking))
-
-
-def _input_tokens(wanted: Conversation) -> int:
-    return tokens(_spelled(said(wanted))) + (tokens(_spelled(wanted.tools)) if wanted.tools else 0)
-
-
-def _spelled(values: Iterable[Mapping[str, Any]]) -> str:
-    return json.dumps(list(values), ensure_ascii=False)
 
 
 def _messages_fit(_model: Model, value: tuple[Message, ...] | None, given: Mapping[str, Any]) -> None:
@@ -233,25 +61,20 @@ def _messages_fit(_model: Model, value: tuple[Message, ...] | None, given: Mappi
     if has_prompt:
         raise no("contradiction", "is given beside a prompt: leave one of them out")
     if not any(message.role == "user" for message in value):
-        raise no("no_question", "has no message of the user's")
+        raise no("no_question", "needs a message of the user")
     if given.get("system") and value[0].role == "system":
-        raise no("contradiction", "begins with the system's words, and system is given too: leave one of them out")
+        raise no("contradiction", "begins with a system message, and system is given too: leave one of them out")
     for place, message in enumerate(value):
         _message_fits(place, message)
 
 
 def _message_fits(place: int, message: Message) -> None:
     if message.role == "system" and place > 0:
-        raise no("misplaced", f"the message {place} is the system's, which can only be the first")
+        raise no("misplaced", f"the message {place} is a system message, which can only be the first")
     if message.role == "tool" and not message.tool_call_id:
-        raise no("required", f"the message {place} is a tool's and needs the tool_call_id that it answers")
+        raise no("required", f"the message {place} is of a tool and needs the tool_call_id that it answers")
     if not (message.content or "").strip() and not message.tool_calls:
-        raise no("blank", f"the message {place} says nothing")
-
-
-def _prompt_fits(_model: Model, value: str | None, _given: Mapping[str, Any]) -> None:
-    if value is not None and not value.strip():
-        raise no("blank", "says nothing")
+        raise no("blank", f"the message {place} must not be empty")
 
 
 def _max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
@@ -287,8 +110,8 @@ def _format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
         return
     if given.get("enable_thinking") or model.thinking is Thinking.ALWAYS:
         raise no("contradiction", "JSON is not given while the model thinks: leave out one of them")
-    if isinstance(value, dict) and (slip := json_answers.slip(value)):
-        raise no("bad_schema", slip)
+    if isinstance(value, dict) and (fault := answers.schema_fault(value)):
+        raise no("bad_schema", fault)
 
 
 def _choice_fits(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
@@ -296,8 +119,7 @@ def _choice_fits(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
         raise no("needs_tools", "chooses among tools, and there are none")
 
 
-_RULES: dict[str, Callable[[Model, Any, Mapping[str, Any]], None]] = {
-    "prompt": _prompt_fits,
+_RULES: dict[str, Rule] = {
     "messages": _messages_fit,
     "max_tokens": _max_tokens_fit,
     "enable_thinking": _thinking_fits,
@@ -307,17 +129,156 @@ _RULES: dict[str, Callable[[Model, Any, Mapping[str, Any]], None]] = {
     "tool_choice": _choice_fits,
 }
 
-KIND = Kind(
+
+class Conversation(Input):
+    """`prompt` and `system`, or `messages`. The answer stands in the job's `result`."""
+
+    rules: ClassVar[Mapping[str, Rule]] = _RULES
+
+    system: Text | None = Field(None, description="what the model is told before all else")
+    prompt: Filled | None = Field(None, description="a single question", examples=["Name three colours."])
+    messages: tuple[Message, ...] | None = Field(None, description="the conversation so far, instead of prompt")
+    max_tokens: int | None = Field(None, ge=1, description="of the answer, each of them paid for", examples=[800])
+    enable_thinking: bool | None = Field(None, description="let the model reason first: slower, dearer, often better")
+    thinking_budget: int | None = Field(None, ge=1, description="tokens that it may think")
+    include_reasoning: bool | None = Field(None, description="give what it thought beside the answer")
+    response_format: Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(_our_format)] = Field(
+        None, description="text, json, or a JSON schema that the answer should fit"
+    )
+    tools: tuple[dict[str, Any], ...] | None = Field(None, description="functions that the model may call, as OpenAI's")
+    tool_choice: Literal["auto", "none"] | dict[str, Any] | None = Field(None, description="auto, none, or a function")
+    temperature: float | None = Field(None, ge=0, lt=2, description="how freely it chooses its words")
+    top_p: float | None = Field(None, gt=0, le=1, description="the share of likely words that it chooses from")
+    seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar answers")
+    stop: Text | tuple[Text, ...] | None = Field(None, description="what the answer ends before")
+
+
+def messages(wanted: Conversation) -> list[dict[str, Any]]:
+    """The messages as they are sent: the system's first, with the instruction that JSON needs."""
+    turns = [message.model_dump(exclude_none=True) for message in wanted.messages or ()]
+    if wanted.prompt is not None:
+        turns = [{"role": "user", "content": wanted.prompt}]
+    told = [wanted.system] if wanted.system else []
+    if turns and turns[0]["role"] == "system":
+        told = [turns.pop(0)["content"]]
+    if rule := answers.instruction(wanted.response_format, "".join(str(turn.get("content", "")) for turn in turns)):
+        told.append(rule)
+    return [{"role": "system", "content": "\n\n".join(told)}, *turns] if told else turns
+
+
+def body(model: Model, region: str, wanted: Conversation, surface: Surface, *, streams: bool) -> dict[str, Any]:
+    """The body of the call, as that surface has it: the compatible one's is also a line of a batch."""
+    here = model.region(region)
+    assert here is not None, "a job goes only to a region that serves its model"
+    asked = {name: value for name, value in wanted.model_dump(exclude_none=True).items() if name not in _OURS}
+    if model.thinking is Thinking.HYBRID:
+        asked["enable_thinking"] = wanted.enable_thinking or False
+    if wanted.response_format not in (None, "text"):
+        asked["response_format"] = {"type": "json_object"}
+    if surface is Surface.COMPATIBLE:
+        streaming = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
+        return {"model": here.id, "messages": messages(wanted), **asked, **streaming}
+    asked |= {"result_format": "message"} | ({"incremental_output": True} if streams else {})
+    return {"model": here.id, "input": {"messages": messages(wanted)}, "parameters": asked}
+
+
+def request(model: Model, region: str, wanted: BaseModel) -> Request:
+    """The create call; it streams where the model thinks."""
+    assert isinstance(wanted, Conversation)
+    streams = model.mode is Mode.CALL and _thinks(model, wanted)
+    return Request(
+        model.path,
+        {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"},
+        body(model, region, wanted, model.surface, streams=streams),
+        surface=model.surface,
+        streams=streams,
+        reasoning=bool(wanted.include_reasoning),
+    )
+
+
+def result(output: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer: `content`, `finish_reason`, and where there are any `tool_calls` and `reasoning`."""
+    choice = answers.choice(output)
+    message = answers.mapping(choice.get("message"))
+    rest = {"tool_calls": message.get("tool_calls"), "reasoning": message.get("reasoning_content")}
+    return {
+        "content": _content(message.get("content")) or output.get("text") or "",
+        "finish_reason": choice.get("finish_reason") or output.get("finish_reason"),
+        **{name: value for name, value in rest.items() if value},
+    }
+
+
+def _content(content: Any) -> Any:
+    """The text of a message; the multimodal path has it in parts."""
+    if not isinstance(content, list):
+        return content
+    return "".join(str(answers.mapping(part).get("text") or "") for part in content)
+
+
+def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer as a job keeps it: with `json`, the value that was asked for, or `json_error`, why it holds none."""
+    assert isinstance(wanted, Conversation)
+    answer: dict[str, Any] = answers.storable(result(output))
+    form = wanted.response_format
+    if form in (None, "text") or answer.get("tool_calls"):
+        return answer
+    try:
+        schema = form if isinstance(form, Mapping) else None
+        return {**answer, "json": answers.parsed_json(str(answer.get("content") or ""), schema)}
+    except Unfitting as error:
+        return {**answer, "json_error": str(error)}
+
+
+def usage(_model: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
+    """Tokens in and out, those of them from the cache or for reasoning; counted by us where the answer lacks them."""
+    assert isinstance(wanted, Conversation)
+    output = answers.mapping(answer.get("output")) or answer
+    reported = answers.tokens(answers.mapping(answer.get("usage")))
+    ours = {"input_tokens": _input_tokens(wanted), "output_tokens": tokens(str(result(output)["content"]))}
+    return Usage({**ours, **reported, "thinking": bool(wanted.enable_thinking)})
+
+
+def estimate(model: Model, wanted: BaseModel) -> Usage:
+    """The messages by a count that is rather too high, and the longest answer that is allowed."""
+    assert isinstance(wanted, Conversation)
+    thinks = _thinks(model, wanted)
+    thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
+    most = (wanted.max_tokens or model.max_output or 0) + thought
+    return Usage({"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks})
+
+
+def words(wanted: BaseModel) -> str:
+    """ "3 messages, 1,200 tokens"."""
+    assert isinstance(wanted, Conversation)
+    count = len(messages(wanted))
+    return f"{count} message{'s' if count > 1 else ''}, {_input_tokens(wanted):,} tokens"
+
+
+def tokens(text: str) -> int:
+    """How many tokens a text is at most: one for each Han, Kana or Hangul character, one for three bytes of others."""
+    rest, wide = _IDEOGRAPH.subn("", text)
+    return wide + math.ceil(len(rest.encode("utf-8", "replace")) / 3)
+
+
+def _thinks(model: Model, wanted: Conversation) -> bool:
+    return model.thinking is Thinking.ALWAYS or (model.thinking is Thinking.HYBRID and bool(wanted.enable_thinking))
+
+
+def _input_tokens(wanted: Conversation) -> int:
+    return tokens(_spelled(messages(wanted))) + (tokens(_spelled(wanted.tools)) if wanted.tools else 0)
+
+
+def _spelled(values: Iterable[Mapping[str, Any]]) -> str:
+    return json.dumps(list(values), ensure_ascii=False)
+
+
+KIND = CallKind(
     name=NAME,
     input=Conversation,
-    check=partial(checks.check, NAME, Conversation),
+    check=partial(fields.check, NAME, Conversation),
     request=request,
-    outputs=outputs,
-    failures=failures,
     usage=usage,
     estimate=estimate,
     words=words,
-    echoes=echoes,
-    echoed=echoes,
     result=answered,
 )

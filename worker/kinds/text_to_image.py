@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from pydantic import BaseModel, Field
 
-from worker.catalog import Model, Usage
-from worker.kinds import answers, checks, wire
-from worker.kinds.checks import MediaInput
-from worker.kinds.fields import Size, Text
-from worker.kinds.kind import Kind, Source
+from worker.kinds import fields, visual
+from worker.kinds.fields import Filled, Size
+from worker.kinds.kind import CallKind
+from worker.kinds.visual import MediaInput
 
 NAME = "text-to-image"
 
@@ -20,20 +17,10 @@ NAME = "text-to-image"
 class TextToImage(MediaInput):
     """Each picture is billed, whatever its size."""
 
-    prompt: Text = Field(description="what is in the picture", examples=["a flower shop in the morning sun"])
+    prompt: Filled = Field(description="what is in the picture", examples=["a flower shop in the morning sun"])
     size: Size | None = Field(None, description="width*height, or 1K, 2K, 4K", examples=["1024*1024"])
     n: int | None = Field(None, description="how many pictures, each of them paid for", examples=[1])
     thinking_mode: bool | None = Field(None, description="let the model reason first: slower, often better")
-
-
-def outputs(output: Mapping[str, Any]) -> tuple[Source, ...]:
-    """The pictures that were made; those that failed are in `failures`."""
-    return answers.sources(output, "image", "png")
-
-
-def estimate(_: Model, wanted: BaseModel) -> Usage:
-    """Each picture asked for."""
-    return Usage(answers.image_asked(wanted))
 
 
 def words(wanted: BaseModel) -> str:
@@ -42,22 +29,16 @@ def words(wanted: BaseModel) -> str:
     return f"{asked.get('size', '?')} ×{asked.get('n', 1)}"
 
 
-def echoes(wanted: BaseModel) -> dict[str, Any]:
-    """The prompt as it was sent, and how many pictures."""
-    asked = wanted.model_dump(exclude_none=True)
-    return {"orig_prompt": asked.get("prompt"), "n": asked.get("n")}
-
-
-KIND = Kind(
+KIND = CallKind(
     name=NAME,
     input=TextToImage,
-    check=partial(checks.check, NAME, TextToImage),
-    request=wire.request,
-    outputs=outputs,
-    failures=answers.failures,
-    usage=answers.image_usage,
-    estimate=estimate,
+    check=partial(fields.check, NAME, TextToImage),
+    request=visual.request,
+    outputs=partial(visual.sources, role="image", extension="png"),
+    failures=visual.failures,
+    usage=visual.image_usage,
+    estimate=visual.image_asked,
     words=words,
-    echoes=echoes,
-    echoed=answers.image_echoed,
+    echoes=visual.image_echoes,
+    echoed=visual.image_echoed,
 )

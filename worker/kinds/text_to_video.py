@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from pydantic import BaseModel, Field
 
-from worker.catalog import Model, Usage
-from worker.kinds import answers, checks, wire
-from worker.kinds.checks import VideoInput
-from worker.kinds.fields import Size, Text
-from worker.kinds.kind import Kind, Source
+from worker.kinds import fields, visual
+from worker.kinds.fields import Filled, Size, Text
+from worker.kinds.kind import CallKind
+from worker.kinds.visual import VideoInput
 
 NAME = "text-to-video"
 
@@ -20,19 +17,9 @@ NAME = "text-to-video"
 class TextToVideo(VideoInput):
     """Models up to 2.6 take `size`, those of 2.7 take `resolution` and `ratio`; GET /v1/models says which values."""
 
-    prompt: Text = Field(description="what happens in the clip", examples=["a kitten runs in the moonlight"])
+    prompt: Filled = Field(description="what happens in the clip", examples=["a kitten runs in the moonlight"])
     size: Size | None = Field(None, description="width*height; its tier is what is paid for", examples=["1280*720"])
     ratio: Text | None = Field(None, description="width to height", examples=["16:9"])
-
-
-def outputs(output: Mapping[str, Any]) -> tuple[Source, ...]:
-    """The clip."""
-    return answers.sources(output, "video", "mp4")
-
-
-def estimate(_: Model, wanted: BaseModel) -> Usage:
-    """Each second asked for, at its tier."""
-    return Usage(answers.video_asked(wanted))
 
 
 def words(wanted: BaseModel) -> str:
@@ -42,23 +29,16 @@ def words(wanted: BaseModel) -> str:
     return " ".join([*shape, f"{asked.get('duration', '?')} s"])
 
 
-def echoes(wanted: BaseModel) -> dict[str, Any]:
-    """The prompt as it was sent, and the shape of the clip."""
-    asked, billed = wanted.model_dump(exclude_none=True), answers.video_asked(wanted)
-    told = {"orig_prompt": asked.get("prompt"), "duration": billed.get("seconds"), "tier": billed.get("tier")}
-    return {name: value for name, value in {**told, "size": asked.get("size")}.items() if value is not None}
-
-
-KIND = Kind(
+KIND = CallKind(
     name=NAME,
     input=TextToVideo,
-    check=partial(checks.check, NAME, TextToVideo),
-    request=wire.request,
-    outputs=outputs,
-    failures=answers.failures,
-    usage=answers.video_usage,
-    estimate=estimate,
+    check=partial(fields.check, NAME, TextToVideo),
+    request=visual.request,
+    outputs=partial(visual.sources, role="video", extension="mp4"),
+    failures=visual.failures,
+    usage=visual.video_usage,
+    estimate=visual.video_asked,
     words=words,
-    echoes=echoes,
-    echoed=answers.video_echoed,
+    echoes=visual.video_echoes,
+    echoed=visual.video_echoed,
 )

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker.errors import ErrorClass, Failure
-from worker.kinds import KINDS
+from worker.kinds import KINDS, ParentKind
 from worker.kinds.kind import Ended, Stored
 from worker.tables import Event, Job, Output
 
@@ -125,7 +125,7 @@ def make_again(connection: Connection, parent: Job, now: datetime) -> int:
 
 def _hasty() -> list[str]:
     """The kinds that need all of their children, so that the first failure is news."""
-    return [kind.name for kind in KINDS.values() if kind.fan_out and kind.fan_out.all_or_none]
+    return [kind.name for kind in KINDS.values() if isinstance(kind, ParentKind) and kind.all_or_none]
 
 
 # Built once: to build a statement costs more than to run it.

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from worker import log
+from worker import kinds, log
 from worker.catalog import Catalog
 from worker.errors import Conflict, InvalidInput, NoriaError
 from worker.jobs import submission
@@ -143,7 +143,7 @@ def _submitted(desk: Desk, schedule: Schedule, fire_at: datetime, run_id: uuid.U
         _log.exception("a schedule's submission failed", schedule=str(schedule.id))
         return Verdict(Outcome.REFUSED, _OURS)
     schedule.job_id, schedule.since = job.id, occasion.until
-    warnings = desk.catalog.warnings(job.kind, job.model, job.input)
+    warnings = kinds.warnings(desk.catalog, job.kind, job.model, job.input)
     return Verdict(Outcome.SUBMITTED, "; ".join(warning.message for warning in warnings), job)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from worker import catalog
+from worker import catalog, kinds
 from worker.errors import Fault, InvalidInput, NotFound
 from worker.schedules import cron
 from worker.tables import Job, Run, Schedule
@@ -107,7 +107,7 @@ def shown(schedule: Schedule) -> dict[str, Any]:
 def _warnings(schedule: Schedule) -> list[Fault]:
     """What is taken and hardly meant: a zone with its sign inverted, a model that others report as retired."""
     template, zone = schedule.template, cron.zone_warning(schedule.time_zone)
-    of_template = catalog.load().warnings(template["kind"], template.get("model"), template.get("input") or {})
+    of_template = kinds.warnings(catalog.load(), template["kind"], template.get("model"), template.get("input") or {})
     found = [replace(warning, pointer=f"/template{warning.pointer}") for warning in of_template]
     return ([Fault("/time_zone", "inverted_zone", zone)] if zone else []) + found
 

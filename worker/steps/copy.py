@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import storage, timeouts
+from worker import kinds, storage, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.responses import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
-from worker.kinds import KINDS, Source
+from worker.kinds import Source
 from worker.states import Move, State
 from worker.steps.finish import links_expire
 from worker.tables import Job
@@ -83,7 +83,7 @@ def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, outputs: Sequence
         return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
     if isinstance(seen, Refused):
         return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
-    sources = KINDS[job.kind].outputs(seen.output)
+    sources = kinds.call(job.kind).outputs(seen.output)
     if not sources:
         return replace(_expired(job, f"{dead}; the provider keeps the task no more"), outputs=kept)
     columns = {

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import moves, text, timeouts
+from worker import kinds, moves, text, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope import errors, responses
@@ -20,7 +20,7 @@ from worker.dashscope.errors import Scope, Verdict
 from worker.dashscope.responses import Accepted, Refused, ServerTrouble, TaskSeen
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
-from worker.kinds import KINDS, Request
+from worker.kinds import Request
 from worker.lanes import query_budget, tokens
 from worker.states import Mode, Move, State
 from worker.steps import finish
@@ -63,7 +63,7 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
     if job.cancel_requested:
         yield moves.canceled(job)
         return
-    model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
+    model, kind = ctx.catalog.model(job.model), kinds.call(job.kind)
     wanted = kind.input.model_validate(job.input)
     request = kind.request(model, job.region or "", wanted)
     said = attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))

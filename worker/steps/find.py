@@ -27,11 +27,10 @@ from typing import Any
 
 from sqlalchemy import Connection, or_, select
 
-from worker import moves, timeouts
+from worker import kinds, moves, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
-from worker.kinds import KINDS
 from worker.states import HeldFor, Mode, Move, State
 from worker.steps import create, finish, task_list
 from worker.steps.task_list import REACH, Asked
@@ -124,7 +123,7 @@ def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clo
         told = {row.task_id: _echoed(ctx, job, row) for row in candidates}
     except NotTold as error:
         return _later(ctx, job, attempt, clock, str(error))
-    mine = _echoes(job)
+    mine = _echoes(ctx, job)
     possible = [row for row in candidates if may_fit(mine, told[row.task_id])]
     others = [rival for rival in rivals if not _is_equal(job, attempt, rival)]
     for row in possible:
@@ -186,20 +185,25 @@ def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
             state=row.state if row.closed_at is None else "",
             request_hash=row.request_hash,
             request_id=row.request_id,
-            echoes=asked(row.kind, row.input),
+            echoes=asked(ctx, row.kind, job.model, row.input),
         )
         for row in rows
     ]
 
 
-def _echoes(job: Job) -> dict[str, Any]:
-    return asked(job.kind, job.input)
+def _echoes(ctx: Context, job: Job) -> dict[str, Any]:
+    return asked(ctx, job.kind, job.model, job.input)
 
 
-def asked(kind_name: str, stored: dict[str, Any]) -> dict[str, Any]:
+def asked(ctx: Context, kind_name: str, model: str, stored: dict[str, Any]) -> dict[str, Any]:
     """What a task of a stored input repeats of it."""
-    kind = KINDS[kind_name]
-    return kind.echoes(kind.input.model_validate(stored))
+    kind = kinds.call(kind_name)
+    return kind.echoes(ctx.catalog.model(model), kind.input.model_validate(stored))
+
+
+def repeated(ctx: Context, job: Job, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished answer repeats of its request, read as one to the job's."""
+    return kinds.call(job.kind).echoed(ctx.catalog.model(job.model), body)
 
 
 def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
@@ -211,7 +215,7 @@ def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
         raise NotTold(f"a candidate could not be looked at: {error}") from error
     if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
         raise NotTold("a candidate could not be looked at")
-    return KINDS[job.kind].echoed(seen.body)
+    return repeated(ctx, job, seen.body)
 
 
 def fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
@@ -230,11 +234,11 @@ def differences(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> tuple[st
     return tuple(name for name in shared if asked[name] != echoed[name])
 
 
-def disowned(job: Job, seen: TaskSeen) -> str | None:
+def disowned(ctx: Context, job: Job, seen: TaskSeen) -> str | None:
     """Why a task that a person adopted is not the job's, now that it has ended; None: it may be, as far as it tells."""
     if seen.status in _UNBILLED:
         return f"the task that was adopted is {seen.status}, so it cost nothing and tells not whose it was"
-    differ = differences(_echoes(job), KINDS[job.kind].echoed(seen.body))
+    differ = differences(_echoes(ctx, job), repeated(ctx, job, seen.body))
     return f"the task that was adopted was made for another request: {', '.join(differ)} differ" if differ else None
 
 

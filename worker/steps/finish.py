@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from worker import log, timeouts
+from worker import kinds, log, timeouts
 from worker.context import Clock, Context
 from worker.dashscope import errors
 from worker.dashscope.errors import Verdict
 from worker.dashscope.responses import Refused, TaskSeen
 from worker.errors import ErrorClass, Failure
-from worker.kinds import KINDS, Source, Usage
+from worker.kinds import Source, Usage
 from worker.lanes import query_budget
 from worker.states import Move, State
 from worker.tables import Job
@@ -31,9 +31,9 @@ def move(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
 
 
 def succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[str, Any] | None = None) -> Move:
-    model, kind = ctx.catalog.model(job.model), KINDS[job.kind]
+    model, kind = ctx.catalog.model(job.model), kinds.call(job.kind)
     asked = kind.input.model_validate(job.input)
-    sources, usage = kind.outputs(seen.output), kind.usage(asked, seen.body)
+    sources, usage = kind.outputs(seen.output), kind.usage(model, asked, seen.body)
     now = clock()
     columns = {
         "task_status": seen.status,

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import egress, storage, timeouts
+from worker import egress, kinds, storage, timeouts
 from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
-from worker.kinds import KINDS
-from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
+from worker.kinds import KINDS, ParentKind
+from worker.kinds.kind import Child, Expansion, Found, Parent, Piece, Stored, Unfit
 from worker.money import estimates
 from worker.moves.children import Counts
 from worker.states import Move, State
@@ -38,7 +38,7 @@ def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
     """The next children; a rest while there are some at work; the way on, or the end, when there are no more."""
-    fan_out, counts = _fan_out(job), ctx.children(job)
+    fan_out, counts = kinds.parent(job.kind), ctx.children(job)
     doomed = _doomed(ctx, job, fan_out, counts)
     if counts.unfinished and (doomed or not job.round_open):
         yield Move(State.GATHERING, doomed or "", cancels=doomed, rests=True)
@@ -54,7 +54,7 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
     """Its outputs in the bucket, all of them told at once."""
-    fan_out, parent = _fan_out(job), _parent(ctx, job, job.round, 0)
+    fan_out, parent = kinds.parent(job.kind), _parent(ctx, job, job.round, 0)
     shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
     outputs: list[dict[str, Any]] = []
     try:
@@ -69,7 +69,7 @@ def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
         yield Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
 
 
-def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Clock) -> Moves:
+def _expand(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts, clock: Clock) -> Moves:
     """Asks the kind for what comes next, and puts it on record; waits where the project has parts enough at work."""
     if ctx.is_full_of_children(job):
         yield Move(State.GATHERING, run_at=clock() + _ROOM)
@@ -130,7 +130,7 @@ def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Mov
     return Move(state, run_at=now + timeouts.backoff(now - job.state_at), columns=columns)
 
 
-def _doomed(ctx: Context, job: Job, fan_out: FanOut, counts: Counts) -> str | None:
+def _doomed(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts) -> str | None:
     """Why the children that have not begun need not begin; None where they are wanted."""
     if job.cancel_requested:
         return "its job was canceled"
@@ -154,12 +154,6 @@ def _failed(part: Job | None) -> Move:
     return Move(State.FAILED, message, columns={"error": told})
 
 
-def _fan_out(job: Job) -> FanOut:
-    fan_out = KINDS[job.kind].fan_out
-    assert fan_out is not None, "only kinds that fan out have parents"
-    return fan_out
-
-
 def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
     return Parent(
         id=job.id,
@@ -173,6 +167,7 @@ def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
         deadline_at=job.deadline_at,
         prefixes=(f"{job.project_id}/", f"inbox/{ctx.project_name(job)}/"),
         settings=ctx.settings,
+        catalog=ctx.catalog,
     )
 
 

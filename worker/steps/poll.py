@@ -52,7 +52,7 @@ def step(ctx: Context, job: Job, clock: Clock) -> Moves:
         return
     if told.status != "UNKNOWN":
         ctx.queries.sighted(ctx.owner(job))
-    if job.unproven and told.status in _ENDS and (why := disowned(job, told)):
+    if job.unproven and told.status in _ENDS and (why := disowned(ctx, job, told)):
         yield from give_up_task(job, why)
         return
     yield finish.move(ctx, job, told, clock)

@@ -21,7 +21,7 @@ from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
-from worker.kinds import KINDS
+from worker.kinds import KINDS, CallKind
 from worker.settings import Account
 from worker.steps import find, task_list
 from worker.steps.task_list import Asked
@@ -104,10 +104,10 @@ def _price(ctx: Context, account: Account, row: Listed, is_asked: bool, on: date
         model = ctx.catalog.model(row.model)
     except UnknownModel:
         return None
-    kind = KINDS[model.kinds[0]]
+    kind = next(kind for name in model.kinds if isinstance(kind := KINDS[name], CallKind))
     wanted = kind.input.model_construct(**model.default)
     answer = _answer(ctx, account, row) if is_asked and row.status == "SUCCEEDED" else {}
-    return model.price(kind.usage(wanted, answer), account.region, on)
+    return model.price(kind.usage(model, wanted, answer), account.region, on)
 
 
 def _answer(ctx: Context, account: Account, row: Listed) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A segment of a narration: one call, which speaks at most 600 of text and answers with a link to a WAV.
+"""A segment of a narration: one call, which speaks a text within the model's limit and answers with a link to a WAV.
 
 Alibaba docs, 'Qwen-TTS API reference'.
 """
@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from worker.catalog import Model, Usage
-from worker.kinds import answers, checks
+from worker.kinds import answers, fields
 from worker.kinds.fields import Text
-from worker.kinds.kind import Kind, Request, Source
+from worker.kinds.kind import CallKind, Request, Source
 
 NAME = "speech-segment"
 
@@ -27,7 +27,7 @@ _BILLED = ("characters", "input_tokens", "output_tokens", "total_tokens")
 
 
 class SpeechSegment(BaseModel):
-    """Complete: whoever cut it knows the model's limit."""
+    """Complete: the narration cut it to the model's limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,27 +38,24 @@ class SpeechSegment(BaseModel):
 
 
 def request(model: Model, region: str, wanted: BaseModel) -> Request:
-    """The call; what it makes is told in its own answer."""
-    here, said = model.region(region), wanted.model_dump(exclude_none=True)
+    """The call; its own answer has the link."""
+    here, asked = model.region(region), wanted.model_dump(exclude_none=True)
     assert here is not None, "a job goes only to a region that serves its model"
-    said["language_type"] = said.pop("language")
-    return Request(model.path, {}, {"model": here.id, "input": said, "parameters": dict(model.always)}, model.surface)
+    asked["language_type"] = asked.pop("language")
+    return Request(model.path, {}, {"model": here.id, "input": asked, "parameters": dict(model.always)}, model.surface)
 
 
 def outputs(output: Mapping[str, Any]) -> tuple[Source, ...]:
     """The link to the WAV."""
-    audio = output.get("audio")
-    link = audio.get("url") if isinstance(audio, Mapping) else None
-    is_link = isinstance(link, str) and link.startswith(("http://", "https://"))
-    return (Source(str(link), "audio", "wav"),) if is_link else ()
+    link = answers.mapping(output.get("audio")).get("url")
+    return (Source(link, "audio", "wav"),) if answers.is_link(link) else ()
 
 
-def usage(wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
+def usage(_: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
     """Characters as the provider counted them, else as they were sent; tokens, of the models that bill those."""
-    said = answer.get("usage")
-    counted = {name: answers.number(said.get(name)) for name in _BILLED} if isinstance(said, Mapping) else {}
-    told = {name: count for name, count in counted.items() if count is not None}
-    return Usage({"characters": billed(wanted.model_dump()["text"]), **told})
+    told = answers.mapping(answer.get("usage"))
+    counted = answers.known({name: answers.number(told.get(name)) for name in _BILLED})
+    return Usage({"characters": billed(wanted.model_dump().get("text", "")), **counted})
 
 
 def estimate(_: Model, wanted: BaseModel) -> Usage:
@@ -67,7 +64,7 @@ def estimate(_: Model, wanted: BaseModel) -> Usage:
 
 
 def spoken(text: str) -> Usage:
-    """What a text takes: a Han character lasts a quarter of a second, which is 13 tokens of sound."""
+    """What a text is billed: a Han character lasts a quarter of a second, which is 13 tokens of sound."""
     return Usage({"characters": billed(text), "input_tokens": len(text), "output_tokens": 13 * len(text)})
 
 
@@ -84,26 +81,18 @@ def billed(text: str) -> int:
 
 def words(wanted: BaseModel) -> str:
     """ "187 characters, Cherry"."""
-    said = wanted.model_dump()
-    return f"{len(said['text']):,} characters, {said['voice']}"
+    asked = wanted.model_dump()
+    return f"{len(asked['text']):,} characters, {asked['voice']}"
 
 
-def _nothing(_: Any) -> dict[str, Any]:
-    """A call cannot be looked for, so nothing is compared."""
-    return {}
-
-
-KIND = Kind(
+KIND = CallKind(
     name=NAME,
     input=SpeechSegment,
-    check=partial(checks.check, NAME, SpeechSegment),
+    check=partial(fields.check, NAME, SpeechSegment),
     request=request,
     outputs=outputs,
-    failures=answers.failures,
     usage=usage,
     estimate=estimate,
     words=words,
-    echoes=_nothing,
-    echoed=_nothing,
     internal=True,
 )

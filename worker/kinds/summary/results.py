@@ -1,74 +1,226 @@
-"""The outputs: a line for each document in summaries.jsonl, and the digest in digest.md."""
+"""What each document has so far: a tree of answers, from its parts up to its summary, and how it ended.
+
+Level 0 of a tree are the answers about the document's parts. Each level above joins the one below in fewer answers, and
+a level with one place is the summary. The digest is such a tree too, whose level 0 are the summaries. Trees are read
+from the children that have ended, so a job that another worker takes up, or that is retried, goes on.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from worker.kinds import answers
-from worker.kinds.kind import Parent, Piece, Store
-from worker.kinds.summary import rounds, trees
-from worker.kinds.summary.endings import Done
-from worker.kinds.summary.portion import Portion
-from worker.kinds.summary.trees import COUNTED, DIGEST, Slip
+from worker.kinds import answers, text
+from worker.kinds.answers import Unfitting
+from worker.kinds.kind import Ended, Parent, Store
+from worker.kinds.summary import documents, text_batch
+from worker.kinds.summary.input import Summary
 
-_LISTED = 100  # documents without a summary that the digest names
+DIGEST = -1  # in place of a document's number
 
-
-def assemble(parent: Parent, store: Store) -> Iterator[Piece]:
-    """summaries.jsonl, and digest.md where it was asked for."""
-    wanted = rounds.read(parent)
-    portion = Portion(parent, store, wanted, rounds.documents(parent, store), dict(parent.note))
-    ends = portion.outcomes()
-    yield Piece("summaries", "jsonl", "application/jsonl", _lines(portion, ends))
-    if wanted.digest is not None:
-        yield Piece("digest", "md", "text/markdown; charset=utf-8", [_digest(portion, ends).encode()])
+COUNTED = ("input_tokens", "output_tokens", "cached_tokens")
 
 
-def usage(parent: Parent) -> dict[str, Any]:
-    """Documents, those that failed, calls that were answered, and tokens; a job without a summary has no counts."""
-    if "counts" in parent.note:
-        return dict(parent.note["counts"])
-    count = parent.note.get("documents", 0)
-    told = [child.usage or {} for child in parent.ended]
-    tokens = {name: sum(int(answers.number(usage.get(name)) or 0) for usage in told) for name in COUNTED}
-    return {"documents": count, "failed": count, "calls": len(list(filter(None, told))), **tokens}
+@dataclass(frozen=True)
+class Answer:
+    """What a call answered, the tokens it took, and whether the answer was cut off at its longest."""
+
+    content: str
+    usage: dict[str, int]
+    is_cut: bool = False
 
 
-def _lines(portion: Portion, ends: list[Done | Slip]) -> Iterator[bytes]:
-    for document, (item, end) in enumerate(zip(portion.items, ends, strict=True)):
-        tree = portion.trees.get(document)
-        warned = portion.warned(document)
-        part = {"warnings": [warned]} if warned else {}
-        line = {"id": item.id, **_told(end), **part, "usage": trees.spent({document: tree}) if tree else None}
-        yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
+@dataclass(frozen=True)
+class NoSummary:
+    """Why a document has no summary: a stable code, and a message for a person."""
+
+    code: str
+    message: str
+
+    def as_json(self) -> dict[str, str]:
+        """As results and notes have it."""
+        return asdict(self)
 
 
-def _told(end: Done | Slip) -> dict[str, Any]:
-    if isinstance(end, Slip):
-        return {"summary": None, "error": end.as_json()}
-    # a summary that ended for want of tokens is told apart from one that says all it wanted
-    return {"summary": end.value, "error": None, **({"is_cut": True} if end.is_cut else {})}
+@dataclass(frozen=True)
+class Done:
+    """The summary: text, or an object of the wanted shape."""
+
+    value: Any
+    is_cut: bool = False
 
 
-def _digest(portion: Portion, ends: list[Done | Slip]) -> str:
-    missing = [(item, end) for item, end in zip(portion.items, ends, strict=True) if isinstance(end, Slip)]
-    lines = [f"- {item.id}: {slip.message}" for item, slip in missing[:_LISTED]]
-    more = [f"- and {len(missing) - _LISTED:,} more"] if len(missing) > _LISTED else []
-    listed = ["", "## Not summarized", "", *lines, *more] if lines else []
-    return "\n".join([_body(portion), *listed, *_in_part(portion), ""])
+@dataclass(frozen=True)
+class Misfit:
+    """An answer that is not what was asked for, and why, in words for the model that gave it."""
+
+    answer: str
+    why: str
 
 
-def _in_part(portion: Portion) -> list[str]:
-    warned = [(item.id, portion.warned(document)) for document, item in enumerate(portion.items)]
-    lines = [f"- {name}: {warning}" for name, warning in warned if warning][:_LISTED]
-    return ["", "## Read in part", "", *lines] if lines else []
+@dataclass(frozen=True)
+class Place:
+    """Where in which tree an answer belongs; `again`: it replaces one that did not fit."""
+
+    document: int
+    level: int
+    place: int
+    of: int
+    again: bool = False
+
+    def as_note(self) -> dict[str, Any]:
+        """As a child's note has it."""
+        note = asdict(self)
+        return note if self.again else {name: value for name, value in note.items() if name != "again"}
+
+    def as_line(self) -> str:
+        """The name of its line in a batch; only answers about parts of documents are in batches."""
+        return f"{self.document}.{self.place}.{self.of}"
 
 
-def _body(portion: Portion) -> str:
-    tree = portion.trees[DIGEST]
-    if tree.final and tree.final.content:
-        return tree.final.content
-    slip = portion.slipped(DIGEST) or tree.slip
-    return f"No digest could be made: {slip.message if slip else 'there is no summary'}."
+@dataclass
+class Tree:
+    """The answers by level and place. `floor`: the lowest level whose only answer is the summary."""
+
+    floor: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)  # places of each level that was begun
+    parts: dict[tuple[int, int], Answer | NoSummary] = field(default_factory=dict)
+    again: Answer | NoSummary | None = None  # to the question whose first answer did not fit
+    spent: list[dict[str, int]] = field(default_factory=list)  # the tokens of each call
+
+    @property
+    def top(self) -> int:
+        """The highest level that was begun; -1 where none was."""
+        return max(self.sizes, default=-1)
+
+    @property
+    def failure(self) -> NoSummary | None:
+        """The first failure of a part; no summary is made of the other parts alone."""
+        failed = ((place, part) for (_, place), part in sorted(self.parts.items()) if isinstance(part, NoSummary))
+        place, failure = next(failed, (0, None))
+        if failure is None or self.sizes.get(0, 1) == 1:
+            return failure
+        return NoSummary(failure.code, f"part {place + 1}: {failure.message}")
+
+    @property
+    def final(self) -> Answer | None:
+        """The first answer that is the summary; None: it is not made yet."""
+        part = self.parts.get((self.top, 0)) if self.sizes.get(self.top) == 1 and self.top >= self.floor else None
+        return part if isinstance(part, Answer) else None
+
+    def missing(self, level: int) -> list[int]:
+        """The places of a level that have nothing yet."""
+        return [place for place in range(self.sizes.get(level, 0)) if (level, place) not in self.parts]
+
+    def contents(self, level: int) -> list[str]:
+        """The contents of the level's answers, in their order."""
+        places = sorted(place for at, place in self.parts if at == level)
+        found = (self.parts[level, place] for place in places)
+        return [part.content for part in found if isinstance(part, Answer)]
+
+    def add(self, level: int, place: int, of: int, part: Answer | NoSummary) -> None:
+        """One more answer. A document that changed since it was first cut is not mixed with what it was."""
+        if self.sizes.setdefault(level, of) != of:
+            self.parts = {key: kept for key, kept in self.parts.items() if key[0] != level}
+            self.sizes[level] = of
+        if not isinstance(self.parts.get((level, place)), Answer):
+            self.parts[level, place] = part
+
+
+def trees(parent: Parent, store: Store) -> dict[int, Tree]:
+    """The trees by the number of their document, and the digest's, from all children that have ended."""
+    found: dict[int, Tree] = {DIGEST: Tree(floor=1)}
+    for child in parent.ended:
+        if child.kind == text.NAME:
+            _add_call(found, child)
+        else:
+            _add_batch(found, child, store)
+    return found
+
+
+def spent(trees: Mapping[int, Tree]) -> dict[str, int]:
+    """The number of calls that were answered for all of them, and their tokens."""
+    usages = [usage for tree in trees.values() for usage in tree.spent]
+    return {"calls": len(usages), **{name: sum(usage[name] for usage in usages) for name in COUNTED}}
+
+
+def outcome(tree: Tree, wanted: Summary) -> Done | NoSummary | Misfit | None:
+    """How the document stands; None: its summary is not made yet."""
+    if tree.failure is not None:
+        return tree.failure
+    if tree.final is None:
+        return None
+    first = _judged(tree.final, wanted)
+    if isinstance(first, Done) or (wanted.schema_wanted is not None and tree.again is None):
+        return first
+    second = _judged(tree.again, wanted) if isinstance(tree.again, Answer) else tree.again or first
+    if isinstance(second, Misfit):
+        return NoSummary("answer_unfitting", f"the answer is not what was asked for, twice: {second.why[:500]}")
+    return second
+
+
+def is_refused(child: Ended) -> bool:
+    """Whether the provider refuses the account calls as tasks: they are made as plain calls then.
+
+    Alibaba docs, 'Error messages': AccessDenied, "current user api does not support asynchronous calls".
+    """
+    told = answers.mapping((child.error or {}).get("provider"))
+    return told.get("code") == "AccessDenied" and "asynchronous" in str(told.get("message")).lower()
+
+
+def _judged(answer: Answer, wanted: Summary) -> Done | Misfit | NoSummary:
+    if wanted.schema_wanted is None:
+        empty = NoSummary("empty_answer", "the answer was empty")
+        return Done(answer.content, answer.is_cut) if answer.content else empty
+    if answer.is_cut:
+        return Misfit(answer.content, "it was too long and cut off, so it has to be shorter")
+    try:
+        return Done(answers.parsed_json(answer.content, wanted.schema_wanted))
+    except Unfitting as error:
+        return Misfit(answer.content, str(error))
+
+
+def _add_call(trees: dict[int, Tree], child: Ended) -> None:
+    if is_refused(child):
+        return
+    note = child.note
+    tree = trees.setdefault(note["document"], Tree())
+    part = _answer(child.result, child.usage) if child.state == "succeeded" else _failure(child)
+    if isinstance(part, Answer):
+        tree.spent.append(part.usage)
+    if note.get("again"):
+        tree.again = part
+    else:
+        tree.add(note["level"], note["place"], note["of"], part)
+
+
+def _add_batch(trees: dict[int, Tree], child: Ended, store: Store) -> None:
+    """The lines of a batch that were answered; the others are made by calls, as if they had never been in it."""
+    for name, body in _lines(child, store):
+        numbers = name.split(".")
+        if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
+            continue
+        document, place, of = map(int, numbers)
+        tree = trees.setdefault(document, Tree())
+        part = _answer(text.result(body), answers.tokens(answers.mapping(body.get("usage"))))
+        tree.spent.append(part.usage)
+        tree.add(0, place, of, part)
+
+
+def _lines(child: Ended, store: Store) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for output in child.outputs:
+        if output.role == "results":
+            yield from text_batch.answered(store.chunks(output.key))
+
+
+def _answer(result: Mapping[str, Any] | None, usage: Mapping[str, Any] | None) -> Answer:
+    answer = result or {}
+    tokens = {name: int(answers.number((usage or {}).get(name)) or 0) for name in COUNTED}
+    content = documents.printable(str(answer.get("content") or "")).strip()
+    return Answer(content, tokens, answer.get("finish_reason") == "length")
+
+
+def _failure(child: Ended) -> NoSummary:
+    error = child.error or {}
+    return NoSummary(error.get("code", child.state), error.get("message", f"the call for it was {child.state}"))

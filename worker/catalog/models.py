@@ -1,26 +1,31 @@
 """What the provider offers: a model, how it is asked, what it takes, where, and for how much.
 
-The catalog's file holds these; what the file says is checked here, so that a slip in it names its model.
+These are the entries of the catalog's file. They are checked as they are read, so that a mistake in the file names its
+model. A price is data with a date; usage carries no money, only what the provider counts (seconds, pictures, tokens,
+characters) and what moves the price: a tier, sound or none, whether the model thought.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
 from datetime import date
+from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from worker.catalog import prices
-from worker.catalog.prices import Price, Usage
 from worker.media import Shape
 from worker.states import Mode
 
-_OURS = {"path", "protocol", "usage", "always", "surface", "repeatable", "variant", "thinks_unstreamed"}  # not shown
+MICRO = 1_000_000  # money is counted in millionths of the currency's unit
+
+_OURS = {"path", "protocol", "always", "surface", "repeatable", "variant", "size_tiers"}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
 
 
@@ -37,7 +42,6 @@ class Protocol(StrEnum):
 
 
 _MEDIA = frozenset({Protocol.PROMPT, Protocol.FRAMES, Protocol.MEDIA, Protocol.MESSAGES})
-_OF_MEDIA = ("prompt_limit", "usage")
 
 
 class Surface(StrEnum):
@@ -60,15 +64,6 @@ class Variant(StrEnum):
 
     BATCH = "batch"  # the Batch API: half the price, within a day or more, outside the limits of calls
     TASKS = "tasks"  # an asynchronous task; most accounts are refused it
-
-
-class UsageShape(StrEnum):
-    """Which fields a finished task's usage has (Alibaba docs, 'Wan text-to-video API reference')."""
-
-    SPLIT = "split"  # duration, input_video_duration, output_video_duration, SR, size or ratio, video_count
-    SHORT = "short"  # duration, SR, video_count
-    RATIO = "ratio"  # video_duration, video_ratio, video_count
-    IMAGES = "images"  # image_count
 
 
 class Entry(BaseModel):
@@ -138,6 +133,57 @@ class Pictures(Entry):
         return "is a PNG with an alpha channel, and must be without" if shape is not None and shape.has_alpha else ""
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What is billed, in the model's own units: `{"seconds": 5, "tier": "720P"}`, `{"images": 2}`.
+
+    What else the provider reported is kept beside them.
+    """
+
+    units: dict[str, Any] = field(default_factory=dict)
+
+
+class Price(Entry):
+    """What `per` of a unit cost from a day on: one amount, or one a tier; `when` narrows it to some usage.
+
+    `cached`: the share of it that input tokens cost which the provider had in its cache; none: all of it.
+    """
+
+    since: date = Field(alias="from")
+    unit: str
+    per: int = Field(1, ge=1)
+    when: dict[str, Any] = {}
+    cached: Decimal | None = Field(None, ge=0, le=1)
+    cny: Decimal | dict[str, Decimal]
+
+    def applies(self, usage: Usage, on: date) -> bool:
+        """Whether this row speaks of such usage, on that day."""
+        return self.since <= on and all(usage.units.get(key) == value for key, value in self.when.items())
+
+    def micro(self, usage: Usage) -> Fraction | None:
+        """What this usage costs in millionths, unrounded; None when the row has no amount for its tier."""
+        amount = self.cny.get(str(usage.units.get("tier"))) if isinstance(self.cny, dict) else self.cny
+        quantity = usage.units.get(self.unit)
+        if amount is None or not isinstance(quantity, int | float):
+            return None
+        return Fraction(amount) * MICRO * (Fraction(str(quantity)) - self._spared(usage, quantity)) / self.per
+
+    def at(self, share: Decimal) -> Price:
+        """The row at a share of its amounts, and without the cache's discount: the two do not add up."""
+        if isinstance(self.cny, dict):
+            less: Decimal | dict[str, Decimal] = {tier: amount * share for tier, amount in self.cny.items()}
+        else:
+            less = self.cny * share
+        return self.model_copy(update={"cny": less, "cached": None})
+
+    def _spared(self, usage: Usage, quantity: float) -> Fraction:
+        """How much of the quantity the cache made free."""
+        known = usage.units.get("cached_tokens")
+        if self.cached is None or not isinstance(known, int | float):
+            return Fraction(0)
+        return Fraction(str(min(known, quantity))) * (1 - Fraction(self.cached))
+
+
 class ModelInRegion(Entry):
     """A model as one region serves it: its id there, a main account's limits (None: none set), prices."""
 
@@ -184,12 +230,12 @@ class Model(Entry):
     max_output: int | None = None  # tokens
     max_thinking: int = 81_920  # tokens that it thinks at the most; no model of the family has more
     thinking: Thinking = Thinking.NONE
-    thinks_unstreamed: bool = False  # it may think in a call that does not stream its answer
     token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
     batch: tuple[str, ...] = ()  # the regions whose Batch API has it
     requires: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     sizes: Sizes | None = None
+    size_tiers: dict[str, str] = {}  # size → the tier that a video of it is billed in; the same for every model
     resolutions: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
     durations: tuple[int, ...] = ()  # seconds
@@ -199,7 +245,6 @@ class Model(Entry):
     pictures: Pictures | None = None  # None: what the provider takes of any model
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}
-    usage: UsageShape | None = None  # of media
     run_seconds: RunSeconds
     regions: dict[str, ModelInRegion]
     retired: date | None = None
@@ -254,7 +299,11 @@ class Model(Entry):
         here, units = self.region(region), usage.units
         if self.token_tiers and "tier" not in units:
             units = {**units, "tier": self.token_tier(units.get("input_tokens"))}
-        return prices.total(here.prices if here else (), Usage(units), on)
+        return _total(here.prices if here else (), Usage(units), on)
+
+    def tier(self, size: str) -> str | None:
+        """The tier that a video of this size is billed in ("720P"); None for a size of no tier."""
+        return self.size_tiers.get(size)
 
     def token_tier(self, tokens: Any) -> str | None:
         """The tier of prices for so many input tokens; None when there is none, or when nobody knows how many."""
@@ -278,9 +327,8 @@ class Model(Entry):
         ending = (self.retired, self.retired_by, self.successor)
         if any(ending) != all(ending):
             raise ValueError("retired, retired_by and successor go together")
-        gaps = [name for name in _OF_MEDIA if self.protocol in _MEDIA and getattr(self, name) is None]
-        if gaps:
-            raise ValueError(f"{', '.join(gaps)}: nothing is said of it")
+        if self.protocol in _MEDIA and self.prompt_limit is None:
+            raise ValueError("prompt_limit: is missing")
         for name, value in self.default.items():
             if name not in self.fields or (name in self.choices and value not in self.choices[name]):
                 raise ValueError(f"default {name}: {value} is not one that the model takes")
@@ -288,3 +336,15 @@ class Model(Entry):
         if missing:
             raise ValueError(f"no default for {', '.join(missing)}")
         return self
+
+
+def _total(rows: Iterable[Price], usage: Usage, on: date) -> int | None:
+    """What the usage costs on that day by these rows, in millionths, rounded half up; None when that is unknown.
+
+    Of the rows for a unit the most specific one counts, then the newest. A model with several units (tokens in and
+    out) costs their sum. Exact until the last step, so that nothing is rounded twice.
+    """
+    speaking = sorted((row for row in rows if row.applies(usage, on)), key=lambda row: (len(row.when), row.since))
+    amounts = [row.micro(usage) for row in {row.unit: row for row in speaking}.values()]
+    known = [amount for amount in amounts if amount is not None]
+    return int(sum(known) + Fraction(1, 2)) if known and len(known) == len(amounts) else None

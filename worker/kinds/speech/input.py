@@ -1,17 +1,24 @@
-"""What users send to have something spoken, and whether the model can: found out before anything is paid for."""
+"""What users send to have something spoken, and whether the model can speak it: found out before anything is paid for.
+
+Marks in the text are taken out: Markdown by a parser, and pauses, which become silence. Any other tag is refused, since
+it would be read out, and billed, as "less than prosody".
+
+    <break time="1s"/>   [pause 2s]   [pause]   （停顿）   （停顿2秒）   (pause 500ms)
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, LiteralString
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from worker.catalog import Model
+from worker.kinds import reading
 from worker.kinds.fields import Text, no
-from worker.kinds.speech import cutting, markup, mp3, script
+from worker.kinds.speech import audio, script
 from worker.kinds.speech.script import Paragraph
 
 LONGEST = 200_000  # characters
@@ -19,9 +26,25 @@ MOST = 5_000  # paragraphs, each at least one call
 SILENCE_LIMIT = 6 * 3600  # seconds; a WAV ends at 24 hours, and the longest text takes half of them
 INSTRUCTIONS_LIMIT = 4_800  # characters, since the provider takes 1,600 tokens ('Qwen-TTS API reference')
 
+_PAUSE = 1.0  # seconds, where a mark names none
+
+# Every repetition is bounded, so that a text of opening brackets takes no longer than one of words.
+_BREAK = r"<break(?:\s[^<>]{0,100})?/?>"
+_BRACKET = (
+    r"[\[（(【]\s{0,3}(?:pause|停顿|停頓|暂停|暫停)\s{0,3}[:：]?\s{0,3}"
+    r"(?:\d{1,5}(?:\.\d{1,3})?\s{0,3}(?:ms|毫秒|s|secs?|seconds?|秒)?)?\s{0,3}[\]）)】]"
+)
+_MARK = re.compile(f"{_BREAK}|{_BRACKET}", re.I)
+_TIME = re.compile(r"(\d{1,5}(?:\.\d{1,3})?)\s{0,3}(ms|毫秒)?", re.I)
+_TAG = re.compile(r"</?([A-Za-z][\w:.-]{0,40})(?:\s[^<>]{0,200})?/?>")
+_SPOKEN_AROUND = re.compile(r"<\?xml[^<>]{0,200}>|</?(?:speak|p|s)(?:\s[^<>]{0,500})?>", re.I)
+
+_SECONDS = 10.0  # of the clock, to take the Markdown off a text
+_TAGS = 'only <speak>, <p>, <s> and <break time="1s"/> are followed; take it out, or say markup: none to have it spoken'
+
 
 def _split(value: Any) -> Any:
-    """`wav, mp3` as the cell of a table has it."""
+    """A list from the cell of a table: `wav, mp3`."""
     return re.split(r"[\s,;]+", value.strip().lower()) if isinstance(value, str) else value
 
 
@@ -49,7 +72,7 @@ class Voiced(BaseModel):
     @field_validator("voice", "language", mode="after")
     @classmethod
     def _is_offered(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """As the model spells it: the provider tells Cherry from cherry."""
+        """As the model spells it: the provider distinguishes Cherry and cherry."""
         if value is None or not info.context or not info.field_name:
             return value
         return _spelled(info.context["model"], info.field_name, value)
@@ -63,7 +86,7 @@ class Voiced(BaseModel):
 
 
 class Part(Voiced):
-    """A paragraph of a script; what it does not say of its voice, the script says."""
+    """A paragraph of a script; its voice is the script's where it has none of its own."""
 
     text: Text = Field(description="what is said", examples=["Who is there?"])
     pause_after: Seconds | None = Field(None, description="seconds of silence after it")
@@ -92,13 +115,13 @@ class Speech(Voiced):
 
     @property
     def voiced(self) -> list[Paragraph]:
-        """Its paragraphs, each with a voice; a pause within one ends it."""
-        parts = self.paragraphs or tuple(Part(text=text) for text in script.paragraphs(self.text or ""))
+        """The paragraphs, each with a voice; a pause within a paragraph ends it."""
+        parts = _parts(self.paragraphs, self.text)
         return [self._paragraph(part, text, pause) for part in parts for text, pause in _pieces(part.text, self.markup)]
 
     @property
     def spoken(self) -> str:
-        """All that is to be spoken, blanks among it, without the marks of pauses."""
+        """All that is to be spoken, with its blanks, without the marks of pauses."""
         texts = [self.text or "", *(part.text for part in self.paragraphs or ())]
         return "".join(piece for text in texts for piece, _ in _pieces(text, self.markup))
 
@@ -112,7 +135,7 @@ class Speech(Voiced):
     @field_validator("markup")
     @classmethod
     def _is_said(cls, value: Markup | None, info: ValidationInfo) -> Markup | None:
-        """What was taken before there was any choice is spoken as it stands."""
+        """Jobs that were stored before this field existed have none: they are spoken as they are."""
         return "pauses" if value is None and info.context else value
 
     @field_validator("paragraphs")
@@ -120,11 +143,10 @@ class Speech(Voiced):
     def _is_a_script(cls, value: tuple[Part, ...] | None, info: ValidationInfo) -> tuple[Part, ...] | None:
         if value is None or not info.context:
             return value
-        said = info.data.get("markup")
-        _hold_length([part.text for part in value])
-        if said == "markdown":
-            raise no("contradiction", "is given with markup: markdown, which is of a text: leave one of them out")
-        _hold_text([part.text for part in value], said)
+        marked, texts = info.data.get("markup"), [part.text for part in value]
+        _hold_length(texts)
+        _hold(marked != "markdown", "contradiction", "is given with markup: markdown, which only a text can have")
+        _hold_text(texts, marked)
         return value
 
     @field_validator("text")
@@ -137,7 +159,7 @@ class Speech(Voiced):
         _hold(not scripted or value is None, "contradiction", "is given beside paragraphs: leave one of them out")
         if value is not None:
             _hold_length([value])
-            value = _unmarked(value, info.data.get("markup"))
+            value = _without_markdown(value) if info.data.get("markup") == "markdown" else value
             _hold_text(script.paragraphs(value), info.data.get("markup"))
         return value
 
@@ -145,9 +167,7 @@ class Speech(Voiced):
     @classmethod
     def _ends_some_day(cls, value: float, info: ValidationInfo) -> float:
         if info.context:
-            parts = info.data.get("paragraphs") or [
-                Part(text=t) for t in script.paragraphs(info.data.get("text") or "")
-            ]
+            parts = _parts(info.data.get("paragraphs"), info.data.get("text"))
             pieces = ((part, pause) for part in parts for _, pause in _pieces(part.text, info.data.get("markup")))
             pauses = (part.pause_after if pause is None else pause for part, pause in pieces)
             total = sum(value if pause is None else pause for pause in pauses)
@@ -158,8 +178,43 @@ class Speech(Voiced):
     @classmethod
     def _can_be_made(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.context and "mp3" in value:
-            _hold(mp3.is_installed(), "not_installed", "this server makes no MP3: it needs the extra `media` (PyAV)")
+            _hold(audio.makes_mp3(), "not_installed", "this server makes no MP3: it needs the extra `media` (PyAV)")
         return value
+
+
+def pieces(text: str) -> list[tuple[str, float | None]]:
+    """The text cut at its pauses: each piece, and the seconds of silence after it; None after the last."""
+    found: list[tuple[str, float | None]] = []
+    at = 0
+    text = _SPOKEN_AROUND.sub(" ", text)
+    for mark in _MARK.finditer(text):
+        piece = text[at : mark.start()]
+        if found and not piece.strip():
+            found[-1] = (found[-1][0], (found[-1][1] or 0) + _seconds(mark[0]))
+        else:
+            found.append((piece, _seconds(mark[0])))
+        at = mark.end()
+    rest = text[at:]
+    return [*found, (rest, None)] if rest.strip() or not found else found
+
+
+def strange_tag(text: str) -> str | None:
+    """The name of the first tag that is not followed; None: there is none."""
+    tags = (tag[1] for tag in _TAG.finditer(_MARK.sub("", _SPOKEN_AROUND.sub("", text))))
+    return next(tags, None)
+
+
+def _seconds(mark: str) -> float:
+    found = _TIME.search(mark)
+    return _PAUSE if found is None else float(found[1]) / (1000 if found[2] else 1)
+
+
+def _pieces(text: str, marked: Markup | None) -> list[tuple[str, float | None]]:
+    return [(text, None)] if marked in (None, "none") else pieces(text)
+
+
+def _parts(paragraphs: Sequence[Part] | None, text: str | None) -> Sequence[Part]:
+    return paragraphs or [Part(text=each) for each in script.paragraphs(text or "")]
 
 
 def _spelled(model: Model, name: str, value: str) -> str:
@@ -174,15 +229,15 @@ def _spelled(model: Model, name: str, value: str) -> str:
     return known
 
 
-def _pieces(text: str, said: Markup | None) -> list[tuple[str, float | None]]:
-    return [(text, None)] if said in (None, "none") else markup.pieces(text)
-
-
-def _unmarked(text: str, said: Markup | None) -> str:
+def _without_markdown(text: str) -> str:
+    """The text without its Markdown, by a parser in a process of its own."""
     try:
-        return markup.plain(text) if said == "markdown" else text
-    except markup.Unmarkable as error:
+        answer = reading.run("markdown", text.encode(errors="replace"), len(text), _SECONDS)
+    except reading.Exhausted as error:
         raise no("bad_markdown", f"its Markdown {error}") from None
+    if "text" not in answer:
+        raise no("bad_markdown", f"its Markdown {answer['message']}")
+    return str(answer["text"])
 
 
 def _hold_length(texts: Sequence[str]) -> None:
@@ -190,24 +245,17 @@ def _hold_length(texts: Sequence[str]) -> None:
     _hold(length <= LONGEST, "too_long", f"{length:,} characters; at most {LONGEST:,} are taken")
 
 
-def _hold_text(texts: Sequence[str], said: Markup | None) -> None:
-    pieces = [piece for text in texts for piece in _pieces(text, said)]
-    _hold(any(cutting.is_spoken(text) for text, _ in pieces), "blank", "no letter and no digit, so nothing is spoken")
-    _hold(len(pieces) <= MOST, "too_many", f"{len(pieces):,} paragraphs and pauses; at most {MOST:,} are taken")
-    longest = max(pause or 0 for _, pause in pieces)
-    most = script.LONGEST_PAUSE
+def _hold_text(texts: Sequence[str], marked: Markup | None) -> None:
+    found = [piece for text in texts for piece in _pieces(text, marked)]
+    _hold(any(script.is_spoken(text) for text, _ in found), "blank", "no letter and no digit, so nothing is spoken")
+    _hold(len(found) <= MOST, "too_many", f"{len(found):,} paragraphs and pauses; at most {MOST:,} are taken")
+    longest, most = max(pause or 0 for _, pause in found), script.LONGEST_PAUSE
     _hold(longest <= most, "too_long", f"a pause of {longest:g} s; at most {most:g} s are made")
-    if said in ("pauses", "markdown"):
-        for place, text in enumerate(texts, 1):
-            tag = markup.strange(text)
-            _hold(
-                tag is None, "tag_not_taken", f"paragraph {place} has the tag <{tag}>, which would be read out: {_TAGS}"
-            )
+    for place, text in enumerate(texts if marked in ("pauses", "markdown") else (), 1):
+        tag = strange_tag(text)
+        _hold(tag is None, "tag_not_taken", f"paragraph {place} has the tag <{tag}>, which would be read out: {_TAGS}")
 
 
-_TAGS = 'only <speak>, <p>, <s> and <break time="1s"/> are followed; take it out, or say markup: none to have it spoken'
-
-
-def _hold(holds: bool, code: Any, message: str) -> None:
+def _hold(holds: bool, code: LiteralString, message: str) -> None:
     if not holds:
         raise no(code, message)

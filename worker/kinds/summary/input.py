@@ -9,13 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic import model_validator as whole
 
-from worker import catalog
-from worker.catalog import Model, Variant
-from worker.kinds import json_answers
-from worker.kinds.checks import Input
-from worker.kinds.fields import Link, Text, is_fetched, no
+from worker.catalog import Variant
+from worker.kinds import answers
+from worker.kinds.fields import Filled, Input, Link, Text, is_fetched, no
 
-NAME = "summary"
 MOST = 10_000  # documents
 PARTS = 20_000  # of documents, each read by one call
 
@@ -35,15 +32,15 @@ def _length(value: Any) -> Any:
 
 def _style(value: Any) -> Any:
     if isinstance(value, dict) and list(value) == ["schema"] and isinstance(value["schema"], dict):
-        if slip := json_answers.slip(value["schema"]):
-            raise no("bad_schema", slip)
+        if fault := answers.schema_fault(value["schema"]):
+            raise no("bad_schema", fault)
     elif value not in ("bullets", "paragraph", "headline"):
         raise no("bad_style", 'must be bullets, paragraph, headline, or {"schema": a JSON schema}')
     return value
 
 
 def _digest(value: Any) -> Any:
-    """`true` is a digest with nothing said of it; `false` is none."""
+    """`true` is a digest with all its defaults; `false` is none."""
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
@@ -68,19 +65,12 @@ class Document(BaseModel):
     id: Text | None = Field(
         None, min_length=1, max_length=200, description="what its line is called; default: key, file or number"
     )
-    text: Text | None = Field(None, description="the document itself")
+    text: Filled | None = Field(None, description="the document itself")
     url: Link | None = Field(None, description="a link to it", examples=["https://example.com/report.pdf"])
-    key: Text | None = Field(None, min_length=1, max_length=1024, description="an object in the bucket")
-    prefix: Text | None = Field(None, min_length=1, max_length=1024, description="all objects below it")
+    key: Filled | None = Field(None, min_length=1, max_length=1024, description="an object in the bucket")
+    prefix: Filled | None = Field(None, min_length=1, max_length=1024, description="all objects below it")
     since: AwareDatetime | None = Field(None, description="of a prefix: objects changed at or after this time")
     until: AwareDatetime | None = Field(None, description="of a prefix: objects changed before this time")
-
-    @field_validator("text", "key", "prefix")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise no("blank", "says nothing")
-        return value
 
     @field_validator("url")
     @classmethod
@@ -91,9 +81,9 @@ class Document(BaseModel):
 
     @whole(mode="after")
     def _is_one_thing(self) -> Self:
-        said = [name for name in _SOURCES if getattr(self, name) is not None]
-        if len(said) != 1:
-            given = " and ".join(said) or "none"
+        sources = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(sources) != 1:
+            given = " and ".join(sources) or "none"
             raise no("one_source", f"must have exactly one of {', '.join(_SOURCES)}; it has {given}")
         if self.prefix is None and (self.since or self.until):
             raise no("needs_prefix", "since and until choose among the objects of a prefix, and there is none")
@@ -173,9 +163,9 @@ class Summary(Input):
     @classmethod
     def _is_served(cls, value: Mode, info: ValidationInfo) -> Mode:
         if info.context and value in (Mode.BATCH, Mode.TASKS):
-            model: Model = info.context["model"]
-            if catalog.load().variant(model.id, Variant(value.value)) is None:
-                raise no("not_offered", f"{model.id} is not had by {value}: take calls, or auto")
+            model = info.context["model"].id
+            if info.context["catalog"].variant(model, Variant(value.value)) is None:
+                raise no("not_offered", f"{model} is not offered by {value}: take calls, or auto")
         return value
 
     @field_validator("enable_thinking")
@@ -187,5 +177,5 @@ class Summary(Input):
 
 
 def _hours(window: str) -> int:
-    said = _WINDOW.fullmatch(window)
-    return int(said[1]) * {"h": 1, "d": 24}[said[2]] if said else 0
+    found = _WINDOW.fullmatch(window)
+    return int(found[1]) * {"h": 1, "d": 24}[found[2]] if found else 0
