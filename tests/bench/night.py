@@ -30,10 +30,9 @@ from ops.doctor import reach
 from ops.local import up
 from ops.sandbox.testing import Sandbox
 from tests.bench import lateness
-from worker import log
+from worker import keys, log
 from worker.kinds.speech import script
 from worker.kinds.speech.form import Speech
-from worker.projects import keys
 from worker.states import TERMINAL
 
 CLIP, READ, SPOKEN = "wan2.5-t2v-preview", "qwen-flash", "qwen3-tts-flash"
