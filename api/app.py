@@ -20,8 +20,7 @@ from fastapi_offline import FastAPIOffline
 from api import context, describe, problems
 from api.middleware import Frame
 from api.routes import files, health, jobs, limits, models, resolve, schedules
-from worker import log, settings
-from worker.database import requirements
+from worker import database, log, settings
 from worker.settings import Settings
 
 _THREADS = 64  # more than all gates together let in, so that a key is looked up and a stream is read meanwhile
@@ -62,7 +61,7 @@ def _app() -> FastAPI:
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # it writes queries; the frame logs each request
     made = create_app(given)
-    if why := requirements.why_unfit(made.state.context.engine):
+    if why := database.why_unfit(made.state.context.engine):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
     return made
 

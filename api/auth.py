@@ -17,9 +17,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.context import Context, Here
 from api.gates import Gate, Gates
 from api.problems import problem
+from worker import keys
 from worker.errors import NotFound
-from worker.projects import keys
-from worker.projects.keys import Caller
+from worker.keys import Caller
 from worker.tables import Project
 
 _BEARER = HTTPBearer(

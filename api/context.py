@@ -18,7 +18,7 @@ from worker import broker, catalog
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
-from worker.database.connections import engine
+from worker.database import engine
 from worker.jobs import flower
 from worker.settings import Settings
 from worker.storage import Bucket

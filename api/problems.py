@@ -20,8 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api import faults
-from worker import errors, log
-from worker.database import connections
+from worker import database, errors, log
 from worker.storage import StorageTrouble
 
 TYPE = "urn:noria:problem:"
@@ -89,7 +88,7 @@ def _http(_: Any, __: Request, error: HTTPException) -> Problem:
 
 
 def _database(_: Any, __: Request, error: DBAPIError) -> Problem:
-    return _away(_, __, error) if connections.is_away(error) else _internal()
+    return _away(_, __, error) if database.is_away(error) else _internal()
 
 
 def _away(_: Any, __: Request, ___: Exception) -> Problem:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from worker.egress import wires
+from worker.egress import transports
 from worker.jobs import reading
 from worker.kinds import OFFERED
 from worker.kinds.fields import Line, Text, no
@@ -103,7 +103,7 @@ class JobCreate(EstimateCreate):
     @field_validator("webhook_url")
     @classmethod
     def _may_be_called(cls, value: str | None, info: ValidationInfo) -> str | None:
-        fault = wires.check_url(value, info.context) if value is not None and info.context else None
+        fault = transports.check_url(value, info.context) if value is not None and info.context else None
         if fault is not None:
             raise no("url_not_allowed", fault.message)
         return value

@@ -15,8 +15,8 @@ from typing import Any
 from alembic import context
 from sqlalchemy import Connection, create_engine, pool
 
-from worker.database import requirements
-from worker.settings import connection_urls
+from worker import database
+from worker.settings import addresses
 from worker.tables import Base
 
 # Migrations wait for no one for long: behind a waiting ALTER TABLE every query of that table waits too.
@@ -48,7 +48,7 @@ def _url() -> str:
     if not url:
         sys.exit("NORIA_DATABASE_URL is not set: say where the database is, e.g. postgresql://user:password@host/noria")
     try:
-        return connection_urls.database_url(str(url))
+        return addresses.database_url(str(url))
     except ValueError as error:
         sys.exit(f"NORIA_DATABASE_URL {error}.")
 
@@ -69,9 +69,9 @@ def run() -> None:
         _migrate(given)
         return
     engine = create_engine(
-        _url(), poolclass=pool.NullPool, hide_parameters=True, connect_args={"options": requirements.options(_SESSION)}
+        _url(), poolclass=pool.NullPool, hide_parameters=True, connect_args={"options": database.options(_SESSION)}
     )
-    if why := requirements.why_unfit(requirements.checked(engine, _SESSION)):
+    if why := database.why_unfit(database.checked(engine, _SESSION)):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
     with engine.connect() as connection:
         _migrate(connection)

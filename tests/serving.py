@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 
 from api.app import create_app
-from worker.projects import keys
+from worker import keys
 from worker.settings import Settings
 from worker.tables import Job
 

@@ -17,11 +17,10 @@ from typing import Any
 from sqlalchemy import text
 
 from ops.sandbox.testing import Sandbox
-from worker import context, runner, steps, tick
+from worker import context, keys, runner, steps, tick
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.jobs import reading, submission
-from worker.projects import keys
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.states import TERMINAL, Move, State

@@ -29,13 +29,12 @@ from api import submissions
 from api.client import ApiError, Client
 from api.describe import example
 from api.submissions import BODY_LIMIT
-from worker import moves, text
+from worker import keys, moves, text
 from worker.catalog import Model
-from worker.database.connections import engine as make_engine
+from worker.database import engine as make_engine
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
 from worker.jobs import submission
 from worker.kinds import OFFERED
-from worker.projects import keys
 from worker.states import Move, State
 from worker.storage import Bucket, Expected
 from worker.tables import Project

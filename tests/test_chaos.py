@@ -23,7 +23,7 @@ from tests.chaos.lines import running as lines
 from worker import catalog
 from worker.dashscope.client import Client
 from worker.dashscope.responses import Accepted
-from worker.egress import wires
+from worker.egress import transports
 from worker.kinds import KINDS
 from worker.settings import Account
 
@@ -77,7 +77,7 @@ def test_lists_that_forget_are_the_only_fault_while_they_do() -> None:
 def test_every_model_of_the_load_takes_words_alone() -> None:
     known = catalog.load()
     with running() as sandbox:
-        client = Client(Account(url=sandbox.url, key=SecretStr("sk-test")), wires.keeping(), wires.single())
+        client = Client(Account(url=sandbox.url, key=SecretStr("sk-test")), transports.keeping(), transports.single())
         for name, kind_name in stack.models().items():
             kind, model = KINDS[kind_name], known.model(name)
             wanted = kind.check(model, {"prompt": "a heron"}, stack.REGION)

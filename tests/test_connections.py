@@ -19,9 +19,8 @@ from sqlalchemy.exc import OperationalError
 from test_egress import _self_signed
 
 from tests.chaos.lines import running
-from worker import broker
-from worker.database import connections, requirements
-from worker.settings import Settings, connection_urls
+from worker import broker, database
+from worker.settings import Settings, addresses
 
 POOLER = "a connection pooler (PgBouncer?) stands before the database"
 
@@ -78,8 +77,8 @@ def test_a_brokers_address_is_understood_as_people_write_it(text: str, read: str
         ("redis://:s3cr3t@h/noria", "must end with a database's number"),
         ("redis://:s3cr3t@h/0?ssl_cert_reqs=none", "has the option ssl_cert_reqs"),
         ("redis://:s3cr3t@h/0?socket_timeout=5", "has the option socket_timeout"),
-        ("rediss://:s3cr3t@h/0?ssl_cert_reqs=CERT_NONE", "has ssl_cert_reqs=CERT_NONE: it is one of"),
-        ("rediss://:s3cr3t@h/0?ssl_check_hostname=0", "has ssl_check_hostname=0: it is one of"),
+        ("rediss://:s3cr3t@h/0?ssl_cert_reqs=CERT_NONE", "has ssl_cert_reqs=CERT_NONE: it must be one of"),
+        ("rediss://:s3cr3t@h/0?ssl_check_hostname=0", "has ssl_check_hostname=0: it must be one of"),
     ],
 )
 def test_another_brokers_address_is_refused_without_its_password(text: str, why: str) -> None:
@@ -106,7 +105,7 @@ def test_a_key_that_stands_in_a_wrong_setting_is_not_shown() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
-    [("ACCOUNTS", '[{"key": "sk-s3cr3t"}', "is no JSON"), ("SOURCE_HOSTS", "(", "is no pattern")],
+    [("ACCOUNTS", '[{"key": "sk-s3cr3t"}', "must be JSON"), ("SOURCE_HOSTS", "(", "must be a regular expression")],
 )
 def test_a_setting_that_cannot_be_read_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
@@ -168,7 +167,7 @@ def test_flower_is_told_of_the_brokers_tls_too() -> None:
 
     app = broker.celery_app(known(broker_url=url))
 
-    assert app.conf.broker_use_ssl == connection_urls.tls(url)
+    assert app.conf.broker_use_ssl == addresses.tls(url)
     assert app.conf.broker_use_ssl == {
         "ssl_cert_reqs": "required",
         "ssl_ca_certs": "/ca.pem",
@@ -191,23 +190,23 @@ def test_a_pooler_before_the_database_is_noticed_at_the_first_connection(
     rewrite: Rewrite, environment: dict[str, str]
 ) -> None:
     with through(rewrite, environment) as changed:
-        engine = connections.engine(known(database_url=changed["NORIA_DATABASE_URL"]), threads=1)
+        engine = database.engine(known(database_url=changed["NORIA_DATABASE_URL"]), threads=1)
 
         with pytest.raises(OperationalError) as refused:
             engine.connect()
 
-        assert isinstance(refused.value.orig, requirements.Unfit)
+        assert isinstance(refused.value.orig, database.Unfit)
         assert str(refused.value.orig).startswith(POOLER)
-        assert connections.is_away(refused.value)  # so that an answer that was paid for is kept
+        assert database.is_away(refused.value)  # so that an answer that was paid for is kept
 
 
 @pytest.mark.parametrize("version", [15, 16, 17])
 def test_an_older_postgres_is_refused(version: int) -> None:
-    with pytest.raises(requirements.Unfit, match=f"is PostgreSQL {version}: Noria needs PostgreSQL 18"):
-        requirements.check_version(version * 10_000 + 4)
+    with pytest.raises(database.Unfit, match=f"is PostgreSQL {version}: Noria needs PostgreSQL 18"):
+        database.check_version(version * 10_000 + 4)
 
-    requirements.check_version(180_000)
-    requirements.check_version(190_001)
+    database.check_version(180_000)
+    database.check_version(190_001)
 
 
 STARTS = {
@@ -238,7 +237,7 @@ def test_a_process_does_not_start_on_a_database_that_cannot_be_worked_on(
 def test_a_database_that_is_away_may_come_back_and_is_not_refused() -> None:
     nobody = known(database_url="postgresql://noria:pw@127.0.0.1:9/noria")
 
-    assert requirements.why_unfit(connections.engine(nobody, threads=1)) is None
+    assert database.why_unfit(database.engine(nobody, threads=1)) is None
 
 
 @pytest.mark.parametrize("line", ["python -m alembic upgrade head", "noria audit"])

@@ -21,7 +21,7 @@ from worker.dashscope.batches import Batch
 from worker.dashscope.client import Client
 from worker.dashscope.responses import Accepted, Refused, ServerTrouble
 from worker.dashscope.uploads import File, FileRefused, form, safe
-from worker.egress import wires
+from worker.egress import transports
 from worker.errors import Ambiguous, CallFailed, NotSent
 from worker.kinds import Request
 from worker.settings import Account
@@ -39,7 +39,7 @@ RECORDED = {
 
 
 def client(url: str, key: str = KEY) -> Client:
-    return Client(Account(url=url, key=SecretStr(key)), wires.keeping(), wires.single())
+    return Client(Account(url=url, key=SecretStr(key)), transports.keeping(), transports.single())
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,16 @@ def test_a_night_of_lines_goes_there_and_back(sandbox: Sandbox) -> None:
 def test_a_batch_whose_answer_was_lost_is_found_by_its_name(sandbox: Sandbox) -> None:
     batches = client(sandbox.url, "sk-lost").batches
     began = datetime.now(UTC)
+    ids = {}
     for n in range(3):
         made = batches.create(batches.upload(line("a"), f"{n}.jsonl", 10), "24h", f"lost-{n}")
         assert isinstance(made, Batch)
+        ids[n] = made.id
 
     found = batches.find("lost-1", began)
 
     assert isinstance(found, Batch)
-    assert found.name == "lost-1"
+    assert found.id == ids[1]
     assert batches.find("lost", began) is None
     assert client(sandbox.url, "sk-other").batches.find("lost-1", began) is None
 
@@ -122,7 +124,6 @@ def test_a_batch_is_read_as_it_was_recorded() -> None:
         assert client(made.url).batches.get("batch/5b") == Batch(
             id="batch_5b57e198",
             status="completed",
-            name="night",
             input_file_id="file-batch-c015",
             output_file_id="file-batch_output-c5f5",
             error_file_id=None,

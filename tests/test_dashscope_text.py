@@ -20,8 +20,8 @@ from worker import catalog
 from worker.catalog import Surface
 from worker.dashscope.client import Client
 from worker.dashscope.responses import Accepted, Refused, ServerTrouble
-from worker.egress import Streamed, wires
-from worker.egress.events import Event, events, opened
+from worker.dashscope.streams import Event, events, opened
+from worker.egress import Streamed, transports
 from worker.errors import Ambiguous
 from worker.kinds import Request, text
 from worker.settings import Account
@@ -36,7 +36,7 @@ THROTTLED = {"code": "Throttling.AllocationQuota", "message": "Allocated quota e
 
 
 def client(url: str) -> Client:
-    return Client(Account(url=url, key=SecretStr(KEY)), wires.keeping(), wires.single())
+    return Client(Account(url=url, key=SecretStr(KEY)), transports.keeping(), transports.single())
 
 
 @pytest.fixture(scope="module")

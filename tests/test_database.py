@@ -25,9 +25,8 @@ from stage import Stage, stage
 from ops.local.servers import Servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import log, timeouts
+from worker import database, log, timeouts
 from worker.context import Clock
-from worker.database import connections
 from worker.settings import Settings
 from worker.states import State
 from worker.tick import Message
@@ -107,26 +106,26 @@ def failed(state: str | None, kind: type[exc.DBAPIError] = exc.OperationalError)
 
 @pytest.mark.parametrize("state", AWAY)
 def test_a_database_that_will_be_back_is_waited_for(state: str) -> None:
-    assert connections.is_away(failed(state))
+    assert database.is_away(failed(state))
 
 
 @pytest.mark.parametrize("state", OURS)
 def test_a_statement_that_is_wrong_is_not_repeated(state: str) -> None:
-    assert not connections.is_away(failed(state, exc.ProgrammingError))
+    assert not database.is_away(failed(state, exc.ProgrammingError))
 
 
 def test_each_row_of_the_table_is_needed_and_has_a_reason() -> None:
-    used = {state if state in connections.AWAY else state[:2] for state in AWAY}
+    used = {state if state in database.AWAY else state[:2] for state in AWAY}
 
-    assert used == set(connections.AWAY)
-    assert all(row.reason for row in connections.AWAY.values())
+    assert used == set(database.AWAY)
+    assert all(row.reason for row in database.AWAY.values())
 
 
 def test_without_a_code_it_is_the_connection_that_failed_or_the_drivers_word_about_a_value() -> None:
-    assert connections.is_away(failed(None))
-    assert connections.is_away(exc.TimeoutError("no connection is free"))
-    assert not connections.is_away(failed(None, exc.DataError))
-    assert not connections.is_away(exc.NoResultFound())
+    assert database.is_away(failed(None))
+    assert database.is_away(exc.TimeoutError("no connection is free"))
+    assert not database.is_away(failed(None, exc.DataError))
+    assert not database.is_away(exc.NoResultFound())
 
 
 def test_an_answer_that_was_paid_for_is_kept_while_the_server_is_read_only(play: Stage, outage: Outage) -> None:
@@ -196,7 +195,7 @@ def test_no_connection_to_a_server_that_was_read_only_is_used_again(play: Stage,
 
 
 def test_a_connection_that_idled_is_tried_before_it_is_used(play: Stage, outage: Outage) -> None:
-    engine = connections.engine(play.ctx.settings, threads=2, probe_after=timedelta(0))
+    engine = database.engine(play.ctx.settings, threads=2, probe_after=timedelta(0))
     with engine.connect() as connection:
         connection.execute(text("select 1"))
     outage.cut()

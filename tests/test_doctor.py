@@ -205,7 +205,7 @@ def test_inputs_that_a_provider_outside_gets_as_uploads_are_told_and_tried(
     play: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "worker.settings.endpoints.is_near", lambda url: url == play.ctx.settings.s3_public_endpoint_url
+        "worker.settings.addresses.is_near", lambda url: url == play.ctx.settings.s3_public_endpoint_url
     )
     said = examined(play, "provider", "bucket")
     assert "inputs are uploaded, since the provider cannot follow links to http://127" in said[Verdict.WARNING][0]

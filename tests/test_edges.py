@@ -15,7 +15,7 @@ from stage import Stage, stage
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import catalog, tick, timeouts
-from worker.dashscope import bodies
+from worker.dashscope import responses
 from worker.dashscope.client import Client
 from worker.errors import ClaimLost, Conflict
 from worker.jobs import operator
@@ -399,8 +399,8 @@ def test_the_last_line_of_a_batch_is_billed_though_nothing_ends_it() -> None:
 
 
 def test_a_number_of_a_list_that_cannot_be_read_is_none() -> None:
-    assert bodies.number({"total": "9" * 5000}, "total") == 0
-    assert bodies.read('{"total": ' + "9" * 5000 + "}") == {"total": None}
+    assert responses.number({"total": "9" * 5000}, "total") == 0
+    assert responses.read('{"total": ' + "9" * 5000 + "}") == {"total": None}
 
 
 HUGE = [b"1" + b"0" * 30, b"9" * 5000]

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from peers import peer
 
 from worker import egress
-from worker.egress import Bounds, NotAllowed, TooLarge, wires
+from worker.egress import Bounds, NotAllowed, TooLarge, transports
 from worker.errors import Ambiguous, NotSent
 from worker.settings import Settings
 
@@ -36,7 +36,7 @@ def settings(*egress_allow: str) -> Settings:
     return Settings.model_validate({"database_url": "", "broker_url": "", "egress_allow": egress_allow})
 
 
-def get(wire: egress.Wire, url: str, deadline: float = 5, cap: int = 1 << 20) -> egress.Answer:
+def get(wire: egress.Transport, url: str, deadline: float = 5, cap: int = 1 << 20) -> egress.Answer:
     return egress.call(wire, "GET", url, Bounds(deadline, cap), {})
 
 
@@ -82,7 +82,7 @@ def resolving(addresses: dict[str, list[str]]) -> Any:
 )
 def test_no_peer_holds_a_call_beyond_its_deadline(script: peers.Script) -> None:
     with peer(script) as slow, takes_at_most(0.4), pytest.raises(Ambiguous):
-        get(wires.keeping(), slow.url, deadline=0.4)
+        get(transports.keeping(), slow.url, deadline=0.4)
 
 
 def test_a_body_that_flows_is_cut_at_the_deadline_too() -> None:
@@ -92,7 +92,7 @@ def test_a_body_that_flows_is_cut_at_the_deadline_too() -> None:
             conn.sendall(b"a" * 65536)
 
     with peer(floods) as flood, takes_at_most(0.4), pytest.raises(Ambiguous):
-        get(wires.keeping(), flood.url, deadline=0.4, cap=1 << 40)
+        get(transports.keeping(), flood.url, deadline=0.4, cap=1 << 40)
 
 
 def test_a_peer_that_does_not_read_holds_no_call_beyond_its_deadline() -> None:
@@ -100,7 +100,7 @@ def test_a_peer_that_does_not_read_holds_no_call_beyond_its_deadline() -> None:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
 
         with takes_at_most(0.4), pytest.raises(Ambiguous):
-            egress.call(wires.single(), "POST", url, Bounds(0.4, 1), {}, b"a" * (32 << 20))
+            egress.call(transports.single(), "POST", url, Bounds(0.4, 1), {}, b"a" * (32 << 20))
 
 
 def test_a_peer_that_reads_in_sips_holds_no_call_beyond_its_deadline() -> None:
@@ -109,7 +109,7 @@ def test_a_peer_that_reads_in_sips_holds_no_call_beyond_its_deadline() -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
         with takes_at_most(0.5), pytest.raises(Ambiguous):
-            egress.call(wires.single(), "POST", url, Bounds(0.5, 1), {}, b"a" * (32 << 20))
+            egress.call(transports.single(), "POST", url, Bounds(0.5, 1), {}, b"a" * (32 << 20))
 
 
 def _sip(listener: socket.socket) -> None:
@@ -126,7 +126,7 @@ def test_a_peer_that_never_shakes_hands_was_sent_nothing() -> None:
         url = f"https://127.0.0.1:{mute.getsockname()[1]}"
 
         with takes_at_most(0.4), pytest.raises(NotSent):
-            get(wires.keeping(), url, deadline=0.4)
+            get(transports.keeping(), url, deadline=0.4)
 
 
 def test_a_name_with_many_dead_addresses_holds_no_call_beyond_its_deadline() -> None:
@@ -135,7 +135,7 @@ def test_a_name_with_many_dead_addresses_holds_no_call_beyond_its_deadline() -> 
         port = 0
         for address in addresses:
             port = _full_listener(stack, address, port)
-        wire = wires.webhooks(settings("127.0.0.0/8"), resolving({"many": addresses}))
+        wire = transports.webhooks(settings("127.0.0.0/8"), resolving({"many": addresses}))
         started = time.monotonic()
 
         with takes_at_most(0.6), pytest.raises(NotSent):
@@ -156,24 +156,24 @@ def _full_listener(stack: ExitStack, address: str, port: int) -> int:
 
 def test_a_silence_within_the_deadline_can_be_bounded_as_well() -> None:
     with peer(peers.hangs) as silent, takes_at_most(0.3), pytest.raises(Ambiguous):
-        egress.call(wires.keeping(), "GET", silent.url, Bounds(30, 1, idle=0.3), {})
+        egress.call(transports.keeping(), "GET", silent.url, Bounds(30, 1, idle=0.3), {})
 
 
 def test_a_call_inside_another_ends_with_the_outer() -> None:
-    with peer(peers.hangs) as silent, takes_at_most(0.3), wires.until(0.3), pytest.raises(Ambiguous):
-        get(wires.keeping(), silent.url, deadline=30)
+    with peer(peers.hangs) as silent, takes_at_most(0.3), transports.until(0.3), pytest.raises(Ambiguous):
+        get(transports.keeping(), silent.url, deadline=30)
 
 
 def test_the_deadline_holds_over_tls(certificate: tuple[ssl.SSLContext, Path]) -> None:
     server, ca = certificate
-    wires._tls().load_verify_locations(ca)
+    transports._tls().load_verify_locations(ca)
     whole = peers.answers(200, b"hello")
     slow = peers.drips(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n", b"a" * 999)
 
     with peer(whole, server) as fine, peer(slow, server) as dripping:
-        assert get(wires.keeping(), fine.url).body == b"hello"
+        assert get(transports.keeping(), fine.url).body == b"hello"
         with takes_at_most(0.4), pytest.raises(Ambiguous):
-            get(wires.keeping(), dripping.url, deadline=0.4)
+            get(transports.keeping(), dripping.url, deadline=0.4)
 
 
 # What came back
@@ -181,7 +181,7 @@ def test_the_deadline_holds_over_tls(certificate: tuple[ssl.SSLContext, Path]) -
 
 def test_an_answer_is_given_whole_whatever_its_status() -> None:
     with peer(peers.answers(418, b"tea", x_request_id="r-1")) as pot:
-        answer = get(wires.keeping(), pot.url)
+        answer = get(transports.keeping(), pot.url)
 
     assert (answer.status, answer.body, answer.request_id) == (418, b"tea", "r-1")
     assert answer.headers["X-Request-Id"] == "r-1"
@@ -189,14 +189,14 @@ def test_an_answer_is_given_whole_whatever_its_status() -> None:
 
 def test_a_body_over_the_cap_is_cut_off() -> None:
     with peer(peers.answers(200, b"a" * 1001, x_request_id="r-2")) as large, pytest.raises(TooLarge) as raised:
-        get(wires.keeping(), large.url, cap=1000)
+        get(transports.keeping(), large.url, cap=1000)
 
     assert raised.value.request_id == "r-2"
 
 
 def test_compressed_bodies_are_neither_asked_for_nor_unpacked() -> None:
     with peer(peers.answers(200, b"\x1f\x8b bomb", content_encoding="gzip")) as bomber:
-        answer = get(wires.keeping(), bomber.url)
+        answer = get(transports.keeping(), bomber.url)
 
     assert answer.body == b"\x1f\x8b bomb"
     assert b"\r\naccept-encoding: identity\r\n" in bomber.requests[0].lower()
@@ -218,7 +218,7 @@ def test_what_breaks_after_sending_is_ambiguous_with_the_id_that_had_come(
     script: peers.Script, request_id: str | None
 ) -> None:
     with peer(script) as broken, pytest.raises(Ambiguous) as raised:
-        get(wires.keeping(), f"{broken.url}/v?{SECRET}")
+        get(transports.keeping(), f"{broken.url}/v?{SECRET}")
 
     assert raised.value.request_id == request_id
     assert "127.0.0.1" in str(raised.value)
@@ -230,7 +230,7 @@ def test_a_refused_connection_was_sent_nothing() -> None:
         url = f"http://127.0.0.1:{gone.getsockname()[1]}/?{SECRET}"
 
     with pytest.raises(NotSent) as raised:
-        get(wires.keeping(), url)
+        get(transports.keeping(), url)
 
     assert SECRET not in str(raised.value)
 
@@ -241,7 +241,7 @@ def test_a_peer_whose_certificate_is_not_trusted_was_sent_nothing(
     stranger = _self_signed()[0]
 
     with peer(peers.answers(200, b""), stranger) as liar, pytest.raises(NotSent):
-        get(wires.keeping(), liar.url)
+        get(transports.keeping(), liar.url)
 
     assert liar.requests == []
 
@@ -249,12 +249,12 @@ def test_a_peer_whose_certificate_is_not_trusted_was_sent_nothing(
 @pytest.mark.parametrize("url", ["http://", "ftp://127.0.0.1/", "nonsense", "http://a..b/", "http://[::1"])
 def test_what_is_no_url_was_sent_nowhere(url: str) -> None:
     with pytest.raises(NotSent):
-        get(wires.keeping(), url)
+        get(transports.keeping(), url)
 
 
 def test_a_header_that_cannot_be_written_is_not_sent_and_not_told() -> None:
     with peer(peers.answers(200, b"")) as nobody, pytest.raises(NotSent) as raised:
-        egress.call(wires.keeping(), "GET", nobody.url, Bounds(5, 1), {"Authorization": "Bearer sk-1\nx: y"})
+        egress.call(transports.keeping(), "GET", nobody.url, Bounds(5, 1), {"Authorization": "Bearer sk-1\nx: y"})
 
     assert "sk-1" not in str(raised.value)
     assert nobody.requests == []
@@ -267,14 +267,14 @@ def test_a_link_goes_out_byte_for_byte() -> None:
     target = "/1d/%e7%8c%ab/a+b.mp4?Expires=1&OSSAccessKeyId=L%2f&Signature=a%2Bb%2F+/c%3d==&x=%7E~'\"|"
 
     with peer(peers.answers(200, b"")) as oss:
-        get(wires.keeping(), f"{oss.url}{target}#fragment")
+        get(transports.keeping(), f"{oss.url}{target}#fragment")
 
     assert oss.requests[0].split(b" ")[1] == target.encode()
 
 
 def test_a_wire_for_creates_never_uses_a_connection_twice() -> None:
     with peer(peers.answers(200, b"ok")) as provider:
-        single, keeping = wires.single(), wires.keeping()
+        single, keeping = transports.single(), transports.keeping()
         for wire in (single, single, single, keeping, keeping, keeping):
             get(wire, provider.url)
 
@@ -284,7 +284,7 @@ def test_a_wire_for_creates_never_uses_a_connection_twice() -> None:
 
 def test_no_wire_follows_a_redirect_or_keeps_a_cookie() -> None:
     with peer(peers.answers(302, b"", location="/elsewhere", set_cookie="a=b")) as sly:
-        wire = wires.webhooks(settings("127.0.0.1/32"))
+        wire = transports.webhooks(settings("127.0.0.1/32"))
         statuses = {get(wire, sly.url).status for _ in range(2)}
 
     assert statuses == {302}
@@ -297,8 +297,8 @@ def test_no_wire_reads_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
     with peer(peers.answers(200, b"direct")) as provider:
-        assert get(wires.keeping(), provider.url).body == b"direct"
-        assert get(wires.webhooks(settings("127.0.0.1/32")), provider.url).body == b"direct"
+        assert get(transports.keeping(), provider.url).body == b"direct"
+        assert get(transports.webhooks(settings("127.0.0.1/32")), provider.url).body == b"direct"
 
 
 # Whom it may reach
@@ -421,7 +421,7 @@ HOSTILE = [
 def test_a_hostile_url_reaches_nobody(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[object] = []
     monkeypatch.setattr(socket.socket, "connect", lambda _self, address: connected.append(address))
-    wire = wires.webhooks(settings(), resolving(NAMES))
+    wire = transports.webhooks(settings(), resolving(NAMES))
 
     with pytest.raises(NotSent):
         get(wire, url)
@@ -439,7 +439,7 @@ def test_a_public_receiver_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
     with pytest.raises(NotSent) as raised:
-        get(wires.webhooks(settings(), resolving(NAMES)), "https://public.example/")
+        get(transports.webhooks(settings(), resolving(NAMES)), "https://public.example/")
 
     assert connected == [("93.184.215.14", 443)]
     assert not isinstance(raised.value, NotAllowed)
@@ -452,7 +452,7 @@ def test_an_address_is_judged_by_the_one_that_it_carries(monkeypatch: pytest.Mon
 
     for address in carrying:
         with pytest.raises(NotSent):
-            get(wires.webhooks(settings(), resolving({"six.example": [address]})), "https://six.example/")
+            get(transports.webhooks(settings(), resolving({"six.example": [address]})), "https://six.example/")
 
     assert [ipaddress.ip_address(address) for address in connected] == [ipaddress.ip_address(one) for one in carrying]
 
@@ -464,7 +464,7 @@ def test_a_name_that_turns_private_after_the_check_reaches_nobody() -> None:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in answers.pop()]
 
     with peer(peers.answers(200, b"")) as inside, pytest.raises(NotAllowed):
-        get(wires.webhooks(settings(), rebinding), f"https://rebinding.example/{inside.port}")
+        get(transports.webhooks(settings(), rebinding), f"https://rebinding.example/{inside.port}")
 
     assert inside.connections == 0
 
@@ -473,7 +473,7 @@ def test_the_operators_networks_are_reached_on_any_port_without_tls() -> None:
     names = resolving({"hooks.internal": ["127.0.0.1"], "elsewhere.internal": ["10.0.0.1"]})
 
     with peer(peers.answers(200, b"in")) as receiver:
-        wire = wires.webhooks(settings("127.0.0.1/32"), names)
+        wire = transports.webhooks(settings("127.0.0.1/32"), names)
 
         assert get(wire, receiver.url).body == b"in"
         assert get(wire, f"http://hooks.internal:{receiver.port}/").body == b"in"
@@ -498,7 +498,7 @@ def test_a_source_is_fetched_from_nobody_but_the_provider(url: str) -> None:
     names = resolving({} if host == "169.254.169.254" else {host: ["93.184.215.14"]})
 
     with pytest.raises(NotAllowed):
-        get(wires.sources(settings(), names), url)
+        get(transports.sources(settings(), names), url)
 
 
 def test_the_providers_links_are_raised_to_https_and_others_are_left() -> None:
@@ -523,7 +523,7 @@ def test_a_source_may_redirect_three_times() -> None:
         conn.sendall(there if left else peers.whole(200, b"arrived"))
 
     with peer(hop) as chain:
-        wire, here = wires.sources(settings("127.0.0.1/32")), settings("127.0.0.1/32")
+        wire, here = transports.sources(settings("127.0.0.1/32")), settings("127.0.0.1/32")
         with egress.source(wire, f"{chain.url}/3", Bounds(5, 99), here) as answer:
             assert b"".join(answer.chunks) == b"arrived"
         with (
@@ -545,7 +545,7 @@ def test_a_source_may_redirect_three_times() -> None:
 )
 def test_a_source_redirects_to_nobody_else(location: str) -> None:
     with peer(peers.answers(302, b"", location=location)) as sly:
-        wire = wires.sources(settings("127.0.0.1/32"), resolving({"attacker.example": ["93.184.215.14"]}))
+        wire = transports.sources(settings("127.0.0.1/32"), resolving({"attacker.example": ["93.184.215.14"]}))
         with (
             pytest.raises(NotAllowed),
             egress.source(wire, sly.url, Bounds(5, 99), settings("127.0.0.1/32")) as answer,
@@ -558,7 +558,7 @@ def test_a_source_redirects_to_nobody_else(location: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://example.com/hook?a=b", "https://例子.测试/", "https://93.184.215.14/"])
 def test_a_public_https_url_may_be_registered(url: str) -> None:
-    assert wires.check_url(url, settings()) is None
+    assert transports.check_url(url, settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -566,7 +566,7 @@ def test_a_public_https_url_may_be_registered(url: str) -> None:
     [url for url in HOSTILE if not url.endswith(".attacker.example/") and url != "https://ip6-localhost/"],
 )
 def test_a_url_that_is_hostile_as_written_cannot_be_registered(url: str) -> None:
-    fault = wires.check_url(url, settings(), "/webhook_url")
+    fault = transports.check_url(url, settings(), "/webhook_url")
 
     assert fault is not None
     assert fault.pointer == "/webhook_url"
@@ -574,22 +574,24 @@ def test_a_url_that_is_hostile_as_written_cannot_be_registered(url: str) -> None
 
 
 def test_inside_the_operators_networks_any_port_may_be_registered() -> None:
-    assert wires.check_url("http://10.1.2.3:8080/hook", settings("10.0.0.0/8")) is None
-    assert wires.check_url("http://hooks.internal:8080/", settings("10.0.0.0/8")) is None
-    assert wires.check_url("http://11.1.2.3:8080/hook", settings("10.0.0.0/8")) is not None
+    assert transports.check_url("http://10.1.2.3:8080/hook", settings("10.0.0.0/8")) is None
+    assert transports.check_url("http://hooks.internal:8080/", settings("10.0.0.0/8")) is None
+    assert transports.check_url("http://11.1.2.3:8080/hook", settings("10.0.0.0/8")) is not None
 
 
 def test_a_name_that_leads_out_of_the_operators_networks_is_refused_where_it_is_named() -> None:
     """`localhost` stands for any name that is found: where it leads to is what the wire would refuse for days."""
     for url in ("https://localhost:8443/hook", "http://localhost/hook", "http://localhost:8080/hook"):
-        fault = wires.check_url(url, settings("10.0.0.0/8"))
+        fault = transports.check_url(url, settings("10.0.0.0/8"))
 
         assert fault is not None
         assert "leads to 127.0.0.1" in fault.message
         with pytest.raises(NotAllowed):
-            egress.call(wires.webhooks(settings("10.0.0.0/8")), "POST", url, Bounds(5, 100), {})
-        assert wires.check_url(url, settings("127.0.0.0/8", "::1/128")) is None
-    assert wires.check_url("https://no-such-name.invalid:8443/", settings("10.0.0.0/8")) is None, "it may come to be"
+            egress.call(transports.webhooks(settings("10.0.0.0/8")), "POST", url, Bounds(5, 100), {})
+        assert transports.check_url(url, settings("127.0.0.0/8", "::1/128")) is None
+    assert transports.check_url("https://no-such-name.invalid:8443/", settings("10.0.0.0/8")) is None, (
+        "it may come to be"
+    )
 
 
 @pytest.fixture(scope="module")

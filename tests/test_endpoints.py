@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from worker.inputs.input_links import uploads
-from worker.settings import Account, Settings, endpoints
+from worker.inputs import why_uploaded
+from worker.settings import Account, Settings, addresses
 from worker.storage import Bucket
 
 BEIJING = "https://dashscope.aliyuncs.com"
@@ -68,8 +68,8 @@ def test_an_oss_endpoint_is_taken_as_its_console_shows_it(written: str, style: s
 
 
 def test_a_store_whose_own_name_is_the_buckets_keeps_it() -> None:
-    assert endpoints.store_root("https://noria.example.com", "noria") == "https://noria.example.com"
-    assert endpoints.store_root("https://other.oss-cn-beijing.aliyuncs.com", "noria").startswith("https://other.")
+    assert addresses.store_root("https://noria.example.com", "noria") == "https://noria.example.com"
+    assert addresses.store_root("https://other.oss-cn-beijing.aliyuncs.com", "noria").startswith("https://other.")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_a_store_whose_own_name_is_the_buckets_keeps_it() -> None:
 def test_what_only_neighbours_reach_is_uploaded_to_a_provider_that_is_none(endpoint: str) -> None:
     made = settings(s3_endpoint_url="https://s3.example.com", s3_public_endpoint_url=endpoint)
 
-    assert endpoint in str(uploads(made, BEIJING))
-    assert uploads(made, "http://127.0.0.1:9000") is None, "the sandbox is a neighbour"
+    assert endpoint in str(why_uploaded(made, BEIJING))
+    assert why_uploaded(made, "http://127.0.0.1:9000") is None, "the sandbox is a neighbour"
 
 
 @pytest.mark.parametrize("endpoint", [None, "https://media.example.com", "https://oss-cn-beijing.aliyuncs.com"])
 def test_what_the_provider_reaches_is_handed_over_as_a_link_unless_uploads_are_wanted(endpoint: str | None) -> None:
-    assert uploads(settings(s3_endpoint_url=endpoint), BEIJING) is None
-    assert uploads(settings(s3_endpoint_url=endpoint, input_handover="upload"), BEIJING)
+    assert why_uploaded(settings(s3_endpoint_url=endpoint), BEIJING) is None
+    assert why_uploaded(settings(s3_endpoint_url=endpoint, input_handover="upload"), BEIJING)

@@ -19,8 +19,8 @@ from pypdf import PdfReader, PdfWriter
 from sqlalchemy import Engine
 from test_documents import pdf
 
+from worker import keys
 from worker.kinds.summary import documents
-from worker.projects import keys
 
 COMPOSE = (PROJECT / "docker-compose.yml").read_text()
 README = (PROJECT / "README.md").read_text()
@@ -44,7 +44,7 @@ DOCUMENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
 }
 READER = """
 import json, pathlib, sys
-from worker.projects import keys
+from worker import keys
 from worker.kinds.summary import documents
 for name, content_type in json.load(sys.stdin).items():
     try:

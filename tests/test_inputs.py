@@ -18,7 +18,7 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import inputs, media, text, timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
-from worker.inputs.input_links import Handover
+from worker.inputs import Handover
 from worker.kinds import KINDS, Request
 from worker.lanes import throttle
 from worker.states import State

@@ -21,11 +21,10 @@ from stage import CLIP, Stage, stage
 from ops import cli
 from ops.sandbox.options import Limits, Options, OverConcurrency
 from ops.sandbox.testing import Sandbox, running
-from worker import catalog, moves, settings
+from worker import catalog, keys, moves, settings
 from worker.dashscope.errors import Scope
 from worker.errors import NotFound
 from worker.lanes import account_stops, fair_queue, limits, slots, throttle
-from worker.projects import keys
 from worker.states import Move, State
 from worker.tables import Job
 

@@ -24,10 +24,9 @@ from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import claims, timeouts
+from worker import claims, keys, timeouts
 from worker.context import Clock, Context
 from worker.dashscope.responses import Page
-from worker.projects import keys
 from worker.states import TERMINAL, Mode, Move, State
 from worker.steps import STEPS, Moves, Step
 from worker.tables import Attempt, Job, Project

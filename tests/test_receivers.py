@@ -13,13 +13,11 @@ from sqlalchemy import Connection, Engine, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import timeouts, webhooks
+from worker import keys, timeouts, webhooks
 from worker.claims import Claim
-from worker.egress import wires
-from worker.projects import keys
+from worker.egress import transports
 from worker.settings import Settings
 from worker.tables import Delivery, Project
-from worker.webhooks import receivers
 
 DEAD = "http://127.0.0.1:9/hook"
 NOW = datetime(2026, 11, 22, 4, tzinfo=UTC)
@@ -62,7 +60,7 @@ class Post:
             self.connection.execute(text(statement), values)
 
     def claim(self, at: datetime = NOW) -> list[Claim]:
-        return receivers.claim_due(self.connection, at)
+        return webhooks.claim_due(self.connection, at)
 
     def urls(self, claimed: list[Claim]) -> Counter[str]:
         found = text("select url from deliveries where id = any(:ids)")
@@ -101,7 +99,7 @@ def test_many_urls_of_one_host_are_one_receiver_with_two_messages(post: Post) ->
     for n in range(40):
         post.write(project, f"https://victim.example/?n={n}")
 
-    assert len(post.claim()) == 2 * receivers.ROWS
+    assert len(post.claim()) == 2 * webhooks.ROWS
     assert post.claim() == []
 
 
@@ -168,8 +166,8 @@ def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: P
     assert len(post.claim()) == 16
 
     assert post.claim() == []
-    read = text("explain (analyze, format json) " + receivers._CLAIM.text)
-    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **receivers._BOUNDS}).scalar_one(),)
+    read = text("explain (analyze, format json) " + webhooks._CLAIM.text)
+    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **webhooks._LIMITS}).scalar_one(),)
     assert _most_rows(plan["Plan"]) < 1000
     assert plan["Execution Time"] < 50
 
@@ -201,7 +199,7 @@ def test_a_receivers_silence_grows_to_five_minutes_and_ends_with_an_answer(play:
     waits = []
     for _ in range(9):
         with play.ctx.engine.begin() as connection:
-            receivers.silent(connection, one, NOW)
+            webhooks.pause(connection, one, NOW)
         waits.append((play.sql("select resume_at from dead_receivers")[0]["resume_at"] - NOW).total_seconds())
     with play.ctx.engine.begin() as connection:
         Post(connection).write(play.project, httpserver.url_for("/hook"), 1, play.now() - timedelta(seconds=1))
@@ -218,7 +216,7 @@ def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
     for n in range(20):
         url = f"https://dead{n}.example/"
         post.write(spring, url, 1, NOW - timedelta(hours=1))
-        receivers.silent(
+        webhooks.pause(
             post.connection, Delivery(project_id=spring.id, receiver=webhooks.receiver(url)), NOW - timedelta(minutes=1)
         )
     post.write(spring, "https://healthy.example/")
@@ -231,7 +229,7 @@ def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
 
 def _tried(tries: int, created_at: datetime, now: datetime) -> webhooks.Tried:
     delivery = Delivery(project_id=None, url="ftp://nobody/", body="{}", tries=tries, created_at=created_at)
-    wire = wires.webhooks(Settings.model_validate({"database_url": "", "broker_url": ""}))
+    wire = transports.webhooks(Settings.model_validate({"database_url": "", "broker_url": ""}))
     return webhooks.deliver(wire, delivery, None, now)
 
 

@@ -11,9 +11,8 @@ from test_edges import with_queries
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import timeouts
+from worker import keys, timeouts
 from worker.errors import ClaimLost
-from worker.projects import keys
 from worker.states import State
 from worker.tables import Job, Project
 

@@ -14,10 +14,10 @@ from stage import CLIP, Stage, stage
 from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
+from worker import keys
 from worker.errors import Conflict
 from worker.jobs import operator, submission
 from worker.jobs.operator import Action, Decision
-from worker.projects import keys
 from worker.states import State
 from worker.steps import find
 from worker.tables import Job

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
-from worker import catalog, tick
+from worker import catalog, keys, tick
 from worker.errors import MOST_FAULTS, Conflict, NotFound
-from worker.projects import keys
 from worker.schedules import cron, editing, firing, templates, timetable
 from worker.schedules.editing import Plan
 from worker.schedules.runs import Desk, Made

@@ -10,8 +10,7 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import tick
-from worker.projects import keys
+from worker import keys, tick
 from worker.states import State
 from worker.tables import Job, Project
 

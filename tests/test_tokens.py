@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from worker import catalog, moves
+from worker import catalog, keys, moves
 from worker.catalog import Usage
 from worker.jobs import reading, waiting
 from worker.lanes import fair_queue, limits, slots
-from worker.projects import keys
 from worker.settings import Settings
 from worker.states import Move, State
 from worker.steps import create

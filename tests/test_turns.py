@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from worker import catalog, settings
+from worker import catalog, keys, settings
 from worker.jobs import waiting
 from worker.lanes import fair_queue, limits
-from worker.projects import keys
 from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"

@@ -12,11 +12,11 @@ from stage import Stage, stage
 from ops.audit import audit
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
+from worker import keys
 from worker.context import Clock
 from worker.errors import ClaimLost, Conflict
 from worker.jobs import operator, submission
 from worker.jobs.operator import Action, Decision
-from worker.projects import keys
 from worker.states import Move, State
 from worker.tables import Job
 

@@ -19,7 +19,7 @@ from celery.events import EventDispatcher
 from kombu.entity import Exchange, Queue
 
 from worker import log
-from worker.settings import Settings, connection_urls
+from worker.settings import Settings, addresses
 
 QUEUES = ("tick", "provider", "calls", "transfer", "webhook")
 TICK = "noria.tick"
@@ -48,7 +48,7 @@ def celery_app(settings: Settings) -> Celery:
     url = settings.broker_url.get_secret_value()
     app.conf.update(
         broker_url=url.partition("?")[0],
-        broker_use_ssl=connection_urls.tls(url),  # kombu verifies nothing unless it is told to
+        broker_use_ssl=addresses.tls(url),  # kombu verifies nothing unless it is told to
         result_backend=None,  # results live in Postgres
         task_ignore_result=True,
         broker_transport_options={

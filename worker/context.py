@@ -16,14 +16,13 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import document, moves, timeouts
+from worker import database, document, moves, timeouts
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
-from worker.database import connections
-from worker.egress import Wire, wires
+from worker.egress import Transport, transports
 from worker.errors import ClaimLost
-from worker.inputs.input_links import Handover
+from worker.inputs import Handover
 from worker.kinds.kind import Ended
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Budget
@@ -60,21 +59,21 @@ class Clock:
 
 @dataclass(frozen=True)
 class Context:
-    """The process's settings, catalog, database, provider, bucket and wires."""
+    """The process's settings, catalog, database, provider, bucket and transports."""
 
     settings: Settings
     catalog: Catalog
     engine: Engine
     bucket: Bucket
     clients: dict[str, Client]  # by account
-    sources: Wire
-    webhooks: Wire
-    documents: Wire
+    sources: Transport
+    webhooks: Transport
+    documents: Transport
     learned: Learned
     queries: Budget
     handover: Handover
 
-    patience: timedelta = connections.PATIENCE  # with a database that is away
+    patience: timedelta = database.PATIENCE  # with a database that is away
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
     strange: set[str] = field(default_factory=set)  # statuses of tasks that were wondered at already
 
@@ -107,15 +106,15 @@ class Context:
 
     def read(self, look: Callable[[Connection], T]) -> T:
         """What `look` finds, tried again while the database is away."""
-        return connections.read(self.engine, look, self.patience)
+        return database.read(self.engine, look, self.patience)
 
     def write(self, change: Callable[[Connection], T], what: str) -> T:
         """What `change` returns, in a transaction, tried again while the database is away."""
-        return connections.write(self.engine, change, what, self.patience)
+        return database.write(self.engine, change, what, self.patience)
 
     def record(self, job: Job, move: Move, clock: Clock) -> Job:
         """Puts a move on record, trying again while the database is away; raises ClaimLost."""
-        return connections.until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
+        return database.until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
 
     def spend_query(self, owner: str) -> None:
         """Waits for a place among the account's task queries, and takes it."""
@@ -171,7 +170,7 @@ class Context:
     def wake(self, parent_id: uuid.UUID) -> bool:
         """Makes a parent due that waits for its children, if it has none left to wait for; whether it is."""
         wake = partial(children.wake, parent_id=parent_id)
-        return connections.write(self.engine, wake, f"wake {parent_id}", _WAKING)
+        return database.write(self.engine, wake, f"wake {parent_id}", _WAKING)
 
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
@@ -197,19 +196,19 @@ class Context:
         raise lost
 
 
-def make(settings: Settings, patience: timedelta = connections.PATIENCE) -> Context:
+def make(settings: Settings, patience: timedelta = database.PATIENCE) -> Context:
     """The context of this process; opens no connection yet. `patience`: with a database that is away."""
-    queries, creates = wires.keeping(), wires.single()
-    engine, catalog, bucket = connections.engine(settings, threads=32), load_catalog(), Bucket(settings)
+    queries, creates = transports.keeping(), transports.single()
+    engine, catalog, bucket = database.engine(settings, threads=32), load_catalog(), Bucket(settings)
     return Context(
         settings=settings,
         catalog=catalog,
         engine=engine,
         bucket=bucket,
         clients={account.name: Client(account, queries, creates) for account in settings.all_accounts},
-        sources=wires.sources(settings),
-        webhooks=wires.webhooks(settings),
-        documents=wires.documents(settings),
+        sources=transports.sources(settings),
+        webhooks=transports.webhooks(settings),
+        documents=transports.documents(settings),
         learned=Learned(engine, catalog, patience),
         queries=Budget(engine, settings.poll_qps, patience),
         handover=Handover(settings, bucket),

@@ -17,10 +17,9 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, log, moves, steps, tick, timeouts, webhooks
+from worker import claims, database, log, moves, steps, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
-from worker.database import connections
 from worker.errors import ClaimLost, NotTold
 from worker.jobs import flower
 from worker.lanes import query_budget
@@ -28,7 +27,7 @@ from worker.schedules import firing
 from worker.states import TERMINAL, Move, State
 from worker.steps import finish, poll, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
-from worker.webhooks import alerts, receivers
+from worker.webhooks import alerts
 from worker.work import WORK
 
 Publish = Callable[[tick.Message], None]
@@ -100,7 +99,7 @@ class Runner:
         try:
             self._poll(taken, Clock(rows[0].now))
         except SQLAlchemyError as error:
-            if not connections.is_away(error):
+            if not database.is_away(error):
                 raise
             _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
             self._let_go(taken)
@@ -154,7 +153,7 @@ class Runner:
             self._let_go([job])
         except Exception as error:  # noqa: BLE001 - the next row of the message goes on
             _log.exception("a step failed; its row is left to the lease, or given back where the database was away")
-            if connections.is_away(error):
+            if database.is_away(error):
                 self._let_go([job])
         finally:
             structlog.contextvars.reset_contextvars(**bound)
@@ -252,7 +251,7 @@ def _until_it_holds(write: Callable[[], T]) -> T:
 
     A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
     """
-    return connections.until_it_holds(write, "claims", _AWAY)
+    return database.until_it_holds(write, "claims", _AWAY)
 
 
 def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
@@ -306,9 +305,9 @@ def _write_try(
     )
     connection.execute(statement)
     if tried.status is None:
-        receivers.silent(connection, delivery, now)
+        webhooks.pause(connection, delivery, now)
     elif was_silent and delivery.project_id:
-        receivers.answered(connection, delivery.project_id, delivery.receiver)
+        webhooks.resume(connection, delivery.project_id, delivery.receiver)
 
 
 _SIGNS = (

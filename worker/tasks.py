@@ -15,9 +15,8 @@ from typing import Any
 
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown
 
-from worker import broker, context, log, settings, tick
+from worker import broker, context, database, log, settings, tick
 from worker.claims import Numbers
-from worker.database import connections, requirements
 from worker.runner import Runner
 
 _settings = settings.load()
@@ -42,7 +41,7 @@ def _logging(**_: Any) -> None:
 
 @worker_init.connect
 def _check_database(**_: Any) -> None:
-    if why := requirements.why_unfit(connections.engine(_settings, threads=1)):
+    if why := database.why_unfit(database.engine(_settings, threads=1)):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
 
 

@@ -38,7 +38,6 @@ from worker.moves import children
 from worker.schedules import firing
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
-from worker.webhooks import receivers
 from worker.work import WORK, Group
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
@@ -179,8 +178,8 @@ def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Mess
 
 def _deliveries(connection: Connection, now: datetime) -> list[Message]:
     """Each message is of one receiver. What a worker died on goes alone."""
-    claimed = receivers.claim_due(connection, now)
-    healthy = _batches([claim for claim in claimed if not claim.crashes], receivers.ROWS)
+    claimed = webhooks.claim_due(connection, now)
+    healthy = _batches([claim for claim in claimed if not claim.crashes], webhooks.ROWS)
     alone = [(claim,) for claim in claimed if claim.crashes]
     return [Message("noria.deliver", "webhook", tuple(batch)) for batch in (*healthy, *alone)]
 

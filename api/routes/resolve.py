@@ -19,7 +19,7 @@ from worker import money, text
 from worker.errors import NotFound, NotTold
 from worker.jobs import operator, reading
 from worker.jobs.operator import Action, Candidate, Decision
-from worker.projects.keys import Caller
+from worker.keys import Caller
 from worker.tables import ApiKey, Job, Project
 
 _AWAY_SECONDS = 5  # before a provider is asked again that did not tell

@@ -26,9 +26,8 @@ from ops.doctor.reach import Door
 from ops.local import servers
 from ops.local import up as local
 from ops.local.supervise import LocalError
-from worker import log, settings
+from worker import keys, log, settings
 from worker.errors import InvalidInput, NoriaError, NotFound
-from worker.projects import keys
 
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"

@@ -20,8 +20,7 @@ from ops.cli.options import DatabaseUrl, Home, Json
 from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, reach
 from ops.doctor.checks import CHECKS
 from ops.local import servers, up
-from worker import catalog
-from worker.database import connections
+from worker import catalog, database
 from worker.settings import Settings
 from worker.settings import load as load_settings
 from worker.storage import Bucket
@@ -50,7 +49,7 @@ def doctor(
     """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
     found = []
     settings, here = settings_of(home)
-    engine = connections.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
+    engine = database.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
     exam = Exam(settings, catalog.load(), engine, Bucket(settings), flower or here, fix)
     for diagnosis in examine(exam, CHECKS):
         found.append(diagnosis)

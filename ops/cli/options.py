@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.settings import connection_urls
+from worker.settings import addresses
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Home = Annotated[Path, typer.Option(help="The folder of the `noria up` that is meant.")]
@@ -17,7 +17,7 @@ Key = Annotated[str | None, typer.Option(envvar="NORIA_KEY", show_envvar=True, h
 
 def _database_url(text: str | None) -> str | None:
     try:
-        return text and connection_urls.database_url(text)
+        return text and addresses.database_url(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

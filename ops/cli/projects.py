@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 from ops.cli import show
 from ops.cli.options import DatabaseUrl, Home, Json
 from ops.doctor import reach
+from worker import keys
 from worker.errors import NotFound
-from worker.projects import keys
 from worker.schedules import cron
 from worker.tables import ApiKey, Project
 from worker.text import moment

@@ -33,7 +33,7 @@ from ops.local import servers, supervise
 from ops.local import up as local
 from ops.local.supervise import LocalError
 from ops.sandbox.testing import Sandbox
-from worker.projects import keys
+from worker import keys
 
 PROJECT = "demo"
 TIME_SCALE = 0.02  # clips take one to four seconds: short, and long enough to be seen running

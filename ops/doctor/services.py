@@ -18,14 +18,13 @@ import redis
 from ops.cli.show import seconds
 from ops.doctor import Exam, Found, Verdict, failure, warning, well
 from worker import broker as messages
-from worker import egress, timeouts
+from worker import egress, inputs, timeouts
 from worker.dashscope import errors
 from worker.dashscope.client import Client
 from worker.dashscope.responses import Refused
-from worker.egress import Bounds, NotAllowed, wires
+from worker.egress import Bounds, NotAllowed, transports
 from worker.errors import CallFailed, NotSent
-from worker.inputs import input_links
-from worker.settings import Account, endpoints
+from worker.settings import Account, addresses
 from worker.storage import Bucket, Expected, Mismatch
 from worker.storage.bucket import SINGLE
 from worker.webhooks import alerts
@@ -102,7 +101,7 @@ def uploads(exam: Exam) -> Iterator[Found]:
 def provider(exam: Exam) -> Iterator[Found]:
     """Each account: whether its key is accepted, what it may call, how long a page is, and whose clock it has."""
     for account in exam.settings.all_accounts:
-        client = Client(account, wires.keeping(), wires.single())
+        client = Client(account, transports.keeping(), transports.single())
         now = datetime.now(UTC)
         page = client.tasks(now - timedelta(hours=23), now, 1, _PAGE)
         if isinstance(page, Refused):
@@ -123,7 +122,7 @@ def provider(exam: Exam) -> Iterator[Found]:
 def webhooks(exam: Exam) -> Iterator[Found]:
     """The guard of the webhooks' wire: it must not let us reach what is private."""
     try:
-        with egress.stream(wires.webhooks(exam.settings), "GET", _METADATA, _BOUNDS, {}, b""):
+        with egress.stream(transports.webhooks(exam.settings), "GET", _METADATA, _BOUNDS, {}, b""):
             pass
     except NotAllowed:
         yield well("private addresses are refused")
@@ -140,7 +139,7 @@ def alerted(exam: Exam) -> Iterator[Found]:
         yield Found(Verdict.SKIPPED, "none is set: a stopped account is told in the log alone", "NORIA_ALERT_URL")
         return
     host = urlsplit(url).hostname
-    if fault := wires.check_url(url, exam.settings):
+    if fault := transports.check_url(url, exam.settings):
         advice = "NORIA_ALERT_URL must be https on port 443, or lie in NORIA_EGRESS_ALLOW"
         yield failure(f"no alarm reaches {host}: {fault.message}", advice)
         return
@@ -154,7 +153,7 @@ def flower(exam: Exam) -> Iterator[Found]:
     if exam.flower is None:
         yield Found(Verdict.SKIPPED, "its address was not given", "--flower URL")
         return
-    answer = egress.call(wires.keeping(), "GET", f"{exam.flower.rstrip('/')}/healthcheck", _BOUNDS, {})
+    answer = egress.call(transports.keeping(), "GET", f"{exam.flower.rstrip('/')}/healthcheck", _BOUNDS, {})
     if answer.status == 200:
         yield well(f"it answers at {exam.flower}")
     else:
@@ -185,19 +184,19 @@ def _refuses(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
 def _linked(exam: Exam, key: str, content: bytes) -> Iterator[Found]:
     """Links as users get them, and as the provider does; those that it gets must work, users may be elsewhere."""
     link = exam.bucket.presign(key, timedelta(minutes=1), None)
-    given = [account for account in exam.settings.all_accounts if not input_links.uploads(exam.settings, account.url)]
+    given = [account for account in exam.settings.all_accounts if not inputs.why_uploaded(exam.settings, account.url)]
     told = failure if given else warning
     advice = "NORIA_S3_PUBLIC_ENDPOINT_URL must be what users reach, and the bucket must take signed links"
     if given:
         advice += "; or set NORIA_INPUT_HANDOVER=upload, so that the provider needs none"
     try:
-        answer = egress.call(wires.keeping(), "GET", link, _BOUNDS, {})
+        answer = egress.call(transports.keeping(), "GET", link, _BOUNDS, {})
     except NotSent as error:
         yield told(f"links to it lead nowhere from here: {_cause(error)}", advice)
         return
     if answer.status != 200 or answer.body != content:
         yield failure(f"a signed link to it answers HTTP {answer.status}", advice)
-    elif any(not endpoints.is_near(account.url) for account in given) and (inside := _private_addresses(link)):
+    elif any(not addresses.is_near(account.url) for account in given) and (inside := _private_addresses(link)):
         yield warning(f"links for the provider lead to {inside} from here: it may not reach them", advice)
 
 
@@ -214,7 +213,7 @@ def _private_addresses(link: str) -> str:
 
 def _handed_over(exam: Exam, account: Account, client: Client) -> Iterator[Found]:
     """A file on its way to the provider where inputs are uploaded; it is the provider's to drop, after 48 h."""
-    why = input_links.uploads(exam.settings, account.url)
+    why = inputs.why_uploaded(exam.settings, account.url)
     models = (model.region(account.region) for model in exam.catalog.models("image-to-video"))
     here = next((model for model in models if model), None)
     if why is None or here is None:
@@ -233,7 +232,7 @@ def _handed_over(exam: Exam, account: Account, client: Client) -> Iterator[Found
 
 def _provider_clock(exam: Exam, account: Account) -> Iterator[Found]:
     """Lost answers are looked for in a window of time, so the two clocks must agree within minutes."""
-    answer = egress.call(wires.keeping(), "GET", account.url, _BOUNDS, {})
+    answer = egress.call(transports.keeping(), "GET", account.url, _BOUNDS, {})
     stamp = answer.headers.get("date")
     if stamp is None:
         return

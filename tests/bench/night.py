@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, text
-from worker.kinds.speech.input import Speech
 
 from api.client import Client
 from ops.cli import show
@@ -31,9 +30,9 @@ from ops.doctor import reach
 from ops.local import up
 from ops.sandbox.testing import Sandbox
 from tests.bench import lateness
-from worker import log
+from worker import keys, log
 from worker.kinds.speech import script
-from worker.projects import keys
+from worker.kinds.speech.input import Speech
 from worker.states import TERMINAL
 
 CLIP, READ, SPOKEN = "wan2.5-t2v-preview", "qwen-flash", "qwen3-tts-flash"

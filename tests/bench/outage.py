@@ -28,10 +28,9 @@ from ops.cli import show
 from ops.local import servers
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import context, log, tick
+from worker import context, keys, log, tick
 from worker.claims import NOW
 from worker.jobs import submission
-from worker.projects import keys
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.storage import Bucket

@@ -30,10 +30,9 @@ from ops.sandbox.options import Options
 from ops.sandbox.orders import Order
 from ops.sandbox.tasks import Task
 from ops.sandbox.testing import Sandbox, running
-from worker import context, log, tick
+from worker import context, keys, log, tick
 from worker.lanes import query_budget, run_times
 from worker.lanes.run_times import Times
-from worker.projects import keys
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.tables import Attempt, Base, Job, RunTime

@@ -29,7 +29,7 @@ from ops.cli.projects import project_made
 from ops.doctor import reach
 from ops.local import up
 from ops.sandbox.testing import Sandbox
-from worker.projects import keys
+from worker import keys
 
 MODEL, SANDBOX_SECONDS = "wanx2.1-t2v-turbo", 60  # the median that the sandbox gives the model, and ±30 % about it
 CLIP = {"prompt": "a kitten", "size": "832*480"}

@@ -24,8 +24,7 @@ from ops.sandbox.testing import Sandbox
 from tests.chaos.lines import Chance, Line, breaks_off, loses_commits
 from tests.chaos.lines import running as lines_running
 from tests.chaos.torments import CLOCKS, WORKERS, Scene
-from worker import catalog
-from worker.projects import keys
+from worker import catalog, keys
 from worker.settings import Settings
 from worker.states import Mode
 

@@ -23,8 +23,7 @@ from ops.demo.receiver import Mail
 from ops.local.supervise import Supervisor
 from tests.chaos import provider
 from tests.chaos.lines import Line
-from worker import tick
-from worker.database import connections
+from worker import database, tick
 from worker.settings import Settings
 
 if TYPE_CHECKING:  # production has no sandbox, and reads this for its commands
@@ -131,7 +130,7 @@ def stop_workers(scene: Scene) -> str:
 
 def hold_tick(scene: Scene) -> str:
     """A process stops while it holds the tick's lock; the session's own time limit must free it."""
-    engine = connections.engine(scene.settings, threads=1)
+    engine = database.engine(scene.settings, threads=1)
     started = time.monotonic()
     try:
         with engine.connect() as connection:

@@ -1,7 +1,8 @@
 """The Batch API: a file of conversations, answered within a day or more at half the price.
 
-Files and batches are the compatible surface's. A batch is created like a task: once, with the same four ends; the name
-that it is given (`ds_name`) is how one whose answer was lost is found. (Alibaba docs, "OpenAI compatible - Batch".)
+Files and batches belong to the compatible surface. A batch is created like a task: once, and the call ends in one of
+the same four ways; if its answer is lost, the batch is found by its name (`ds_name`). (Alibaba docs, "OpenAI compatible
+- Batch".)
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from urllib.parse import quote, urlencode
 
 from worker import egress, timeouts
 from worker.catalog import Surface
-from worker.dashscope import clocks, responses, uploads
-from worker.dashscope.bodies import field, listed, number, read, word
-from worker.dashscope.responses import Refused
-from worker.dashscope.session import BODY_CAP, Session
+from worker.dashscope import BODY_CAP, Session, query_time, responses, uploads
+from worker.dashscope.responses import Refused, field, listed, number, read, word
 from worker.dashscope.uploads import FileRefused
 from worker.egress import Answer, Bounds
 from worker.errors import Ambiguous
@@ -30,7 +29,7 @@ FILE_CAP = 600 << 20  # bytes: answers are longer than what was asked, which is 
 
 _PAGE = 100
 _PAGES = 100  # 10,000 batches in a month
-# How far before its time a batch is looked for: nobody says which zone's clock the list reads.
+# A batch is looked for from so long before it was created: no document names the time zone of the list's clock.
 _EARLIER = timedelta(days=1)
 
 
@@ -38,12 +37,11 @@ _EARLIER = timedelta(days=1)
 class Batch:
     """A batch as the provider shows it; `status` in its words: validating, in_progress, completed, expired, …
 
-    `errors` are those of the input file, for which no line was done. The counts are of lines.
+    `errors` are those of the input file; where there are any, no line was done. The counts are of lines.
     """
 
     id: str
     status: str
-    name: str
     input_file_id: str
     output_file_id: str | None
     error_file_id: str | None
@@ -63,9 +61,9 @@ class Batches:
         self._session = session
 
     def upload(self, data: bytes | Iterable[bytes], name: str, deadline: float, length: int | None = None) -> str:
-        """Store a file of lines: its id. `length` in bytes, where the data come bit by bit; `deadline` in seconds.
+        """Store a file of lines: its id. `length` in bytes, where the data come in chunks; `deadline` in seconds.
 
-        Raises CallFailed when nobody knows whether it is there (FileRefused: it is not); it may be sent again.
+        Raises CallFailed when it is unknown whether the file is there (FileRefused: it is not); it may be sent again.
         """
         file = uploads.File(name, "application/jsonl", data, length)
         form = uploads.form({"purpose": "batch"}, "file", file)
@@ -92,12 +90,11 @@ class Batches:
             "completion_window": window,
             "metadata": {"ds_name": name[:NAME_LIMIT], "ds_description": description[:DESCRIPTION_LIMIT]},
         }
-        content, bounds = json.dumps(asked, ensure_ascii=False).encode(), Bounds(deadline, BODY_CAP)
-        headers = {"Content-Type": "application/json"}
+        content, headers = json.dumps(asked, ensure_ascii=False).encode(), {"Content-Type": "application/json"}
+        bounds = Bounds(deadline, BODY_CAP)
         with self._session.once(Surface.COMPATIBLE, "/batches", bounds, headers, content) as answer:
-            whole = egress.whole(answer)
-        said = _seen(whole)
-        return responses.denied(said) if isinstance(said, Refused) else said
+            seen = _seen(egress.whole(answer))
+        return responses.denied(seen) if isinstance(seen, Refused) else seen
 
     def find(self, name: str, since: datetime) -> Batch | Refused | None:
         """The batch of that name that was created since; None: there is none, by a complete listing.
@@ -124,7 +121,7 @@ class Batches:
         return self._one("GET", f"/batches/{quote(batch_id, safe='')}")
 
     def cancel(self, batch_id: str) -> Batch | Refused:
-        """Ask a batch to stop; what is done stays done and is billed. May be sent again; raises like `get`."""
+        """Ask a batch to stop; lines that are done stay done and are billed. May be sent again; raises like `get`."""
         return self._one("POST", f"/batches/{quote(batch_id, safe='')}/cancel")
 
     def delete(self, file_id: str) -> Refused | None:
@@ -144,8 +141,8 @@ class Batches:
 
     def _one(self, method: str, path: str) -> Batch | Refused:
         answer = self._session.query(method, Surface.COMPATIBLE, path)
-        said = _seen(answer)
-        return said if isinstance(said, Batch) else _unreadable(answer, read(answer.body))
+        seen = _seen(answer)
+        return seen if isinstance(seen, Batch) else _unreadable(answer, read(answer.body))
 
 
 def _seen(answer: Answer) -> Batch | Refused:
@@ -164,7 +161,7 @@ def _unreadable(answer: Answer, body: Mapping[str, Any]) -> Refused:
 
 
 def _query(name: str, since: datetime, after: str) -> str:
-    asked = {"ds_name": name[:NAME_LIMIT], "create_after": clocks.written(since - _EARLIER), "limit": _PAGE}
+    asked = {"ds_name": name[:NAME_LIMIT], "create_after": query_time(since - _EARLIER), "limit": _PAGE}
     return urlencode({**asked, "after": after} if after else asked)
 
 
@@ -173,7 +170,6 @@ def _batch(body: Mapping[str, Any], request_id: str | None) -> Batch:
     return Batch(
         id=word(body, "id"),
         status=word(body, "status"),
-        name=word(field(body, "metadata"), "ds_name"),
         input_file_id=word(body, "input_file_id"),
         output_file_id=word(body, "output_file_id") or None,
         error_file_id=word(body, "error_file_id") or None,

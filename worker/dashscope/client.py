@@ -1,7 +1,7 @@
 """DashScope over HTTP, for one account.
 
-DashScope has no idempotency key, so how a create call ends is a matter of money. There are four ends to it:
-`Accepted`, `Refused` (the provider says no in its own envelope, or it is not the provider: nothing was made),
+DashScope has no idempotency key, so how a create call ends decides what is paid. It ends in one of four ways:
+`Accepted`, `Refused` (no, in the provider's own envelope, or it is not the provider that answers: nothing was made),
 NotSent (nothing left this machine), Ambiguous (everything else: a task may exist). A create is sent once: no retry, no
 redirect, no kept connection. Queries and cancels may be repeated, so they keep their connections.
 
@@ -18,12 +18,10 @@ from urllib.parse import quote, urlencode
 
 from worker import egress, timeouts
 from worker.catalog import Surface
-from worker.dashscope import clocks, responses, streams, uploads
+from worker.dashscope import BODY_CAP, Session, query_time, responses, streams, uploads
 from worker.dashscope.batches import Batches
 from worker.dashscope.responses import Accepted, Page, Refused, TaskSeen
-from worker.dashscope.session import BODY_CAP, Session
-from worker.egress import Bounds, Streamed, Wire
-from worker.egress.events import events, opened
+from worker.egress import Bounds, Streamed, Transport
 from worker.settings import Account
 
 STREAM_CAP = 64 << 20  # bytes: a frame has 300 of them for a word or two
@@ -49,16 +47,16 @@ class Request(Protocol):
 
 
 class Client:
-    """One account. Safe for threads; wires may be shared between accounts."""
+    """One account. Safe for threads; transports may be shared between accounts."""
 
-    def __init__(self, account: Account, queries: Wire, creates: Wire) -> None:
-        """`queries` may keep its connections (`wires.keeping`), `creates` must not (`wires.single`)."""
+    def __init__(self, account: Account, queries: Transport, creates: Transport) -> None:
+        """`queries` may keep its connections (`transports.keeping`), `creates` must not (`transports.single`)."""
         self._session = Session(account, queries, creates)
         self.url = account.url
         self.batches = Batches(self._session)
 
     def create(self, request: Request, deadline: float) -> Accepted | Refused:
-        """Send a create call, once; `deadline` in seconds. What a model thought is left out unless it was asked for.
+        """Send a create call, once; `deadline` in seconds. A model's reasoning is left out unless it was asked for.
 
         Raises NotSent when nothing left, ServerTrouble for a failure in the provider's envelope, Ambiguous
         for everything else that is neither an acceptance nor a refusal.
@@ -67,9 +65,9 @@ class Client:
         headers = {**(_STREAMED if request.streams else {}), "Content-Type": "application/json", **request.headers}
         content = json.dumps(request.body, ensure_ascii=False, separators=(",", ":")).encode()
         with self._session.once(request.surface, request.path, bounds, headers, content) as answer:
-            answer, is_json = opened(answer)
+            answer, is_json = streams.opened(answer)
             if request.streams and not is_json and _may_stream(answer):
-                return streams.assembled(events(answer), answer.headers.get("x-request-id"), request.reasoning)
+                return streams.assembled(streams.events(answer), answer.headers.get("x-request-id"), request.reasoning)
             said = responses.created(egress.whole(answer))
         return said if request.reasoning or isinstance(said, Refused) else responses.without_reasoning(said)
 
@@ -91,8 +89,8 @@ class Client:
         Raises CallFailed when there was no readable answer. (Alibaba docs, "Manage asynchronous tasks".)
         """
         asked = {
-            "start_time": clocks.written(start),
-            "end_time": clocks.written(end),
+            "start_time": query_time(start),
+            "end_time": query_time(end),
             "page_no": page_no,
             "page_size": page_size,
             "model_name": model,
@@ -120,14 +118,14 @@ class Client:
         length: int | None = None,
         deadline: float = timeouts.CREATE.total_seconds(),
     ) -> str:
-        """Put a file into the provider's own store, for that model to read: its `oss://` address, good for 48 h.
+        """Store a file with the provider for 48 h, for that model to read: its `oss://` address.
 
-        `model` as the region spells it. `length` in bytes, where the data come bit by bit. Raises CallFailed when it
-        is not there (FileRefused among it); then it may be put again. (Alibaba docs, "Get a temporary file URL".)
+        `model` as the region spells it; `length` in bytes, where the data come in chunks. Raises CallFailed if the file
+        is not there (FileRefused among it); then it may be sent again. (Alibaba docs, "Get a temporary file URL".)
         """
         return uploads.put(self._session, model, uploads.File(name, content_type, data, length), deadline)
 
 
 def _may_stream(answer: Streamed) -> bool:
-    """Whether the body may be events: of a success always, of a refusal where it says so."""
+    """Whether the body may be events: always with a success, with a refusal only if its type says so."""
     return answer.status < 300 or answer.headers.get("content-type", "").lower().startswith("text/event-stream")

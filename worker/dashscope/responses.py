@@ -1,25 +1,28 @@
-"""What the provider's answers say, as values; pure, and lenient, since unknown words and fields do come.
+"""The provider's answers as values, read leniently: unknown words and fields do come.
 
-Nothing here decides what to do: what the codes mean is `faults`' business.
+A field of another type than ours counts as missing. Nothing here decides what to do: `errors` says what codes mean.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from worker.dashscope.bodies import field, listed, number, read, word
+from worker import text
 from worker.egress import Answer
 from worker.errors import Ambiguous
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Said by whoever answers at a wrong address. Without the provider's envelope nobody took the request.
+# Statuses of a server that is not the provider: without the provider's envelope nobody took the request.
 WRONG_ADDRESS = frozenset({301, 308, 404, 405})
-_LONGEST_WAIT = 3600.0  # seconds, that a refusal's Retry-After is obeyed
-UNSETTLED = frozenset({408, 499})  # refusals by the number, but the request may have gone through
+_UNSETTLED = frozenset({408, 499})  # 4xx by the number, but the request may have gone through
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST_WAIT = 3600.0  # seconds: a longer Retry-After is not obeyed
+_DIGITS = 18  # of a number that a bigint holds, whatever they are
 _INSPECTED = re.compile(r"data_?inspection", re.IGNORECASE)
 
 
@@ -37,7 +40,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    """The provider said no. `code` is empty where a query's answer, or one from a wrong address, had no envelope."""
+    """The provider said no. `code` is empty without an envelope: in a query's answer, or from a wrong address."""
 
     http_status: int
     code: str
@@ -66,9 +69,6 @@ class Listed:
     model: str
     status: str
     created_at: datetime | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    api_key_id: str | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Page:
 
 
 class ServerTrouble(Ambiguous):
-    """The provider failed over a create call and said so; its request id finds the task, if it made one."""
+    """The provider said that a create call failed on its side; the request id finds the task, if one was made."""
 
     code = "server_trouble"
 
@@ -93,9 +93,9 @@ class ServerTrouble(Ambiguous):
 def created(answer: Answer) -> Accepted | Refused:
     """What a create call's answer means.
 
-    A refusal is definite: a 4xx in the provider's envelope, a 200 with a code at its top, which the official SDK
-    looks for too, or a status that only a wrong address gives, without the envelope. Raises ServerTrouble for other
-    statuses in that envelope, Ambiguous for what proves nothing.
+    A refusal is definite: a 4xx in the provider's envelope, a 200 with a code at its top (the official SDK looks for
+    that too), or one of WRONG_ADDRESS without the envelope. Raises ServerTrouble for other statuses in the envelope,
+    Ambiguous for what proves nothing.
     """
     body = _native(read(answer.body))
     no, output = refused(answer, body), field(body, "output")
@@ -107,9 +107,9 @@ def created(answer: Answer) -> Accepted | Refused:
 
 
 def denied(no: Refused) -> Refused:
-    """A create call's answer that is no acceptance, if it is a definite refusal; raises what it is instead.
+    """The definite refusal in a create call's answer; raises as `created` when it is none.
 
-    A 429 is one without a code too: none is documented for a spent budget ('Budget management').
+    A 429 needs no code: none is documented for a spent budget ('Budget management').
     """
     if not no.code and no.http_status in WRONG_ADDRESS:
         return no
@@ -121,8 +121,8 @@ def denied(no: Refused) -> Refused:
 
 
 def is_definite(no: Refused) -> bool:
-    """Whether nothing was made: by a 4xx, by a code in a 200, or because an inspection refused it by any status."""
-    is_client_error = 400 <= no.http_status < 500 and no.http_status not in UNSETTLED
+    """Whether nothing was made: a 4xx, a code in a 200, or an inspection's refusal, whatever its status."""
+    is_client_error = 400 <= no.http_status < 500 and no.http_status not in _UNSETTLED
     return no.http_status < 300 or is_client_error or _INSPECTED.search(no.code) is not None
 
 
@@ -145,8 +145,8 @@ def page(answer: Answer) -> Page | Refused:
         return no
     if not isinstance(rows, list):
         raise Ambiguous("the answer to a task list is not readable", no.request_id)
-    listed = tuple(_row(row) for row in rows if isinstance(row, dict) and row.get("task_id"))
-    return Page(listed, number(body, "total"), number(body, "total_page"))
+    tasks = tuple(_row(row) for row in rows if isinstance(row, dict) and row.get("task_id"))
+    return Page(tasks, number(body, "total"), number(body, "total_page"))
 
 
 def canceled(answer: Answer) -> Refused | None:
@@ -168,11 +168,49 @@ def refused(answer: Answer, body: Mapping[str, Any]) -> Refused:
 
 
 def without_reasoning(said: Accepted) -> Accepted:
-    """The same answer without what the model thought."""
+    """The same answer without the model's reasoning."""
     messages = [field(choice, "message") for choice in listed(said.output, "choices")]
     for message in messages:
         message.pop("reasoning_content", None)
     return said
+
+
+def read(data: bytes | str) -> dict[str, Any]:
+    """The body, if it is a JSON object, else an empty one; whatever it holds can be stored."""
+    try:
+        body = _storable(json.loads(data, parse_int=_whole))
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def field(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A field that is an object; empty when it is missing or anything else."""
+    value = body.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def word(body: Mapping[str, Any], name: str) -> str:
+    """A field as text; empty when it is missing, null or no scalar."""
+    value = body.get(name)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def words(body: Mapping[str, Any], name: str) -> str:
+    """A field as text; of a list, as the multimodal path has it, the texts of its parts."""
+    return "".join(word(part, "text") for part in listed(body, name)) or word(body, name)
+
+
+def listed(body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in a field that is a list; none when it is missing or anything else."""
+    value = body.get(name)
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+
+
+def number(body: Mapping[str, Any], name: str) -> int:
+    """A field as a whole number; 0 when it is missing or none."""
+    digits = word(body, name)
+    return int(digits) if digits.isdecimal() and len(digits) <= _DIGITS else 0
 
 
 def _native(body: dict[str, Any]) -> dict[str, Any]:
@@ -183,6 +221,24 @@ def _native(body: dict[str, Any]) -> dict[str, Any]:
     return {"output": {"choices": body["choices"]}, "usage": field(body, "usage"), "request_id": request_id}
 
 
+def _whole(digits: str) -> int | float:
+    """A whole number that a bigint holds; else the float nearest to it: Python reads no more than 4,300 digits."""
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
+def _storable(value: Any) -> Any:
+    """The value as Postgres takes it: texts as `text.storable`, null for NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return text.storable(value)
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    if isinstance(value, dict):
+        return {_storable(name): _storable(part) for name, part in value.items()}
+    return value
+
+
 def _is_success(answer: Answer) -> bool:
     return 200 <= answer.status < 300
 
@@ -191,10 +247,10 @@ def _seconds(value: str) -> float | None:
     return min(float(value), _LONGEST_WAIT) if value.isdecimal() else None
 
 
-def _moment(row: Mapping[str, Any], name: str) -> datetime | None:
-    """A time of the task list, which counts milliseconds since 1970 where a task's own times are text."""
-    milliseconds = number(row, name)
-    return EPOCH + timedelta(milliseconds=milliseconds) if 0 < milliseconds < 1e14 else None
+def _created_at(row: Mapping[str, Any]) -> datetime | None:
+    """The task list has milliseconds since 1970, where a task's own times are text."""
+    milliseconds = number(row, "gmt_create")
+    return _EPOCH + timedelta(milliseconds=milliseconds) if 0 < milliseconds < 1e14 else None
 
 
 def _row(row: Mapping[str, Any]) -> Listed:
@@ -203,8 +259,5 @@ def _row(row: Mapping[str, Any]) -> Listed:
         request_id=word(row, "request_id") or None,
         model=word(row, "model_name"),
         status=word(row, "status"),
-        created_at=_moment(row, "gmt_create"),
-        started_at=_moment(row, "start_time"),
-        ended_at=_moment(row, "end_time"),
-        api_key_id=word(row, "api_key_id") or None,
+        created_at=_created_at(row),
     )

@@ -1,8 +1,8 @@
-"""Files on their way to the provider: as forms, and into its store of temporary files.
+"""Uploads to the provider: multipart forms, and its store of temporary files.
 
-A temporary file takes two calls: a policy, which names a folder of its own and is signed, and a form with that policy
-to the store. Models read it by its `oss://` address when a header asks for that. (Alibaba docs, "Get a temporary file
-URL".)
+A temporary file takes two calls: one gets a signed policy, which names a folder, and one sends a form with that policy
+to the store. Models read the file by its `oss://` address when a header asks for that. (Alibaba docs, "Get a temporary
+file URL".)
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from pathlib import PurePosixPath
 from urllib.parse import urlencode
 
 from worker.catalog import Surface
-from worker.dashscope import responses
-from worker.dashscope.bodies import field, read, word
-from worker.dashscope.responses import Refused
-from worker.dashscope.session import BODY_CAP, Session
+from worker.dashscope import BODY_CAP, Session, responses
+from worker.dashscope.responses import Refused, field, read, word
 from worker.egress import Answer, Bounds
 from worker.errors import CallFailed
 
-_FIELDS = {  # of the form, by the names that the policy has for them
+_FIELDS = {  # the form's names of what the policy holds, and the policy's names
     "OSSAccessKeyId": "oss_access_key_id",
     "Signature": "signature",
     "policy": "policy",
@@ -45,7 +43,7 @@ class FileRefused(CallFailed):
 
 @dataclass(frozen=True)
 class File:
-    """A file's name, type and bytes; `length` where they come bit by bit."""
+    """A file's name, type and bytes; `length` where they come in chunks."""
 
     name: str
     content_type: str
@@ -57,7 +55,7 @@ class File:
         """In bytes."""
         if isinstance(self.data, bytes):
             return len(self.data)
-        assert self.length is not None, "a file that comes bit by bit says how long it is"
+        assert self.length is not None, "a file that comes in chunks needs its length"
         return self.length
 
 
@@ -70,11 +68,11 @@ class Form:
 
 
 def form(fields: Mapping[str, str], part: str, file: File) -> Form:
-    """The fields and then, since the store reads no field after it, the file as the part of that name."""
+    """A form of the fields and the file, as the part of that name: last, since the store reads no field after it."""
     mark = secrets.token_hex(16)
-    said = "".join(f"--{mark}\r\n{_disposition(name)}\r\n\r\n{value}\r\n" for name, value in fields.items())
+    head = "".join(f"--{mark}\r\n{_disposition(name)}\r\n\r\n{value}\r\n" for name, value in fields.items())
     named = f'{_disposition(part)}; filename="{safe(file.name)}"\r\nContent-Type: {file.content_type}'
-    before, after = f"{said}--{mark}\r\n{named}\r\n\r\n".encode(), f"\r\n--{mark}--\r\n".encode()
+    before, after = f"{head}--{mark}\r\n{named}\r\n\r\n".encode(), f"\r\n--{mark}--\r\n".encode()
 
     def chunks() -> Iterator[bytes]:
         yield before
@@ -82,14 +80,12 @@ def form(fields: Mapping[str, str], part: str, file: File) -> Form:
         yield after
 
     length = len(before) + file.size + len(after)
-    return Form(
-        {"Content-Type": f"multipart/form-data; boundary={mark}", "Content-Length": str(length)},
-        chunks(),
-    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={mark}", "Content-Length": str(length)}
+    return Form(headers, chunks())
 
 
 def put(session: Session, model: str, file: File, deadline: float) -> str:
-    """The `oss://` address of a file that is in the store now; raises CallFailed, FileRefused among it."""
+    """Store a file: its `oss://` address; raises CallFailed, FileRefused among it."""
     ends = time.monotonic() + deadline
     query = urlencode({"action": "getPolicy", "model": model})
     answer = session.query("GET", Surface.NATIVE, f"/uploads?{query}", Bounds(deadline, BODY_CAP))
@@ -119,8 +115,8 @@ def _disposition(name: str) -> str:
 
 
 def _from_store(answer: Answer) -> Refused:
-    """What the object store says, in its XML."""
+    """The refusal in the object store's XML."""
     text = answer.body.decode("utf-8", "replace")
     code, message = (re.search(rf"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message"))
-    said = answer.headers.get("x-oss-request-id")
-    return Refused(answer.status, code[1] if code else "", message[1] if message else "", said)
+    request_id = answer.headers.get("x-oss-request-id")
+    return Refused(answer.status, code[1] if code else "", message[1] if message else "", request_id)

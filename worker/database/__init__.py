@@ -1,1 +1,235 @@
-"""The database: who may be one, its connections, and which of its failures are waited out."""
+"""The database: its pool of connections, what it must be, and which of its failures pass by themselves.
+
+The database is "away" when the same statement may succeed a little later, without a change to our code or the data.
+Whoever holds an answer that was paid for waits for that: `until_it_holds`.
+
+It must be PostgreSQL 18 or later (the schema's ids are its uuidv7()), and the session must be ours: the bounds on
+every statement are settings of the session, and psycopg keeps its prepared statements there. A pooler such as PgBouncer
+refuses those settings or drops them silently, so each new connection reads one of them back before its first use.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker import log
+from worker.settings import Settings
+
+OLDEST = 18  # of PostgreSQL
+PATIENCE = timedelta(minutes=15)  # how long a write is tried again while the database is away
+_PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
+_PROBE_AFTER = timedelta(seconds=30)  # of idling; a busy connection is not probed
+_SESSION = {
+    "statement_timeout": "15s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "5s",
+    "timezone": "UTC",
+    "jit": "off",
+}
+_PROBE = "lock_timeout"  # the setting that is read back: every session of ours sets it
+_REFUSED = "unsupported startup parameter"  # PgBouncer's words
+_POOLER = (
+    "a connection pooler (PgBouncer?) stands before the database, and drops the session's settings: without them no "
+    "statement has a time limit. Give the address of PostgreSQL itself; Noria keeps its own pool"
+)
+
+_log = log.get(__name__)
+T = TypeVar("T")
+
+
+class Unfit(psycopg.OperationalError):
+    """The database answers but cannot be used: why, and what to do.
+
+    A failure of the connection, so that an answer that cost money is kept until the database is put right.
+    """
+
+
+@dataclass(frozen=True)
+class _Away:
+    """Why a failure passes by itself, and whether it takes a new connection."""
+
+    reason: str
+    reconnects: bool = False
+
+
+# By SQLSTATE, or by its first two digits for a whole class (PostgreSQL docs, appendix A).
+AWAY = {
+    "08": _Away("the connection was lost, or a pooler does not reach the server", reconnects=True),
+    "0A000": _Away("a cached plan is older than the last migration", reconnects=True),
+    "25006": _Away("the server is read-only: a standby, a primary that was demoted, a full disk", reconnects=True),
+    "25P03": _Away("the server ended a session that idled in a transaction", reconnects=True),
+    "25P04": _Away("the server ended a transaction that took too long", reconnects=True),
+    "26000": _Away("the prepared statement is another session's: a pooler changed the session", reconnects=True),
+    "40": _Away("a deadlock, or a conflict with another transaction or with a standby's replay"),
+    "53": _Away("the server lacks something: disk, memory, connections"),
+    "55": _Away("a row or an object is locked, or not ready"),
+    "57014": _Away("the statement took too long, or was ended by the operator"),
+    "57": _Away("the server starts, stops or recovers, or ended the session", reconnects=True),
+    "58": _Away("an error of the server's disk or system"),
+    "XX000": _Away("an error inside the server, or in a pooler that has no better code; not damaged data"),
+}
+
+
+def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFTER) -> Engine:
+    """A pool with a connection for each thread, and time limits on every statement."""
+    made = create_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=threads,
+        max_overflow=4,
+        pool_timeout=10,
+        pool_recycle=1800,
+        pool_use_lifo=True,  # a few busy connections, rather than all of them idle by turns
+        hide_parameters=True,  # prompts and keys are parameters
+        connect_args={
+            "connect_timeout": 5,
+            "options": options(_SESSION),
+            "application_name": "noria",
+            # a database host that vanished is noticed in half a minute, not in two hours
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        },
+    )
+    event.listen(made, "handle_error", _reconnect)
+    _ping_idle(made, probe_after.total_seconds())
+    return checked(made, _SESSION)
+
+
+def options(session: Mapping[str, str]) -> str:
+    """The session's settings as libpq's `options`."""
+    return " ".join(f"-c {name}={value}" for name, value in session.items())
+
+
+def checked(engine: Engine, session: Mapping[str, str]) -> Engine:
+    """The engine, with a check of every new connection; `session` is what its `options` ask for."""
+    event.listen(engine, "do_connect", partial(_connect, session))
+    return engine
+
+
+def why_unfit(engine: Engine) -> str | None:
+    """Why the database cannot be used; None where it can, or where it does not answer, which may pass."""
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        return str(error.orig) if isinstance(error.orig, Unfit) else None
+    return None
+
+
+def check_version(number: int) -> None:
+    """Raises Unfit for a server that is too old, by its version as libpq numbers it: 180001."""
+    if number // 10_000 < OLDEST:
+        raise Unfit(f"the database is PostgreSQL {number // 10_000}: Noria needs PostgreSQL {OLDEST} or later")
+
+
+def until_it_holds(write: Callable[[], T], what: str, patience: timedelta = PATIENCE) -> T:
+    """The result of `write`, tried again while the database is away; any other error passes."""
+    give_up, pause = time.monotonic() + patience.total_seconds(), _PAUSE[0]
+    while True:
+        try:
+            return write()
+        except SQLAlchemyError as error:
+            if time.monotonic() > give_up or not is_away(error):
+                raise
+            _log.warning("the database is away, trying again", what=what, cause=log.words(error))
+        time.sleep(pause)
+        pause = min(_PAUSE[1], pause * 2)
+
+
+def read(engine: Engine, look: Callable[[Connection], T], patience: timedelta) -> T:
+    """What `look` finds, on a connection of its own, tried again while the database is away."""
+
+    def once() -> T:
+        with engine.connect() as connection:
+            return look(connection)
+
+    return until_it_holds(once, "a read", patience)
+
+
+def write(engine: Engine, change: Callable[[Connection], T], what: str, patience: timedelta) -> T:
+    """What `change` returns, in a transaction of its own, tried again while the database is away."""
+
+    def once() -> T:
+        with engine.begin() as connection:
+            return change(connection)
+
+    return until_it_holds(once, what, patience)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the same may succeed later: no answer, or an error that `AWAY` lists."""
+    if isinstance(error, PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated or _away(error.orig) is not None:
+        return True
+    # Without a SQLSTATE the connection failed, unless the driver refused a value.
+    return _sqlstate(error.orig) is None and isinstance(error, OperationalError | InterfaceError)
+
+
+def _away(driver: BaseException | None) -> _Away | None:
+    state = _sqlstate(driver) or ""
+    return AWAY.get(state) or AWAY.get(state[:2])
+
+
+def _sqlstate(driver: BaseException | None) -> str | None:
+    return getattr(driver, "sqlstate", None)
+
+
+def _reconnect(failed: Any) -> None:
+    """Throws the pool's connections away when the error asks for new ones."""
+    if (away := _away(failed.original_exception)) and away.reconnects:
+        failed.is_disconnect = True
+
+
+def _ping_idle(made: Engine, seconds: float) -> None:
+    """Pings a connection that was idle for that long before it is used; if it is dead, all are made anew."""
+
+    def note(_: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    def ping(connection: Any, record: Any, _: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", math.inf) < seconds:
+            return
+        try:
+            made.dialect.do_ping(connection)
+        except made.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
+
+    event.listen(made, "checkin", note)
+    event.listen(made, "checkout", ping)
+
+
+def _connect(session: Mapping[str, str], dialect: Any, _: object, arguments: Any, named: Any) -> Any:
+    try:
+        connection = dialect.connect(*arguments, **named)
+    except psycopg.OperationalError as error:
+        if _REFUSED in str(error):
+            raise Unfit(_POOLER) from error
+        raise
+    try:
+        _check(connection, session)
+    except psycopg.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: psycopg.Connection[Any], session: Mapping[str, str]) -> None:
+    check_version(connection.info.server_version)
+    held = connection.execute(f"select current_setting('{_PROBE}')").fetchone()
+    connection.rollback()
+    if held != (session[_PROBE],):
+        raise Unfit(_POOLER)

@@ -1,15 +1,15 @@
 """Every call that leaves this machine: streamed, under a wall-clock deadline and a byte cap.
 
-`call` and `stream` are the only two ways out. What went wrong is told by what it means for the caller:
-NotSent, so the call may be made again, or Ambiguous, so it may have been received. Messages hold a host and a
-cause, never a query, a key or a body. A wire (`worker.egress.wires`) says who may be reached; no wire follows
-redirects, keeps cookies or reads proxy variables.
+All calls go through `stream`. Its errors say what the caller may do: after NotSent the call may be made again, after
+Ambiguous it may have been received. Messages hold a host and a cause, never a query, a key or a body. The transport
+(`worker.egress.transports`) decides which addresses may be reached; none follows redirects, keeps cookies or reads
+proxy variables.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,17 +20,17 @@ import httpx
 from ssrfguard import BlockedAddressError, BlockedURLError, SSRFGuardError
 
 from worker import timeouts
-from worker.egress import wires
+from worker.egress import transports
 from worker.errors import Ambiguous, NotSent
 from worker.settings import Settings
 
-Wire = httpx.BaseTransport
-Content = bytes | Iterable[bytes]  # of a request; where it comes bit by bit, a header has to say its length
+Transport = httpx.BaseTransport
+Content = bytes | Iterable[bytes]  # of a request; chunks need a Content-Length header
 
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-HOPS = 3  # redirects that a source may take
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HOPS = 3  # redirects that are followed
 
-NEVER_SENT = (
+_NEVER_SENT = (
     httpx.ConnectError,  # the name look-up and the TLS handshake among it
     httpx.ConnectTimeout,
     httpx.PoolTimeout,
@@ -42,7 +42,7 @@ NEVER_SENT = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one call may take: seconds by the wall clock, from the first look-up on, and bytes of body."""
+    """The limits of one call: seconds by the wall clock, from the name look-up on, and bytes of body."""
 
     deadline: float
     cap: int
@@ -70,7 +70,7 @@ class Streamed:
 
 
 class NotAllowed(NotSent):
-    """The URL, or the address that its name leads to, is not one that we call; trying again will not help."""
+    """The URL, or the address of its host, may not be called; trying again will not help."""
 
     code = "not_allowed"
 
@@ -82,7 +82,7 @@ class TooLarge(Ambiguous):
 
 
 def call(
-    wire: Wire,
+    transport: Transport,
     method: str,
     url: str,
     bounds: Bounds,
@@ -94,19 +94,19 @@ def call(
     Raises NotSent when provably nothing left (NotAllowed among it), else Ambiguous, with the answer's request
     id when its headers had come (TooLarge among it).
     """
-    with stream(wire, method, url, bounds, headers, content) as answer:
+    with stream(transport, method, url, bounds, headers, content) as answer:
         return whole(answer)
 
 
 def whole(answer: Streamed) -> Answer:
-    """The rest of an answer that was opened as a stream; raises like its chunks."""
+    """The whole of a streamed answer; raises like its chunks."""
     body = b"".join(answer.chunks)
     return Answer(answer.status, answer.headers, body, answer.headers.get("x-request-id"))
 
 
 @contextmanager
 def stream(
-    wire: Wire,
+    transport: Transport,
     method: str,
     url: str,
     bounds: Bounds,
@@ -115,12 +115,12 @@ def stream(
 ) -> Iterator[Streamed]:
     """An answer chunk by chunk, its bytes as sent; raises like `call`, from the `with` and from the chunks.
 
-    What the caller does between the chunks counts against the deadline too. The chunks must be read in the
-    thread that opened the stream.
+    The caller's time between the chunks counts against the deadline too. The chunks must be read in the thread that
+    opened the stream.
     """
     request = _request(method, url, bounds, headers, content)
-    with wires.until(bounds.deadline):
-        response = _send(wire, request)
+    with transports.until(bounds.deadline):
+        response = _send(transport, request)
         try:
             yield Streamed(response.status_code, response.headers, _chunks(response, request, bounds.cap))
         finally:
@@ -128,33 +128,19 @@ def stream(
 
 
 @contextmanager
-def source(wire: Wire, url: str, bounds: Bounds, settings: Settings) -> Iterator[Streamed]:
-    """The answer at the end of a source's redirects, each hop raised to https and checked like the first.
+def source(transport: Transport, url: str, bounds: Bounds, settings: Settings) -> Iterator[Streamed]:
+    """The answer at the end of a source's redirects; a provider's http link is called over https, at each hop.
 
     Raises like `stream`; NotAllowed also for too many redirects.
     """
-    with wires.until(bounds.deadline):
-        for _ in range(1 + HOPS):
-            with stream(wire, "GET", _raised(url, settings), bounds, {"Accept": "*/*"}) as answer:
-                if answer.status not in REDIRECTS:
-                    yield answer
-                    return
-                url = urljoin(url, answer.headers.get("location", ""))
-    raise NotAllowed(f"more than {HOPS} redirects")
+    with _followed(transport, url, bounds, lambda hop: _over_https(hop, settings)) as answer:
+        yield answer
 
 
-def fetch(wire: Wire, url: str, bounds: Bounds) -> Answer:
-    """The answer at the end of a user's link, each redirect checked by the wire like the first hop.
-
-    Raises like `call`; NotAllowed also for too many redirects.
-    """
-    with wires.until(bounds.deadline):
-        for _ in range(1 + HOPS):
-            answer = call(wire, "GET", url, bounds, {"Accept": "*/*"})
-            if answer.status not in REDIRECTS:
-                return answer
-            url = urljoin(url, answer.headers.get("location", ""))
-    raise NotAllowed(f"more than {HOPS} redirects")
+def fetch(transport: Transport, url: str, bounds: Bounds) -> Answer:
+    """The answer at the end of a user's link, each redirect checked like the link; raises like `source`."""
+    with _followed(transport, url, bounds, str) as answer:
+        return whole(answer)
 
 
 @cache
@@ -166,13 +152,25 @@ def user_agent() -> str:
         return "noria/0"
 
 
-def _raised(url: str, settings: Settings) -> str:
+@contextmanager
+def _followed(transport: Transport, url: str, bounds: Bounds, hop: Callable[[str], str]) -> Iterator[Streamed]:
+    with transports.until(bounds.deadline):
+        for _ in range(1 + _HOPS):
+            with stream(transport, "GET", hop(url), bounds, {"Accept": "*/*"}) as answer:
+                if answer.status not in _REDIRECTS:
+                    yield answer
+                    return
+                url = urljoin(url, answer.headers.get("location", ""))
+    raise NotAllowed(f"more than {_HOPS} redirects")
+
+
+def _over_https(url: str, settings: Settings) -> str:
     """The URL over https if its host is the provider's: links to speech come as http."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return url
-    if parsed.scheme == "http" and wires.is_source_host(parsed, settings):
+    if parsed.scheme == "http" and transports.is_source_host(parsed, settings):
         return f"https{url[4:]}"
     return url
 
@@ -193,15 +191,15 @@ def _request(method: str, url: str, bounds: Bounds, headers: Mapping[str, str], 
     return request
 
 
-def _send(wire: Wire, request: httpx.Request) -> httpx.Response:
+def _send(transport: Transport, request: httpx.Request) -> httpx.Response:
     host = request.url.host
     try:
-        return wire.handle_request(request)
+        return transport.handle_request(request)
     except (BlockedURLError, BlockedAddressError) as blocked:
         raise NotAllowed(f"{host}: {blocked.reason}") from None  # its text has the whole URL
     except SSRFGuardError as refused:
         raise NotAllowed(f"{host}: {type(refused).__name__}") from None
-    except NEVER_SENT as error:
+    except _NEVER_SENT as error:
         raise NotSent(f"{host}: {type(error).__name__}") from error
     except httpx.HTTPError as error:
         raise Ambiguous(f"{host}: {type(error).__name__}") from error
@@ -221,5 +219,5 @@ def _chunks(response: httpx.Response, request: httpx.Request, cap: int) -> Itera
 
 
 def _parts(response: httpx.Response) -> Iterable[bytes]:
-    assert isinstance(response.stream, httpx.SyncByteStream), "wires are synchronous"
+    assert isinstance(response.stream, httpx.SyncByteStream), "our transports are synchronous"
     return response.stream

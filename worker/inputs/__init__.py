@@ -1,31 +1,59 @@
-"""Objects of ours that a job's input names by their keys: whether they are there, and what they have to be."""
+"""Objects in the bucket that a job's input names by their keys: checked at submission, handed over with the call.
+
+A job's row and its request's hash hold keys, so equal requests stay equal. Only the call itself carries what the
+provider can follow: a link into the bucket that lives for hours, or, where it cannot reach the bucket or is not meant
+to (NORIA_INPUT_HANDOVER), an `oss://` address in the provider's temporary store, where the object was uploaded just
+before. A batch's lines are always uploaded. An upload is remembered for an hour, so that a call that has to wait
+uploads nothing twice.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, null, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
-from worker import catalog, media
-from worker.errors import Fault, InvalidInput
+from worker import catalog, media, timeouts
+from worker.dashscope.client import Client
+from worker.errors import CallFailed, Fault, InvalidInput, NotFound
+from worker.kinds import Request
 from worker.kinds.fields import is_key
 from worker.media import Shape
+from worker.settings import Settings, addresses
+from worker.storage import Bucket, Head
 from worker.tables import File, Job, Output
 
+LINK_LIFE = timedelta(hours=6)  # a task may wait for its turn at the provider, and it runs 3 h at the most
+UPLOAD_KEPT = timedelta(hours=1)  # of the 48 h that the provider keeps it (Alibaba docs, 'Upload a file temporarily')
+_RESOLVE = {"X-DashScope-OssResourceResolve": "enable"}
+
 _Object = Row[str, str, int, int | None, int | None, bool | None]  # its key, type, bytes, and shape where it is known
+_Place = tuple[str, str, str]  # an account, the model or job that may read the upload, and our key
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What an object has to be, for a field."""
+    """What a field's object must be."""
 
     types: frozenset[str]
     bytes: int
     words: str
+
+
+@dataclass(frozen=True)
+class _Put:
+    """The provider's name for an uploaded object, and when it was uploaded, by this process's monotonic clock."""
+
+    name: str
+    at: float
 
 
 # Alibaba docs, 'Wan image-to-video API reference' and 'Wan text-to-video API reference'
@@ -35,13 +63,12 @@ _RULES = {"img_url": _PICTURE, "last_frame_url": _PICTURE, "audio_url": _SOUND}
 
 
 def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:
-    """Raises InvalidInput for each key in a complete input that names no object of the project's, or an unfit one.
+    """Raises InvalidInput for each key in a complete input that names no object of the project, or an unfit one.
 
-    Pictures are held against what the model takes.
-
-    In the submission's transaction: a file that is named cannot be removed before that ends.
+    A picture must be one that the model takes. To be called in the submission's transaction: a file that is named
+    cannot be removed before it ends.
     """
-    named = {**links(wanted), **_documents(project_id, wanted)}
+    named = {**links(wanted), **dict(_documents(project_id, wanted.get("documents")))}
     if not named:
         return
     there = _there(connection, project_id, sorted(set(named.values())))
@@ -57,18 +84,102 @@ def links(wanted: Mapping[str, Any]) -> dict[str, str]:
 
 
 def user_of(connection: Connection, project_id: uuid.UUID, key: str) -> uuid.UUID | None:
-    """A job of the project's that has not ended and names the object; None where there is none."""
+    """A job of the project that has not ended and names the object; None where there is none."""
     said = {"project": project_id, "key": key, "document": [{"key": key}]}
     user: uuid.UUID | None = connection.execute(_USER, said).scalar_one_or_none()
     return user
 
 
-def _documents(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, str]:
-    """Pointer → key, of the documents that are said to be files of ours; of others the bucket alone knows."""
-    return dict(_keys_of(wanted.get("documents"), f"{project_id}/files/"))
+@dataclass(frozen=True)
+class Handover:
+    """The objects' links and uploads; one for each process, for all its threads."""
+
+    settings: Settings
+    bucket: Bucket
+    _puts: dict[_Place, _Put] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def request(self, client: Client, job: Job, request: Request) -> Request:
+        """The request with a link or an `oss://` address in the place of each key, within `timeouts.HANDOVER`.
+
+        Nothing was sent for the job when it raises: CallFailed (FileRefused among it) or StorageTrouble, or NotFound
+        where the object is gone.
+        """
+        keys = dict.fromkeys(links(job.input).values())
+        if not keys:
+            return request
+        if not why_uploaded(self.settings, client.url):
+            signed = {key: self.bucket.presign(key, LINK_LIFE, None) for key in keys}
+            return replace(request, body=_with(request.body, signed))
+        ends = time.monotonic() + timeouts.HANDOVER.total_seconds()
+        puts = {key: self._file(client, (job.account or "", request.body["model"], key), ends) for key in keys}
+        if time.monotonic() > ends:  # the bucket was slow: what is left of the lease is too short for the call
+            raise CallFailed(f"the inputs were not handed over within {timeouts.HANDOVER}")
+        return replace(request, headers={**request.headers, **_RESOLVE}, body=_with(request.body, puts))
+
+    def lines(self, client: Client, job: Job) -> str:
+        """The provider's id of a batch's file of lines; raises as `request` does."""
+        name, deadline = f"{job.id}.jsonl", timeouts.UPLOAD.total_seconds()
+
+        def put(key: str, head: Head) -> str:
+            return client.batches.upload(self.bucket.chunks(key), name, deadline, head.bytes)
+
+        return self._put(_lines(job), put)
+
+    def forget(self, job: Job) -> None:
+        """Forgets a batch's file: a batch may have it now, and it is deleted when that has ended."""
+        with self._lock:
+            self._puts.pop(_lines(job), None)
+
+    def remember(self, job: Job, file_id: str) -> None:
+        """Remembers a batch's file again: no batch has it."""
+        self._keep(_lines(job), _Put(file_id, time.monotonic()))
+
+    def _file(self, client: Client, place: _Place, ends: float) -> str:
+        """Where the provider has the object: for this account and model alone, by its rule."""
+
+        def put(key: str, head: Head) -> str:
+            name, left = PurePosixPath(key).name, max(0.0, ends - time.monotonic())
+            return client.upload(place[1], name, self.bucket.chunks(key), head.content_type, head.bytes, left)
+
+        return self._put(place, put)
+
+    def _put(self, place: _Place, put: Callable[[str, Head], str]) -> str:
+        now, key = time.monotonic(), place[2]
+        with self._lock:
+            kept = self._puts.get(place)
+        if kept is not None and now - kept.at <= UPLOAD_KEPT.total_seconds():
+            return kept.name
+        head = self.bucket.head(key)
+        if head is None:
+            raise NotFound(f"the input {key} is no longer in the bucket")
+        name = put(key, head)
+        self._keep(place, _Put(name, now))
+        return name
+
+    def _keep(self, place: _Place, put: _Put) -> None:
+        with self._lock:
+            for old in [old for old, kept in self._puts.items() if put.at - kept.at > UPLOAD_KEPT.total_seconds()]:
+                del self._puts[old]
+            self._puts[place] = put
 
 
-def _keys_of(documents: Any, prefix: str) -> Iterator[tuple[str, str]]:
+def why_uploaded(settings: Settings, provider: str) -> str | None:
+    """Why files are uploaded to the provider at that address; None: it gets links into the bucket.
+
+    Links that only this network can follow are for a provider inside it, like the sandbox.
+    """
+    endpoint = settings.s3_public_endpoint_url or settings.s3_endpoint_url
+    if settings.input_handover == "upload":
+        return "NORIA_INPUT_HANDOVER says so"
+    if endpoint and addresses.is_near(endpoint) and not addresses.is_near(provider):
+        return f"the provider cannot follow links to {endpoint}"
+    return None
+
+
+def _documents(project_id: uuid.UUID, documents: Any) -> Iterator[tuple[str, str]]:
+    """Pointer and key of each document that is a file; others only the bucket knows."""
+    prefix = f"{project_id}/files/"
     for n, document in enumerate(documents if isinstance(documents, list) else ()):
         key = document.get("key") if isinstance(document, dict) else None
         if isinstance(key, str) and key.startswith(prefix):
@@ -85,7 +196,7 @@ def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -
 
 def _fault(pointer: str, key: str, found: _Object | None, model: str) -> Fault | None:
     if found is None:
-        return Fault(pointer, "no_such_file", f"names {key}, which is no file and no output of this project")
+        return Fault(pointer, "no_such_file", f"names {key}, which is neither a file nor an output of this project")
     rule = _RULES.get(pointer.removeprefix("/input/"))
     if rule is None:
         return None
@@ -104,16 +215,31 @@ def _unfit(found: _Object, model: str) -> str:
     return taken.unfit(size, shape) if taken else ""
 
 
-# FOR KEY SHARE, so that a file cannot be removed between being found here and being named by a job on record.
+def _lines(job: Job) -> _Place:
+    return (job.account or "", str(job.id), job.input["key"])
+
+
+def _with(value: Any, places: Mapping[str, str]) -> Any:
+    """The value with each key in it replaced."""
+    if isinstance(value, dict):
+        return {name: _with(part, places) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with(part, places) for part in value]
+    return places.get(value, value) if isinstance(value, str) else value
+
+
+# The files of those keys; FOR KEY SHARE, so that none is removed before the job that names it is on record.
 _FILES = (
     select(File.key, File.content_type, File.bytes, File.width, File.height, File.has_alpha)
     .where(File.project_id == bindparam("project"), File.key.in_(bindparam("keys", expanding=True)))
     .order_by(File.key)
     .with_for_update(read=True, key_share=True)
 )
+# The outputs of those keys.
 _OUTPUTS = select(Output.key, Output.content_type, Output.bytes, null(), null(), null()).where(
     Output.project_id == bindparam("project"), Output.key.in_(bindparam("keys", expanding=True))
 )
+# A job that names the key.
 _USER = (
     select(Job.id)
     .where(Job.project_id == bindparam("project"), Job.finished_at.is_(None))

@@ -1,8 +1,8 @@
-"""Files that users give us as inputs: objects in the bucket, and rows that know them.
+"""Files that users upload as inputs: objects in the bucket, and a row for each.
 
-A file's object is there, and compared, before its row is: a row is proof of its object, and an object without a row
-harms nobody. The same bytes under the same name are one file however often they come, so an upload may be repeated,
-and whatever names the file by its key is the same when it is said again.
+A file's object is stored and verified before its row: a row proves its object, and an object without a row does no
+harm. The same bytes under the same name are one file however often they come: an upload may be repeated, and a request
+that names the file by its key stays the same.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from worker.tables import File
 
 NAME_LIMIT = 255  # characters
 _CHUNK = 1 << 20
+# Controls, marks that change a text's direction, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A file that has come and is looked through, not kept yet."""
+    """A file that was received and checked, and is not kept yet."""
 
     name: str
     type: MediaType
@@ -42,21 +43,21 @@ class Draft:
 
 
 def draft(name: str, body: BinaryIO) -> Draft:
-    """The file as it may be kept; raises InvalidInput where it is empty, or nothing that is taken."""
+    """The file as it may be kept; raises InvalidInput where it is empty, or of a type that is not taken."""
     name = tidied(name)
     body.seek(0)
     head = body.read(media.HEADER)
     kind = media.sniff_input(head[: media.READ], name)
     size, digest = _measured(body)
     if not size:
-        raise InvalidInput([Fault("/file", "empty", "has no bytes")])
+        raise InvalidInput([Fault("/file", "empty", "must not be empty")])
     if kind is None:
         raise InvalidInput([Fault("/file", "type_not_taken", _TAKEN)])
     return Draft(name, kind, size, digest, body, media.shape(head))
 
 
 def keep(engine: Engine, bucket: Bucket, project_id: uuid.UUID, given: Draft, now: datetime) -> tuple[File, bool]:
-    """The file in the bucket, with its row, and whether it is new; no connection is held while it is stored."""
+    """Stores the file: its row, and whether it is new; no connection is held while the object is stored."""
     with engine.connect() as connection:
         known = _known(connection, project_id, given)
         key = known.key if known else _new_key(connection, project_id, given, now)
@@ -90,10 +91,10 @@ def page(connection: Connection, project_id: uuid.UUID, before: uuid.UUID | None
 def remove(connection: Connection, bucket: Bucket, project_id: uuid.UUID, file_id: uuid.UUID) -> None:
     """Deletes the file, object and row; raises NotFound, and Conflict while a job that has not ended names it.
 
-    To be committed by the caller. If that fails the row is left without its object, and can be removed again.
+    The caller commits. If that fails the row is left without its object, and can be removed again.
     """
     locked = select(File.id).where(File.project_id == project_id, File.id == file_id).with_for_update()
-    connection.execute(locked)  # submissions that name it now are waited for, or wait
+    connection.execute(locked)  # a submission that names the file ends before this, or waits for it
     found = one(connection, project_id, file_id)
     if user := inputs.user_of(connection, project_id, found.key):
         raise Conflict("file_in_use", f"job {user} names it and has not ended")
@@ -102,14 +103,13 @@ def remove(connection: Connection, bucket: Bucket, project_id: uuid.UUID, file_i
 
 
 def tidied(name: str) -> str:
-    """The last part of a name, as it may be stored and shown: nothing in it that moves a cursor or ends a path."""
+    """The last part of a path, without what cannot be stored or would move a cursor; "file" if nothing is left."""
     last = _UNPRINTABLE.sub("", name.replace("\\", "/").rpartition("/")[2]).strip()
     return last[:NAME_LIMIT] or "file"
 
 
 _TAKEN = (
-    "is neither a picture (JPEG, PNG, BMP, WEBP), nor sound (WAV, MP3), nor PDF, nor an Office document (docx, xlsx, "
-    "pptx), nor text: nothing that is taken"
+    "must be a picture (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), a PDF, an Office document (docx, xlsx, pptx) or text"
 )
 
 

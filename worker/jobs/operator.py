@@ -180,7 +180,7 @@ def _named(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
         raise NotTold(f"the list of batches was refused: HTTP {found.http_status} {found.code}")
     if found is None:
         return []
-    return [Listed(found.id, attempt.request_id, attempt.model, found.status, found.created_at, None, None, None)]
+    return [Listed(found.id, attempt.request_id, attempt.model, found.status, found.created_at)]
 
 
 def _candidate(ctx: Context, job: Job, row: Listed, is_looked_at: bool) -> Candidate:

@@ -19,7 +19,6 @@ from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
 from worker.kinds import OFFERED, Kind, ParentKind
 from worker.lanes import fair_queue
-from worker.money import estimates
 from worker.moves import children
 from worker.settings import Settings
 from worker.states import TERMINAL, Mode, State
@@ -82,17 +81,17 @@ class Sent:
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault."""
     kind, model = _kind_and_model(catalog, submission)
-    regions = estimates.regions(settings, model)
+    regions = money.regions(settings, model)
     checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
     if variant := catalog.variant(model.id, kind.variant(checked)):
-        estimates.regions(settings, variant)
+        money.regions(settings, variant)
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,
         model=model.id,
         mode=Mode.PARENT if isinstance(kind, ParentKind) else model.mode,
         input=checked.model_dump(mode="json", exclude_none=True),
-        estimate=estimates.dearest(model, usage, regions, on.date()),
+        estimate=money.dearest(model, usage, regions, on.date()),
         warnings=kinds.warnings(catalog, kind.name, model.id, submission.input),
     )
 

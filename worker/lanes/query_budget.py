@@ -23,8 +23,8 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, text, update
 
+from worker import database
 from worker.claims import NOW
-from worker.database import connections
 from worker.lanes.run_times import Times
 from worker.tables import Job, Lane, Owner
 
@@ -136,10 +136,10 @@ class Budget:
         return seen_at is not None and seen_at > since
 
     def _read(self, look: Callable[[Connection], T]) -> T:
-        return connections.read(self._engine, look, self._patience)
+        return database.read(self._engine, look, self._patience)
 
     def _write(self, change: Callable[[Connection], T], what: str) -> T:
-        return connections.write(self._engine, change, what, self._patience)
+        return database.write(self._engine, change, what, self._patience)
 
 
 def first_look(began: datetime, times: Times | None, has_room: bool) -> datetime:

@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select, true
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker import database
 from worker.catalog import Catalog
 from worker.claims import Now
-from worker.database import connections
 from worker.tables import Job, Lane, RunTime
 
 _REREAD_SECONDS = 30.0
@@ -47,7 +47,7 @@ class Learned:
         """The run times of tasks such as the job's; None where they are not learned."""
         if time.monotonic() - self._read_at > _REREAD_SECONDS:
             self._read_at = time.monotonic()
-            self._times = connections.read(self._engine, run_times, self._patience)
+            self._times = database.read(self._engine, run_times, self._patience)
         return self._times.get((job.model, self.shape(job)))
 
     def shape(self, job: Job) -> str:

@@ -1,22 +1,53 @@
-"""Money, in integer micro-CNY: what a submission reserves, and what its attempts settle or release.
+"""Money, in integer micro-CNY: what a job may cost, what its submission reserves, what its attempts settle or release.
 
 A job reserves its estimate in the transaction that makes it. The verdict on an attempt books what it cost (`settle`),
-in the statement's own transaction and whatever has become of the job; `release` gives the reservation back. An answer
-that nobody knows is charged at the estimate until it is known: then its line says what it was. Other lines are only
-ever added, and each is unique by (attempt, entry).
+whatever has become of the job; `release` gives the reservation back. An attempt whose answer is unknown is charged at
+the estimate until the answer is known: then its line is corrected. Other lines are only ever added, and each is unique
+by (attempt, entry).
 """
 
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import date, datetime
 from decimal import Decimal
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, insert, text
 
+from worker.catalog import Catalog, Model, Usage
+from worker.errors import Fault, InvalidInput
+from worker.kinds import KINDS
+from worker.settings import Settings
 from worker.tables import Entry, Job
 
 MICROS = 1_000_000
+
+
+def estimate(catalog: Catalog, settings: Settings, kind: str, model: str, wanted: BaseModel, on: date) -> int | None:
+    """What such a job may cost, in whichever region it will be made; None when that is not known."""
+    found = catalog.model(model)
+    return dearest(found, KINDS[kind].estimate(found, wanted), regions(settings, found), on)
+
+
+def regions(settings: Settings, model: Model) -> list[str]:
+    """The regions of the accounts that offer the model; raises InvalidInput with a hint when none does."""
+    have = dict.fromkeys(account.region for account in settings.all_accounts)
+    if served := [region for region in have if model.region(region)]:
+        return served
+    offered = ", ".join(model.regions)
+    name, _, way = model.id.partition("@")
+    what = f"{name} by {way}" if way else name
+    message = f"{what} is offered in {offered}; the configured accounts are in {', '.join(sorted(have))}"
+    raise InvalidInput([Fault("/model", "model_not_in_region", message)])
+
+
+def dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int | None:
+    """What the usage may cost in the dearest of the regions; None unless every region's price is known."""
+    prices = [model.price(usage, region, on) for region in regions]
+    known = [price for price in prices if price is not None]
+    return max(known) if len(known) == len(prices) else None
 
 
 def reserve(connection: Connection, job: Job, now: datetime) -> None:
@@ -29,10 +60,10 @@ def reserve(connection: Connection, job: Job, now: datetime) -> None:
 def book(
     connection: Connection, job: Job, attempt_id: uuid.UUID | None, billed: str, cost: int | None, now: datetime
 ) -> None:
-    """Books the verdict on a job's call, on its parent where it is a part.
+    """Books the verdict on a job's call; a child's call is booked on its parent.
 
-    `billed` yes: what it cost, or the estimate without a known price; unknown: the estimate; no: nothing, also where
-    it was charged before.
+    `billed` "yes": what it cost, or the estimate where the price is not known; "unknown": the estimate; "no": nothing,
+    and an earlier charge is taken back.
     """
     amount = cost if billed == "yes" and cost is not None else job.estimate
     said = {"job": job.parent_id or job.id, "attempt": attempt_id, "now": now}
@@ -43,7 +74,7 @@ def book(
 
 
 def release(connection: Connection, job: Job, now: datetime) -> None:
-    """Gives back what was reserved for the job; once, whatever its attempts were."""
+    """Gives back what was reserved for the job; once, whatever its attempts cost."""
     if job.estimate is not None:
         connection.execute(_RELEASE, {"the_job": job.id, "the_attempt": job.attempt_id, "now": now})
 
@@ -56,8 +87,9 @@ def shown(micros: int | None) -> str | None:
     return f"{amount:.2f}" if -amount.as_tuple().exponent < 2 else f"{amount:f}"  # type: ignore[operator]
 
 
+# The line of a reservation.
 _RESERVE = insert(Entry)
-
+# What an attempt cost; booked again, it replaces the amount.
 _SETTLE = text(
     """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
@@ -66,12 +98,12 @@ _SETTLE = text(
        where ledger.micros <> excluded.micros
     """
 )
+# An attempt that turned out to be free.
 _UNSETTLE = text(
     "update ledger set micros = 0, at = :now"
     " where attempt_id = cast(:attempt as uuid) and entry = 'settle' and job_id = :job and micros <> 0"
 )
-
-# What the job has reserved and not given back, in one statement with the line that gives it back.
+# What the job reserved and has not given back, read and given back in one statement.
 _RELEASE = text(
     """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)

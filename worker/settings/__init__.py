@@ -23,10 +23,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.settings import connection_urls, endpoints
+from worker.settings import addresses
 
 Network = IPv4Network | IPv6Network
-ProviderUrl = Annotated[str, AfterValidator(endpoints.provider_root)]
+ProviderUrl = Annotated[str, AfterValidator(addresses.provider_root)]
 
 
 class Limit(BaseModel):
@@ -141,25 +141,25 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database(cls, value: SecretStr) -> SecretStr:
-        return SecretStr(connection_urls.database_url(value.get_secret_value()))
+        return SecretStr(addresses.database_url(value.get_secret_value()))
 
     @field_validator("broker_url")
     @classmethod
     def _broker(cls, value: SecretStr) -> SecretStr:
-        return SecretStr(connection_urls.broker_url(value.get_secret_value()))
+        return SecretStr(addresses.broker_url(value.get_secret_value()))
 
     @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
     @classmethod
     def _store(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return endpoints.store_root(value, info.data.get("s3_bucket", "")) if value else None
+        return addresses.store_root(value, info.data.get("s3_bucket", "")) if value else None
 
     @field_validator("accounts", mode="before")
     @classmethod
     def _decoded(cls, value: Any) -> Any:
         try:
             return json.loads(value) if isinstance(value, str) else value
-        except ValueError:  # its own words are of code, and it keeps the text
-            raise ValueError("is no JSON") from None
+        except ValueError:  # the error quotes the text, which holds keys
+            raise ValueError("must be JSON") from None
 
     @field_validator("egress_allow", "documents_allow", mode="before")
     @classmethod
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"is no pattern: {error.msg}") from None
+            raise ValueError(f"must be a regular expression: {error.msg}") from None
         return value
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker import log, moves, storage, timeouts
 from worker.context import Clock, Context, Moves
-from worker.dashscope import bodies
+from worker.dashscope import responses
 from worker.dashscope.batches import Batch
 from worker.dashscope.responses import Accepted, Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
@@ -49,11 +49,11 @@ def ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> 
 def call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
     """The create call, once; its ends are those of any create."""
     asked = request.body
-    ctx.handover.spent(job)
+    ctx.handover.forget(job)
     said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
     if isinstance(said, Refused):
         if said.http_status == _TOO_MANY:
-            ctx.handover.unspent(job, asked["file"])
+            ctx.handover.remember(job, asked["file"])
         return said
     return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
 
@@ -211,13 +211,13 @@ def _ended(batch: Batch, now: datetime) -> Move:
 def _failed(batch: Batch, now: datetime) -> Move:
     """No line was done: the file was not taken, or the window closed before anything was."""
     first = batch.errors[0] if batch.errors else {}
-    reason = bodies.word(first, "message") or "no call was done"
+    reason = responses.word(first, "message") or "no call was done"
     failure = Failure(
         f"batch_{batch.status}",
         ErrorClass.PROVIDER,
         f"the provider's batch is {batch.status}: {reason}",
         retryable=True,
-        provider={"code": bodies.word(first, "code"), "message": reason, "request_id": batch.request_id},
+        provider={"code": responses.word(first, "code"), "message": reason, "request_id": batch.request_id},
     )
     columns = {"task_status": batch.status, "billed": "no", "error": failure.as_json()}
     attempt = {"billed": "no", "closed_at": now}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from worker.catalog import Model, Usage
-from worker.dashscope import bodies
+from worker.dashscope import responses
 from worker.kinds import answers
 
 _LONGEST = 4 << 20  # bytes of a line
@@ -50,8 +50,8 @@ class Bill:
         return sum(known) if len(known) == len(micros) else None
 
     def _count(self, line: bytearray) -> None:
-        body = bodies.field(bodies.field(bodies.read(bytes(line)), "response"), "body")
-        used = answers.tokens(bodies.field(body, "usage"))
+        body = responses.field(responses.field(responses.read(bytes(line)), "response"), "body")
+        used = answers.tokens(responses.field(body, "usage"))
         if used:
             tier = self.model.token_tier(used.get("input_tokens"))
             self.by_tier.setdefault(tier, Counter()).update(used)

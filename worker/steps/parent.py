@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import egress, kinds, storage, timeouts
+from worker import egress, kinds, money, storage, timeouts
 from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS, ParentKind
 from worker.kinds.kind import Child, Expansion, Found, Parent, Piece, Stored, Unfit
-from worker.money import estimates
 from worker.moves.children import Counts
 from worker.states import Move, State
 from worker.tables import Job
@@ -187,7 +186,7 @@ def _row(ctx: Context, number: int, place: int, child: Child, on: date) -> dict[
         "mode": model.mode,
         "input": wanted.model_dump(mode="json", exclude_none=True),  # complete, like any job's
         "note": child.note,
-        "estimate": estimates.of_kind(ctx.catalog, ctx.settings, child.kind, model.id, wanted, on),
+        "estimate": money.estimate(ctx.catalog, ctx.settings, child.kind, model.id, wanted, on),
     }
 
 

@@ -1,7 +1,7 @@
 """The copy of the provider's outputs into the user's bucket, before their links die.
 
-A source is streamed: never with our key, never to an address that is not the provider's, and only if its first
-bytes are those of a medium. How a copy can fail is told by what to do next.
+A source is streamed: never with our key, never from an address that is not the provider's, and only if its first bytes
+are those of a media file. Each way to fail says what to do next.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import UTC
 from typing import Any
 
 from worker import egress, media
-from worker.egress import Bounds, NotAllowed, Streamed, TooLarge, Wire
+from worker.egress import Bounds, NotAllowed, Streamed, TooLarge, Transport
 from worker.errors import CallFailed, NoriaError
 from worker.settings import Settings
 from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTrouble, Stored, Upload
@@ -40,7 +40,7 @@ DEAD = frozenset({400, 401, 403, 404, 410})  # OSS says 403 for a link past its 
 
 
 class LinkDead(NoriaError):
-    """The source's link has died: ask the provider for it again, or give the output up."""
+    """The source's link has expired: ask the provider for it again, or give the output up."""
 
     code = "link_dead"
 
@@ -52,13 +52,13 @@ class BadSource(NoriaError):
 
 
 class SourceTrouble(NoriaError):
-    """The bytes did not come, or not those that were announced: try again while the link lives."""
+    """The bytes did not come, or differ from what the headers announced: try again while the link lives."""
 
     code = "source_trouble"
 
 
 def stem(job: Job) -> str:
-    """What the keys of a job's objects begin with: project, day of its making, job."""
+    """What the keys of a job's objects begin with: project, the day it was created, job."""
     return f"{job.project_id}/{job.created_at.astimezone(UTC):%Y/%m/%d}/{job.id}"
 
 
@@ -76,15 +76,15 @@ def row(n: int, role: str, stored: Stored, seconds: float | None) -> dict[str, A
     }
 
 
-def copy(wire: Wire, bucket: Bucket, url: str, stem: str, settings: Settings, deadline: float) -> Stored:
-    """Copy a source into the bucket, under the stem and the extension of what its bytes prove to be.
+def copy(transport: Transport, bucket: Bucket, url: str, stem: str, settings: Settings, deadline: float) -> Stored:
+    """Copy a source into the bucket, under the stem and the extension of the type that its bytes show.
 
-    `deadline` is in seconds, and a request to the bucket that is under way when it passes may still take its
-    own time. Raises LinkDead, BadSource, SourceTrouble or StorageTrouble, and leaves nothing behind then.
+    `deadline` in seconds; a request to the bucket that is under way when it passes is not cut short. Raises LinkDead,
+    BadSource, SourceTrouble or StorageTrouble, and leaves nothing behind then.
     """
     bounds = Bounds(deadline, settings.max_output_bytes, idle=SOURCE_IDLE)
     try:
-        with egress.source(wire, url, bounds, settings) as answer:
+        with egress.source(transport, url, bounds, settings) as answer:
             return _store(answer, bucket, stem, settings)
     except (NotAllowed, TooLarge) as error:
         raise BadSource(str(error)) from error
@@ -109,7 +109,7 @@ def _store(answer: Streamed, bucket: Bucket, stem: str, settings: Settings) -> S
 
 
 def _head(chunks: Iterator[bytes]) -> bytes:
-    """Enough of the first bytes to tell what they are."""
+    """Enough of the first bytes to tell their type."""
     head = b""
     for chunk in chunks:
         head += chunk
@@ -119,7 +119,7 @@ def _head(chunks: Iterator[bytes]) -> bytes:
 
 
 def _expected(headers: Mapping[str, str]) -> Expected:
-    """What an OSS answer announces; `Content-MD5` only for what was uploaded in one piece."""
+    """What an OSS answer announces; `Content-MD5` only for objects that were uploaded in one piece."""
     length = headers.get("content-length", "")
     return Expected(
         int(length) if length.isdecimal() else None,

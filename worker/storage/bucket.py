@@ -1,8 +1,8 @@
 """The user's bucket.
 
-Bytes pass through in pieces: an object of a gigabyte costs the memory of a few parts. Nothing becomes visible
-under its key before the last byte has come and been compared with what was announced of it, and what was stored
-is asked for once more before anybody is told so.
+Bytes pass through in pieces: an object of a gigabyte takes the memory of a few parts. Nothing becomes visible under its
+key before the last byte has come and the whole was compared with what the source announced; then a HEAD verifies what
+was stored.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Mismatch(NoriaError):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a source announced of its bytes; None: nothing. `crc64` is decimal, `md5` base64, as OSS writes them."""
+    """What a source announced of its bytes; None: not announced. As OSS writes them: `crc64` decimal, `md5` base64."""
 
     length: int | None = None
     crc64: str | None = None
@@ -66,7 +66,6 @@ class Stored:
     bytes: int
     sha256: str
     crc64: str
-    etag: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class Head:
 
     bytes: int
     content_type: str
-    etag: str
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,10 @@ class Bucket:
         expected: Expected,
         metadata: Mapping[str, str],
     ) -> Stored:
-        """Store the chunks, compare them with what was expected before they can be seen, and look again after.
+        """Store the chunks: compared with what was expected before they are visible, and verified after.
 
-        What the chunks raise goes on to the caller; Mismatch when they are not what was expected. In both
-        cases nothing is left behind.
+        An error of the chunks passes to the caller; raises Mismatch when they are not what was expected. In both cases
+        nothing is left behind.
         """
         seen = _Seen(chunks, expected)
         about = {"Key": key, "ContentType": content_type, "Metadata": dict(metadata)}
@@ -117,15 +115,15 @@ class Bucket:
                 self._s3.put_object(Bucket=self._name, Body=first, **about)
             else:
                 self._put_parts(itertools.chain((first,), parts), about)
-        head = self._looked_again(key, seen.bytes)
-        return Stored(key, content_type, seen.bytes, seen.sha256.hexdigest(), str(seen.crc64), head.etag)
+        self._verify(key, seen.bytes)
+        return Stored(key, content_type, seen.bytes, seen.sha256.hexdigest(), str(seen.crc64))
 
     def put_file(self, key: str, body: BinaryIO, length: int, content_type: str) -> None:
-        """Store what lies on the disk: it is read from there as it is sent, and none of it is held."""
+        """Store a file from the disk: it is read as it is sent, and not held in memory."""
         body.seek(0)
         with _trouble("put"):
             self._s3.put_object(Bucket=self._name, Key=key, Body=body, ContentLength=length, ContentType=content_type)
-        self._looked_again(key, length)
+        self._verify(key, length)
 
     def head(self, key: str) -> Head | None:
         """What the bucket has under the key; None: nothing."""
@@ -136,7 +134,7 @@ class Bucket:
                 if _status(error) == 404:
                     return None
                 raise
-            return Head(found["ContentLength"], found.get("ContentType", ""), found["ETag"].strip('"'))
+            return Head(found["ContentLength"], found.get("ContentType", ""))
 
     def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
         """An object's bytes, `size` at a time; raises NotFound where there is none."""
@@ -160,7 +158,7 @@ class Bucket:
         return b"".join(self.chunks(key))
 
     def presign(self, key: str, expires: timedelta, filename: str | None) -> str:
-        """A link for whoever is outside, good for `expires` (a week at most); with a file name, one that downloads."""
+        """A public link, good for `expires` (a week at most); with a file name, one that downloads."""
         asked = {"Bucket": self._name, "Key": key}
         if filename is not None:
             asked["ResponseContentDisposition"] = _disposition(filename)
@@ -175,9 +173,7 @@ class Bucket:
 
     def objects(self) -> Iterator[tuple[str, int]]:
         """Every object: its key and its length in bytes."""
-        with _trouble("list"):
-            for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._name):
-                yield from ((found["Key"], found["Size"]) for found in page.get("Contents", []))
+        yield from ((key, size) for key, size, _ in self.listing(""))
 
     def listing(self, prefix: str) -> Iterator[tuple[str, int, datetime]]:
         """The objects under a prefix, by key: each one's key, its length in bytes, and when it was last written."""
@@ -199,23 +195,22 @@ class Bucket:
             self._s3.abort_multipart_upload(Bucket=self._name, Key=upload.key, UploadId=upload.id)
 
     def check(self) -> None:
-        """Raises StorageTrouble unless the bucket is there and lets us in."""
+        """Raises StorageTrouble unless the bucket exists and accepts our key."""
         with _trouble("check"):
             self._s3.head_bucket(Bucket=self._name)
 
     @cached_property
     def _public(self) -> Any:
-        """Signs links for the host that users see, which is part of what is signed."""
+        """Signs links for the host that users see: the signature covers the host."""
         return _client(self._settings, self._settings.s3_public_endpoint_url or self._settings.s3_endpoint_url)
 
-    def _looked_again(self, key: str, length: int) -> Head:
+    def _verify(self, key: str, length: int) -> None:
         head = self.head(key)
         if head is None or head.bytes != length:
             raise StorageTrouble(f"{key}: stored {length} bytes, found {head.bytes if head else 'nothing'}")
-        return head
 
     def _put_parts(self, parts: Iterable[bytearray], about: dict[str, Any]) -> None:
-        """A multipart upload. boto3's own goes on reading its source to the end after a part has failed."""
+        """A multipart upload. boto3's own reads its source to the end even after a part has failed."""
         upload = self._s3.create_multipart_upload(Bucket=self._name, **about)
         one = {"Bucket": self._name, "Key": about["Key"], "UploadId": upload["UploadId"]}
         try:
@@ -231,7 +226,7 @@ class Bucket:
 
 
 class _Seen:
-    """Chunks on their way through: counted, digested, and compared with what was expected after the last."""
+    """Chunks on their way through: counted, digested, and after the last compared with what was expected."""
 
     def __init__(self, chunks: Iterable[bytes], expected: Expected) -> None:
         self._chunks = chunks
@@ -255,7 +250,7 @@ class _Seen:
         self.ended = True
 
     def _found(self) -> Expected:
-        """What was found of that which was expected."""
+        """The same facts of the chunks as were expected."""
         return Expected(
             length=None if self._expected.length is None else self.bytes,
             crc64=None if self._expected.crc64 is None else str(self.crc64),
@@ -284,12 +279,12 @@ def _disposition(filename: str) -> str:
 
 def _client(settings: Settings, endpoint: str | None) -> Any:
     key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    # OSS takes no other style, and the one that boto3 chooses by itself is another.
+    # OSS takes this style alone, and boto3 would choose another.
     style = "virtual" if (urlsplit(endpoint or "").hostname or "").endswith(_OSS) else settings.s3_addressing_style
     return _made(endpoint, key, secret, settings.s3_region, style)
 
 
-@lru_cache(maxsize=8)  # to make one costs a tenth of a second, and any number of threads may share it
+@lru_cache(maxsize=8)  # making one takes a tenth of a second, and threads may share it
 def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None, region: str, style: str) -> Any:
     return boto3.session.Session().client(
         "s3",
@@ -313,7 +308,7 @@ def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None,
 
 @contextmanager
 def _trouble(doing: str) -> Iterator[None]:
-    """The store's errors as ours, with no more of their text than the code: it can hold keys."""
+    """The store's errors as ours, with their code alone: their text can hold keys."""
     try:
         yield
     except ClientError as error:

@@ -1,6 +1,6 @@
-"""Alarms in the form that their receiver takes: Noria's own JSON, or a text for a group's robot.
+"""Alarms in the form that their receiver takes: Noria's own JSON, or a text for a chat group's robot.
 
-A robot answers 200 whatever it thinks of a message: an error code in the body says no, and 0 that the group has it.
+A robot always answers 200: a code of 0 in the body means that the group has the message, any other is a refusal.
 (Feishu Open Platform, 'Custom bot usage guide'; DingTalk Open Platform, 'Custom robot access'; WeCom developer center,
 'Group robot configuration'.) A robot that lets only messages with a keyword through is given the word Noria.
 """
@@ -15,19 +15,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from worker import egress, timeouts, webhooks
-from worker.dashscope.bodies import read
+from worker.dashscope import responses
 from worker.dashscope.errors import scrubbed
 from worker.errors import CallFailed
 from worker.settings import Settings
 from worker.tables import Delivery
 
 _BOUNDS = egress.Bounds(timeouts.DELIVERY.total_seconds(), cap=1 << 16)
-_SAID = 200  # characters kept of what a robot says
+_SAID = 200  # characters kept of a robot's words
 
 
 @dataclass(frozen=True)
 class Robot:
-    """`hosts` where they are; how a text is spelled; the fields of an answer that hold its code and its words."""
+    """Its `hosts`, the message that carries a text, and the fields of an answer that hold its code and its words."""
 
     hosts: frozenset[str]
     message: Callable[[str], dict[str, Any]]
@@ -52,20 +52,20 @@ ROBOTS = {
 
 
 def robot(settings: Settings, url: str) -> Robot | None:
-    """The robot at that address: as NORIA_ALERT_FORMAT says, or by its host; None: it takes Noria's JSON."""
+    """The robot at that address, by NORIA_ALERT_FORMAT or by its host; None: it takes Noria's JSON."""
     if settings.alert_format:
         return ROBOTS.get(settings.alert_format)
     host = urlsplit(url).hostname
     return next((each for each in ROBOTS.values() if host in each.hosts), None)
 
 
-def deliver(wire: egress.Wire, delivery: Delivery, robot: Robot | None, now: datetime) -> webhooks.Tried:
-    """One try, as `webhooks.deliver` makes it; a robot's no is a failure, whatever its status."""
+def deliver(transport: egress.Transport, delivery: Delivery, robot: Robot | None, now: datetime) -> webhooks.Tried:
+    """One try, as `webhooks.deliver` makes it; a robot's refusal is a failure, whatever its status."""
     if robot is None:
-        return webhooks.deliver(wire, delivery, None, now)
+        return webhooks.deliver(transport, delivery, None, now)
     body = json.dumps(robot.message(_text(delivery.body)), ensure_ascii=False).encode()
     try:
-        answer = egress.call(wire, "POST", delivery.url, _BOUNDS, {"content-type": "application/json"}, body)
+        answer = egress.call(transport, "POST", delivery.url, _BOUNDS, {"content-type": "application/json"}, body)
     except CallFailed as error:
         return webhooks.failed(delivery, None, str(error), now)
     if refusal := _refusal(robot, answer):
@@ -75,7 +75,7 @@ def deliver(wire: egress.Wire, delivery: Delivery, robot: Robot | None, now: dat
 
 def _refusal(robot: Robot, answer: egress.Answer) -> str:
     """Why the group does not have the message; empty where it has."""
-    said = read(answer.body)
+    said = responses.read(answer.body)
     code = next((said[name] for name in robot.codes if name in said), None)
     if 200 <= answer.status < 300 and code == 0:
         return ""

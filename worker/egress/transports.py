@@ -1,15 +1,15 @@
-"""Wires: httpx transports that know whom they may reach, and sockets that know the deadline.
+"""httpx transports that check which address they connect to, over sockets that keep the call's deadline.
 
-httpx has no total timeout: its read timeout starts anew with each byte, so a peer that drips one byte a
-second holds a thread for hours. Here a call's deadline stands in a context variable and the sockets look at
-it: each connect, handshake, read and write waits no longer than what is left. Only the name look-up escapes,
-since `getaddrinfo` takes no timeout: the platform's resolver bounds it (resolv.conf's `timeout` times
-`attempts` for each server, 10 s unless changed), and leases must exceed deadlines by that much.
+httpx has no total timeout: its read timeout starts anew with each byte, so a peer that sends one byte a second holds a
+thread for hours. Here a call's deadline is a context variable, and each connect, handshake, read and write waits no
+longer than what is left of it. Only the name look-up is not bounded so, since `getaddrinfo` takes no timeout: the
+platform's resolver bounds it (resolv.conf's `timeout` times `attempts` for each server, 10 s unless changed), and
+leases must exceed deadlines by that much.
 
-`keeping` and `single` trust their address, which the operator set. `webhooks`, `sources` and `documents` do not:
-they check the address that the socket is opened to, so a name that leads elsewhere the second time gains nothing.
-What a document's link gives is shown to its user, so `documents` has private networks of its own (DOCUMENTS_ALLOW):
-those of EGRESS_ALLOW hold the bucket and other services, which a user must not read.
+`keeping` and `single` trust their address, which the operator set. `webhooks`, `sources` and `documents` check the
+address that the socket connects to, so that a name which is resolved differently the second time gets nowhere.
+A user sees what the link of a document gives, so `documents` has its own private networks (DOCUMENTS_ALLOW): those of
+EGRESS_ALLOW hold the bucket and other services, which a user must not read.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from ssrfguard.httpx import SafeBackend
 from worker.errors import Fault
 from worker.settings import Network, Settings
 
-_LOOKUPS = ThreadPoolExecutor(4, "lookup")  # a name look-up takes no timeout, so a caller waits for a thread instead
+_LOOKUPS = ThreadPoolExecutor(4, "lookup")  # a name look-up takes no timeout, so the wait for its thread has one
 _LOOKUP_SECONDS = 2.0
-ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
-ANY_PORT = frozenset(range(1, 65536))
-EVERYBODY = ("0.0.0.0/0", "::/0")
-# All of IPv6 but 2000::/3, the only space that is given out (IANA, 'IPv6 Address Space'). SIIT's ::ffff:0:0:0/96 lies
+_ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
+_ANY_PORT = frozenset(range(1, 65536))
+_ALL = ("0.0.0.0/0", "::/0")
+# All of IPv6 but 2000::/3, the only space that is allocated (IANA, 'IPv6 Address Space'). SIIT's ::ffff:0:0:0/96 lies
 # there, and whatever else a host translates. The forms that ssrfguard decodes are more exact, so they go before.
-NOT_GIVEN_OUT = ("::/3", "4000::/2", "8000::/1")
+_UNALLOCATED = ("::/3", "4000::/2", "8000::/1")
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -59,25 +59,25 @@ _deadline: ContextVar[float] = ContextVar("deadline")  # on the monotonic clock
 
 
 def keeping() -> httpx.BaseTransport:
-    """A wire to an address that the operator set; it keeps connections: for what may be sent twice."""
-    return _Wire(_trusting(), httpx.Limits(max_keepalive_connections=64, keepalive_expiry=30))
+    """To an address that the operator set; it keeps connections: for what may be sent twice."""
+    return _Pool(_trusting(), httpx.Limits(max_keepalive_connections=64, keepalive_expiry=30))
 
 
 def single() -> httpx.BaseTransport:
-    """A wire to an address that the operator set, with a new connection for each call.
+    """To an address that the operator set, with a new connection for each call.
 
-    A kept connection that the peer has just closed fails after sending, and nobody knows what was received.
+    On a kept connection that the peer has just closed a call fails after sending, so it is unknown what was received.
     """
-    return _Wire(_trusting(), httpx.Limits(max_keepalive_connections=0))
+    return _Pool(_trusting(), httpx.Limits(max_keepalive_connections=0))
 
 
 def webhooks(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
-    """A wire to receivers: https on 443 to whatever is public, and in any way inside EGRESS_ALLOW."""
+    """To receivers: https on 443 to public addresses, any scheme and port inside EGRESS_ALLOW."""
     return _Guarded(_is_https, settings.networks, resolver)
 
 
 def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
-    """A wire to outputs: https on 443 to hosts that match SOURCE_HOSTS; in any way inside EGRESS_ALLOW."""
+    """To outputs: https on 443 to hosts that match SOURCE_HOSTS, any scheme and port inside EGRESS_ALLOW."""
 
     def is_public(url: httpx.URL) -> bool:
         return _is_https(url) and is_source_host(url, settings)
@@ -86,15 +86,15 @@ def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseT
 
 
 def documents(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
-    """A wire to users' documents: https on 443 to whatever is public, and in any way inside DOCUMENTS_ALLOW."""
+    """To users' documents: https on 443 to public addresses, any scheme and port inside DOCUMENTS_ALLOW."""
     return _Guarded(_is_https, settings.document_networks, resolver)
 
 
 def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | None:
     """What is wrong with a receiver's URL; None: nothing.
 
-    Where its name leads to is checked each time a socket is opened. It is asked here too where the URL is of a form
-    that is called inside EGRESS_ALLOW alone: one that leads elsewhere would be refused then, until its tries are spent.
+    The address of its name is checked at each connect. It is looked up here too where such a URL is called inside
+    EGRESS_ALLOW alone: else each delivery would be refused, until its tries are spent.
     """
     public, inside = _policies(settings.networks)
     try:
@@ -116,7 +116,7 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
 
 
 def host_and_port(url: str) -> str:
-    """Whom a URL leads to, "example.com:443", however it is spelled; empty where it is no URL."""
+    """The host and port of a URL, "example.com:443", however it is spelled; empty where it is no URL."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
@@ -125,7 +125,7 @@ def host_and_port(url: str) -> str:
 
 
 def _outside(host: str, networks: tuple[Network, ...]) -> str:
-    """Addresses of a name that are in none of the networks; empty where there are none, or nobody says in time."""
+    """A name's addresses in none of the networks; empty where there are none, or the look-up takes too long."""
     try:
         rows = _LOOKUPS.submit(socket.getaddrinfo, host, None).result(_LOOKUP_SECONDS)
     except (OSError, UnicodeError, TimeoutError):
@@ -135,15 +135,15 @@ def _outside(host: str, networks: tuple[Network, ...]) -> str:
 
 
 def is_source_host(url: httpx.URL, settings: Settings) -> bool:
-    """Whether the provider's outputs may come from there."""
+    """Whether the provider's outputs may come from that host."""
     return re.fullmatch(settings.source_hosts, url.host) is not None
 
 
 @contextmanager
 def until(seconds: float) -> Iterator[None]:
     """Set the deadline of this thread's calls; one inside another ends with the outer at the latest."""
-    moment = time.monotonic() + seconds
-    token = _deadline.set(min(moment, _deadline.get(moment)))
+    ends = time.monotonic() + seconds
+    token = _deadline.set(min(ends, _deadline.get(ends)))
     try:
         yield
     finally:
@@ -176,26 +176,26 @@ class _Addresses(AddressTable):
 
 @cache
 def _trusting() -> Policy:
-    return Policy(denied_networks=AddressTable(()), allowed_ports=ANY_PORT, max_connection_attempts=ADDRESSES)
+    return Policy(denied_networks=AddressTable(()), allowed_ports=_ANY_PORT, max_connection_attempts=_ADDRESSES)
 
 
 @cache
 def _policies(networks: tuple[Network, ...]) -> tuple[Policy, Policy]:
-    """Whom a guarded wire may reach: all that is public, over https; the operator's networks, in any way."""
-    outside = [Block(ip_network(net), "outside what is allowed", "settings", Reach.DENIED) for net in EVERYBODY]
-    unknown = [Block(ip_network(net), "not given out", "RFC 4291", Reach.DENIED) for net in NOT_GIVEN_OUT]
+    """What a guarded transport may reach: public addresses by https on 443; the networks, by any scheme and port."""
+    outside = [Block(ip_network(net), "outside what is allowed", "settings", Reach.DENIED) for net in _ALL]
+    unknown = [Block(ip_network(net), "not given out", "RFC 4291", Reach.DENIED) for net in _UNALLOCATED]
     public = Policy(
         denied_networks=_Addresses((*DEFAULT_DENIED.blocks, *unknown)),
         allowed_schemes=frozenset({"https"}),
         allowed_ports=frozenset({443}),
         allowed_networks=networks,
-        max_connection_attempts=ADDRESSES,
+        max_connection_attempts=_ADDRESSES,
     )
     inside = Policy(
         denied_networks=AddressTable(tuple(outside)),
-        allowed_ports=ANY_PORT,
+        allowed_ports=_ANY_PORT,
         allowed_networks=networks,
-        max_connection_attempts=ADDRESSES,
+        max_connection_attempts=_ADDRESSES,
     )
     return public, inside
 
@@ -215,7 +215,7 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # Not by the inner stream's loop, which gives each partial send the whole timeout again.
+        # The inner stream's loop would give each partial send the whole timeout again.
         sock = self._inner.get_extra_info("socket")
         rest = memoryview(buffer)
         while rest:
@@ -241,7 +241,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Backend(SafeBackend):
-    """Opens sockets to addresses that the policy lets through, within the deadline."""
+    """Opens sockets to addresses that the policy allows, within the deadline."""
 
     def connect_tcp(
         self,
@@ -252,11 +252,11 @@ class _Backend(SafeBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         left = _left(None, httpcore.ConnectTimeout)
-        each = min(left / ADDRESSES, timeout or left)
+        each = min(left / _ADDRESSES, timeout or left)
         return _Stream(super().connect_tcp(host, port, each, local_address, socket_options))
 
 
-class _Wire(httpx.HTTPTransport):
+class _Pool(httpx.HTTPTransport):
     """A pool of connections under one policy."""
 
     def __init__(self, policy: Policy, limits: httpx.Limits, resolver: Resolver | None = None) -> None:
@@ -291,12 +291,12 @@ class _Guarded(httpx.BaseTransport):
         limits = httpx.Limits(max_keepalive_connections=32, keepalive_expiry=3)
         public, inside = _policies(networks)
         self._is_public = is_public
-        self._public = _Wire(public, limits, resolver)
-        self._inside = _Wire(inside, limits, resolver)
+        self._public = _Pool(public, limits, resolver)
+        self._inside = _Pool(inside, limits, resolver)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        wire = self._public if self._is_public(request.url) else self._inside
-        return wire.handle_request(request)
+        pool = self._public if self._is_public(request.url) else self._inside
+        return pool.handle_request(request)
 
     def close(self) -> None:
         self._public.close()

@@ -1,8 +1,8 @@
-"""Projects and the keys that open them.
+"""API keys, and the projects (tenants) that they open.
 
 A key is shown once, when it is made, and kept as its SHA-256: it holds 256 random bits, so no slow hash is needed. A
-key without a project is an operator's. What ends a key is `revoked_at`, and that may lie ahead: an old key then works
-beside its successor for a while.
+key without a project is an operator's. A key ends at `revoked_at`, which may lie ahead: an old key then works beside
+its successor for a while.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from worker.tables import ApiKey, Project
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
-_PREFIX = 14  # characters of a key that are kept to tell it from others: `noria_` and 48 of its 256 bits
-_NOTED = timedelta(minutes=1)  # between two notes of a key's use, so that a read seldom writes
+_PREFIX = 14  # characters of a key that are kept to identify it: `noria_` and 48 of its 256 bits
+_NOTED = timedelta(minutes=1)  # between two notes of a key's use: most requests then write nothing
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a key, its project (None: an operator's), and Postgres's time of the asking."""
+    """Who makes a request: a key, its project (None: an operator), and the request's time by Postgres."""
 
     key_id: uuid.UUID
     project: Project | None
@@ -41,7 +41,7 @@ class Caller:
 
 
 def create_project(connection: Connection, name: str, weight: int = 1, time_zone: str = "Asia/Shanghai") -> Project:
-    """A new project; raises InvalidInput for a name, weight or zone that cannot be, Conflict when it exists."""
+    """A new project; raises InvalidInput for a wrong name, weight or zone, Conflict when the name is taken."""
     faults = [fault for fault in (_name_fault(name), *_faults(weight, time_zone)) if fault]
     if faults:
         raise InvalidInput(faults)
@@ -81,7 +81,7 @@ def set_project(
     time_zone: str | None = None,
     max_in_flight: int | None = None,
 ) -> Project:
-    """The project with another weight (1 to 1000), zone, or most tasks at once; None leaves what it has, 0 no bound.
+    """The project with another weight (1 to 1000), zone, or most tasks at once (0: no limit); None changes nothing.
 
     Raises as `create_project`.
     """
@@ -94,16 +94,16 @@ def set_project(
 
 
 def rotate_secret(connection: Connection, name: str) -> Project:
-    """The project with a new `webhook_secret`; what was signed with the old one no longer verifies with it."""
+    """The project with a new `webhook_secret`, which does not verify what the old one signed."""
     return _change(connection, name, {"webhook_secret": webhooks.new_secret()})
 
 
 def new_key(
     connection: Connection, owner: Project | None, name: str = "", until: datetime | None = None
 ) -> tuple[ApiKey, str]:
-    """A new key of the project, or of an operator, and its plain text, which nobody can read again.
+    """A new key of the project, or of an operator, and its plain text, which cannot be read again.
 
-    `until` is when it stops to work; None: never.
+    `until` is when it stops working; None: never.
     """
     plain = "noria_" + secrets.token_urlsafe(32)
     row = (
@@ -121,7 +121,7 @@ def new_key(
 
 
 def keys(connection: Connection, owner: Project | None = None) -> list[ApiKey]:
-    """The project's keys, the oldest first; without a project all of them. Revoked ones too."""
+    """The project's keys, or all keys without a project; the oldest first, revoked ones too."""
     statement = select(*ApiKey.__table__.c).order_by(ApiKey.id)
     if owner is not None:
         statement = statement.where(ApiKey.project_id == owner.id)
@@ -129,9 +129,9 @@ def keys(connection: Connection, owner: Project | None = None) -> list[ApiKey]:
 
 
 def revoke(connection: Connection, which: str, at: Now = NOW) -> ApiKey:
-    """The key of that id or prefix, which works no longer than `at`; one that ended before stays as it is.
+    """Ends the key of that id or prefix at `at`; one that ends earlier stays as it is.
 
-    Raises NotFound, and Conflict where several keys begin so.
+    Raises NotFound, and Conflict where several keys have that prefix.
     """
     named = ApiKey.prefix == which
     if (key_id := _id(which)) is not None:
@@ -146,7 +146,7 @@ def revoke(connection: Connection, which: str, at: Now = NOW) -> ApiKey:
 
 
 def authenticate(connection: Connection, plain: str) -> Caller | None:
-    """Who holds that key; None when nobody does, or no longer. Its use is noted, once a minute at the most."""
+    """The caller with that key; None when there is no such key, or it has ended. Its use is noted, once a minute."""
     if not _KEY.fullmatch(plain):
         return None
     row = connection.execute(_HOLDER, {"hash": _hash(plain)}).mappings().one_or_none()
@@ -158,7 +158,7 @@ def authenticate(connection: Connection, plain: str) -> Caller | None:
 
 
 _PROJECT = {column.name: column.label(f"project_{column.name}") for column in Project.__table__.c}
-# Built once: it is part of every request, and building it costs as much as running it.
+# A key that works and its project. Built once: building it takes as long as running it, and every request needs it.
 _HOLDER = (
     select(ApiKey.id.label("key_id"), ApiKey.last_used_at, NOW.label("now"), *_PROJECT.values())
     .outerjoin(Project, Project.id == ApiKey.project_id)
@@ -188,14 +188,14 @@ def _change(connection: Connection, name: str, columns: dict[str, Any]) -> Proje
 def _name_fault(name: str) -> Fault | None:
     if _NAME.fullmatch(name):
         return None
-    message = "is of 1 to 63 small letters, digits and hyphens, and does not begin with a hyphen"
+    message = "must have 1 to 63 lower-case letters, digits and hyphens, and not begin with a hyphen"
     return Fault("/name", "bad_name", message)
 
 
 def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:
     faults = []
     if weight is not None and not 1 <= weight <= 1000:
-        faults.append(Fault("/weight", "out_of_range", "is a number from 1 to 1000"))
+        faults.append(Fault("/weight", "out_of_range", "must be a number from 1 to 1000"))
     if time_zone is not None and (fault := cron.zone_fault(time_zone)):
         faults.append(fault)
     return faults

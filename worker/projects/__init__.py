@@ -1,1 +1,0 @@
-"""Projects, the tenants, and the keys that open them."""

@@ -1,0 +1,129 @@
+"""Addresses as operators write them, made into the one form that every part of Noria reads; else refused in a sentence.
+
+SQLAlchemy, redis-py, kombu and Flower each read an address in their own way, so the database's and the broker's get a
+form that all of them read alike. The provider's and the object store's may come without a scheme, with a path, or with
+the bucket in the host. An empty database or broker address stays empty.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from redis.connection import parse_url
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+_REDIS = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+# TLS options, and the values that redis-py and kombu read alike; an empty set: any file's name.
+_TLS: dict[str, frozenset[str]] = {
+    "ssl_cert_reqs": frozenset({"required", "optional", "none"}),
+    "ssl_check_hostname": frozenset({"true", "false"}),
+    "ssl_ca_certs": frozenset(),
+    "ssl_certfile": frozenset(),
+    "ssl_keyfile": frozenset(),
+}
+# For what the libraries refuse: their own words would show the password.
+_UNREADABLE = "cannot be read: in a password, write @ as %40, : as %3A and / as %2F"
+
+_ROOTS = re.compile(r"/(api/v1|compatible-mode/v1|api-ws/v1|apps/anthropic)(/.*)?$")  # the provider's own paths
+# Suffixes that no public name has (RFC 6762, RFC 8375, ICANN's `internal`), and OSS's hosts for machines of its cloud.
+_INSIDE = (".localhost", ".local", ".internal", ".home.arpa", ".lan", "-internal.aliyuncs.com")
+_STORES = ("oss-", "s3.", "s3-", "cos.", "obs.")  # how hosts of stores begin, after the bucket's name
+
+
+def database_url(text: str) -> str:
+    """The database's address for SQLAlchemy and psycopg; raises ValueError with a sentence."""
+    scheme, separator, rest = text.partition("://")
+    if not text:
+        return text
+    if not separator or scheme not in _POSTGRES:
+        raise ValueError("must begin with postgresql:// (or postgres://), as in postgresql://user:password@host/noria")
+    try:
+        make_url(f"postgresql+psycopg://{rest}")
+    except (ArgumentError, ValueError):
+        raise ValueError(_UNREADABLE) from None
+    return f"postgresql+psycopg://{rest}"
+
+
+def broker_url(text: str) -> str:
+    """The broker's address with the scheme redis or rediss; raises ValueError with a sentence."""
+    if not text:
+        return text
+    scheme, separator, rest = text.partition("://")
+    if scheme == "sentinel":
+        raise ValueError("sentinel:// is not supported: give the master's own address, redis://…, or a proxy's")
+    if not separator or scheme not in _REDIS:
+        raise ValueError("must begin with redis:// or, for TLS, rediss:// (or valkey://, valkeys://)")
+    _check_broker(f"{_REDIS[scheme]}://{rest}")
+    return f"{_REDIS[scheme]}://{rest}"
+
+
+def tls(url: str) -> dict[str, object] | None:
+    """The options of a broker's TLS, for kombu and Flower; None without TLS. Certificates are verified by default."""
+    if not url.startswith("rediss://"):
+        return None
+    given = {name: value for name, value in parse_url(url).items() if name in _TLS}  # type: ignore[no-untyped-call]
+    return {"ssl_cert_reqs": "required", **given}
+
+
+def provider_root(url: str) -> str:
+    """The address that the provider's paths are appended to; raises ValueError with a sentence."""
+    parts = _http(url)
+    return f"{parts.scheme}://{parts.netloc}{_ROOTS.sub('', parts.path.rstrip('/'))}"
+
+
+def store_root(url: str, bucket: str) -> str:
+    """The address of the object store without the bucket, which the client adds; raises ValueError with a sentence."""
+    parts = _http(url)
+    shared = parts.netloc.removeprefix(f"{bucket}.")
+    netloc = shared if shared.startswith(_STORES) else parts.netloc
+    return f"{parts.scheme}://{netloc}{parts.path.rstrip('/').removesuffix(f'/{bucket}')}"
+
+
+def is_near(url: str) -> bool:
+    """Whether the address looks local: http, a private IP address, a bare host name, or a private suffix.
+
+    The name is not looked up: inside a network it may lead elsewhere than outside.
+    """
+    parts = urlsplit(url)
+    return parts.scheme != "https" or _is_inside(parts.hostname or "")
+
+
+def _is_inside(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith(_INSIDE)
+
+
+def _http(url: str) -> SplitResult:
+    written = url.strip()
+    parts = urlsplit(written if "://" in written else f"https://{written}")
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host or parts.port == 0:
+        raise ValueError("must be an address, as in https://host")
+    if "://" not in written and _is_inside(host):
+        raise ValueError(f"must begin with a scheme: http://{written} or https://{written}")
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("must be the address alone, without user, password, query or fragment")
+    return parts
+
+
+def _check_broker(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(_UNREADABLE) from None
+    if parts.fragment or "@" in parts.query:  # part of a password, which no message may show
+        raise ValueError("cannot be read: in a password, write # as %23, ? as %3F, @ as %40 and / as %2F")
+    if parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+        raise ValueError("must end with a database's number, as in redis://:password@host:6379/0")
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _TLS or parts.scheme != "rediss":
+            raise ValueError(f"has the option {name}: rediss:// takes {', '.join(_TLS)}, and redis:// takes none")
+        if _TLS[name] and value not in _TLS[name]:
+            raise ValueError(f"has {name}={value}: it must be one of {', '.join(sorted(_TLS[name]))}")
