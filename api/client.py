@@ -76,10 +76,6 @@ class Client:
         """What `submit` would make and cost."""
         return self._json("POST", "/v1/jobs", json=body, params={"dry_run": "true"})
 
-    def estimate(self, kind: str, model: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """What such a job would cost."""
-        return self._json("POST", "/v1/estimates", json={"kind": kind, "model": model, "input": wanted})
-
     def job(self, job_id: str) -> dict[str, Any]:
         """One job."""
         return self._json("GET", _path(job_id))

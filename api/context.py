@@ -1,30 +1,42 @@
-"""What an endpoint works with: one value per app, made at its start, handed out by `Here`."""
+"""What an endpoint is given: the process's own things, who asks, and the project that the request is about.
+
+A caller is known by `Authorization: Bearer noria_…`, looked up by its hash. A key that is missing, unknown, revoked or
+not a key at all gets one and the same answer. An operator's key acts for a project that the header Noria-Project names;
+a project's own key may name its own there, and no other.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection, Engine
 
-from api.gates import Gates, gates
-from api.limits import Rates, Waiting
+from api.limits import Gate, Gates, Rates, Waiting, gates
 from api.probes import Probes, probes
+from api.problems import problem
 from api.streams import Watch
-from worker import broker, catalog
+from worker import broker, catalog, document, keys
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
 from worker.database import engine
-from worker.jobs import flower
+from worker.errors import NotFound
+from worker.keys import Caller
 from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project
 
 _CONNECTIONS = 28  # as many as the gates let handlers run that hold one; looks at keys are short
+_BEARER = HTTPBearer(
+    auto_error=False, scheme_name="key", bearerFormat="noria_…", description="an API key of a project: noria_…"
+)
+_CHALLENGE = {"www-authenticate": "Bearer"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Context:
 
     def tell(self, job: Job, project: Project) -> None:
         """Tells Flower of the job's state, and asks for a tick; waits for nobody."""
-        if event := flower.event(job, project.name, []):
+        if event := document.flower_event(job, project.name, []):
             self.sender.tell(event)
         self.sender.hint()
 
@@ -67,7 +79,7 @@ def make(settings: Settings) -> Context:
         beside=beside,
         bucket=bucket,
         sender=Sender(celery),
-        rates=Rates(settings.api_rate),
+        rates=Rates(settings),
         waiting=Waiting(settings.max_waiting),
         watch=Watch(database),
         probes=probes(settings, beside, bucket),
@@ -88,3 +100,87 @@ async def here(request: Request) -> Context:
 
 
 Here = Annotated[Context, Depends(here)]
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """The project that a request is about, and Postgres's time when it was let in."""
+
+    project: Project
+    now: datetime
+
+
+def _caller(
+    request: Request,
+    here: Here,
+    said: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    acting: Annotated[
+        str | None, Header(alias="Noria-Project", description="the project that an operator's key acts for")
+    ] = None,
+) -> Caller:
+    """Who asks; raises problems: 401, 429 over the key's rate, 404 for a project that is not the caller's."""
+    known = _known(here, said.credentials, acting) if said else None
+    if known is None:
+        refusal = problem(401, "unauthorized", "a valid key is needed: Authorization: Bearer noria_…")
+        refusal.headers = _CHALLENGE
+        raise refusal
+    here.rates.spend(known.key_id)
+    request.scope["state"]["project"] = known.project.name if known.project else None
+    return known
+
+
+def through(gate: Callable[[Gates, Request], Gate]) -> Callable[..., AsyncIterator[Caller]]:
+    """A dependency: who asks, with a place in a gate of the project's until the answer is sent."""
+
+    async def caller(request: Request, here: Here, who: Annotated[Caller, Depends(_caller)]) -> AsyncIterator[Caller]:
+        async with gate(here.gates, request).place(who.project.id if who.project else None):
+            yield who
+
+    return caller
+
+
+def tenant_of(caller: Callable[..., AsyncIterator[Caller]]) -> Callable[..., Awaitable[Tenant]]:
+    """A dependency: the project that such a request is about; raises a problem, 400, when an operator named none."""
+
+    async def tenant(who: Caller = Depends(caller)) -> Tenant:  # noqa: B008 - as an annotation it would not be found
+        if who.project is None:
+            raise problem(400, "project_required", "an operator's key names the project in the header Noria-Project")
+        return Tenant(who.project, who.now)
+
+    return tenant
+
+
+def _narrows(request: Request) -> bool:
+    """Whether a list's query asks for more than the next page, so that much may be looked through."""
+    return bool(request.query_params.keys() - {"cursor", "limit"})
+
+
+def follows(request: Request) -> bool:
+    """Whether a history is asked for as it grows."""
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
+_at_once = through(lambda gates, _: gates.requests)
+_search = through(lambda gates, request: gates.searches if _narrows(request) else gates.requests)
+_history = through(lambda gates, request: gates.streams if follows(request) else gates.requests)
+_file = through(lambda gates, _: gates.files)
+
+Anyone = Annotated[Caller, Depends(_at_once)]
+Asking = Annotated[Caller, Depends(through(lambda gates, _: gates.lookups))]  # of the provider
+Mine = Annotated[Tenant, Depends(tenant_of(_at_once))]
+Searching = Annotated[Tenant, Depends(tenant_of(_search))]
+Following = Annotated[Tenant, Depends(tenant_of(_history))]
+Transferring = Annotated[Tenant, Depends(tenant_of(_file))]  # to the bucket
+
+
+def _known(here: Context, plain: str, acting: str | None) -> Caller | None:
+    # autocommit: one round trip, where a transaction would take three
+    with here.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        known = keys.authenticate(connection, plain)
+        if known is None or acting is None:
+            return known
+        if known.project is None:
+            return Caller(known.key_id, keys.project(connection, acting), known.now)
+    if known.project.name != acting:
+        raise NotFound("no such project")
+    return known

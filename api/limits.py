@@ -1,48 +1,103 @@
-"""What one caller may take: requests a second of a key, and unfinished jobs of a project. Kept in this process.
+"""What one caller may take, so that it delays nobody else: requests a second, unfinished jobs, and places.
 
-Requests are spaced as a token bucket would: each pushes a key's `free_at` by 1/rate, and may come while that is less
-than a burst ahead. Unfinished jobs are counted from the rows, once a second at the most while there is room, since
-counting a hundred thousand for each submission would cost more than the submission; a project is never refused
-before it was counted anew.
+The requests of a key are counted in the broker's Redis, over all processes of the API, and in this process alone while
+Redis does not answer. The unfinished jobs of a project are counted from the rows. A place is needed for whatever may be
+slow: a request waits for one in its project's line, holds no thread and no connection meanwhile, and is refused when
+that takes too long. Places are counted in this process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
 from sqlalchemy import Connection, func, select
 
 from api.problems import problem
+from worker import log
+from worker.settings import Settings
 from worker.tables import Job
 
-_BURST_SECONDS = 2.0  # of its rate that a key may use at once
-_COUNTED_SECONDS = 1.0
+_WINDOW = 2  # seconds over which a key's requests are counted: it may use the rate of both at once
+_REDIS_SECONDS = 0.2  # that a request waits for Redis before it counts as away
+_AWAY_SECONDS = 3.0  # between two looks whether Redis answers again
+_COUNTED_SECONDS = 1.0  # for which a count of unfinished jobs is used while there is room
 _ROOM_SECONDS = 10  # after which a project that is full may ask again
+_SPOOL = 400 << 20  # bytes of uploads that may lie on the disk at once; in a container that is its memory
+
+_log = log.get(__name__)
 
 
 class Rates:
-    """When each key may ask next."""
+    """How many requests each key has made lately.
 
-    def __init__(self, per_second: int) -> None:
-        self._interval = 1 / per_second
-        self._free_at: dict[uuid.UUID, float] = {}
+    The first request that Redis does not answer in time ends the counting there. A thread then looks every few seconds
+    whether Redis answers again, so that no other request waits for it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._rate = settings.api_rate
+        self._limit = RateLimitItemPerSecond(settings.api_rate * _WINDOW, _WINDOW, "requests")
+        url = settings.broker_url.get_secret_value()
+        pool = ConnectionPool.from_url(
+            url,
+            socket_timeout=_REDIS_SECONDS,
+            socket_connect_timeout=_REDIS_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = RedisStorage(url, pool, key_prefix="noria:api")
+        self._shared = SlidingWindowCounterRateLimiter(self._redis)
+        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._is_away = False
         self._lock = threading.Lock()
 
     def spend(self, key: uuid.UUID) -> None:
         """Takes one request of the key's rate; raises a problem, 429, when there is none."""
-        now = time.monotonic()
+        if (wait := self._spend(str(key))) is not None:
+            detail = f"this key may make {self._rate} requests a second"
+            raise problem(429, "too_many_requests", detail, retry_after=max(1, math.ceil(wait)))
+
+    def _spend(self, key: str) -> float | None:
+        """How many seconds the key has to wait; None: the request was taken."""
+        if not self._is_away:
+            try:
+                return self._hit(self._shared, key)
+            except (RedisError, OSError) as error:
+                self._leave(error)
+        return self._hit(self._own, key)
+
+    def _hit(self, limiter: SlidingWindowCounterRateLimiter, key: str) -> float | None:
+        if limiter.hit(self._limit, key):
+            return None
+        return limiter.get_window_stats(self._limit, key).reset_time - time.time()
+
+    def _leave(self, error: Exception) -> None:
+        """Counts in this process from now on, until Redis answers."""
         with self._lock:
-            free_at = max(self._free_at.get(key, 0.0), now) + self._interval
-            if free_at - now <= _BURST_SECONDS:
-                self._free_at[key] = free_at
+            if self._is_away:
                 return
-        wait = math.ceil(free_at - now - _BURST_SECONDS)
-        rate = round(1 / self._interval)
-        raise problem(429, "too_many_requests", f"this key may make {rate} requests a second", retry_after=wait)
+            self._is_away = True
+        _log.warning("counts requests in this process: redis does not answer", cause=type(error).__name__)
+        threading.Thread(target=self._come_back, name="rates", daemon=True).start()
+
+    def _come_back(self) -> None:
+        while self._is_away:
+            time.sleep(_AWAY_SECONDS)
+            self._is_away = not self._redis.check()
 
 
 @dataclass
@@ -52,7 +107,11 @@ class _Count:
 
 
 class Waiting:
-    """How many unfinished jobs each project has, nearly."""
+    """How many unfinished jobs each project has, nearly.
+
+    They are counted once a second at the most while there is room: to count a hundred thousand for each submission
+    would cost more than the submission. A project is never refused before it was counted anew.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -77,3 +136,61 @@ class Waiting:
 def _unfinished(connection: Connection, project_id: uuid.UUID) -> int:
     statement = select(func.count()).where(Job.project_id == project_id, Job.finished_at.is_(None))
     return int(connection.execute(statement).scalar_one())
+
+
+@dataclass(frozen=True)
+class Gate:
+    """At most `each` of `what` at once for a project, and `most` for all; whoever finds no place in time is refused."""
+
+    what: str
+    each: int
+    most: int
+    patience: float  # seconds
+    _own: dict[uuid.UUID | None, asyncio.Semaphore] = field(init=False, repr=False)
+    _all: asyncio.Semaphore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_own", defaultdict(lambda: asyncio.Semaphore(self.each)))
+        object.__setattr__(self, "_all", asyncio.Semaphore(self.most))
+
+    @asynccontextmanager
+    async def place(self, project_id: uuid.UUID | None) -> AsyncIterator[None]:
+        """A place for as long as the block lasts; raises a problem: 429 over the project's share, 503 over all's."""
+        own = f"this project has {self.each} {self.what} under way, as many as it may"
+        others = f"this server has {self.most} {self.what} under way, as many as it takes"
+        async with AsyncExitStack() as held:
+            for places, status, detail in ((self._own[project_id], 429, own), (self._all, 503, others)):
+                await self._take(places, status, detail)
+                held.callback(places.release)
+            yield
+
+    async def _take(self, places: asyncio.Semaphore, status: int, detail: str) -> None:
+        try:
+            async with asyncio.timeout(self.patience):
+                await places.acquire()
+        except TimeoutError:
+            code = f"too_many_{self.what.replace(' ', '_')}"
+            raise problem(status, code, detail, retry_after=max(1, math.ceil(self.patience / 2))) from None
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What each request passes one of, by what it holds up: threads and connections, the bucket, the provider."""
+
+    requests: Gate
+    searches: Gate
+    files: Gate
+    lookups: Gate
+    streams: Gate
+
+
+def gates(max_input_bytes: int) -> Gates:
+    """The gates of this process; together they leave some of its threads to looking up keys."""
+    files = max(1, min(8, _SPOOL // max_input_bytes))
+    return Gates(
+        requests=Gate("requests", each=8, most=20, patience=10),
+        searches=Gate("searches", each=2, most=6, patience=5),
+        files=Gate("file transfers", each=max(1, files // 2), most=files, patience=10),
+        lookups=Gate("lookups at the provider", each=2, most=4, patience=5),
+        streams=Gate("streams", each=100, most=1000, patience=0),
+    )

@@ -1,4 +1,4 @@
-"""Every refusal and failure as a problem (RFC 9457, `application/problem+json`), and nothing of our insides in it.
+"""Refusals and failures as problems (RFC 9457, `application/problem+json`), with nothing of our insides in them.
 
 `code` is stable and `detail` is for a person; `request_id` finds the request in the log. Where input is wrong,
 `errors` names every wrong field: `pointer` is a JSON pointer into the body, or begins with /query or /header.
@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -15,22 +16,54 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi_problem.error import Problem
 from fastapi_problem.handler import ExceptionHandler, new_exception_handler
+from pydantic import ConfigDict, Field, ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api import faults
-from worker import database, errors, log
+from worker import database, errors, log, text
+from worker.document import Answer
+from worker.errors import MOST_FAULTS, Fault
 from worker.storage import StorageTrouble
 
 TYPE = "urn:noria:problem:"
 MEDIA_TYPE = "application/problem+json"
 
+_CODES = {
+    "missing": "required",
+    "extra_forbidden": "unknown_field",
+    "string_too_long": "too_long",
+    "string_too_short": "too_short",
+    "string_pattern_mismatch": "not_allowed",
+    "literal_error": "not_allowed",
+}
+_MESSAGES = {"missing": "is required", "extra_forbidden": "is no field here"}
 _STATUS_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allowed"}
 _SAYS = {400: "the request cannot be read", 404: "there is no such route; /docs shows those that there are"}
 _AWAY_SECONDS = 2  # before a client asks a database again that is away
 
 _log = log.get(__name__)
+
+
+class ProblemDocument(Answer):
+    """Why a request was refused, or failed (RFC 9457)."""
+
+    type: str = Field(examples=["urn:noria:problem:invalid_input"])
+    title: str
+    status: int
+    code: str = Field(description="stable, for programs", examples=["invalid_input"])
+    request_id: str = Field(description="finds the request in the log; also in X-Request-Id")
+    detail: str | None = Field(None, description="for people")
+    errors: list[Fault] | None = Field(None, description="every wrong field, where input is wrong")
+
+    # unlike other answers it leaves out what there is none of
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The statuses with which a route refuses, for its `responses`."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def problem(status: int, code: str, detail: str, *, retry_after: int | None = None, **extras: Any) -> Problem:
@@ -53,6 +86,21 @@ def handle(app: FastAPI) -> None:
         app.add_exception_handler(error, answer)
 
 
+def fault(slip: Mapping[str, Any], prefix: str = "") -> Fault:
+    """One of pydantic's errors as a fault; `at` in its context names the field where the whole model was refused."""
+    at = slip.get("ctx", {}).get("at")
+    where = slip["loc"] if at is None else (*slip["loc"], at)
+    return Fault(
+        prefix + text.pointer(where), _CODES.get(slip["type"], slip["type"]), _MESSAGES.get(slip["type"], slip["msg"])
+    )
+
+
+def faults(error: ValidationError, prefix: str = "") -> list[Fault]:
+    """A validation's errors as faults, the first of them where there are many."""
+    slips = error.errors(include_url=False, include_input=False)[:MOST_FAULTS]
+    return [fault(slip, prefix) for slip in slips]
+
+
 def _invalid(_: Any, __: Request, error: errors.InvalidInput) -> Problem:
     return _of_faults(error.faults)
 
@@ -61,15 +109,14 @@ def _unreadable(_: Any, __: Request, error: RequestValidationError) -> Problem:
     slips = error.errors()
     if any(slip["loc"][0] == "path" for slip in slips):
         return problem(404, errors.NotFound.code, "an id of that form belongs to nothing")
-    return _of_faults([faults.fault(slip) for slip in slips[: errors.MOST_FAULTS]])
+    return _of_faults([fault(slip) for slip in slips[:MOST_FAULTS]])
 
 
-def _of_faults(found: list[errors.Fault]) -> Problem:
-    shown = [{"pointer": fault.pointer, "code": fault.code, "message": fault.message} for fault in found]
+def _of_faults(found: list[Fault]) -> Problem:
     wrong = "; ".join(f"{fault.pointer or '/'} {fault.message}" for fault in found[:3])
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    more += ": no further ones were looked for" if len(found) >= errors.MOST_FAULTS else ""
-    return problem(422, errors.InvalidInput.code, wrong + more, errors=shown)
+    more += ": no further ones were looked for" if len(found) >= MOST_FAULTS else ""
+    return problem(422, errors.InvalidInput.code, wrong + more, errors=[asdict(fault) for fault in found])
 
 
 def _not_found(_: Any, __: Request, error: errors.NotFound) -> Problem:

@@ -7,7 +7,6 @@ holds no thread and no connection, only a place in that look.
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import log
 from worker.jobs import reading
+from worker.jobs.reading import EventDocument
 from worker.states import TERMINAL, State
 from worker.tables import Event, Job
 
@@ -116,5 +116,6 @@ def _read(engine: Engine, job: Job, after: int) -> Sequence[Row[tuple[Event]]]:
 
 
 def _frame(event: Any) -> bytes:
-    shown = json.dumps(reading.event_shown(event), ensure_ascii=False)
-    return format_sse_event(data_str=shown, event=event.type, id=str(event.sequence))
+    return format_sse_event(
+        data_str=EventDocument.of(event).model_dump_json(), event=event.type, id=str(event.sequence)
+    )

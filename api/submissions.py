@@ -1,107 +1,80 @@
-"""From a request's body to a submission that may be made: read under a bound, and every wrong field named at once.
+"""From a request's body to a submission, or a schedule's plan, that may be made: every wrong field is named at once.
 
-What is wrong with the body's form and what the catalog refuses are looked for in one pass, so a client corrects a
-submission once.
+The faults of the body's form and those that the catalog finds are looked for in one pass, so a client corrects a
+submission once. A schedule's template is filled as of the next fire time, and checked as a job.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import math
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
-from api import faults
+from api import problems
+from api.bodies import scrubbed
 from api.context import Context
-from api.problems import problem
-from api.schemas import EstimateCreate, JobCreate, ResolveCreate
+from api.forms import JobForm, ResolveCreate, ScheduleCreate
 from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
 from worker.jobs.submission import Prepared, Submission
 from worker.kinds import OFFERED
+from worker.schedules import clock, plan
+from worker.schedules.plan import Plan
 from worker.settings import Settings
 
-BODY_LIMIT = 1 << 20  # bytes
-_SECONDS = 60
-_DIGITS = 20  # of an integer: 2^63 has 19, and a sign
+_NO_ZONE = "UTC"  # for looking at a template whose zone is wrong
 
 T = TypeVar("T", bound=BaseModel)
 
 
-async def json_body(request: Request) -> Any:
-    """The body as JSON; raises problems: 408 where it is not whole in time, 413, 415 and 400 for what is not JSON."""
-    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if said != "application/json":
-        raise problem(415, "not_json", "send the body as JSON, with Content-Type: application/json")
-    body = await _in_time(request)
-    try:
-        return json.loads(body, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
-    except RecursionError:
-        raise InvalidInput([Fault("", "too_deep", f"is nested more than {faults.DEPTH} levels deep")]) from None
-    except ValueError as error:  # also bytes that are no UTF-8
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
-        raise problem(400, "invalid_json", f"the body is not JSON: {reason}") from None
-
-
-JsonBody = Annotated[Any, Depends(json_body)]
-
-
-async def _in_time(request: Request) -> bytes:
-    """The body; a sender that drips would else keep its place among the requests for ever."""
-    try:
-        async with asyncio.timeout(_SECONDS):
-            return await _bounded(request)
-    except TimeoutError:
-        raise problem(408, "too_slow", f"a body has to come within {_SECONDS} s") from None
-
-
-async def _bounded(request: Request) -> bytes:
-    """The body; its bytes are counted as they come, since Content-Length may lie."""
-    read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > BODY_LIMIT:
-            advice = "upload pictures, sound and documents (POST /v1/files), and name them by their keys"
-            raise problem(413, "body_too_large", f"a body may have {BODY_LIMIT} bytes: {advice}")
-    return bytes(read)
-
-
 def job(here: Context, body: Any, on: datetime) -> Prepared:
     """The submission in a body, checked and priced for that day; raises InvalidInput with every fault."""
-    return _prepared(here, JobCreate, body, on)
-
-
-def estimate(here: Context, body: Any, on: datetime) -> Prepared:
-    """The same of a body that has no more than kind, model and input."""
-    return _prepared(here, EstimateCreate, body, on)
+    clean, found = scrubbed(body)
+    said, of_form = _read(JobForm, clean, here.settings)
+    prepared, of_catalog = _priced(here, said, clean, on)
+    found += _unsaid(of_form, found)
+    found += _unsaid(of_catalog, found)
+    if found or prepared is None:
+        raise InvalidInput(found)
+    return prepared
 
 
 def decision(here: Context, body: Any) -> ResolveCreate:
     """What a body decides of a job; raises InvalidInput with every fault."""
-    clean, found = faults.scrubbed(body)
-    said, of_form = read(ResolveCreate, clean, here.settings)
+    clean, found = scrubbed(body)
+    said, of_form = _read(ResolveCreate, clean, here.settings)
     if said is None or found:
-        raise InvalidInput(found + unsaid(of_form, found))
+        raise InvalidInput(found + _unsaid(of_form, found))
     return said
 
 
-def read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[Fault]]:
+def schedule(here: Context, body: Any, kept: dict[str, Any], on: datetime) -> Plan:
+    """The plan in a body, completed from `kept`; raises InvalidInput with every fault of form, clock and template."""
+    clean, found = scrubbed(body)
+    whole = {**kept, **clean} if isinstance(clean, dict) else clean
+    said, of_form = _read(ScheduleCreate, whole, here.settings)
+    of_rest = _of_schedule(here, whole, on) if isinstance(whole, dict) else []
+    found += _unsaid(of_form, found)
+    found += _unsaid(of_rest, found)
+    if found or said is None:
+        raise InvalidInput(found)
+    return Plan(**said.model_dump())
+
+
+def _read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[Fault]]:
     """A body as that form, or its faults."""
     if not isinstance(body, dict):
-        return None, [Fault("", "not_an_object", "the body is to be an object")]
+        return None, [Fault("", "not_an_object", "the body must be an object")]
     try:
         return form.model_validate(body, strict=True, context=settings), []
     except ValidationError as error:
-        return None, faults.named(error)
+        return None, problems.faults(error)
 
 
-def unsaid(found: list[Fault], already: list[Fault]) -> list[Fault]:
-    """Those of the faults that are about other fields than the faults before, and not about what lies in one."""
+def _unsaid(found: list[Fault], already: list[Fault]) -> list[Fault]:
+    """Those of the faults that are about other fields than the faults before, and not about a field inside one."""
     said = {fault.pointer for fault in already}
     return [fault for fault in found if not said.intersection(_around(fault.pointer))]
 
@@ -114,18 +87,7 @@ def _around(pointer: str) -> Iterator[str]:
     yield ""
 
 
-def _prepared(here: Context, form: type[EstimateCreate], body: Any, on: datetime) -> Prepared:
-    clean, found = faults.scrubbed(body)
-    said, of_form = read(form, clean, here.settings)
-    prepared, of_catalog = _priced(here, said, clean, on)
-    found += unsaid(of_form, found)
-    found += unsaid(of_catalog, found)
-    if found or prepared is None:
-        raise InvalidInput(found)
-    return prepared
-
-
-def _priced(here: Context, said: EstimateCreate | None, body: Any, on: datetime) -> tuple[Prepared | None, list[Fault]]:
+def _priced(here: Context, said: JobForm | None, body: Any, on: datetime) -> tuple[Prepared | None, list[Fault]]:
     """What the catalog says of the body, as far as it can be read."""
     asked = Submission(**said.model_dump()) if said else _legible(body)
     try:
@@ -136,7 +98,7 @@ def _priced(here: Context, said: EstimateCreate | None, body: Any, on: datetime)
 
 
 def _legible(body: Any) -> Submission:
-    """What can be read of a body that is wrong somewhere; what the rest is taken for has its fault already."""
+    """What can be read of a body that is wrong somewhere; the fields that cannot have their faults already."""
     said = body if isinstance(body, dict) else {}
     kind, model, wanted = said.get("kind"), said.get("model"), said.get("input")
     return Submission(
@@ -147,16 +109,36 @@ def _legible(body: Any) -> Submission:
 
 
 def _of_input(asked: Submission) -> list[Fault]:
-    """What is wrong with the input whatever the model: it could not be held against the one that was named."""
+    """What is wrong with the input whatever the model, where it could not be checked with the one that was named."""
     if asked.kind not in OFFERED:
         return []
     try:
         OFFERED[asked.kind].input.model_validate(asked.input)
     except ValidationError as error:
-        return faults.named(error, "/input")
+        return problems.faults(error, "/input")
     return []
 
 
-def _integer(digits: str) -> int | float:
-    """The number; infinite where it is too long, since to read one takes the square of its digits."""
-    return int(digits) if len(digits) <= _DIGITS else math.inf
+def _of_schedule(here: Context, whole: dict[str, Any], on: datetime) -> list[Fault]:
+    """What is wrong with a schedule's clock and its template."""
+    expression, time_zone = (_text(whole.get(name)) for name in ("cron", "time_zone"))
+    of_clock = clock.faults(expression, time_zone)
+    template = whole.get("template")
+    if not isinstance(template, dict):
+        return of_clock
+    fire_at = None if of_clock else clock.after(expression, time_zone, on)
+    zone = _NO_ZONE if of_clock else time_zone
+    return of_clock + _of_template(here, template, fire_at or on, zone)
+
+
+def _of_template(here: Context, template: dict[str, Any], fire_at: datetime, time_zone: str) -> list[Fault]:
+    filled, found = plan.rehearse(template, fire_at, time_zone)
+    try:
+        job(here, filled, fire_at)
+    except InvalidInput as error:
+        found = found + _unsaid(error.faults, found)
+    return [Fault("/template" + fault.pointer, fault.code, fault.message) for fault in found]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

@@ -148,7 +148,7 @@ class Stage:
 
     def document(self, job: Job) -> dict[str, Any]:
         with self.ctx.engine.connect() as connection:
-            return reading.documents(connection, self.project.name, [self.job(job)], self.now())[0]
+            return reading.documents(connection, self.project.name, [self.job(job)], self.now())[0].as_json()
 
     def attempts(self, job: Job) -> list[Any]:
         with self.ctx.engine.connect() as connection:

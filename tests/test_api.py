@@ -26,9 +26,9 @@ from sqlalchemy.event import listen, remove
 from structlog.testing import capture_logs
 
 from api import submissions
+from api.bodies import BODY_LIMIT
 from api.client import ApiError, Client
-from api.describe import example
-from api.submissions import BODY_LIMIT
+from api.forms import example
 from worker import keys, moves, text
 from worker.catalog import Model
 from worker.database import engine as make_engine
@@ -210,7 +210,7 @@ class TestSubmitting:
     def test_a_number_that_cannot_be_kept_is_refused_where_it_stands(self, http: httpx.Client, number: str) -> None:
         bodies = {
             "/v1/jobs": '{"kind": "text-to-video", "input": {"prompt": "a", "seed": %s}}',
-            "/v1/estimates": '{"kind": "text", "input": {"prompt": "a", "max_tokens": %s}}',
+            "/v1/jobs?dry_run=true": '{"kind": "text", "input": {"prompt": "a", "max_tokens": %s}}',
             "/v1/jobs?dry_run=1": '{"kind": "summary", "input": {"style": {"schema": %s}}}',
             "/v1/schedules": '{"name": "n", "cron": "0 0 * * *", "template": {"input": {"seed": %s}}}',
         }
@@ -227,7 +227,7 @@ class TestSubmitting:
         bodies: dict[str, Any] = {
             "/v1/jobs": CLIP | {"input": many, "metadata": {"k": "v"}} | many,
             "/v1/jobs?dry_run=1": CLIP | {"metadata": {f"k{n}": "\0" for n in range(15_000)}},
-            "/v1/estimates": {"kind": "speech", "input": {"paragraphs": [1] * 100_000}},
+            "/v1/jobs?dry_run=true": {"kind": "speech", "input": {"paragraphs": [1] * 100_000}},
             "/v1/schedules": {"name": "n", "cron": "0 0 * * *", "template": {"input": {"prompt": "{{a}}" * 50_000}}},
         }
 
@@ -251,12 +251,12 @@ class TestSubmitting:
         keyed = {"idempotency-key": "k"}
 
         made, again = (http.post("/v1/jobs", json=picture, headers=keyed) for _ in range(2))
-        dry, priced = post(http, picture, "/v1/jobs?dry_run=true"), post(http, picture, "/v1/estimates")
+        dry = post(http, picture, "/v1/jobs?dry_run=true")
 
         message = "qwen-image-plus was retired by the provider, by others' reports on 2026-10-10: take qwen-image-2.0"
         warned = [{"pointer": "/model", "code": "retired_model", "message": message}]
-        assert [answer.status_code for answer in (made, again, dry, priced)] == [201, 200, 200, 200]
-        assert [answer.json()["warnings"] for answer in (made, again, dry, priced)] == [warned] * 4
+        assert [answer.status_code for answer in (made, again, dry)] == [201, 200, 200]
+        assert [answer.json()["warnings"] for answer in (made, again, dry)] == [warned] * 3
         assert post(http, CLIP).json()["warnings"] == []
         reduced = {"documents": [{"text": "x"}], "reduce_model": "qwen3-max"}
         summary = post(http, {"kind": "summary", "model": "qwen-flash", "input": reduced}, "/v1/jobs?dry_run=true")
@@ -283,12 +283,6 @@ class TestSubmitting:
         assert faults(refused) == {"/model": "model_not_in_region"}
         assert "qwen-flash by batch is offered in cn-beijing" in refused.text
         assert taken.status_code == 201
-
-    def test_an_estimate_is_the_dry_run_of_kind_model_and_input(self, http: httpx.Client) -> None:
-        answer = post(http, CLIP, "/v1/estimates")
-
-        assert answer.json() == post(http, CLIP, "/v1/jobs?dry_run=true").json()
-        assert faults(post(http, CLIP | {"metadata": {}}, "/v1/estimates")) == {"/metadata": "unknown_field"}
 
     def test_a_submission_wakes_the_tick_and_tells_flower(self, environment: dict[str, str]) -> None:
         with served(environment) as api, redis.Redis.from_url(environment["NORIA_BROKER_URL"]) as valkey:
@@ -990,7 +984,7 @@ class TestTheClient:
             yield made
 
     def test_it_goes_through_the_life_of_a_job(self, client: Client, api: Served) -> None:
-        assert client.dry_run(CLIP) == client.estimate("text-to-video", "wan2.5-t2v-preview", CLIP["input"])
+        assert client.dry_run(CLIP)["cost"] == {"currency": "CNY", "estimated": "1.50"}
         job = client.submit(CLIP | {"metadata": {"sku": "A17"}}, "k1")
 
         assert client.submit(CLIP | {"metadata": {"sku": "A17"}}, "k1")["id"] == job["id"]
@@ -1036,7 +1030,7 @@ def test_faults_are_sifted_in_time_that_grows_with_their_number_alone() -> None:
     of_catalog = [Fault(f"/input/b{n}", "unknown_field", "") for n in range(5_000)]
 
     began = time.thread_time()
-    left = submissions.unsaid([*of_catalog, Fault("/a1/x", "", ""), Fault("/a1", "", "")], of_form)
+    left = submissions._unsaid([*of_catalog, Fault("/a1/x", "", ""), Fault("/a1", "", "")], of_form)
 
     assert time.thread_time() - began < 1
     assert left == of_catalog

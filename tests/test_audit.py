@@ -17,7 +17,8 @@ from ops.audit import Finding, Witnesses
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import storage
-from worker.schedules import editing, firing
+from worker.schedules import fire
+from worker.schedules import plan as plans
 from worker.tables import Job, Schedule
 
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
@@ -117,10 +118,10 @@ def family(play: Stage) -> Job:
 def schedule(play: Stage) -> Schedule:
     """One that was made three minutes ago, and has fired for each minute since."""
     template = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
-    plan = editing.Plan("each minute", "* * * * *", "UTC", template, overlap="queue")
+    plan = plans.Plan("each minute", "* * * * *", "UTC", template, overlap="queue")
     with play.ctx.engine.begin() as connection:
-        made, _ = editing.make(connection, play.project, plan, 10, play.now() - timedelta(minutes=3))
-    firing.fire_due(play.ctx.engine, play.ctx.catalog, play.ctx.settings)
+        made, _ = plans.make(connection, play.project, plan, 10, play.now() - timedelta(minutes=3))
+    fire.fire_due(play.ctx.engine, play.ctx.catalog, play.ctx.settings)
     return made
 
 

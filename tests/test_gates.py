@@ -14,16 +14,15 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import fields, replace
 from http.client import HTTPConnection
 from pathlib import Path
-from types import ModuleType
 
 import httpx
 import pytest
 from fastapi_problem.error import Problem
 from serving import CLIP, PATIENCE, Served, eventually, served
 
-from api import context, submissions, uploads
-from api.gates import Gate, Gates, gates
-from api.routes import health, jobs
+from api import bodies, context
+from api.limits import Gate, Gates, gates
+from api.routes import catalog, jobs
 from worker.jobs import reading
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -161,14 +160,14 @@ def _opens(http: httpx.Client, path: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("module", "path", "form"),
-    [(submissions, "/v1/jobs", "application/json"), (uploads, "/v1/files", "multipart/form-data; boundary=b")],
+    ("limit", "path", "form"),
+    [("_SECONDS", "/v1/jobs", "application/json"), ("_FILE_SECONDS", "/v1/files", "multipart/form-data; boundary=b")],
 )
 def test_a_body_that_never_ends_gives_its_place_back(
-    api: Served, monkeypatch: pytest.MonkeyPatch, module: ModuleType, path: str, form: str
+    api: Served, monkeypatch: pytest.MonkeyPatch, limit: str, path: str, form: str
 ) -> None:
     """Three projects that dripped a byte now and then held all places of the server, and all others got 503."""
-    monkeypatch.setattr(module, "_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, limit, 0.2)
     line = HTTPConnection(api.url.removeprefix("http://"), timeout=PATIENCE)
     head = {"Authorization": f"Bearer {api.key('spring')}", "Content-Type": form, "Content-Length": "9999"}
     with closing(line):
@@ -187,8 +186,8 @@ def test_health_is_answered_without_a_thread_or_a_connection_of_requests(api: Se
         ready, alive = http.get("/readyz"), http.get("/healthz")
 
     assert (ready.status_code, alive.status_code) == (200, 200)
-    assert inspect.iscoroutinefunction(health.alive)
-    assert inspect.iscoroutinefunction(health.ready)
+    assert inspect.iscoroutinefunction(catalog.alive)
+    assert inspect.iscoroutinefunction(catalog.ready)
     assert inspect.iscoroutinefunction(context.here)
 
 

@@ -35,14 +35,13 @@ OF_A_SCHEDULE = {
 }
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {(method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules")}
-OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("POST", "/v1/estimates"), ("GET", "/v1/limits")}
+OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
-    "/v1/estimates": CLIP,
     "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
     "/v1/schedules": NIGHTLY,
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},

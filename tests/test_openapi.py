@@ -14,6 +14,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from pydantic import BaseModel
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core import NOT_SET
@@ -26,7 +27,9 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import CLIP, Served, served
 
-from api import answers, describe
+from api import answers, forms, problems
+from api.routes import catalog, files, jobs, operator, schedules
+from worker import document
 from worker.kinds import OFFERED
 
 CHECKS = [
@@ -92,11 +95,17 @@ def test_every_operation_is_explained_and_names_its_refusals(described: dict[str
 
 def test_the_input_is_documented_for_each_kind_with_an_example(described: dict[str, Any]) -> None:
     body = described["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    forms = described["components"]["schemas"]["JobCreate"]["properties"]["input"]["anyOf"]
+    components = described["components"]["schemas"]
+    mapping = components["JobCreate"]["discriminator"]["mapping"]
+    of_kinds = {kind: components[reference.rpartition("/")[2]]["properties"] for kind, reference in mapping.items()}
 
-    assert [form["$ref"].rpartition("/")[2] for form in forms] == [kind.input.__name__ for kind in OFFERED.values()]
+    assert components["JobCreate"]["oneOf"] == [{"$ref": reference} for reference in mapping.values()]
+    assert {kind: fields["kind"]["const"] for kind, fields in of_kinds.items()} == {kind: kind for kind in OFFERED}
+    assert {kind: fields["input"]["$ref"].rpartition("/")[2] for kind, fields in of_kinds.items()} == {
+        kind: offered.input.__name__ for kind, offered in OFFERED.items()
+    }
     assert {name: found["value"] for name, found in body["examples"].items()} == {
-        kind: describe.example(kind) for kind in OFFERED
+        kind: forms.example(kind) for kind in OFFERED
     }
 
 
@@ -111,25 +120,24 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             "insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash)"
             " select id, project_id, 1, 'o', 'a', 'cn-beijing', model, '' from jobs"
         )
-        said: dict[type[answers.Answer], Any] = {
-            answers.Submitted: job,
-            answers.Job: http.get(job["urls"]["self"]).json(),
+        said: dict[type[BaseModel], Any] = {
+            jobs.Submitted: job,
+            document.JobDocument: http.get(job["urls"]["self"]).json(),
             answers.JobList: http.get("/v1/jobs").json(),
-            answers.EventList: http.get(job["urls"]["events"]).json(),
-            answers.AttemptList: http.get(job["urls"]["attempts"]).json(),
-            answers.ChildList: http.get(f"/v1/jobs/{job['id']}/children").json(),
-            answers.File: http.post("/v1/files", files={"file": ("a.txt", b"some words")}).json(),
-            answers.FileList: http.get("/v1/files").json(),
-            answers.Schedule: (schedule := http.post("/v1/schedules", json=NIGHTLY).json()),
-            answers.Run: http.post(f"/v1/schedules/{schedule['id']}/run").json(),
-            answers.ScheduleList: http.get("/v1/schedules").json(),
-            answers.RunList: http.get(schedule["urls"]["runs"]).json(),
-            answers.Estimate: http.post("/v1/estimates", json=CLIP).json(),
-            answers.ModelList: http.get("/v1/models").json(),
-            answers.LaneList: http.get("/v1/limits").json(),
-            answers.Readiness: http.get("/readyz").json(),
-            answers.Problem: http.post("/v1/estimates", json={}).json(),
-            answers.Cancellation: http.post(job["urls"]["cancel"]).json(),
+            jobs.EventList: http.get(job["urls"]["events"]).json(),
+            jobs.AttemptList: http.get(job["urls"]["attempts"]).json(),
+            files.FileDocument: http.post("/v1/files", files={"file": ("a.txt", b"some words")}).json(),
+            files.FileList: http.get("/v1/files").json(),
+            schedules.ScheduleDocument: (schedule := http.post("/v1/schedules", json=NIGHTLY).json()),
+            schedules.RunDocument: http.post(f"/v1/schedules/{schedule['id']}/run").json(),
+            schedules.ScheduleList: http.get("/v1/schedules").json(),
+            schedules.RunList: http.get(schedule["urls"]["runs"]).json(),
+            jobs.Estimate: http.post("/v1/jobs?dry_run=true", json=CLIP).json(),
+            catalog.ModelList: http.get("/v1/models").json(),
+            operator.LaneList: http.get("/v1/limits").json(),
+            catalog.Readiness: http.get("/readyz").json(),
+            problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
+            jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
         }
 
     for form, answer in said.items():

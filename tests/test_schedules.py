@@ -19,9 +19,11 @@ from structlog.testing import capture_logs
 
 from worker import catalog, keys, tick
 from worker.errors import MOST_FAULTS, Conflict, NotFound
-from worker.schedules import cron, editing, firing, templates, timetable
-from worker.schedules.editing import Plan
-from worker.schedules.runs import Desk, Made
+from worker.schedules import clock as cron
+from worker.schedules import fire as firing
+from worker.schedules import plan as plans
+from worker.schedules.fire import FireContext, Made
+from worker.schedules.plan import Plan
 from worker.settings import Settings
 from worker.tables import Project, Schedule
 
@@ -46,7 +48,7 @@ class Clockwork:
 
     def make(self, plan: Plan = HOURLY, now: datetime = START) -> Schedule:
         with self.engine.begin() as connection:
-            return editing.make(connection, self.project, plan, 100, now)[0]
+            return plans.make(connection, self.project, plan, 100, now)[0]
 
     def fire(self, now: datetime) -> list[str]:
         """The prompts of the jobs that were submitted."""
@@ -55,25 +57,25 @@ class Clockwork:
 
     def run_now(self, schedule: Schedule, now: datetime, key: str | None = None) -> Made:
         with self.engine.begin() as connection:
-            held = timetable.held(connection, self.project.id, schedule.id)
-            return firing.run_now(Desk(connection, CATALOG, self.settings, now), held, key)
+            held = plans.held(connection, self.project.id, schedule.id)
+            return firing.run_now(FireContext(connection, CATALOG, self.settings, now), held, key)
 
     def change(self, schedule: Schedule, now: datetime, **said: Any) -> Schedule:
         with self.engine.begin() as connection:
-            held = timetable.held(connection, self.project.id, schedule.id)
-            return editing.change(connection, held, replace(Plan.of(held), **said), now)
+            held = plans.held(connection, self.project.id, schedule.id)
+            return plans.change(connection, held, replace(Plan.of(held), **said), now)
 
     def pause(self, schedule: Schedule, now: datetime) -> None:
         with self.engine.begin() as connection:
-            editing.pause(connection, timetable.held(connection, self.project.id, schedule.id), now)
+            plans.pause(connection, plans.held(connection, self.project.id, schedule.id), now)
 
     def resume(self, schedule: Schedule, now: datetime) -> Schedule:
         with self.engine.begin() as connection:
-            return editing.resume(connection, timetable.held(connection, self.project.id, schedule.id), now)
+            return plans.resume(connection, plans.held(connection, self.project.id, schedule.id), now)
 
     def look(self, schedule: Schedule) -> Schedule:
         with self.engine.connect() as connection:
-            return timetable.one(connection, self.project.id, schedule.id)
+            return plans.one(connection, self.project.id, schedule.id)
 
     def runs(self, schedule: Schedule) -> list[tuple[str, str, str]]:
         """Fire time, trigger and outcome of each run, the first one first."""
@@ -197,9 +199,9 @@ class TestTemplates:
     def test_variables_are_told_from_the_fire_time_in_the_schedules_zone(self) -> None:
         fire_at = datetime(2027, 1, 2, 23, 30, tzinfo=UTC)  # Sunday the 3rd in Berlin, of 2026's last ISO week
         last = datetime(2027, 1, 1, 23, 29, tzinfo=UTC)
-        run = editing._NO_RUN
+        run = plans._NO_RUN
 
-        told = templates.Occasion.of(fire_at, "Europe/Berlin", last, run).values()
+        told = plans.Occasion.of(fire_at, "Europe/Berlin", last, run).values()
 
         assert told == {
             "date": "2027-01-03",
@@ -212,18 +214,18 @@ class TestTemplates:
             "until": "2027-01-03T00:29:00+01:00",
             "run": str(run),
         }
-        assert set(told) == set(templates.VARIABLES)
+        assert set(told) == set(plans.VARIABLES)
 
     def test_every_string_is_filled_and_braces_can_be_written(self) -> None:
         template = {"a": ["{{date}}", {"{{month}}": "x {{ date }} y"}, 5, None], "b": "{{{{date}} {one} }}", "c": True}
 
-        assert templates.fill(template, {"date": "D", "month": "M"}) == (
+        assert plans.fill(template, {"date": "D", "month": "M"}) == (
             {"a": ["D", {"M": "x D y"}, 5, None], "b": "{{date}} {one} }}", "c": True},
             [],
         )
 
     def test_what_is_no_variable_is_named_by_where_it_stands(self) -> None:
-        _, found = templates.fill({"a/b": ["{{dat}}", "{{date"], "c": "{{ }}"}, {"date": "D"})
+        _, found = plans.fill({"a/b": ["{{dat}}", "{{date"], "c": "{{ }}"}, {"date": "D"})
 
         assert [(fault.pointer, fault.code) for fault in found] == [
             ("/a~1b/0", "unknown_variable"),
@@ -232,13 +234,13 @@ class TestTemplates:
         ]
 
     def test_what_a_variable_holds_is_not_filled_again(self) -> None:
-        assert templates.fill("{{a}}", {"a": "{{b}}", "b": "x"}) == ("{{b}}", [])
+        assert plans.fill("{{a}}", {"a": "{{b}}", "b": "x"}) == ("{{b}}", [])
 
     @pytest.mark.parametrize("hostile", ["{{" + " " * 2000, "{{ a" * 2000, "{{" * 2001, "{{a}}" * 20_000])
     def test_a_hostile_template_takes_no_longer_than_any_other(self, hostile: str) -> None:
         """It takes a tenth of a millisecond for 1,000 characters; with the cube of the blanks it took 2 s."""
         began = time.thread_time()
-        _, found = templates.fill({"prompt": hostile}, {"date": "D"})
+        _, found = plans.fill({"prompt": hostile}, {"date": "D"})
 
         assert time.thread_time() - began < 0.5
         assert 1 <= len(found) <= MOST_FAULTS
@@ -309,7 +311,7 @@ class TestFiring:
         held, free = clock.make(), clock.make(replace(HOURLY, name="free"))
 
         with clock.engine.begin() as connection:
-            timetable.held(connection, clock.project.id, held.id)
+            plans.held(connection, clock.project.id, held.id)
             assert len(clock.fire(START + HOUR)) == 1
 
         assert clock.runs(free) == [("20 01:00", "clock", "submitted")]
@@ -582,7 +584,7 @@ class TestChanging:
         clock.fire(START + HOUR)
 
         with clock.engine.begin() as connection:
-            editing.remove(connection, timetable.held(connection, clock.project.id, schedule.id))
+            plans.remove(connection, plans.held(connection, clock.project.id, schedule.id))
 
         assert clock.runs(schedule) == []
         assert clock.sql("select state from jobs") == [{"state": "queued"}]
@@ -606,7 +608,7 @@ class TestChanging:
         def make(n: int) -> None:
             try:
                 with clock.engine.begin() as connection:
-                    editing.make(connection, clock.project, replace(HOURLY, name=f"s{n}"), 3, START)
+                    plans.make(connection, clock.project, replace(HOURLY, name=f"s{n}"), 3, START)
             except Conflict as error:
                 refused.append(error.code)
 

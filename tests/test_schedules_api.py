@@ -15,10 +15,10 @@ from jsonschema import Draft202012Validator
 from serving import CLIP, Served, served
 from structlog.testing import capture_logs
 
-from api import answers
 from api.client import Client
 from ops import cli
-from worker.schedules import firing
+from worker.schedules import fire as firing
+from worker.schedules.plan import RunDocument
 
 NIGHTLY: dict[str, Any] = {
     "name": "nightly",
@@ -244,7 +244,7 @@ def test_run_now_is_answered_with_what_became_of_it(http: httpx.Client, api: Ser
     assert (second.json()["trigger"], second.json()["outcome"]) == ("person", "skipped")
     assert "of the run before is queued" in second.json()["why"]
     for answer in (first, second):
-        Draft202012Validator(answers.Run.model_json_schema()).validate(answer.json())
+        Draft202012Validator(RunDocument.model_json_schema()).validate(answer.json())
 
 
 def test_runs_come_in_pages_the_latest_first(http: httpx.Client, api: Served) -> None:

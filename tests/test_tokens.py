@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event, text
 
 from worker import catalog, keys, moves
 from worker.catalog import Usage
-from worker.jobs import reading, waiting
+from worker.jobs import reading
 from worker.lanes import fair_queue, limits, slots
 from worker.settings import Settings
 from worker.states import Move, State
@@ -73,7 +73,7 @@ class Desk:
 
     def shown(self) -> dict[str, Any]:
         (lane,) = [lane for lane in slots.listed(self.connection, self.now) if lane.model == MODEL]
-        return reading.lane_shown(lane, self.now, is_operator=True)
+        return reading.LaneDocument.of(lane, self.now, is_operator=True).as_json()
 
     def sql(self, statement: str, **values: Any) -> list[Any]:
         result = self.connection.execute(text(statement), values)
@@ -178,7 +178,7 @@ def test_a_spent_day_parks_the_lane_until_midnight_in_shanghai_and_says_so(desk:
     job = desk.begin(desk.call(), 101)
 
     assert job.state == State.QUEUED
-    found = waiting.waiting_on(desk.connection, [job], desk.now)[job.id]
+    found = reading.waiting_on(desk.connection, [job], desk.now)[job.id]
     assert found is not None
     assert (found.code, f"{TPD} tokens a day" in found.detail) == ("quota", True)
     assert found.until is not None
@@ -207,7 +207,7 @@ def test_a_call_that_the_day_has_no_room_for_says_so_and_goes_once_it_has(desk: 
     desk.answer(desk.sent(TPD // 2), TPD // 2)
     desk.now += timedelta(hours=1)
     waits = desk.begin(desk.call(), TPD // 2 + 1)
-    found = waiting.waiting_on(desk.connection, [waits], desk.now)[waits.id]
+    found = reading.waiting_on(desk.connection, [waits], desk.now)[waits.id]
     assert found is not None
     assert (found.code, "tokens a day" in found.detail) == ("quota", True)
 
@@ -226,7 +226,7 @@ def test_a_lane_that_is_booked_for_days_is_asked_again_within_a_minute(desk: Des
     assert waits.run_at is not None
     assert waits.run_at <= desk.now + timedelta(minutes=1)
     assert (waits.state, fair_queue.admit(desk.connection, desk.now)) == (State.QUEUED, 0), "it would wait with a slot"
-    found = waiting.waiting_on(desk.connection, [waits], desk.now)[waits.id]
+    found = reading.waiting_on(desk.connection, [waits], desk.now)[waits.id]
     assert found is not None
     assert (found.code, found.until) == ("rate", desk.now + timedelta(days=7))
     desk.sql("update lanes set tokens_at = :now", now=desk.now)

@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from worker import catalog, keys, settings
-from worker.jobs import waiting
+from worker.document import Waiting
+from worker.jobs import reading
 from worker.lanes import fair_queue, limits
 from worker.tables import Job
 
@@ -76,12 +77,12 @@ class House:
             self.end()
         return found
 
-    def waiting_on(self, project: uuid.UUID) -> list[waiting.Waiting | None]:
+    def waiting_on(self, project: uuid.UUID) -> list[Waiting | None]:
         rows = self.sql(
             "select * from jobs where project_id = :project and state = 'queued' order by id", project=project
         )
         jobs = [Job.of(row) for row in rows]
-        found = waiting.waiting_on(self.connection, jobs, self.now)
+        found = reading.waiting_on(self.connection, jobs, self.now)
         return [found[job.id] for job in jobs]
 
     def sql(self, statement: str, **values: Any) -> list[Any]:
@@ -174,7 +175,7 @@ def test_a_project_has_no_more_in_flight_than_its_cap_and_the_others_go_on(house
     assert {waiting.code for waiting in house.waiting_on(capped) if waiting} == {"project"}
     keys.set_project(house.connection, "capped", max_in_flight=0)
     assert keys.project(house.connection, "capped").max_in_flight is None
-    assert house.waiting_on(capped)[0] == waiting.Waiting("turn", _TURN, None, 1)
+    assert house.waiting_on(capped)[0] == Waiting("turn", _TURN, None, 1)
 
 
 _TURN = "waits for its turn: projects take turns in the model's concurrent tasks"
@@ -238,7 +239,7 @@ def test_a_page_of_jobs_is_explained_in_three_statements(house: House, engine: E
     jobs = [Job.of(row) for row in house.sql("select * from jobs order by id")]
     counted = _Counted(house.connection)
 
-    found = waiting.waiting_on(counted, jobs, house.now)  # type: ignore[arg-type]
+    found = reading.waiting_on(counted, jobs, house.now)  # type: ignore[arg-type]
 
     assert counted.statements == 3
     assert len(found) == 60

@@ -1,38 +1,149 @@
-"""A job as others see it: what the API shows of it, and what a webhook's receiver is told.
+"""A job as others see it: the API, a webhook's receiver, and Flower.
 
-It is a value made of rows that are handed in, or read here by the project's own jobs. The provider's links are never
-shown.
+Each answer is one pydantic model, built from rows that are handed in or read here by the project's own jobs. OpenAPI
+shows the same models. The provider's links are never shown; nor is the prompt, to Flower.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from sqlalchemy import Connection, bindparam, func, select
 
 from worker import money
-from worker.states import TERMINAL, Mode, State
+from worker.kinds import KINDS
+from worker.states import TERMINAL, HeldFor, Mode, State
 from worker.tables import Attempt, Job, Output
 from worker.text import moment
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
-_ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
+STATES: dict[str, Any] = {"enum": [*State]}  # named to readers, who must bear with a state that is added later
+
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
+
+Priority = Literal["high", "normal", "low"]
+Billed = Literal["yes", "no", "unknown"]
+# RFC 3339 in UTC, to the millisecond.
+Moment = Annotated[
+    datetime, PlainSerializer(moment, return_type=str), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+Amount = Annotated[str, Field(pattern=r"^-?\d+\.\d{2,6}$", examples=["3.00"])]  # of money, as `money.shown` writes it
+
+
+class Answer(BaseModel):
+    """What others are told. Every field is always there, and there are no others."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        from_attributes=True,
+        json_schema_serialization_defaults_required=True,
+        serialize_by_alias=True,
+        validate_by_name=True,
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer as values that JSON has."""
+        return self.model_dump(mode="json")
+
+
+class Cost(Answer):
+    """Amounts are decimal strings; null where no price is known, or nothing was billed yet."""
+
+    currency: Literal["CNY"] = "CNY"
+    estimated: Amount | None
+    actual: Amount | None
+    billed: Billed
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why nothing is sent for a job now, in a code, a sentence, and the instant it may change (None: unknown)."""
+    """What an unfinished job waits for: a code, a sentence, and when that may change (null: unknown)."""
 
-    code: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    code: Annotated[str, Field(examples=["slot"])]
     detail: str
-    until: datetime | None = None
-    position: int | None = None  # in its project's line for the model
+    until: Moment | None = None
+    position: Annotated[int | None, Field(description="in its project's line for the model, from 1")] = None
+
+
+class Provider(Answer):
+    """What the provider knows the job by."""
+
+    account: str | None
+    region: str | None
+    task_id: str | None
+    request_id: str | None
+    status: str | None
+    links_expire_at: Moment | None
+
+
+class OutputDocument(Answer):
+    """An object in the bucket, checked; `url` redirects to a link to it."""
+
+    n: int
+    role: str
+    content_type: str
+    bytes: int
+    sha256: str
+    duration: float | None = Field(description="seconds")
+    key: str
+    url: str
+
+
+class Children(Answer):
+    """How many parts a job has so far, and how many of them have ended in which way."""
+
+    total: int
+    unfinished: int
+    succeeded: int
+    failed: int
+    canceled: int
+    expired: int
+
+
+class JobDocument(Answer):
+    """One thing that was asked for. Treat a state that you do not know as unfinished unless `is_terminal`."""
+
+    id: uuid.UUID
+    object: Literal["job"] = "job"
+    kind: str
+    model: str
+    project: str
+    state: str = Field(json_schema_extra=STATES)
+    is_terminal: bool
+    held_for: HeldFor | None
+    cancel_requested: bool
+    waiting_on: Waiting | None
+    priority: Priority
+    input: dict[str, Any] = Field(description="complete: defaults filled in; in lists long parts are cut, and end in …")
+    metadata: dict[str, str]
+    custom_id: str | None
+    batch_id: uuid.UUID | None = None
+    parent_id: uuid.UUID | None
+    round: int | None = Field(description="a child's own, from 1; a parent's last one")
+    place: int | None = Field(description="a child's, in its round, from 0")
+    children: Children | None = Field(description="of a job that is made in parts: how they stand")
+    created_at: Moment
+    submitted_at: Moment | None
+    started_at: Moment | None
+    finished_at: Moment | None
+    deadline_at: Moment | None
+    cost: Cost
+    usage: dict[str, Any] | None = Field(description="what was billed, in the model's units")
+    provider: Provider
+    outputs: list[OutputDocument]
+    result: dict[str, Any] | None = Field(description="of a text: what was answered; cut in lists as the input is")
+    error: dict[str, Any] | None = Field(description="code, class, message, retryable, billed, hint, provider")
+    urls: dict[str, str]
 
 
 def shown(
@@ -42,54 +153,40 @@ def shown(
     request_id: str | None,
     cause: Waiting | None,
     made_of: Counter[str] | None = None,
-) -> dict[str, Any]:
+) -> JobDocument:
     """One job as the API and the webhooks show it; `made_of` is what `parts` says of a parent."""
     path = f"/v1/jobs/{job.id}"
-    return {
-        "id": str(job.id),
-        "object": "job",
-        "kind": job.kind,
-        "model": job.model,
-        "project": project,
-        "state": job.state,
-        "is_terminal": State(job.state) in TERMINAL,
-        "held_for": job.held_for,
-        "cancel_requested": job.cancel_requested,
-        "waiting_on": cause_shown(cause),
-        "priority": _PRIORITY_NAMES[job.priority],
-        "input": job.input,
-        "metadata": job.labels,
-        "custom_id": job.custom_id,
-        "batch_id": None,
-        "parent_id": str(job.parent_id) if job.parent_id else None,
-        "round": job.round if job.parent_id or job.mode == Mode.PARENT else None,
-        "place": job.place,
-        "children": _children(made_of) if made_of is not None else None,
-        "created_at": moment(job.created_at),
-        "submitted_at": moment(job.submitted_at),
-        "started_at": moment(job.started_at),
-        "finished_at": moment(job.finished_at),
-        "deadline_at": moment(job.deadline_at),
-        "cost": {
-            "currency": "CNY",
-            "estimated": money.shown(job.estimate),
-            "actual": money.shown(job.cost),
-            "billed": job.billed,
-        },
-        "usage": job.usage,
-        "provider": {
-            "account": job.account,
-            "region": job.region,
-            "task_id": job.task_id,
-            "request_id": request_id,
-            "status": job.task_status,
-            "links_expire_at": moment(job.links_expire_at),
-        },
-        "outputs": [_output(path, output) for output in stored],
-        "result": job.result,
-        "error": job.error,
-        "urls": _urls(job, path),
-    }
+    return JobDocument(
+        id=job.id,
+        kind=job.kind,
+        model=job.model,
+        project=project,
+        state=job.state,
+        is_terminal=State(job.state) in TERMINAL,
+        held_for=HeldFor(job.held_for) if job.held_for else None,
+        cancel_requested=job.cancel_requested,
+        waiting_on=cause,
+        priority=_PRIORITY_NAMES[job.priority],
+        input=job.input,
+        metadata=job.labels,
+        custom_id=job.custom_id,
+        parent_id=job.parent_id,
+        round=job.round if job.parent_id or job.mode == Mode.PARENT else None,
+        place=job.place,
+        children=_children(made_of) if made_of is not None else None,
+        created_at=job.created_at,
+        submitted_at=job.submitted_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        deadline_at=job.deadline_at,
+        cost=Cost(estimated=money.shown(job.estimate), actual=money.shown(job.cost), billed=job.billed),
+        usage=job.usage,
+        provider=_provider(job, request_id),
+        outputs=[_output(path, output) for output in stored],
+        result=job.result,
+        error=job.error,
+        urls=_urls(job, path),
+    )
 
 
 def outputs(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list[Output]]:
@@ -118,9 +215,27 @@ def parts(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Counte
     return found
 
 
-def cause_shown(cause: Waiting | None) -> dict[str, Any] | None:
-    """What something waits for, as the API shows it."""
-    return {**asdict(cause), "until": moment(cause.until)} if cause else None
+def flower_event(job: Job, project: str, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The Celery event, made by hand, of the state that a job has entered; None where Flower has no use for it.
+
+    Only top-level jobs have a row in Flower. Flower merges only the fields that it knows, an unknown `task-foo` becomes
+    the state FOO, and nothing shows after a terminal event. `name` becomes a metric's label, so it holds nothing of the
+    user's. The prompt is never in an event.
+    """
+    event_type = _FLOWER_TYPES.get(State(job.state))
+    if event_type is None or job.parent_id is not None:
+        return None
+    said = {
+        "type": event_type,
+        "uuid": str(job.id),
+        "name": f"{job.kind} · {job.model}",
+        "args": _words(job),
+        "kwargs": repr({"project": project, "custom_id": job.custom_id or "", "id": str(job.id)}),
+        "retries": job.retries,
+        "timestamp": job.state_at.timestamp(),
+        "local_received": time.time(),
+    }
+    return said | _end(job, keys)
 
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
@@ -138,34 +253,69 @@ _PARTS = (
     .order_by(Job.parent_id, Job.state)
 )
 
-_URLS = {
-    "self": "",
-    "events": "/events",
-    "attempts": "/attempts",
-    "children": "/children",
-    "cancel": "/cancel",
-    "retry": "/retry",
+_FLOWER_TYPES = {
+    State.QUEUED: "task-received",
+    State.SUBMITTING: "task-submitted",
+    State.RUNNING: "task-running",
+    State.GATHERING: "task-gathering",
+    State.COPYING: "task-copying",
+    State.HELD: "task-held",
+    State.SUCCEEDED: "task-succeeded",
+    State.FAILED: "task-failed",
+    State.EXPIRED: "task-failed",
+    State.CANCELED: "task-revoked",
 }
+_ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
+_LINKS = ("events", "attempts", "children", "cancel", "retry")
+
+
+def _provider(job: Job, request_id: str | None) -> Provider:
+    return Provider(
+        account=job.account,
+        region=job.region,
+        task_id=job.task_id,
+        request_id=request_id,
+        status=job.task_status,
+        links_expire_at=job.links_expire_at,
+    )
 
 
 def _urls(job: Job, path: str) -> dict[str, str]:
     is_parent = job.mode == Mode.PARENT
-    return {name: path + suffix for name, suffix in _URLS.items() if is_parent or name != "children"}
+    return {"self": path} | {name: f"{path}/{name}" for name in _LINKS if is_parent or name != "children"}
 
 
-def _children(made_of: Counter[str]) -> dict[str, int]:
+def _children(made_of: Counter[str]) -> Children:
     ended = {str(state): made_of[state] for state in _ENDS}
-    return {"total": made_of.total(), "unfinished": made_of.total() - sum(ended.values()), **ended}
+    return Children(total=made_of.total(), unfinished=made_of.total() - sum(ended.values()), **ended)
 
 
-def _output(path: str, output: Output) -> dict[str, Any]:
-    return {
-        "n": output.n,
-        "role": output.role,
-        "content_type": output.content_type,
-        "bytes": output.bytes,
-        "sha256": output.sha256,
-        "duration": float(output.duration) if output.duration is not None else None,
-        "key": output.key,
-        "url": f"{path}/outputs/{output.n}",
-    }
+def _output(path: str, output: Output) -> OutputDocument:
+    return OutputDocument(
+        n=output.n,
+        role=output.role,
+        content_type=output.content_type,
+        bytes=output.bytes,
+        sha256=output.sha256,
+        duration=float(output.duration) if output.duration is not None else None,
+        key=output.key,
+        url=f"{path}/outputs/{output.n}",
+    )
+
+
+def _words(job: Job) -> str:
+    kind = KINDS[job.kind]
+    return kind.words(kind.input.model_validate(job.input))
+
+
+def _end(job: Job, keys: Sequence[str]) -> dict[str, Any]:
+    took = (job.finished_at - job.created_at).total_seconds() if job.finished_at else None
+    if job.state == State.SUCCEEDED:
+        return {"result": ", ".join(keys), "runtime": took}
+    if job.state in (State.FAILED, State.EXPIRED):
+        error = job.error or {}
+        reason = f"{error.get('code')}: {error.get('message')}"
+        return {"exception": reason, "traceback": error.get("hint") or "", "runtime": took}
+    if job.state == State.CANCELED:
+        return {"terminated": False, "signum": None, "expired": False}
+    return {}

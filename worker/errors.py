@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 MOST_FAULTS = 100  # that one answer names: nobody corrects more at once, and a body of 1 MB may have 100,000
 
@@ -39,8 +41,8 @@ class ErrorClass(StrEnum):
 class Fault:
     """One wrong field: a JSON pointer into the body, a stable code, and a sentence for a person."""
 
-    pointer: str
-    code: str
+    pointer: Annotated[str, Field(description="into the body, or /query/… or /header/…", examples=["/input/size"])]
+    code: Annotated[str, Field(examples=["not_allowed"])]
     message: str
 
 

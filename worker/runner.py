@@ -17,13 +17,12 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, database, log, moves, steps, tick, timeouts, webhooks
+from worker import claims, database, document, log, moves, steps, tick, timeouts, webhooks
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost, NotTold
-from worker.jobs import flower
 from worker.lanes import query_budget
-from worker.schedules import firing
+from worker.schedules import fire
 from worker.states import TERMINAL, Move, State
 from worker.steps import finish, poll, unowned
 from worker.tables import DeadReceiver, Delivery, Job, Project
@@ -115,8 +114,8 @@ class Runner:
 
     def fire(self) -> None:
         """The schedules whose time has come; what they submit waits for the next tick."""
-        for job in firing.fire_due(self.ctx.engine, self.ctx.catalog, self.ctx.settings):
-            if said := flower.event(job, self.ctx.project_name(job), []):
+        for job in fire.fire_due(self.ctx.engine, self.ctx.catalog, self.ctx.settings):
+            if said := document.flower_event(job, self.ctx.project_name(job), []):
                 self.tell(said)
             self.hint()
 
@@ -136,7 +135,7 @@ class Runner:
             # few at a time: an input may hold a picture
             rows = connection.execution_options(yield_per=50).execute(unfinished)
             for job in map(Job.of, rows.mappings()):
-                if said := flower.event(job, self.ctx.project_name(job), []):
+                if said := document.flower_event(job, self.ctx.project_name(job), []):
                     self.tell(said)
 
     def carry_out(self, job: Job, clock: Clock) -> Move | None:
@@ -179,7 +178,7 @@ class Runner:
             self.ctx.wake(job.parent_id)
         if job.state not in (State.SUBMITTING, State.RUNNING):
             self.hint()
-        if said := flower.event(job, self.ctx.project_name(job), keys):
+        if said := document.flower_event(job, self.ctx.project_name(job), keys):
             self.tell(said)
 
     def _poll(self, taken: Sequence[Job], clock: Clock) -> None:

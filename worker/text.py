@@ -1,4 +1,4 @@
-"""Text and values as they are written down: times, digests, JSON pointers, what Postgres can store."""
+"""Text and values as they are written down: times, digests, JSON pointers, and text that Postgres can keep."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.lanes import fair_queue, limits, run_times
 from worker.moves import children
-from worker.schedules import firing
+from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
 from worker.work import WORK, Group
@@ -126,7 +126,7 @@ def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None
 
 def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     """One tick; what to publish once the transaction is committed. Nothing when another process is at it."""
-    lock = select(_LOCKED, _anything(now), _duty_due(now), firing.is_due(now).label("fires"), _moment(now))
+    lock = select(_LOCKED, _anything(now), _duty_due(now), fire.is_due(now).label("fires"), _moment(now))
     probe = connection.execute(lock).one()
     if not probe.locked:
         return []

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
+from pydantic import Field
 
-from api import answers, describe
-from api.auth import Mine, Transferring
-from api.context import Here
-from api.uploads import Given
+from api import answers, forms
+from api.answers import Page
+from api.bodies import Given
+from api.context import Here, Mine, Transferring
+from api.problems import refusals
+from worker.document import Answer, Moment
 from worker.inputs import files
-from worker.jobs import reading
 
-router = APIRouter(prefix="/v1/files", tags=["files"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
+router = APIRouter(prefix="/v1/files", tags=["files"], responses=refusals(400, 401, 404, 422, 429, 503))
+
+
+class FileDocument(Answer):
+    """A file in the bucket, to be named by its key in a job's input."""
+
+    object: Literal["file"] = "file"
+    id: UUID
+    name: str = Field(description="as its sender calls it", examples=["cat.png"])
+    key: str = Field(description="what an input names it by")
+    content_type: str = Field(description="by its bytes", examples=["image/png"])
+    bytes: int
+    sha256: str
+    created_at: Moment
+
+
+class FileList(Page[FileDocument]):
+    """A page of files, the newest first."""
+
 
 FileId = Annotated[UUID, Path(description="the file's id")]
 
@@ -23,9 +43,9 @@ FileId = Annotated[UUID, Path(description="the file's id")]
 @router.post(
     "",
     status_code=201,
-    response_model=answers.File,
-    responses={200: {"model": answers.File, "description": "it is there already"}, **describe.refusals(413, 415)},
-    openapi_extra=describe.upload(),
+    response_model=FileDocument,
+    responses={200: {"model": FileDocument, "description": "it is there already"}, **refusals(413, 415)},
+    openapi_extra=forms.file_body(),
 )
 def give(here: Here, mine: Transferring, given: Given) -> Response:
     """Put a file into the bucket, to be named by its `key` in a job's input.
@@ -35,10 +55,11 @@ def give(here: Here, mine: Transferring, given: Given) -> Response:
     """
     draft = files.draft(given.name, given.body)
     kept, is_new = files.keep(here.engine, here.bucket, mine.project.id, draft, mine.now)
-    return JSONResponse(reading.file_shown(kept), 201 if is_new else 200, headers={"location": f"/v1/files/{kept.id}"})
+    shown = FileDocument.model_validate(kept)
+    return answers.answer(shown, 201 if is_new else 200, {"location": f"/v1/files/{kept.id}"})
 
 
-@router.get("", response_model=answers.FileList)
+@router.get("", response_model=FileList)
 def listed(
     here: Here,
     mine: Mine,
@@ -48,19 +69,18 @@ def listed(
     """List files, the newest first."""
     with here.engine.connect() as connection:
         found = files.page(connection, mine.project.id, cursor, limit + 1)
-    page = found[:limit]
-    more = str(page[-1].id) if len(found) > len(page) else None
-    return answers.listed([reading.file_shown(file) for file in page], more)
+    page = [FileDocument.model_validate(file) for file in found[:limit]]
+    return answers.page(FileList, page, page[-1].id if len(found) > limit else None)
 
 
-@router.get("/{file_id}", response_model=answers.File)
+@router.get("/{file_id}", response_model=FileDocument)
 def show(here: Here, mine: Mine, file_id: FileId) -> Response:
     """One file."""
     with here.engine.connect() as connection:
-        return JSONResponse(reading.file_shown(files.one(connection, mine.project.id, file_id)))
+        return answers.answer(FileDocument.model_validate(files.one(connection, mine.project.id, file_id)))
 
 
-@router.delete("/{file_id}", status_code=204, responses=describe.refusals(409))
+@router.delete("/{file_id}", status_code=204, responses=refusals(409))
 def remove(here: Here, mine: Transferring, file_id: FileId) -> Response:
     """Delete a file. Refused while a job that has not ended names it; a job made again later would miss it."""
     with here.engine.begin() as connection:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.sse import EventSourceResponse
 from psycopg.errors import QueryCanceled
+from pydantic import Field
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from api import answers, describe, streams, submissions
-from api.auth import Following, Mine, Searching, Tenant, follows
-from api.context import Context, Here, moment
-from api.problems import problem
-from api.schemas import ChildQuery, JobCreate, JobQuery
-from api.submissions import JsonBody
+from api import answers, forms, streams, submissions
+from api.answers import JobList, Page
+from api.bodies import JsonBody
+from api.context import Context, Following, Here, Mine, Searching, Tenant, follows, moment
+from api.forms import ChildQuery, JobQuery
+from api.problems import problem, refusals
 from worker import document, inputs, money, text
-from worker.errors import Conflict, InvalidInput
-from worker.jobs import reading, submission, waiting
+from worker.document import Amount, Answer, JobDocument
+from worker.errors import Conflict, Fault, InvalidInput
+from worker.jobs import reading, submission
+from worker.jobs.reading import AttemptDocument, EventDocument
 from worker.jobs.submission import Prepared, Sent
 from worker.states import TERMINAL, Mode, State
 from worker.tables import Job, Output
@@ -36,7 +39,48 @@ _RACES = 5  # submissions under one key at once that may overtake this one
 _SEARCH_SECONDS = 5
 _MOST = 2**31 - 1  # of numbers in addresses and headers
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=describe.refusals(400, 401, 404, 422, 429, 503))
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=refusals(400, 401, 404, 422, 429, 503))
+
+
+class Submitted(JobDocument):
+    """The job that was made, or the first one under the same Idempotency-Key."""
+
+    warnings: list[Fault] = Field(description="of what was taken all the same: a model that others report as retired")
+
+
+class EstimatedCost(Answer):
+    """Null where no price is known."""
+
+    currency: Literal["CNY"] = "CNY"
+    estimated: Amount | None
+
+
+class Estimate(Answer):
+    """What a submission would be and cost; nothing was made."""
+
+    object: Literal["estimate"] = "estimate"
+    kind: str
+    model: str
+    input: dict[str, Any]
+    cost: EstimatedCost
+    warnings: list[Fault] = Field(description="of what would be taken all the same")
+
+
+class Cancellation(Answer):
+    """What became of the wish: canceled, requested (the provider is asked), too_late (billed), already_finished."""
+
+    object: Literal["cancellation"] = "cancellation"
+    outcome: Literal["canceled", "requested", "too_late", "already_finished"]
+    job: JobDocument
+
+
+class EventList(Page[EventDocument]):
+    """A page of a job's events, the oldest first; the cursor is the last one's sequence."""
+
+
+class AttemptList(Page[AttemptDocument]):
+    """Every attempt of a job, the oldest first."""
+
 
 IdempotencyKey = Annotated[
     str | None,
@@ -54,15 +98,15 @@ Place = Annotated[int, Query(ge=0, le=_MOST, description="the sequence after whi
 @router.post(
     "",
     status_code=201,
-    response_model=answers.Submitted,
+    response_model=Submitted,
     responses={
         200: {
-            "model": answers.Submitted | answers.Estimate,
+            "model": Submitted | Estimate,
             "description": "a replay (Idempotency-Replayed), or a dry run",
         },
-        **describe.refusals(409, 413, 415),
+        **refusals(409, 413, 415),
     },
-    openapi_extra=describe.body(JobCreate),
+    openapi_extra=forms.job_body(),
 )
 def submit(
     here: Here,
@@ -78,24 +122,22 @@ def submit(
         # it may have been right when it came first, by the catalog of that day
         if dry_run or (first := _first(here, mine, body, idempotency_key)) is None:
             raise
-        return _replay(first)
-    warned = {"warnings": [asdict(warning) for warning in prepared.warnings]}
+        return _replay(first, [])
     if dry_run:
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.model, prepared.input)
-        return JSONResponse(estimate(prepared))
+        return answers.answer(_estimate(prepared))
     sent = Sent(idempotency_key, text.digest(body)) if idempotency_key else None
     job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
-        return _replay(replay | warned)
+        return _replay(replay, prepared.warnings)
     here.tell(job, mine.project)
-    made = document.shown(
-        mine.project.name, job, [], None, waiting.at_first(job), Counter() if job.mode == Mode.PARENT else None
-    )
-    return JSONResponse(made | warned, 201, headers={"location": made["urls"]["self"]})
+    parts: Counter[str] | None = Counter() if job.mode == Mode.PARENT else None
+    made = document.shown(mine.project.name, job, [], None, reading.at_first(job), parts)
+    return answers.answer(_submission(made, prepared.warnings), 201, {"location": made.urls["self"]})
 
 
-@router.get("", response_model=answers.JobList)
+@router.get("", response_model=JobList)
 def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) -> Response:
     """List jobs, the newest first. `metadata.KEY=value` finds by metadata; several filters narrow together.
 
@@ -108,19 +150,19 @@ def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) ->
         page = found[: wanted.limit]
         data = reading.documents(connection, mine.project.name, page, mine.now)
     cursor = page[-1].id if len(found) > len(page) else last
-    return answers.listed(data, str(cursor) if cursor else None)
+    return answers.page(JobList, data, cursor)
 
 
-@router.get("/{job_id}", response_model=answers.Job)
+@router.get("/{job_id}", response_model=JobDocument)
 def show(here: Here, mine: Mine, job_id: JobId) -> Response:
     """One job: where it is, what it waits for, what it made and cost."""
     with here.engine.connect() as connection:
-        return JSONResponse(_document(connection, mine, reading.one(connection, mine.project.id, job_id)))
+        return answers.answer(_document(connection, mine, reading.one(connection, mine.project.id, job_id)))
 
 
 @router.get(
     "/{job_id}/events",
-    response_model=answers.EventList,
+    response_model=EventList,
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
         204: {"description": "the stream has ended, and was read to its end"},
@@ -142,20 +184,19 @@ def events(
         if follows(request):
             return _stream(here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
-    page: Sequence[Any] = found[:limit]
-    more = str(page[-1].sequence) if len(found) > len(page) else None
-    return answers.listed([reading.event_shown(event) for event in page], more)
+    page = [EventDocument.of(event) for event in found[:limit]]
+    return answers.page(EventList, page, page[-1].sequence if len(found) > limit else None)
 
 
-@router.get("/{job_id}/attempts", response_model=answers.AttemptList)
+@router.get("/{job_id}/attempts", response_model=AttemptList)
 def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Every create call to the provider: what may have cost money."""
     with here.engine.connect() as connection:
         made = reading.attempts(connection, reading.brief(connection, mine.project.id, job_id))
-    return answers.listed([reading.attempt_shown(attempt) for attempt in made])
+    return answers.page(AttemptList, [AttemptDocument.model_validate(attempt) for attempt in made])
 
 
-@router.get("/{job_id}/children", response_model=answers.ChildList)
+@router.get("/{job_id}/children", response_model=JobList)
 def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery, Query()]) -> Response:
     """The parts that a job is made in, each a job itself, in the order of their rounds and places."""
     with here.engine.connect() as connection:
@@ -163,7 +204,7 @@ def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery
         found = reading.children(connection, parent, wanted.state, wanted.after, wanted.limit + 1)
         page = found[: wanted.limit]
         data = reading.documents(connection, mine.project.name, page, mine.now)
-    return answers.listed(data, f"{page[-1].round}-{page[-1].place}" if len(found) > len(page) else None)
+    return answers.page(JobList, data, f"{page[-1].round}-{page[-1].place}" if len(found) > len(page) else None)
 
 
 @router.get(
@@ -185,43 +226,45 @@ def fetch(
     return RedirectResponse(here.bucket.presign(output.key, _LINK, _filename(output) if download else None), 302)
 
 
-@router.post("/{job_id}/cancel", response_model=answers.Cancellation)
+@router.post("/{job_id}/cancel", response_model=Cancellation)
 def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Ask a job to stop. The provider drops only what has not started: `outcome` says what became of the wish."""
     with here.engine.begin() as connection:
         job, outcome = submission.cancel(connection, mine.project.id, job_id, moment(connection))
-        document = _document(connection, mine, job)
+        shown = _document(connection, mine, job)
     if outcome == "canceled":
         here.tell(job, mine.project)
     here.sender.hint()
-    return JSONResponse({"object": "cancellation", "outcome": outcome, "job": document})
+    return answers.answer(Cancellation.model_validate({"outcome": outcome, "job": shown}))
 
 
-@router.post("/{job_id}/retry", response_model=answers.Job, responses=describe.refusals(409))
+@router.post("/{job_id}/retry", response_model=JobDocument, responses=refusals(409))
 def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Make a job again that failed, expired or was canceled; of one made in parts, only those that did not succeed."""
     with here.engine.begin() as connection:
         if here.waiting.is_full(connection, mine.project.id):
             raise here.waiting.refuse()
         job = submission.retry(connection, mine.project.id, job_id, moment(connection))
-        document = _document(connection, mine, job)
+        shown = _document(connection, mine, job)
     here.tell(job, mine.project)
-    return JSONResponse(document)
+    return answers.answer(shown)
 
 
-def estimate(prepared: Prepared) -> dict[str, Any]:
-    """What a submission would be and cost."""
-    return {
-        "object": "estimate",
-        "kind": prepared.submission.kind,
-        "model": prepared.model,
-        "input": prepared.input,
-        "cost": {"currency": "CNY", "estimated": money.shown(prepared.estimate)},
-        "warnings": [asdict(warning) for warning in prepared.warnings],
-    }
+def _estimate(prepared: Prepared) -> Estimate:
+    return Estimate(
+        kind=prepared.submission.kind,
+        model=prepared.model,
+        input=prepared.input,
+        cost=EstimatedCost(estimated=money.shown(prepared.estimate)),
+        warnings=prepared.warnings,
+    )
 
 
-def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> dict[str, Any] | None:
+def _submission(made: JobDocument, warnings: list[Fault]) -> Submitted:
+    return Submitted(**dict(made), warnings=warnings)
+
+
+def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> JobDocument | None:
     """What the same body made under this key before; None: nothing."""
     if key is None:
         return None
@@ -232,11 +275,11 @@ def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> dict[str,
     return None
 
 
-def _replay(document: dict[str, Any]) -> Response:
-    return JSONResponse(document, headers={"idempotency-replayed": "true"})
+def _replay(first: JobDocument, warnings: list[Fault]) -> Response:
+    return answers.answer(_submission(first, warnings), headers={"idempotency-replayed": "true"})
 
 
-def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, dict[str, Any] | None]:
+def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, JobDocument | None]:
     """The job, committed; and where it was made before, its document. Raises a problem when the project is full."""
     for _ in range(_RACES):
         with suppress(submission.IdempotencyRace), here.engine.begin() as connection:
@@ -249,7 +292,7 @@ def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | Non
     raise Conflict("idempotency_key_busy", "other submissions under this Idempotency-Key are on their way")
 
 
-def _document(connection: Connection, mine: Tenant, job: Job) -> dict[str, Any]:
+def _document(connection: Connection, mine: Tenant, job: Job) -> JobDocument:
     return reading.documents(connection, mine.project.name, [job], mine.now)[0]
 
 

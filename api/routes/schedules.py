@@ -7,23 +7,32 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import AwareDatetime
 
-from api import answers, describe, plans
-from api.auth import Mine
-from api.context import Here, moment
+from api import answers, forms, submissions
+from api.answers import Page
+from api.bodies import JsonBody
+from api.context import Here, Mine, moment
+from api.problems import refusals
 from api.routes.jobs import IdempotencyKey
-from api.submissions import JsonBody
+from worker import text
 from worker.kinds.fields import Text
-from worker.schedules import editing, firing, timetable
-from worker.schedules.editing import Plan
-from worker.schedules.runs import Desk
+from worker.schedules import fire, plan
+from worker.schedules.fire import FireContext
+from worker.schedules.plan import Plan, RunDocument, ScheduleDocument
 from worker.tables import Schedule
 
-router = APIRouter(
-    prefix="/v1/schedules", tags=["schedules"], responses=describe.refusals(400, 401, 404, 422, 429, 503)
-)
+router = APIRouter(prefix="/v1/schedules", tags=["schedules"], responses=refusals(400, 401, 404, 422, 429, 503))
+
+
+class ScheduleList(Page[ScheduleDocument]):
+    """A page of schedules, the newest first."""
+
+
+class RunList(Page[RunDocument]):
+    """A page of a schedule's runs, the latest fire time first; the cursor is the last one's."""
+
 
 ScheduleId = Annotated[UUID, Path(description="the schedule's id")]
 Limit = Annotated[int, Query(ge=1, le=100, description="on a page")]
@@ -32,24 +41,24 @@ Limit = Annotated[int, Query(ge=1, le=100, description="on a page")]
 @router.post(
     "",
     status_code=201,
-    response_model=answers.Schedule,
+    response_model=ScheduleDocument,
     responses={
-        200: {"model": answers.Schedule, "description": "it is there already, in the same words"},
-        **describe.refusals(409, 413, 415),
+        200: {"model": ScheduleDocument, "description": "it is there already, in the same words"},
+        **refusals(409, 413, 415),
     },
-    openapi_extra=describe.plain_body("ScheduleCreate"),
+    openapi_extra=forms.body("ScheduleCreate"),
 )
 def make(here: Here, mine: Mine, body: JsonBody) -> Response:
     """Make a schedule. Its template is checked as its next fire time will fill it; every wrong field is named."""
-    plan = plans.plan(here, body, {"time_zone": mine.project.time_zone}, mine.now)
+    wanted = submissions.schedule(here, body, {"time_zone": mine.project.time_zone}, mine.now)
     with here.engine.begin() as connection:
         most = here.settings.max_schedules
-        made, is_old = editing.make(connection, mine.project, plan, most, moment(connection))
-    shown = timetable.shown(made)
-    return JSONResponse(shown, 200 if is_old else 201, headers={"location": shown["urls"]["self"]})
+        made, is_old = plan.make(connection, mine.project, wanted, most, moment(connection))
+    shown = ScheduleDocument.of(made)
+    return answers.answer(shown, 200 if is_old else 201, {"location": shown.urls["self"]})
 
 
-@router.get("", response_model=answers.ScheduleList)
+@router.get("", response_model=ScheduleList)
 def search(
     here: Here,
     mine: Mine,
@@ -59,81 +68,80 @@ def search(
 ) -> Response:
     """List schedules, the newest first."""
     with here.engine.connect() as connection:
-        found = timetable.page(connection, mine.project.id, name, cursor, limit + 1)
-    page = found[:limit]
-    more = str(page[-1].id) if len(found) > len(page) else None
-    return answers.listed([timetable.shown(schedule) for schedule in page], more)
+        found = plan.page(connection, mine.project.id, name, cursor, limit + 1)
+    page = [ScheduleDocument.of(schedule) for schedule in found[:limit]]
+    return answers.page(ScheduleList, page, page[-1].id if len(found) > limit else None)
 
 
-@router.get("/{schedule_id}", response_model=answers.Schedule)
+@router.get("/{schedule_id}", response_model=ScheduleDocument)
 def show(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """One schedule: when it fires next, and what it submits."""
     with here.engine.connect() as connection:
-        return _shown(timetable.one(connection, mine.project.id, schedule_id))
+        return _shown(plan.one(connection, mine.project.id, schedule_id))
 
 
 @router.patch(
     "/{schedule_id}",
-    response_model=answers.Schedule,
-    responses=describe.refusals(409, 413, 415),
-    openapi_extra=describe.plain_body("ScheduleUpdate"),
+    response_model=ScheduleDocument,
+    responses=refusals(409, 413, 415),
+    openapi_extra=forms.body("ScheduleUpdate"),
 )
 def change(here: Here, mine: Mine, schedule_id: ScheduleId, body: JsonBody) -> Response:
     """Change a schedule; what is not said stays. What is due by the old times and not fired yet is left out."""
     with here.engine.begin() as connection:
-        held = timetable.held(connection, mine.project.id, schedule_id)
-        plan = plans.plan(here, body, asdict(Plan.of(held)), mine.now)
-        return _shown(editing.change(connection, held, plan, moment(connection)))
+        held = plan.held(connection, mine.project.id, schedule_id)
+        wanted = submissions.schedule(here, body, asdict(Plan.of(held)), mine.now)
+        return _shown(plan.change(connection, held, wanted, moment(connection)))
 
 
 @router.delete("/{schedule_id}", status_code=204)
 def remove(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Delete a schedule with its history. Its jobs stay, and go on."""
     with here.engine.begin() as connection:
-        editing.remove(connection, timetable.held(connection, mine.project.id, schedule_id))
+        plan.remove(connection, plan.held(connection, mine.project.id, schedule_id))
     return Response(status_code=204)
 
 
-@router.post("/{schedule_id}/pause", response_model=answers.Schedule)
+@router.post("/{schedule_id}/pause", response_model=ScheduleDocument)
 def pause(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Let a schedule fire no more; runs that wait are dropped, jobs go on."""
     with here.engine.begin() as connection:
-        held = timetable.held(connection, mine.project.id, schedule_id)
-        return _shown(editing.pause(connection, held, moment(connection)))
+        held = plan.held(connection, mine.project.id, schedule_id)
+        return _shown(plan.pause(connection, held, moment(connection)))
 
 
-@router.post("/{schedule_id}/resume", response_model=answers.Schedule)
+@router.post("/{schedule_id}/resume", response_model=ScheduleDocument)
 def resume(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Let a schedule fire again, from its next fire time on; what a pause left out is not made up for."""
     with here.engine.begin() as connection:
-        held = timetable.held(connection, mine.project.id, schedule_id)
-        return _shown(editing.resume(connection, held, moment(connection)))
+        held = plan.held(connection, mine.project.id, schedule_id)
+        return _shown(plan.resume(connection, held, moment(connection)))
 
 
 @router.post(
     "/{schedule_id}/run",
     status_code=201,
-    response_model=answers.Run,
+    response_model=RunDocument,
     responses={
-        200: {"model": answers.Run, "description": "a replay (Idempotency-Replayed)"},
-        **describe.refusals(409),
+        200: {"model": RunDocument, "description": "a replay (Idempotency-Replayed)"},
+        **refusals(409),
     },
 )
 def run(here: Here, mine: Mine, schedule_id: ScheduleId, idempotency_key: IdempotencyKey = None) -> Response:
     """Run a schedule now, as if this were a fire time: `outcome` says what became of it. A pause does not stop it."""
     with here.engine.begin() as connection:
-        held = timetable.held(connection, mine.project.id, schedule_id)
-        desk = Desk(connection, here.catalog, here.settings, moment(connection))
-        made = firing.run_now(desk, held, idempotency_key)
-        shown = timetable.run_shown(timetable.run(connection, made.run))
+        held = plan.held(connection, mine.project.id, schedule_id)
+        ctx = FireContext(connection, here.catalog, here.settings, moment(connection))
+        made = fire.run_now(ctx, held, idempotency_key)
+        shown = RunDocument.model_validate(plan.run(connection, made.run))
     if made.job:
         here.tell(made.job, mine.project)
     if made.replayed:
-        return JSONResponse(shown, headers={"idempotency-replayed": "true"})
-    return JSONResponse(shown, 201)
+        return answers.answer(shown, headers={"idempotency-replayed": "true"})
+    return answers.answer(shown, 201)
 
 
-@router.get("/{schedule_id}/runs", response_model=answers.RunList)
+@router.get("/{schedule_id}/runs", response_model=RunList)
 def runs(
     here: Here,
     mine: Mine,
@@ -143,11 +151,11 @@ def runs(
 ) -> Response:
     """What became of each fire time, the latest first: its job, or why there is none."""
     with here.engine.connect() as connection:
-        schedule = timetable.one(connection, mine.project.id, schedule_id)
-        found = timetable.runs(connection, schedule, cursor, limit + 1)
-    page = [timetable.run_shown(row) for row in found[:limit]]
-    return answers.listed(page, page[-1]["fire_at"] if len(found) > len(page) else None)
+        schedule = plan.one(connection, mine.project.id, schedule_id)
+        found = plan.runs(connection, schedule, cursor, limit + 1)
+    page = [RunDocument.model_validate(row) for row in found[:limit]]
+    return answers.page(RunList, page, text.moment(page[-1].fire_at) if len(found) > limit else None)
 
 
 def _shown(schedule: Schedule) -> Response:
-    return JSONResponse(timetable.shown(schedule))
+    return answers.answer(ScheduleDocument.of(schedule))

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select, text
 
 from ops.audit.rules import Finding, Rule
-from worker.schedules import timetable
+from worker.schedules import plan
 from worker.tables import Schedule
 
 _REPORT = "report it with its history and its parts' histories"
@@ -82,8 +82,8 @@ def fired(connection: Connection, schedules: Collection[str]) -> Iterator[Findin
 
 def _fire_times(schedule: Schedule) -> Iterator[datetime]:
     """Those that have come."""
-    fires = timetable.following(schedule, schedule.created_at)
+    fires = plan.following(schedule, schedule.created_at)
     end = schedule.next_at or schedule.paused_at
     while fires is not None and end is not None and fires < end:
         yield fires
-        fires = timetable.following(schedule, fires)
+        fires = plan.following(schedule, fires)

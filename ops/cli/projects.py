@@ -15,7 +15,7 @@ from ops.cli.options import DatabaseUrl, Home, Json
 from ops.doctor import reach
 from worker import keys
 from worker.errors import NotFound
-from worker.schedules import cron
+from worker.schedules import clock
 from worker.tables import ApiKey, Project
 from worker.text import moment
 
@@ -140,7 +140,7 @@ def set_project(
         show.document(changed)
     else:
         show.OUT.print(f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
-        if warning := cron.zone_warning(changed["time_zone"]):
+        if warning := clock.zone_warning(changed["time_zone"]):
             show.ERR.print(f"{warning}.", style="yellow", markup=False)
 
 

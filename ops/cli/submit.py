@@ -144,7 +144,7 @@ def estimate(
     wanted = _input(input_file, given, prompt=prompt, size=size, resolution=resolution, ratio=ratio, duration=duration)
     wanted |= _spoken(text_file, wanted)
     with reach.api(reach.door(home, url, key)) as client:
-        priced = client.estimate(kind, model, wanted)
+        priced = client.dry_run({"kind": kind, "model": model, "input": wanted})
     if as_json:
         show.document(priced)
     else:

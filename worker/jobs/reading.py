@@ -1,28 +1,42 @@
-"""What is read of jobs: one, a page of them, its history, its attempts.
+"""Reading jobs: one, a page of them, their history and attempts, and what unfinished ones wait for.
 
-Every query carries the project, so another project's ids do not exist.
+Every query carries the project, so another project's ids do not exist. A page of jobs is answered with one statement
+for each kind of fact, however long the page. Of several causes that hold a job up, one that holds the whole lane is
+named first, then one that holds the project, then the job's place in its project's line. If several lanes could take
+the job, the lane that opens first counts.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, bindparam, func, null, or_, select, tuple_
+from pydantic import Field
+from sqlalchemy import Connection, Row, bindparam, exists, func, null, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import aliased
 from sqlalchemy.sql.expression import cast
 
 from worker import document
+from worker.document import Answer, Billed, JobDocument, Moment, Waiting
 from worker.errors import NotFound
-from worker.jobs import waiting
-from worker.states import State
-from worker.tables import Attempt, Event, File, Job, Output
-from worker.text import moment
+from worker.lanes import slots
+from worker.states import HeldFor, Mode, State
+from worker.tables import Attempt, Event, Job, Lane, Output, Owner, Project
 
-LOOKED_THROUGH = 10_000  # jobs, for a part of their prompts: no index finds those
+LOOKED_THROUGH = 10_000  # jobs that one search for a part of a prompt reads: no index finds those
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_MISSED = (State.FAILED, State.EXPIRED)
+_HELD = {
+    HeldFor.UNCERTAIN: "nobody can prove whether the provider made a task: a person has to decide",
+    HeldFor.CRASHES: "several workers died on it: a person has to look",
+    HeldFor.BUDGET: "the project's budget is spent",
+    HeldFor.BATCH: "its batch has not begun, or is paused",
+    HeldFor.REVIEW: "waits for a person's review",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,111 @@ class Filter:
     q: str | None = None
     before: uuid.UUID | None = None
     last: uuid.UUID | None = None  # the oldest job that is looked at
+
+
+class EventDocument(Answer):
+    """A recorded move."""
+
+    object: Literal["event"] = "event"
+    id: str
+    job_id: uuid.UUID
+    sequence: int = Field(description="counts within the job; the stream's id")
+    type: str = Field(examples=["job.running"])
+    from_: str | None = Field(alias="from", description="the state it left; null: it was made")
+    to: str
+    why: str
+    at: Moment
+
+    @classmethod
+    def of(cls, event: Any) -> EventDocument:
+        """The document of an event's row."""
+        return cls(
+            id=f"evt_{event.id}",
+            job_id=event.job_id,
+            sequence=event.sequence,
+            type=event.type,
+            from_=event.left,
+            to=event.entered,
+            why=event.why,
+            at=event.at,
+        )
+
+
+class AttemptDocument(Answer):
+    """One create call to the provider: what may have cost money."""
+
+    object: Literal["attempt"] = "attempt"
+    id: uuid.UUID
+    number: int
+    model: str
+    region: str
+    account: str
+    sent_at: Moment
+    answered_at: Moment | None
+    outcome: Literal["sent", "accepted", "refused", "not_sent", "unknown", "absent"]
+    http_status: int | None
+    request_id: str | None
+    task_id: str | None
+    code: str | None
+    message: str | None
+    billed: Billed
+
+
+class Tokens(Answer):
+    """Tokens of a lane: what calls may take a minute and a day, what is booked ahead, and what today took."""
+
+    per_minute: int | None
+    ahead: int | None
+    per_day: int | None
+    today: int
+
+
+class LaneDocument(Answer):
+    """What the provider's limits apply to: a model in a region. What is in use and waits is the caller's own."""
+
+    object: Literal["lane"] = "lane"
+    model: str
+    region: str
+    account: str | None = Field(description="whose limits these are; only for operators")
+    concurrency: int = Field(description="tasks at once, as configured")
+    allowed: int = Field(description="tasks at once now: fewer, where the provider takes fewer")
+    per_second: float | None = Field(description="creates, at full pace")
+    pace: float = Field(description="the share of that rate that is used now, after throttling")
+    in_use: int
+    queued: int
+    tokens: Tokens | None = Field(description="null where the provider does not limit them")
+    waiting_on: Waiting | None = Field(description="what holds the lane up")
+
+    @classmethod
+    def of(cls, lane: Row[Any], now: datetime, is_operator: bool) -> LaneDocument:
+        """The document of a lane as `slots.listed` gives it."""
+        return cls(
+            model=lane.model,
+            region=lane.region,
+            account=lane.owner if is_operator else None,
+            concurrency=lane.concurrency,
+            allowed=lane.allowed,
+            per_second=round(1e6 / lane.interval_us, 3) if lane.interval_us else None,
+            pace=round(lane.pace_now, 3),
+            in_use=lane.in_use,
+            queued=lane.queued,
+            tokens=_tokens(lane),
+            waiting_on=of_lane(lane, now),
+        )
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A waiting job's place in its project's line, and whether other projects' jobs wait for the model too."""
+
+    position: int
+    has_others: bool
+
+
+_PARTS = Waiting("parts", "waits to be divided into its parts")
+_DAY = Waiting("quota", "of the model's tokens a day fewer are left than it may take: smaller calls go first")
+_SLOT = Waiting("slot", "waits for one of the model's concurrent tasks")
+_TURN = Waiting("turn", "waits for its turn: projects take turns in the model's concurrent tasks")
 
 
 def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
@@ -131,105 +250,62 @@ def output(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, n: 
     return Output.of(row)
 
 
-def documents(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[dict[str, Any]]:
+def documents(connection: Connection, project: str, jobs: Sequence[Job], now: datetime) -> list[JobDocument]:
     """The jobs as the API shows them, in their order."""
     stored, requests = document.outputs(connection, jobs), document.request_ids(connection, jobs)
     made_of = document.parts(connection, jobs)
-    causes = waiting.waiting_on(connection, jobs, now)
-    causes |= {job.id: waiting.on_parts(made_of[job.id]) for job in jobs if job.state == State.GATHERING}
+    causes = waiting_on(connection, jobs, now)
+    causes |= {job.id: on_parts(made_of[job.id]) for job in jobs if job.state == State.GATHERING}
     return [
         document.shown(project, job, stored[job.id], requests.get(job.id), causes[job.id], made_of.get(job.id))
         for job in jobs
     ]
 
 
-def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, Any]:
-    """A lane, as `lanes.listed` gives it, as the API and the command line show it."""
-    return {
-        "object": "lane",
-        "model": lane.model,
-        "region": lane.region,
-        "account": lane.owner if is_operator else None,
-        "concurrency": lane.concurrency,
-        "allowed": lane.allowed,
-        "per_second": round(1e6 / lane.interval_us, 3) if lane.interval_us else None,
-        "pace": round(lane.pace_now, 3),
-        "in_use": lane.in_use,
-        "queued": lane.queued,
-        "tokens": _tokens(lane),
-        "waiting_on": document.cause_shown(waiting.of_lane(lane, now)),
-    }
+def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
+    """What each job waits for; None when it is being worked on or has ended."""
+    found = {job.id: _by_state(job) for job in jobs}
+    queued = [job for job in jobs if job.state == State.QUEUED and job.mode != Mode.PARENT]
+    due = [job for job in queued if job.run_at is None or job.run_at <= now]
+    found |= {job.id: Waiting("backoff", "waits before it is tried again", job.run_at) for job in queued}
+    return found | _in_line(connection, due, now) if due else found
 
 
-def _tokens(lane: Row[Any]) -> dict[str, Any] | None:
-    """What calls may take, are booked ahead and took today; None where the provider does not limit that."""
+def at_first(job: Job) -> Waiting:
+    """What a job waits for that was just made, without its place in the line: to count that costs too much there."""
+    return _PARTS if job.mode == Mode.PARENT else _SLOT
+
+
+def on_parts(made_of: Mapping[str, int]) -> Waiting:
+    """What a parent waits for, by how many of its children are in each state."""
+    total, missed = sum(made_of.values()), sum(made_of.get(state, 0) for state in _MISSED)
+    failed = f"; {missed} failed" if missed else ""
+    if not total:
+        return Waiting("children", "its parts are being laid out")
+    return Waiting("children", f"{made_of.get(State.SUCCEEDED, 0)} of {total} parts are made{failed}")
+
+
+def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
+    """What holds a lane up, the cause that lasts longest first; a row as `lanes.listed` gives it."""
+    if lane.owner_paused_at or (lane.paused_at and not lane.paused_why):
+        return Waiting("paused", f"a person paused {'all creates' if lane.owner_paused_at else 'the model'}")
+    if lane.stopped_at:
+        return Waiting("account", f"the provider's account is stopped: {lane.stopped_why}", lane.stopped_until)
+    if lane.paused_why:
+        return Waiting("quota", f"the model waits for a person: {lane.paused_why}")
+    if lane.parked_until and lane.parked_until > now:
+        return Waiting("quota", f"the model's lane is parked: {lane.parked_why}", lane.parked_until)
+    free_at = max(lane.next_at, lane.tokens_at) if lane.tpm else lane.next_at
+    if free_at > now + slots.NEAR:
+        return Waiting("rate", "the model's rate is used up for a while", free_at)
+    return None
+
+
+def _tokens(lane: Row[Any]) -> Tokens | None:
     if lane.tpm is None and lane.tpd is None:
         return None
     ahead = None if lane.tokens_ahead is None else int(lane.tokens_ahead)
-    return {"per_minute": lane.tpm, "ahead": ahead, "per_day": lane.tpd, "today": lane.tokens_today}
-
-
-def file_shown(file: File) -> dict[str, Any]:
-    """An input that a user gave, as the API shows it."""
-    return {
-        "object": "file",
-        "id": str(file.id),
-        "name": file.name,
-        "key": file.key,
-        "content_type": file.content_type,
-        "bytes": file.bytes,
-        "sha256": file.sha256,
-        "created_at": moment(file.created_at),
-    }
-
-
-def attempt_shown(attempt: Attempt) -> dict[str, Any]:
-    """One create call as the API shows it."""
-    return {
-        "object": "attempt",
-        "id": str(attempt.id),
-        "number": attempt.number,
-        "model": attempt.model,
-        "region": attempt.region,
-        "account": attempt.account,
-        "sent_at": moment(attempt.sent_at),
-        "answered_at": moment(attempt.answered_at),
-        "outcome": attempt.outcome,
-        "http_status": attempt.http_status,
-        "request_id": attempt.request_id,
-        "task_id": attempt.task_id,
-        "code": attempt.code,
-        "message": attempt.message,
-        "billed": attempt.billed,
-    }
-
-
-def event_shown(event: Any) -> dict[str, Any]:
-    """One recorded move as the API shows it."""
-    return {
-        "object": "event",
-        "id": f"evt_{event.id}",
-        "job_id": str(event.job_id),
-        "sequence": event.sequence,
-        "type": event.type,
-        "from": event.left,
-        "to": event.entered,
-        "why": event.why,
-        "at": moment(event.at),
-    }
-
-
-_SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; a text that was cut ends in "…"
-    "input": func.shortened(Job.input, type_=JSONB),
-    "result": func.shortened(Job.result, type_=JSONB),
-    "note": null(),
-    "sources": null(),
-}
-_LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
-_CALL = [null().label("output") if column.name == "output" else column for column in Attempt.__table__.c]
-
-# Built once: with the columns of a job, building a statement costs as much as running it.
-_ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
+    return Tokens(per_minute=lane.tpm, ahead=ahead, per_day=lane.tpd, today=lane.tokens_today)
 
 
 def _conditions(wanted: Filter) -> list[Any]:
@@ -251,3 +327,140 @@ def _conditions(wanted: Filter) -> list[Any]:
         pattern = "%" + wanted.q.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
         conditions.append(or_(Job.input["prompt"].astext.ilike(pattern), Job.custom_id.ilike(pattern)))
     return conditions
+
+
+def _by_state(job: Job) -> Waiting | None:
+    match State(job.state):
+        case State.QUEUED if job.mode == Mode.PARENT:  # others wait in a line
+            return _PARTS
+        case State.HELD:
+            return Waiting("held", _HELD[HeldFor(job.held_for or "")])
+        case State.ADMITTED:
+            return Waiting("rate", "has a slot, and waits for the lane's request rate", job.run_at)
+        case State.UNCERTAIN:
+            return Waiting("uncertain", "the create call's answer was lost; the task is being looked for", job.run_at)
+        case State.RUNNING:
+            return Waiting("provider", f"the provider says {job.task_status or 'nothing yet'}", job.run_at)
+        case State.COPYING if job.claimed is None:
+            trouble = f": {job.error['message']}" if job.error else ""
+            return Waiting("storage", f"waits to be copied into the bucket{trouble}", job.run_at)
+    return None
+
+
+def _in_line(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
+    by_model = _lanes(connection, {job.model for job in jobs}, now)
+    held_up = _projects(connection, {job.project_id for job in jobs})
+    places = _places(connection, jobs)
+    return {
+        job.id: _placed(by_model.get(job.model) or held_up[job.project_id] or _alone(job), places.get(job.id))
+        for job in jobs
+    }
+
+
+def _alone(job: Job) -> Waiting:
+    """What it waits for where nothing holds its lane or its project up."""
+    return _SLOT if job.tokens is None else _DAY
+
+
+def _placed(waiting: Waiting, line: _Line | None) -> Waiting:
+    if line is None:  # admitted since the job was read
+        return waiting
+    return replace(_TURN if waiting is _SLOT and line.has_others else waiting, position=line.position)
+
+
+def _lanes(connection: Connection, models: Collection[str], now: datetime) -> Mapping[str, Waiting | None]:
+    """What holds all of a model's lanes up; None where one of them is open."""
+    best: dict[str, Waiting | None] = {}
+    for lane in connection.execute(_LANES, {"models": list(models)}):
+        held_up = of_lane(lane, now)
+        if lane.model not in best:
+            best[lane.model] = held_up
+        elif (other := best[lane.model]) is not None:
+            best[lane.model] = min(held_up, other, key=_opens) if held_up else None
+    return best
+
+
+def _opens(waiting: Waiting) -> datetime:
+    return waiting.until or _NEVER
+
+
+def _projects(connection: Connection, projects: Collection[uuid.UUID]) -> dict[uuid.UUID, Waiting | None]:
+    """What holds all of a project's jobs up."""
+    rows = connection.execute(_PROJECTS, {"projects": list(projects)})
+    return {row.id: _project(row) for row in rows}
+
+
+def _project(row: Row[Any]) -> Waiting | None:
+    if row.paused_at:
+        return Waiting("paused", "a person paused the project")
+    if row.max_in_flight is not None and row.in_flight >= row.max_in_flight:
+        return Waiting("project", f"the project has all of its {row.max_in_flight} tasks at once in flight")
+    return None
+
+
+def _places(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, _Line]:
+    said = {
+        "jobs": [job.id for job in jobs],
+        "models": list({job.model for job in jobs}),
+        "projects": list({job.project_id for job in jobs}),
+    }
+    return {row.id: _Line(row.position, row.has_others) for row in connection.execute(_PLACES, said)}
+
+
+_SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; a text that was cut ends in "…"
+    "input": func.shortened(Job.input, type_=JSONB),
+    "result": func.shortened(Job.result, type_=JSONB),
+    "note": null(),
+    "sources": null(),
+}
+_LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
+_CALL = [null().label("output") if column.name == "output" else column for column in Attempt.__table__.c]
+
+# Built once: with the columns of a job, building a statement costs as much as running it.
+_ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
+_OF_LANE = ("model", "paused_at", "paused_why", "parked_until", "parked_why", "next_at", "tokens_at", "tpm")
+_LANES = (
+    select(*(Lane.__table__.c[name] for name in _OF_LANE))
+    .add_columns(Owner.paused_at.label("owner_paused_at"), Owner.stopped_at, Owner.stopped_until, Owner.stopped_why)
+    .join(Owner, Owner.name == Lane.owner)
+    .where(Lane.model.in_(bindparam("models", expanding=True)))
+)
+_PROJECTS = (
+    select(Project.id, Project.paused_at, Project.max_in_flight)
+    .add_columns(
+        select(func.count())
+        .where(Job.project_id == Project.id, slots.holds_slot())
+        .scalar_subquery()
+        .label("in_flight")
+    )
+    .where(Project.id.in_(bindparam("projects", expanding=True)))
+)
+_QUEUED = (
+    select(
+        Job.id,
+        Job.model,
+        Job.project_id,
+        func.row_number().over(partition_by=(Job.project_id, Job.model), order_by=(Job.rank_at, Job.id)).label("n"),
+    )
+    .where(
+        Job.state == State.QUEUED,
+        Job.mode != Mode.PARENT,
+        Job.model.in_(bindparam("models", expanding=True)),
+        Job.project_id.in_(bindparam("projects", expanding=True)),
+    )
+    .subquery()
+)
+_OTHER = aliased(Job)
+_PLACES = select(
+    _QUEUED.c.id,
+    _QUEUED.c.n.label("position"),
+    exists()
+    .where(
+        _OTHER.state == State.QUEUED,
+        _OTHER.mode != Mode.PARENT,
+        _OTHER.model == _QUEUED.c.model,
+        # not `<>`: these two are looks into an index
+        or_(_OTHER.project_id < _QUEUED.c.project_id, _OTHER.project_id > _QUEUED.c.project_id),
+    )
+    .label("has_others"),
+).where(_QUEUED.c.id.in_(bindparam("jobs", expanding=True)))

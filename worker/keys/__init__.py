@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from worker import webhooks
 from worker.claims import NOW, Now
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
-from worker.schedules import cron
+from worker.schedules import clock
 from worker.tables import ApiKey, Project
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -196,7 +196,7 @@ def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:
     faults = []
     if weight is not None and not 1 <= weight <= 1000:
         faults.append(Fault("/weight", "out_of_range", "must be a number from 1 to 1000"))
-    if time_zone is not None and (fault := cron.zone_fault(time_zone)):
+    if time_zone is not None and (fault := clock.zone_fault(time_zone)):
         faults.append(fault)
     return faults
 

@@ -359,8 +359,8 @@ def _webhook_body(connection: Connection, job: Job, event_type: str, now: dateti
     name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
     stored, made_of = document.outputs(connection, [job])[job.id], document.parts(connection, [job]).get(job.id)
     shown = document.shown(name, job, stored, document.request_ids(connection, [job]).get(job.id), None, made_of)
-    del shown["input"]
-    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": shown}
+    data = shown.model_dump(mode="json", exclude={"input"})
+    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
     return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 

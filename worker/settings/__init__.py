@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     settle_seconds: int = Field(600, ge=1, description="how late a lost create may still show in the task list")
     poll_qps: float = Field(15, gt=0, description="task queries a second, of the provider's 20 for an account")
-    api_rate: int = Field(50, ge=1, description="requests a second that one API key may make")
+    api_rate: int = Field(200, ge=1, description="requests a second that one API key may make")
     max_waiting: int = Field(100_000, ge=1, description="unfinished jobs that one project may have, and as many parts")
     max_schedules: int = Field(100, ge=1, description="schedules that one project may have")
     max_output_bytes: int = Field(4 << 30, ge=1, description="the largest output that is copied")

@@ -15,19 +15,24 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticCustomError
 
+from worker import catalog
 from worker.egress import transports
 from worker.jobs import reading
-from worker.kinds import OFFERED
+from worker.kinds import OFFERED, Kind
 from worker.kinds.fields import Line, Text, no
-from worker.schedules.templates import VARIABLES
+from worker.schedules.plan import VARIABLES
 from worker.states import State
 from worker.webhooks import JOB_EVENTS
 
+REF = "#/components/schemas/{model}"
+UPDATE = "What is to be different; what is not said stays. A template is replaced whole."  # of a schedule
 METADATA_PREFIX = "metadata."
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
 
@@ -66,12 +71,12 @@ EventName = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra
 StateName = Annotated[Text, AfterValidator(_known_state), Field(json_schema_extra={"enum": list(State)})]
 
 
-class EstimateCreate(BaseModel):
-    """What to make, with which model, from what."""
+class JobForm(BaseModel):
+    """A job to submit, of any kind. What the kind takes as `input` is checked with the model that is named."""
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: str = Field(description="what to make", json_schema_extra={"enum": [*sorted(OFFERED)]})
+    kind: str = Field(description="what to make")
     model: str | None = Field(
         None,
         description="the provider's id of a model, or an alias, as GET /v1/models lists them; some kinds have one",
@@ -80,11 +85,6 @@ class EstimateCreate(BaseModel):
     input: dict[str, Any] = Field(
         description="what the kind takes; GET /v1/models says which fields and values each model takes"
     )
-
-
-class JobCreate(EstimateCreate):
-    """A job to submit."""
-
     metadata: dict[Key, Value] = Field(
         default_factory=dict,
         max_length=_KEYS,
@@ -107,6 +107,61 @@ class JobCreate(EstimateCreate):
         if fault is not None:
             raise no("url_not_allowed", fault.message)
         return value
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON schema of a submission: one of the kinds' forms, told apart by `kind`; with `$defs`.
+
+    It is shown, and not validated with: pydantic names no other fault where the kind is unknown, it puts the kind into
+    every pointer, and an input is whole only with the defaults of its model.
+    """
+    forms = {kind.name: _of_kind(kind) for kind in OFFERED.values()}
+    _, made = models_json_schema([(form, "validation") for form in forms.values()], ref_template=REF)
+    mapping = {name: REF.format(model=form.__name__) for name, form in forms.items()}
+    return {
+        "title": "JobCreate",
+        "description": "A job to submit.",
+        "oneOf": [{"$ref": reference} for reference in mapping.values()],
+        "discriminator": {"propertyName": "kind", "mapping": mapping},
+        **made,
+    }
+
+
+def _of_kind(kind: Kind) -> type[JobForm]:
+    """The form of one kind's jobs."""
+    types = {"kind": Literal[kind.name], "input": kind.input}
+    fields: Any = {name: (of, Field(description=JobForm.model_fields[name].description)) for name, of in types.items()}
+    made: type[JobForm] = create_model(
+        f"{kind.input.__name__}Job", __base__=JobForm, __doc__=f"A job to submit: {kind.name}.", **fields
+    )
+    return made
+
+
+def example(kind: str) -> dict[str, Any]:
+    """A body that can be sent as it is: the kind's first model, and what that needs; or its first field, if nothing."""
+    model = next(model for model in catalog.load().models(kind) if not model.retired)
+    fields = {name: field for name, field in OFFERED[kind].input.model_fields.items() if field.examples}
+    needed = [name for name, field in fields.items() if field.is_required() or name in model.requires]
+    wanted = {name: (fields[name].examples or [None])[0] for name in needed or list(fields)[:1]}
+    return {"kind": kind, "model": model.id, "input": wanted}
+
+
+def body(name: str, **more: Any) -> dict[str, Any]:
+    """The request body, for OpenAPI, of a route that reads it itself, by the name of its form."""
+    content = {"application/json": {"schema": {"$ref": REF.format(model=name)}, **more}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def job_body() -> dict[str, Any]:
+    """The request body of a submission, with an example for each kind."""
+    return body("JobCreate", examples={kind: {"summary": kind, "value": example(kind)} for kind in OFFERED})
+
+
+def file_body() -> dict[str, Any]:
+    """The request body of the route that takes a file."""
+    file = {"type": "string", "format": "binary", "description": "the file, with its name"}
+    form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
 class ResolveCreate(BaseModel):
@@ -149,19 +204,6 @@ class ScheduleCreate(BaseModel):
     missed: Literal["run_once", "skip"] = Field(
         "run_once", description="what becomes of fire times at which no clock ran: the latest is made up for, or none"
     )
-
-
-class ScheduleUpdate(BaseModel):
-    """What is to be different; what is not said stays. A template is replaced whole."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Line = Field("", min_length=1, max_length=100, description="yours, and no other's")
-    cron: str = Field("", max_length=200, description="minute, hour, day, month, weekday")
-    time_zone: str = Field("", max_length=64, description="of the tz database")
-    template: dict[str, Any] = Field({}, description=_TEMPLATE)
-    overlap: Literal["skip", "queue", "cancel"] = Field("skip", description="as in ScheduleCreate")
-    missed: Literal["run_once", "skip"] = Field("run_once", description="as in ScheduleCreate")
 
 
 class JobQuery(BaseModel):

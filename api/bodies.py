@@ -1,0 +1,167 @@
+"""Bodies of requests: JSON and files, each read as it comes, under a bound of bytes and of time.
+
+A file is whole on the disk before anything else is done with it. So a sender on a slow line holds no thread, no
+connection and no memory, and what is wrong with a file is known before the bucket sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from dataclasses import dataclass
+from typing import Annotated, Any, BinaryIO, TypeVar
+
+from fastapi import Depends, Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from api.context import Here, Transferring
+from api.problems import problem
+from worker import text
+from worker.errors import MOST_FAULTS, Fault, InvalidInput
+
+BODY_LIMIT = 1 << 20  # bytes
+FIELD = "file"  # the part of a form that holds a file
+_SECONDS = 60
+_FILE_SECONDS = 600
+_FRAMING = 64 << 10  # bytes beside a file's own: boundaries, and the part's headers
+_DIGITS = 20  # of an integer: 2^63 has 19, and a sign
+_DEPTH = 32  # of objects and lists in one another; an input needs four
+_NUMBERS = 2**63  # Postgres keeps integers below it, and no field of ours comes near it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that came, and what its sender calls it."""
+
+    name: str
+    body: BinaryIO
+
+
+async def json_body(request: Request) -> Any:
+    """The body as JSON; raises problems: 408 where it is not whole in time, 413, 415 and 400 for what is not JSON."""
+    if _media_type(request) != "application/json":
+        raise problem(415, "not_json", "send the body as JSON, with Content-Type: application/json")
+    advice = "upload pictures, sound and documents (POST /v1/files), and name them by their keys"
+    too_large = f"a body may have {BODY_LIMIT} bytes: {advice}"
+    body = await _in_time(_whole(_chunks(request, BODY_LIMIT, too_large)), _SECONDS, "body")
+    try:
+        return json.loads(body, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
+    except RecursionError:
+        raise InvalidInput([Fault("", "too_deep", f"is nested more than {_DEPTH} levels deep")]) from None
+    except ValueError as error:  # also bytes that are not UTF-8
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
+        raise problem(400, "invalid_json", f"the body is not JSON: {reason}") from None
+
+
+JsonBody = Annotated[Any, Depends(json_body)]
+
+
+async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator[Upload]:
+    """The file of a multipart body, for as long as the request lasts.
+
+    Raises problems: 408 where it is not whole in ten minutes, 413 over the limit, 415 and 400 for what is no multipart
+    form; InvalidInput unless it holds exactly one part, called `file`, with a file name.
+    """
+    if _media_type(request) != "multipart/form-data":
+        raise problem(415, "not_multipart", f"send the file as multipart/form-data, in a part called {FIELD}")
+    form = await _in_time(_form(request, here.settings.max_input_bytes), _FILE_SECONDS, "file")
+    try:
+        yield _only(form, here.settings.max_input_bytes)
+    finally:
+        await form.close()
+
+
+Given = Annotated[Upload, Depends(upload)]
+
+
+def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
+    """The body without what Postgres refuses or what is nested too deep, and the faults of those places."""
+    found: list[Fault] = []
+    return _scrub(value, (), found), found
+
+
+def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
+    if len(where) > _DEPTH:
+        return _refused(None, where, found, "too_deep", f"lies more than {_DEPTH} levels deep")
+    if isinstance(value, str):
+        return _text(value, where, found)
+    if isinstance(value, int | float) and not -_NUMBERS <= value < _NUMBERS:  # also what is no number
+        return _refused(None, where, found, "bad_number", "must be a number below 2^63")
+    if isinstance(value, list):
+        return [_scrub(item, (*where, n), found) for n, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {_text(key, (*where, key), found): _scrub(item, (*where, key), found) for key, item in value.items()}
+    return value
+
+
+def _text(value: str, where: tuple[Any, ...], found: list[Fault]) -> str:
+    if not text.UNSTORABLE.search(value):
+        return value
+    said = "holds a NUL or half of a surrogate pair, which cannot be stored"
+    _refused(None, where, found, "bad_text", said)
+    return text.storable(value)
+
+
+def _refused(instead: Any, where: tuple[Any, ...], found: list[Fault], code: str, message: str) -> Any:
+    """Notes the fault; what is returned stands in for the value, so that the rest is looked through too."""
+    if len(found) < MOST_FAULTS:
+        found.append(Fault(text.pointer(where), code, message))
+    return instead
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _in_time(reading: Awaitable[T], seconds: int, what: str) -> T:
+    """What is read; without a limit a sender that drips would keep its place among the requests forever."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except TimeoutError:
+        raise problem(408, "too_slow", f"a {what} has to come within {seconds} s") from None
+
+
+async def _chunks(request: Request, limit: int, too_large: str) -> AsyncGenerator[bytes, None]:
+    """The body; its bytes are counted as they come, since Content-Length may lie."""
+    read = 0
+    async for chunk in request.stream():
+        read += len(chunk)
+        if read > limit:
+            raise problem(413, "body_too_large", too_large)
+        yield chunk
+
+
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def _form(request: Request, limit: int) -> FormData:
+    chunks = _chunks(request, limit + _FRAMING, _too_large(limit))
+    try:
+        return await MultiPartParser(request.headers, chunks, max_files=1, max_fields=0).parse()
+    except MultiPartException as error:
+        raise problem(400, "invalid_form", f"the form cannot be read: {error.message}") from None
+
+
+def _only(form: FormData, limit: int) -> Upload:
+    found = form.get(FIELD)
+    if not isinstance(found, UploadFile):
+        raise InvalidInput([Fault(f"/{FIELD}", "required", f"is required: a part called {FIELD}, with a file name")])
+    if (found.size or 0) > limit:
+        raise problem(413, "body_too_large", _too_large(limit))
+    return Upload(found.filename or "", found.file)
+
+
+def _too_large(limit: int) -> str:
+    return f"a file may have {limit} bytes"
+
+
+def _integer(digits: str) -> int | float:
+    """The number; infinite where it is too long, since the time to read one grows with the square of its digits."""
+    return int(digits) if len(digits) <= _DIGITS else math.inf
