@@ -19,8 +19,8 @@ from stage import Stage, stage
 from ops import cli as command
 from ops import doctor
 from ops.cli import doctor as cli_doctor
+from ops.cli.doctor import CHECKS
 from ops.doctor import Exam, Verdict
-from ops.doctor.checks import CHECKS
 from ops.local import servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
@@ -326,7 +326,7 @@ def test_the_audit_command_says_what_broke_and_its_code_too(
     monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
     job = play.until(play.submit())
     assert command.run(["audit"]) == 0
-    assert "Every promise held" in capsys.readouterr().out
+    assert "Every promise was kept" in capsys.readouterr().out
 
     play.sql("delete from outputs")
     assert command.run(["audit", "--json"]) == 1

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 import migrations
 from ops.cli.show import seconds
-from ops.doctor import Exam, Found, Verdict, failure, warning, well
+from ops.doctor import Check, Exam, Found, Verdict, failure, warning, well
 from worker import money as accounts
 
 _SKEW = timedelta(seconds=2)
@@ -175,3 +175,12 @@ _OVERLOOKED = """
 _UNPICKED = f"select id from jobs where {_OVERLOOKED}"  # noqa: S608 - words of ours
 # With a new claim number, so that whoever held such a row has lost it.
 _MAKE_DUE = f"update jobs set run_at = now(), claim = claim + 1, claimed = null where {_OVERLOOKED}"  # noqa: S608
+
+CHECKS = (
+    Check("database", database, "is NORIA_DATABASE_URL right, and does Postgres run?"),
+    Check("upkeep", upkeep, "alembic upgrade head", needs="database"),
+    Check("clock", clock, "alembic upgrade head", needs="database"),
+    Check("work", work, "alembic upgrade head", needs="database"),
+    Check("stuck rows", stuck, "alembic upgrade head", needs="database"),
+    Check("accounts", money, "alembic upgrade head", needs="database"),
+)
