@@ -33,6 +33,7 @@ from worker.projects import keys
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"
 _SERVER_FAILED = 500
+_RUN, _MAKE, _OPERATE = "Run Noria on this machine", "Make media", "Operate Noria"
 _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
     402: "The project's budget is spent.",
@@ -114,7 +115,7 @@ def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tu
             return Code.USAGE, "\n".join(["These settings are wrong:", *_wrong_settings(error)])
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def up(
     *,
     real: Annotated[
@@ -130,9 +131,10 @@ def up(
     as_json: Json = False,
     home: Home = HOME,
 ) -> None:
-    """Run everything on this machine until Ctrl-C: servers, API, workers, Flower, and a sandbox instead of DashScope.
+    """Run everything on this machine, until Ctrl-C.
 
-    The sandbox costs nothing and needs a source checkout; with --real, DashScope itself makes the media.
+    PostgreSQL, Valkey, an object store, the API, workers, the clock and Flower; and in place of DashScope a sandbox,
+    which costs nothing and needs a source checkout. With --real, DashScope itself makes the media.
     """
     check_can_run(real)
     options = local.UpOptions(home, port, real, 1.0 if true_times else time_scale)
@@ -150,7 +152,7 @@ def up(
         show.ERR.print("Stopped; nothing is left running.")
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running afterwards, until Ctrl-C.")] = False,
@@ -164,9 +166,10 @@ def demo(
         Path, typer.Option(help="The folder to work in; an earlier demo in it is removed.", rich_help_panel=reach.PANEL)
     ] = HOME / "demo",
 ) -> None:
-    """Make clips from a CSV, a narration and summaries, in the sandbox, in under a minute; then stop everything.
+    """Make clips, a narration and summaries in the sandbox, and stop.
 
-    It needs a source checkout.
+    It takes less than a minute: it starts everything, submits a CSV, a script and a schedule of summaries, checks every
+    file, webhook and price, and leaves nothing running. It needs a source checkout.
     """
     check_can_run(real)
     _need_checkout("ops.demo")
@@ -175,23 +178,29 @@ def demo(
     raise typer.Exit(story.run(story.Options(home, keep, real, rows, yes, as_json)))
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    rich_help_panel=_RUN,
+)
 def sandbox(context: typer.Context) -> None:
-    """Run only the sandbox, a DashScope that costs nothing; `noria sandbox --help` lists its options.
+    """Run only the sandbox, a DashScope that costs nothing.
 
-    It needs a source checkout.
+    `noria sandbox --help` lists its options. It needs a source checkout.
     """
     _need_checkout("ops.sandbox")
     os.execv(sys.executable, [sys.executable, "-m", "ops.sandbox", *context.args])  # noqa: S606, no shell is meant
 
 
-for part in (submit.app, jobs.app, doctor.app, admin.app):
+for part, panel in ((submit.app, _MAKE), (jobs.app, _MAKE), (doctor.app, _OPERATE), (admin.app, _OPERATE)):
+    for each in part.registered_commands:
+        each.rich_help_panel = panel
     app.add_typer(part)
-app.add_typer(files.files, name="files")
-app.add_typer(schedules.schedules, name="schedules")
-app.add_typer(admin.keys, name="keys")
-app.add_typer(admin.projects, name="projects")
-app.add_typer(admin.lanes, name="lanes")
+app.add_typer(files.files, name="files", rich_help_panel=_MAKE)
+app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_MAKE)
+app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(admin.projects, name="projects", rich_help_panel=_OPERATE)
+app.add_typer(admin.lanes, name="lanes", rich_help_panel=_OPERATE)
 
 
 def check_can_run(real: bool) -> None:

@@ -58,9 +58,9 @@ def create_key(
     name: Annotated[str, typer.Option(help="What it is for, to tell it from others.")] = "",
     database: Database,
 ) -> None:
-    """Print a new API key of a project, alone; the project is made if it does not exist.
+    """Make an API key of a project, and print it alone.
 
-    The key cannot be shown again.
+    The project is made if it does not exist. The key cannot be shown again.
     """
     with database.connection() as connection:
         key, plain = api_keys.new_key(connection, project_made(connection, project), name)
@@ -73,7 +73,10 @@ def create_operators_key(
     name: Annotated[str, typer.Option(help="Whose it is: its decisions are recorded under this name.")] = "",
     database: Database,
 ) -> None:
-    """Print a new operator's key, alone: it acts for every project and resolves uncertain jobs."""
+    """Make an operator's key, and print it alone.
+
+    It acts for every project, and resolves uncertain jobs.
+    """
     with database.connection() as connection:
         key, plain = api_keys.new_key(connection, None, name)
     _answer_key(database, key, plain, None)
@@ -83,7 +86,7 @@ def create_operators_key(
 def list_keys(
     *, project: Annotated[str | None, typer.Argument(metavar="[PROJECT]")] = None, database: Database
 ) -> None:
-    """List the keys, revoked ones too, by their first characters."""
+    """List the keys, revoked ones too."""
     with database.connection() as connection:
         owner = api_keys.project(connection, project) if project else None
         names = {found.id: found.name for found in api_keys.projects(connection)}
@@ -123,7 +126,10 @@ def set_project(
     max_in_flight: Annotated[int | None, typer.Option(min=0, help="How many tasks at once; 0: no limit.")] = None,
     database: Database,
 ) -> None:
-    """Change a project's settings; `noria keys create PROJECT` makes a project."""
+    """Change a project's settings.
+
+    `noria keys create PROJECT` makes a project.
+    """
     with database.connection() as connection:
         changed = _project(api_keys.set_project(connection, project, weight, time_zone, max_in_flight))
     database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
@@ -138,7 +144,10 @@ def show_secret(
     rotate: Annotated[bool, typer.Option("--rotate", help="Make a new one; the old one is no longer used.")] = False,
     database: Database,
 ) -> None:
-    """Print the secret that signs a project's webhooks (Standard Webhooks, `whsec_…`), alone."""
+    """Print the secret that signs a project's webhooks, alone.
+
+    It is a `whsec_…` of Standard Webhooks.
+    """
     with database.connection() as connection:
         found = api_keys.rotate_secret(connection, project) if rotate else api_keys.project(connection, project)
     database.answer({"project": project, "webhook_secret": found.webhook_secret}, found.webhook_secret)
@@ -151,9 +160,10 @@ def list_lanes(
     every: Annotated[bool, typer.Option("--all", help="Idle lanes too.")] = False,
     database: Database,
 ) -> None:
-    """Show each model's limits, what is in use, and what slows or stops it.
+    """Show the limits of the models, and what is in use.
 
-    A lane is one model in one region of one account's owner.
+    A lane is one model, in one region, for one owner of accounts. Shown are its slots, its queue, its pace beside the
+    configured rate, and what stops it.
     """
     if context.invoked_subcommand is not None:
         return
@@ -189,7 +199,10 @@ def resume_lanes(
 
 @command(app)
 def pause(*, what: Pausable, name: Name = None, database: Database) -> None:
-    """Pause a project, a lane or everything: nothing new is sent to the provider, what runs goes on."""
+    """Pause a project, a lane or everything.
+
+    Nothing new is sent to the provider; what runs goes on.
+    """
     with database.connection() as connection:
         account_stops.pause(connection, what, _name(what, name), claims.NOW)
     words = f"{_subject(what, name)} paused. What is in flight goes on; nothing new is sent."

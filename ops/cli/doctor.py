@@ -46,7 +46,10 @@ def doctor(
     as_json: Json = False,
     home: Home = HOME,
 ) -> None:
-    """Test every part of Noria: what is wrong, and what to do. Exit code 1 if something does not work."""
+    """Test every part of Noria, and say what to do.
+
+    The exit code is 1 if something does not work.
+    """
     found = []
     settings, here = settings_of(home)
     engine = connections.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
@@ -67,7 +70,10 @@ def audit(
     days: Annotated[int, typer.Option(min=1, help="How old the checked jobs may be.")] = 7,
     database: Database,
 ) -> None:
-    """Check in the database that jobs were paid once and none was lost. Exit code 1 if a promise was broken."""
+    """Check that jobs were paid once and none was lost.
+
+    It reads the database and changes nothing. The exit code is 1 if a promise was broken.
+    """
     with database.connection() as connection:
         engine = create_engine(connection.engine.url, hide_parameters=True)
     findings = auditing.audit(engine, since=datetime.now(UTC) - timedelta(days=days))

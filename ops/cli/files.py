@@ -72,9 +72,10 @@ def list_files(
     limit: Annotated[int, typer.Option(min=1, help="How many at most, the newest first.")] = 20,
     api: Api,
 ) -> None:
-    """List, upload and delete the files that jobs take as inputs: pictures, sound and documents.
+    """List, upload and delete files that jobs take as inputs.
 
-    Without a command: list them, the newest first. A job's input names a file by its key.
+    They are pictures, sound and documents. Without a command: list them, the newest first. A job's input names a file
+    by its key.
     """
     if context.invoked_subcommand is None:
         with api.client() as client:

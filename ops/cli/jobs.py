@@ -32,7 +32,10 @@ def watch(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Default: all unfinished jobs.")] = None,
     api: Api,
 ) -> None:
-    """Follow jobs until all have ended; exit code 1 if one did not succeed. --json prints one line for each change."""
+    """Follow jobs until all have ended.
+
+    The exit code is 1 if one did not succeed. --json prints one line for each change of state.
+    """
     with api.client() as client:
         wanted = ids or [job["id"] for job in client.jobs(state=",".join(_UNFINISHED), limit=100)]
         if not wanted:
@@ -46,7 +49,10 @@ def watch(
 
 @command(app, "show")
 def show_job(*, job_id: Job, api: Api) -> None:
-    """Show a job: its state, what it waits for, its outputs and cost, and how long each step took."""
+    """Show one job: its state, outputs, cost and history.
+
+    Also what it waits for, how long each step took, its create calls, and the first of its parts that failed.
+    """
     with api.client() as client:
         job, events, attempts = client.job(job_id), list(client.events(job_id)), client.attempts(job_id)
         missed = list(islice(client.children(job_id, "failed,expired"), _FAILED_SHOWN)) if job["children"] else []
@@ -90,7 +96,7 @@ def children(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
     api: Api,
 ) -> None:
-    """List the parts of a narration or a summary, in their order."""
+    """List the parts of a narration or a summary."""
     with api.client() as client:
         found = list(islice(client.children(job_id, ",".join(state) if state else None), limit))
     api.answer(found, tables.children(found), "No such parts.")
@@ -98,7 +104,10 @@ def children(
 
 @command(app)
 def cancel(*, ids: Jobs, api: Api) -> None:
-    """Cancel jobs. What already runs at the provider runs on and is billed; the outcome of each is printed."""
+    """Cancel jobs.
+
+    What already runs at the provider runs on and is billed; the outcome of each is printed.
+    """
     with api.client() as client:
         outcomes = [(job_id, client.cancel(job_id)) for job_id in ids]
     words = [f"{job_id}  {answer['outcome']}: {_OUTCOMES.get(answer['outcome'], '')}" for job_id, answer in outcomes]
@@ -107,7 +116,10 @@ def cancel(*, ids: Jobs, api: Api) -> None:
 
 @command(app)
 def retry(*, ids: Jobs, api: Api) -> None:
-    """Make failed, expired or canceled jobs again; of one made in parts, only the parts that did not succeed."""
+    """Make failed, expired or canceled jobs again.
+
+    Of a job that is made in parts, only the parts that did not succeed.
+    """
     with api.client() as client:
         jobs = [client.retry(job_id) for job_id in ids]
     api.answer(jobs, "\n".join(f"{job['id']}  {job['state']}, {show.cost(job)} CNY" for job in jobs))
@@ -126,9 +138,10 @@ def resolve(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; nothing is changed.")] = False,
     api: Api,
 ) -> None:
-    """Decide what became of a held or uncertain job; without a decision, list the tasks that may be its own.
+    """Decide what became of a held or uncertain job.
 
-    It takes an operator's key: `noria keys operator` makes one.
+    Without a decision it lists the tasks at the provider that may be the job's. It takes an operator's key:
+    `noria keys operator` makes one.
     """
     actions = {"adopt": adopt is not None, "requeue": requeue, "give_up": give_up}
     chosen = [action for action, is_chosen in actions.items() if is_chosen]
@@ -150,7 +163,10 @@ def resolve(
 def models(
     *, kind: Annotated[str | None, typer.Argument(help="Only the models for this kind of job.")] = None, api: Api
 ) -> None:
-    """List the models with their prices; --json has everything that the catalog knows."""
+    """List the models with their prices.
+
+    --json has everything that the catalog knows of them.
+    """
     with api.client() as client:
         found = client.models(kind)
     api.answer(found, tables.models(found))

@@ -25,7 +25,8 @@ Model = Annotated[
     typer.Option(help="The provider's model or an alias; `noria models` lists them. Some kinds have a default."),
 ]
 Kind = Annotated[
-    str | None, typer.Argument(help="text-to-video, image-to-video, text-to-image, speech, text, summary.")
+    str | None,
+    typer.Argument(metavar="[KIND]", help="text-to-video, image-to-video, text-to-image, speech, text, summary."),
 ]
 
 
@@ -107,7 +108,8 @@ def submit(
         str | None, typer.Option(metavar="FILE|LINK", help="The picture that the clip begins with.")
     ] = None,
     documents: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="Documents to summarise: a file, or a folder with files.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", exists=True, help="Documents to summarise: a file, or a folder with files."),
     ] = None,
     csv: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Submit many jobs: one for each row.")
