@@ -13,9 +13,11 @@ from sqlalchemy import text
 from stage import CLIP, Stage, stage
 
 from ops import audit
-from ops.audit import Finding, Witnesses
+from ops.audit import Finding
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
+from tests.chaos import witnesses as told
+from tests.chaos.witnesses import Witnesses
 from worker import storage
 from worker.schedules import fire
 from worker.schedules import plan as plans
@@ -126,7 +128,7 @@ def schedule(play: Stage) -> Schedule:
 
 
 def found(play: Stage, witnesses: Witnesses | None = None) -> list[Finding]:
-    return audit.audit(play.ctx.engine, witnesses)
+    return told.audit(play.ctx.engine, witnesses) if witnesses else audit.audit(play.ctx.engine)
 
 
 def breaches(play: Stage, witnesses: Witnesses | None = None) -> set[str]:
@@ -138,7 +140,7 @@ def broken_by(play: Stage, harm: str) -> set[str]:
     with play.ctx.engine.connect() as connection:
         for statement in harm.split("; "):
             connection.execute(text(statement))
-        return {finding.invariant for finding in audit.look(connection, Witnesses())}
+        return {finding.invariant for finding in audit.look(connection)}
 
 
 def everyone(play: Stage) -> Witnesses:

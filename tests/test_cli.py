@@ -22,9 +22,8 @@ from structlog.testing import capture_logs
 
 from api.client import Client
 from ops import cli
-from ops.cli import campaign, following
-from ops.doctor import reach
-from ops.doctor.reach import Door
+from ops.cli import campaign, following, reach
+from ops.cli.reach import Door
 from ops.local import servers as embedded
 from ops.local.supervise import LocalError
 from ops.local.up import UpOptions

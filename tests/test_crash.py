@@ -15,8 +15,9 @@ from stage import Stage, stage
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker.states import State
+from worker.tables import Job
 
-CRASHER = Path(__file__).with_name("crasher.py")
+KILLER = Path(__file__).with_name("killer.py")
 
 
 @pytest.fixture
@@ -31,16 +32,16 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
         yield made
 
 
-def kill_at(point: str, environment: dict[str, str], sandbox: Sandbox) -> None:
-    """A real worker process takes what is due and is killed at the point."""
+def kill_at(job: Job, point: str, environment: dict[str, str], sandbox: Sandbox) -> None:
+    """A real worker process takes the job, which is due, and is killed at the point."""
     settings = {
         **os.environ,
         **environment,
         "NORIA_DASHSCOPE_URL": sandbox.url,
-        "PYTHONPATH": str(CRASHER.parent.parent),
+        "PYTHONPATH": str(KILLER.parent.parent),
     }
     done = subprocess.run(
-        [sys.executable, str(CRASHER), point], env=settings, capture_output=True, text=True, timeout=30
+        [sys.executable, str(KILLER), str(job.id), point], env=settings, capture_output=True, text=True, timeout=30
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -68,7 +69,7 @@ def test_a_worker_killed_where_nothing_is_at_stake_costs_only_its_lease(
         play.until(job, state)
         play.sql("update jobs set run_at = now() - interval '1 s'")
 
-    kill_at(point, environment, sandbox)
+    kill_at(job, point, environment, sandbox)
     assert play.tick() == [], "its lease keeps others off"
     play.lapse(job)
     ended = play.until(job)
@@ -83,7 +84,7 @@ def test_a_worker_killed_before_its_create_call_is_followed_by_one_that_proves_t
     play: Stage, environment: dict[str, str], sandbox: Sandbox
 ) -> None:
     job = play.submit()
-    kill_at("recorded", environment, sandbox)
+    kill_at(job, "recorded", environment, sandbox)
     assert play.job(job).state == State.SUBMITTING
 
     play.lapse(job)
@@ -98,7 +99,7 @@ def test_a_worker_killed_with_the_answer_in_its_hand_is_followed_by_one_that_fin
     play: Stage, environment: dict[str, str], sandbox: Sandbox
 ) -> None:
     job = play.submit()
-    kill_at("answered", environment, sandbox)
+    kill_at(job, "answered", environment, sandbox)
     assert sandbox.ledger()["totals"]["tasks"] == 1
 
     play.lapse(job)

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ops.demo import proofs, receiver, verify, workloads
+from ops.demo import judge, receiver, workloads
 from ops.demo.workloads import CAMPAIGN
 from ops.local.supervise import MARK, end_leftovers
 from worker import webhooks
@@ -95,13 +95,13 @@ def test_a_dozen_documents_of_every_form_can_be_read() -> None:
 def test_a_narration_is_held_against_its_parts_its_pauses_and_its_text(tmp_path: Path) -> None:
     job, files = _narration(tmp_path)
 
-    assert proofs.prove(job, files, frozenset()) == ("1.7 s", None)
+    assert judge.prove(job, files, frozenset()) == ("1.7 s", None)
 
 
 def test_a_narration_with_a_sample_too_few_is_found(tmp_path: Path) -> None:
     job, files = _narration(tmp_path, missing=1)
 
-    _, fault = proofs.prove(job, files, frozenset())
+    _, fault = judge.prove(job, files, frozenset())
 
     assert fault == "narration.wav holds 40,799 samples, its segments and pauses 40,800"
 
@@ -110,7 +110,7 @@ def test_a_narration_that_leaves_a_word_out_is_found(tmp_path: Path) -> None:
     job, files = _narration(tmp_path)
     job["input"]["paragraphs"][1]["text"] += " Nobody spoke this."
 
-    _, fault = proofs.prove(job, files, frozenset())
+    _, fault = judge.prove(job, files, frozenset())
 
     assert fault == "what was spoken is not the text, once and in order"
 
@@ -118,7 +118,7 @@ def test_a_narration_that_leaves_a_word_out_is_found(tmp_path: Path) -> None:
 def test_subtitles_that_outlast_the_sound_are_found(tmp_path: Path) -> None:
     job, files = _narration(tmp_path, subtitles_end=2.5)
 
-    _, fault = proofs.prove(job, files, frozenset())
+    _, fault = judge.prove(job, files, frozenset())
 
     assert fault == "narration.srt ends after 2500 ms, the sound after 1700"
 
@@ -138,7 +138,7 @@ def test_summaries_are_one_for_each_document(
     files["jsonl"].write_text(json.dumps({"id": "inbox/demo/weather.txt", "summary": summary}) + "\n")
     files["md"].write_text("All of it in a word.")
 
-    found = proofs.prove({"kind": "summary"}, files, frozenset(of))
+    found = judge.prove({"kind": "summary"}, files, frozenset(of))
 
     assert found == (("1 summaries", None) if fault is None else ("", fault))
 
@@ -148,11 +148,11 @@ def test_every_frame_of_a_clip_is_counted_and_a_cut_one_is_found(tmp_path: Path)
     _clip(whole, frames=12, rate=4)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
 
-    seen = verify.play(whole, "video/mp4")
+    seen = judge.play(whole, "video/mp4")
 
     assert (seen.frames, seen.seconds, seen.width) == (12, 3.0, 64)
-    with pytest.raises(verify.Unplayable):
-        verify.play(cut, "video/mp4")
+    with pytest.raises(judge.Unplayable):
+        judge.play(cut, "video/mp4")
 
 
 def test_a_picture_is_decoded_to_its_end(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_picture_is_decoded_to_its_end(tmp_path: Path) -> None:
     Image.effect_noise((64, 48), 50).save(whole)
     cut.write_bytes(whole.read_bytes()[:900])
 
-    assert verify.play(whole, "image/png") == verify.Seen(64, 48, 1, None)
-    with pytest.raises(verify.Unplayable):
-        verify.play(cut, "image/png")
+    assert judge.play(whole, "image/png") == judge.Seen(64, 48, 1, None)
+    with pytest.raises(judge.Unplayable):
+        judge.play(cut, "image/png")
 
 
 def test_the_receiver_takes_what_is_signed_and_refuses_what_is_not() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -128,12 +130,30 @@ for found in pkgutil.walk_packages({module}.__path__, "{module}."):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_wheel_has_all_that_a_migration_needs(image: Image, environment: dict[str, str], tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install` puts into a site's folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "site")
-    settings = environment | {"PYTHONPATH": str(tmp_path / "site")}
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as packed:
+        packed.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_and_the_image_hold_what_production_runs_and_no_more(wheel: Path, image: Image) -> None:
+    tops = {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")}
+
+    assert tops == {"api", "migrations", "ops", "worker"}
+    for ops in (wheel / "ops", image.root / "app" / "ops"):
+        folders = {path.name for path in ops.iterdir() if path.is_dir()}
+        assert folders - {"__pycache__"} == {"audit", "cli", "docker", "doctor", "local"}
+
+
+def test_a_wheel_has_all_that_a_migration_needs(
+    wheel: Path, image: Image, environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings = environment | {"PYTHONPATH": str(wheel)}
 
     for code in (
         "import os; from ops.local import up; up.migrate(os.environ)",
@@ -141,6 +161,28 @@ def test_a_wheel_has_all_that_a_migration_needs(image: Image, environment: dict[
     ):
         done = image.run([image.python, "-c", code], settings, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_noria_up_runs_from_the_wheel_for_real_and_says_that_the_sandbox_needs_a_checkout(wheel: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="noria-wheel-") as folder:
+        Path(folder).chmod(0o711)  # an ordinary user's PostgreSQL may pass through
+        real = {"DASHSCOPE_API_KEY": "sk-nobody", "NORIA_DASHSCOPE_URL": "http://127.0.0.1:9"}
+        environment = {"PATH": os.environ["PATH"], "HOME": folder, "PYTHONPATH": str(wheel), **real}
+        command = [sys.executable, "-m", "ops.cli", "up", "--json"]
+
+        play = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        with subprocess.Popen(
+            [*command, "--real"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stdout is not None
+            first = running.stdout.readline()
+            told = json.loads(first + "".join(iter(running.stdout.readline, "}\n")) + "}") if first else {}
+            running.terminate()
+            _, errors = running.communicate(timeout=60)
+
+    assert (play.returncode, "source checkout" in play.stderr) == (1, True)
+    assert set(told.get("addresses", ())) == {"API", "Flower", "S3"}, errors
+    assert errors.strip() == "Stopped; nothing is left running."
 
 
 def test_a_container_without_a_command_says_what_noria_can_do(image: Image) -> None:
@@ -193,7 +235,7 @@ def test_a_command_that_the_image_cannot_carry_out_says_what_it_needs(line: str,
     done = image.run(line)
 
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("pip install 'noria[sandbox]'")
+    assert "run this command in a source checkout" in done.stderr
 
 
 def test_every_command_of_the_readme_is_one_that_the_image_knows(image: Image) -> None:

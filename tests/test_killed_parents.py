@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 from stage import PATIENCE, Stage, stage
 
-from ops import audit
-from ops.audit import Witnesses
 from ops.sandbox import sound
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
+from tests.chaos import witnesses
+from tests.chaos.witnesses import Witnesses
 from worker import moves
 from worker.context import Clock
 from worker.states import TERMINAL, State
@@ -124,7 +124,7 @@ def kill(play: Stage, environment: dict[str, str], job_id: uuid.UUID, point: str
 
 def findings(play: Stage) -> list[str]:
     everyone = Witnesses(ledger=play.sandbox.ledger(), bucket=play.ctx.bucket, reads_bytes=True, is_at_rest=True)
-    return [f"{found.invariant} {found.what}" for found in audit.audit(play.ctx.engine, everyone)]
+    return [f"{found.invariant} {found.what}" for found in witnesses.audit(play.ctx.engine, everyone)]
 
 
 def outputs(play: Stage, job: Job) -> dict[str, bytes]:

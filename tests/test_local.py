@@ -50,15 +50,16 @@ except KeyboardInterrupt:
 SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
-from ops.local import identity, servers
+from ops.local import postgres, servers
 from ops.local.supervise import LocalError
 
 home = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(home)], check=True)
-initdb = servers.find_binaries()["postgres"].with_name("initdb")
+binaries = servers.find_binaries()["postgres"].parent
+cluster = postgres.Cluster(home, binaries, "password", False, {})
 for act in (
     lambda: servers.make_home(home),
-    lambda: servers._make_cluster(home, initdb, identity.find(initdb), durable=False),
+    lambda: postgres.make_cluster(cluster, postgres.find_identity(binaries / "postgres")),
 ):
     try:
         act()

@@ -1,73 +1,67 @@
-"""Whether every promise held, by the rows and by whoever else can tell: `noria audit`, and the end of a chaos run.
+"""Whether every promise was kept, by the rows of the database: `noria audit`.
 
-The promises are the invariants I1 to I15 below. What the database alone shows is one statement each in `RULES`, all
-read in one snapshot, so that a job which moves meanwhile is no finding. What others show (the sandbox's own books,
-the bucket, a receiver of webhooks, the logs) is in `ops.audit.witnesses`. How turns are kept is no matter of rows that
-lie still, since nobody wrote down who was paused when: the tests of the turns show that.
+The promises are the invariants below. Each rule in `rules.RULES` is one statement, and all of them read one snapshot,
+so a job that moves meanwhile is no finding. The chaos run and the tests also ask others than the database (I6, I15,
+and more of I1 to I13): `tests.chaos.witnesses`. Rows cannot show the order of the fair queue; its own tests do.
 
     I1   each accepted submission is one job              I9   no move under an old claim
     I2   a job is paid once                               I10  only legal moves, each on record, in order
-    I3   a task is one job's, and so are its bytes        I11  never over the provider's rates
-    I4   each unfinished job has a reason to be picked    I13  canceled in time means nothing was sent
+    I3   a task belongs to one job, and so do its files   I11  never over the provider's rates
+    I4   each unfinished job is due at some time          I13  canceled in time means nothing was sent
     I5   each output is in the bucket, whole              I14  what is due is done
-    I6   nothing in the bucket that no row knows          I15  no secret, link or prompt in the logs
+    I6   each object in the bucket has its row            I15  no secret, link or prompt in the logs
     I7   each wanted event has one delivery               M    the ledger's lines add up
-    I8   never more slots than the lane has               C    a parent has its parts, all of them, and waits for none
+    I8   never more slots than the lane has               C    a parent has all its parts, and waits for none that ended
     S    each fire time of a schedule has one run, and each run at most one job
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from ops.audit import money, parents, rules
-from ops.audit import witnesses as audit_witnesses
-from ops.audit.rules import Finding, Rule
-from ops.audit.witnesses import Witnesses
+from ops.audit.rules import RULES, Finding, Rule
 from worker.states import MOVES, SLOTTED, State
 from worker.webhooks import TERMINAL_EVENTS
 
-__all__ = ["RULES", "Finding", "Rule", "Witnesses", "audit", "look"]
-
-RULES = rules.RULES + parents.RULES + money.RULES
+__all__ = ["RULES", "Finding", "Rule", "audit", "breaches", "in_order", "look"]
 
 
-def audit(engine: Engine, witnesses: Witnesses | None = None, since: datetime | None = None) -> list[Finding]:
-    """Every breach of a promise, in the order of the invariants; none is how it should be.
+def audit(engine: Engine, since: datetime | None = None) -> list[Finding]:
+    """Every broken promise, in the order of the invariants; an empty list is what should be.
 
-    `since`: of jobs made since then; None: of all. Unfinished jobs and the lanes are always looked at.
+    `since`: only jobs made since then; None: all. Unfinished jobs and the lanes are always checked.
     """
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        return look(connection, witnesses or Witnesses(), since)
+        return look(connection, since)
 
 
-def look(connection: Connection, witnesses: Witnesses, since: datetime | None = None) -> list[Finding]:
-    """The same, as a transaction that is open sees it."""
+def look(connection: Connection, since: datetime | None = None) -> list[Finding]:
+    """The same, inside the caller's transaction."""
+    return in_order(breaches(connection, RULES, since))
+
+
+def breaches(connection: Connection, rules: Iterable[Rule], since: datetime | None = None) -> list[Finding]:
+    """What the statements of these rules select."""
     now: datetime = connection.execute(text("select clock_timestamp()")).scalar_one()
-    said = _parameters(now, since, witnesses.is_at_rest)
-    found = [finding for rule in RULES for finding in _breaches(connection, rule, said)]
-    found += audit_witnesses.heard(connection, witnesses, now)
-    return sorted(found, key=lambda finding: (finding.invariant[0], int(finding.invariant[1:] or 0)))
-
-
-def _breaches(connection: Connection, rule: Rule, said: dict[str, Any]) -> Iterator[Finding]:
-    statement = text(rule.statement)
-    for row in connection.execute(statement, said):
-        yield Finding(rule.invariant, row.what, str(row.job) if row.job else None, rule.advice)
-
-
-def _parameters(now: datetime, since: datetime | None, at_rest: bool) -> dict[str, Any]:
     legal = [(left, entered) for left in State for entered in MOVES[left]]
-    return {
+    values = {
         "now": now,
         "since": since or datetime.min.replace(tzinfo=now.tzinfo),
-        "at_rest": at_rest,
         "terminal_events": sorted(TERMINAL_EVENTS),
         "slotted": [str(state) for state in SLOTTED],
         "lefts": [str(left) for left, _ in legal],
         "entereds": [str(entered) for _, entered in legal],
     }
+    return [
+        Finding(rule.invariant, row.what, str(row.job) if row.job else None, rule.advice)
+        for rule in rules
+        for row in connection.execute(text(rule.statement), values)
+    ]
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings in the order of the invariants: C, I1 to I15, M, S."""
+    return sorted(findings, key=lambda finding: (finding.invariant[0], int(finding.invariant[1:] or 0)))

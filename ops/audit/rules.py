@@ -1,4 +1,7 @@
-"""What the rows must never show: one statement for each way in which a promise about a job can be broken."""
+"""What the rows must never show: one statement for each way in which a promise can be broken.
+
+A child's cost stands in its parent's ledger; a job that was made again has reserved, and may have paid, twice.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,10 @@ class Rule:
     statement: str
     advice: str
 
+
+_REPORT = "report it with its history and its parts' histories"
+_BILL = "compare its ledger lines with its attempts"
+_MISCOUNTED = "the project's budget counts it wrongly: report it"
 
 RULES = (
     Rule(
@@ -189,15 +196,122 @@ RULES = (
         "is a worker at the queue `webhook`? `noria doctor` tells",
     ),
     Rule(
-        "I14",
-        """select id as job, 'all should be at rest, and it is ' || state as what
-           from jobs where :at_rest and finished_at is null and state <> 'held'""",
-        "its history and `waiting_on` say what it waits for: `noria show`",
+        "C",
+        """select c.id as job, 'it is a part, and its parent is ' || p.state || ', which has no parts yet' as what
+           from jobs c join jobs p on p.id = c.parent_id
+           where p.finished_at is null and p.state not in ('gathering', 'copying')
+             and not (p.state = 'held' and p.held_from in ('gathering', 'copying'))""",
+        _REPORT,
     ),
     Rule(
-        "I14",
-        """select job_id as job, 'all should be at rest, and a delivery of it still waits' as what
-           from deliveries where :at_rest and state = 'waiting'""",
-        "is its receiver there? `noria doctor` tells whether a worker is",
+        "C",
+        """select p.id as job, 'it is ' || p.state || ', and ' || count(*) || ' of its parts have not ended' as what
+           from jobs p join jobs c on c.parent_id = p.id and c.finished_at is null
+           where p.state <> 'gathering' and p.held_from is distinct from 'gathering' group by p.id""",
+        _REPORT,
+    ),
+    Rule(
+        "C",
+        """select p.id as job, 'it waits for its parts, which have all ended by ' || parts.at as what
+           from jobs p, lateral (select coalesce(max(c.finished_at), p.state_at) as at, count(c.id) as made,
+                                        count(c.finished_at) as ended
+                                   from jobs c where c.parent_id = p.id) parts
+           where p.state = 'gathering' and p.run_at is null and parts.made = parts.ended
+             and parts.at < :now - interval '2 minutes'""",
+        "is the clock ticking? It looks at such jobs each minute; `noria doctor` tells",
+    ),
+    Rule(
+        "C",
+        """select p.id as job, 'of round ' || c.round || ' it has the places ' || min(c.place) || ' to ' ||
+             max(c.place) || ', ' || count(*) || ' of them, and is at round ' || p.round as what
+           from jobs p join jobs c on c.parent_id = p.id where p.created_at >= :since
+           group by p.id, c.round having min(c.place) <> 0 or max(c.place) <> count(*) - 1 or c.round > p.round""",
+        "a part is missing: report it with the job's history",
+    ),
+    Rule(
+        "S",
+        """select job_id as job, count(*) || ' runs of schedules submitted it' as what
+           from runs where at >= :since and job_id is not null group by job_id having count(*) > 1""",
+        "report it with the schedules' histories",
+    ),
+    Rule(
+        "S",
+        """select job_id as job, 'a run of schedule ' || schedule_id || ' is called ' || outcome || ', and has ' ||
+             case when job_id is null then 'no job' else 'a job' end as what
+           from runs where at >= :since and (outcome = 'submitted') <> (job_id is not null)""",
+        "report it with the schedule's history",
+    ),
+    Rule(
+        "S",
+        """select null as job, 'schedule ' || id || ' was to fire at ' || next_at || ', and did not' as what
+           from schedules where next_at < :now - interval '10 minutes'""",
+        "is the clock ticking, and is a worker at the queue `tick`? `noria doctor` tells",
+    ),
+    Rule(
+        "M",
+        """select j.id as job, 'it reserved ' || coalesce(string_agg(l.micros::text, ' and '), 'nothing') ||
+             ' micro-CNY for an estimate of ' || j.estimate as what
+           from jobs j left join ledger l on l.job_id = j.id and l.entry = 'reserve'
+           where j.created_at >= :since and j.parent_id is null and j.estimate is not null group by j.id
+           having count(l.id) = 0 or bool_or(l.micros <> j.estimate)""",  # twice for one that is made again
+        _MISCOUNTED,
+    ),
+    Rule(
+        "M",
+        """select j.id as job, sum(l.micros) || ' micro-CNY of what it reserved were not given back once' as what
+           from jobs j join ledger l on l.job_id = j.id and l.entry in ('reserve', 'release')
+           where j.created_at >= :since and j.parent_id is null and j.finished_at is not null and j.billed <> 'unknown'
+           group by j.id having sum(l.micros) <> 0""",
+        _MISCOUNTED,
+    ),
+    Rule(
+        "M",
+        """select j.id as job, 'it settled ' || coalesce(sum(l.micros), 0) || ' micro-CNY, and cost ' ||
+             coalesce(j.cost, j.estimate) as what
+           from jobs j join attempts a on a.id = j.attempt_id and a.billed = j.billed
+             left join ledger l on l.job_id = j.id and l.entry = 'settle' and l.attempt_id = j.attempt_id
+           where j.created_at >= :since and j.parent_id is null and j.mode <> 'parent' and j.finished_at is not null
+             and j.billed <> 'unknown'
+           group by j.id having coalesce(sum(l.micros), 0)
+             <> case j.billed when 'yes' then coalesce(j.cost, j.estimate, 0) else 0 end""",
+        _BILL,
+    ),
+    Rule(
+        "M",
+        """select j.id as job, 'it has ended, and the verdict on an attempt is open' as what
+           from jobs j join attempts a on a.job_id = j.id and a.closed_at is null
+           where j.created_at >= :since and j.finished_at is not null and j.billed <> 'unknown'""",
+        "compare the attempt with the provider's bill",
+    ),
+    Rule(
+        "M",
+        """select p.id as job, 'it cost ' || coalesce(p.cost, 0) || ' micro-CNY, and the calls of its parts ' ||
+             coalesce(calls.cost, 0) as what
+           from jobs p, lateral (select sum(l.micros) as cost from ledger l join attempts a on a.id = l.attempt_id
+                                   join jobs c on c.id = a.job_id and c.parent_id = p.id
+                                   where l.job_id = p.id and l.entry = 'settle') calls
+           where p.created_at >= :since and p.mode = 'parent' and p.finished_at is not null
+             and p.cost is distinct from calls.cost""",
+        "compare what its parts cost with the provider's bill",
+    ),
+    Rule(
+        "M",
+        """select j.id as job, 'a ' || l.entry || ' of ' || l.micros || ' micro-CNY stands on it, a part' as what
+           from ledger l join jobs j on j.id = l.job_id and j.parent_id is not null where j.created_at >= :since""",
+        "what parts cost belongs to their parent's ledger: report it",
+    ),
+    Rule(
+        "M",
+        """select c.parent_id as job, 'its ledger has ' || coalesce(l.micros::text, 'nothing') || ' for call ' ||
+             a.number || ' of part ' || c.place || ' of round ' || c.round || ', which is billed ' || a.billed ||
+             ' and cost ' || coalesce(c.cost, c.estimate, 0) as what
+           from attempts a join jobs c on c.id = a.job_id and c.parent_id is not null
+             left join ledger l on l.attempt_id = a.id and l.entry = 'settle' and l.job_id = c.parent_id
+           where c.created_at >= :since and a.closed_at is not null
+             and case when a.billed = 'no' then coalesce(l.micros, 0) <> 0
+                      when a.billed = 'unknown' then l.id is null and c.estimate is not null
+                      when a.id = c.attempt_id then coalesce(l.micros, 0) <> coalesce(c.cost, c.estimate, 0)
+                      else l.id is null and c.estimate is not null end""",
+        _BILL,
     ),
 )

@@ -1,7 +1,8 @@
 """The `noria` command: `noria --help`.
 
 Results go to stdout, everything else to stderr; with `--json` stdout is one JSON document (`watch`: one a line) and
-nothing more. What the exit codes say stands in `Code`.
+nothing more. The exit codes are those of `Code`. The sandbox and the demo are part of a source checkout, not of the
+wheel or the image, so they are imported only by the commands that need them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import campaign, doctor, files, jobs, lanes, projects, resolve, schedules, show, submit
-from ops.cli.options import Home, Json
-from ops.doctor import reach
-from ops.doctor.reach import Door
+from ops.cli import admin, campaign, doctor, files, jobs, reach, schedules, show, submit
+from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local
 from ops.local.supervise import LocalError
@@ -32,12 +32,13 @@ from worker.errors import InvalidInput, NoriaError, NotFound
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"
 _SERVER_FAILED = 500
+_RUN, _MAKE, _OPERATE = "Run Noria on this machine", "Make media", "Operate Noria"
 _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
     402: "The project's budget is spent.",
     404: "`noria list` shows the project's jobs.",
-    "idempotency_key_reused": "The key was used for something else: choose another --idempotency-key.",
-    429: "The server is asked too often, or too many jobs wait: try again later.",
+    "idempotency_key_reused": "This key was used for another job: choose another --idempotency-key.",
+    429: "Too many requests, or too many jobs wait: try again later.",
 }
 
 
@@ -55,17 +56,17 @@ class Code(IntEnum):
 
 CODES = {
     Code.DONE: "done",
-    Code.UNSUCCESSFUL: "a job did not succeed, or nothing could be started",
+    Code.UNSUCCESSFUL: "a job did not succeed, a check failed, or nothing could be started",
     Code.USAGE: "the command line or a setting is wrong",
-    Code.RUNNING: "`up` or `demo` runs in that home already",
+    Code.RUNNING: "`up` or `demo` already runs in that folder",
     Code.AWAY: "the API or the database does not answer",
-    Code.REFUSED: "refused: the input, the key, or the state of the thing",
+    Code.REFUSED: "the API refused the input, the key or the action",
     Code.INTERRUPTED: "interrupted",
 }
 
 app = typer.Typer(
     name="noria",
-    help="Noria: a queue for generated media on DashScope.",
+    help="Noria, a self-hosted job queue for generated media on DashScope.",
     epilog="Exit codes: " + "; ".join(f"{code} {words}" for code, words in CODES.items()) + ".",
     no_args_is_help=True,
     add_completion=False,
@@ -77,7 +78,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry of `noria`."""
-    log.configure("ERROR")  # what libraries have to say is not for this command's readers
+    log.configure("ERROR")  # a user of the command does not need what libraries log
     sys.exit(run(sys.argv[1:]))
 
 
@@ -113,20 +114,27 @@ def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tu
             return Code.USAGE, "\n".join(["These settings are wrong:", *_wrong_settings(error)])
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def up(
-    home: Home = Path(".noria"),
-    real: Annotated[bool, typer.Option("--real", help="Spend real money, with the key in the environment.")] = False,
-    port: Annotated[int | None, typer.Option(help="The API's port; otherwise the one kept in the home.")] = None,
+    *,
+    real: Annotated[
+        bool, typer.Option("--real", help="Use DashScope itself, with the key in the environment: jobs cost money.")
+    ] = False,
+    port: Annotated[int | None, typer.Option(help="The API's port. Default: the one this folder had before.")] = None,
     time_scale: Annotated[
-        float, typer.Option(min=0, help="How long the sandbox's tasks run, as a part of the provider's times.")
+        float, typer.Option(min=0, help="How long the sandbox's tasks take, as a part of the provider's times.")
     ] = local.NEWCOMERS,
     true_times: Annotated[
-        bool, typer.Option("--true-times", help="Let the sandbox's tasks run as long as the provider's: minutes.")
+        bool, typer.Option("--true-times", help="Let the sandbox's tasks take as long as the provider's: minutes.")
     ] = False,
     as_json: Json = False,
+    home: Home = HOME,
 ) -> None:
-    """Run everything here until Ctrl-C: servers, API, workers, Flower, and the sandbox in DashScope's place."""
+    """Run everything on this machine, until Ctrl-C.
+
+    PostgreSQL, Valkey, an object store, the API, workers, the clock and Flower; and in place of DashScope a sandbox,
+    which costs nothing and needs a source checkout. With --real, DashScope itself makes the media.
+    """
     check_can_run(real)
     options = local.UpOptions(home, port, real, 1.0 if true_times else time_scale)
 
@@ -143,63 +151,75 @@ def up(
         show.ERR.print("Stopped; nothing is left running.")
 
 
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def demo(
-    home: Annotated[Path, typer.Option(help="Where it works; what an earlier demo left there is removed.")] = Path(
-        ".noria/demo"
-    ),
+    *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running afterwards, until Ctrl-C.")] = False,
     real: Annotated[
-        bool, typer.Option("--real", help="On DashScope itself, with two clips; shows the whole price and asks.")
+        bool, typer.Option("--real", help="Use DashScope itself, for two clips; shows the whole price and asks.")
     ] = False,
-    rows: Annotated[int | None, typer.Option(min=1, help="Only the campaign's cheapest jobs, so many of them.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="How many of the campaign's jobs, the cheapest.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --real: do not ask.")] = False,
     as_json: Json = False,
+    home: Annotated[
+        Path, typer.Option(help="The folder to work in; an earlier demo in it is removed.", rich_help_panel=reach.PANEL)
+    ] = HOME / "demo",
 ) -> None:
-    """Clips from a CSV, a narration and a night's summaries, in the sandbox, under a minute; leaves nothing running."""
+    """Make clips, a narration and summaries in the sandbox, and stop.
+
+    It takes less than a minute: it starts everything, submits a CSV, a script and a schedule of summaries, checks every
+    file, webhook and price, and leaves nothing running. It needs a source checkout.
+    """
     check_can_run(real)
-    _need("av", "PIL")
-    # It needs the extra `sandbox`, which a machine that only submits jobs does without.
-    from ops.demo import demo as story
+    _need_checkout("ops.demo")
+    from ops.demo import demo as story  # the wheel and the image are without it
 
     raise typer.Exit(story.run(story.Options(home, keep, real, rows, yes, as_json)))
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    rich_help_panel=_RUN,
+)
 def sandbox(context: typer.Context) -> None:
-    """Run only the sandbox, a DashScope that costs nothing; `noria sandbox --help` lists its options."""
-    _need("av", "PIL")
+    """Run only the sandbox, a DashScope that costs nothing.
+
+    `noria sandbox --help` lists its options. It needs a source checkout.
+    """
+    _need_checkout("ops.sandbox")
     os.execv(sys.executable, [sys.executable, "-m", "ops.sandbox", *context.args])  # noqa: S606, no shell is meant
 
 
-submit.add_to(app)
-jobs.add_to(app)
-files.add_to(app)
-projects.add_to(app)
-lanes.add_to(app)
-doctor.add_to(app)
-resolve.add_to(app)
-schedules.add_to(app)
+for part, panel in ((submit.app, _MAKE), (jobs.app, _MAKE), (doctor.app, _OPERATE), (admin.app, _OPERATE)):
+    for each in part.registered_commands:
+        each.rich_help_panel = panel
+    app.add_typer(part)
+app.add_typer(files.files, name="files", rich_help_panel=_MAKE)
+app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_MAKE)
+app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(admin.projects, name="projects", rich_help_panel=_OPERATE)
+app.add_typer(admin.lanes, name="lanes", rich_help_panel=_OPERATE)
 
 
 def check_can_run(real: bool) -> None:
-    """Raise before anything is started, for what is not installed, for a missing key, and for wrong settings."""
+    """Raise before anything is started: for what is not installed, for a missing key, and for wrong settings."""
     if real:
         if not any(os.environ.get(name) for name in local.KEYS):
-            words = f"spends real money, and needs one of {', '.join(local.KEYS)} in the environment"
+            words = f"needs one of {', '.join(local.KEYS)} in the environment, since it spends real money"
             raise typer.BadParameter(words, param_hint="--real")
         settings.Settings(database_url="", broker_url="")  # these two are the stack's
     else:
-        _need("av", "PIL")
+        _need_checkout("ops.sandbox")
 
 
 def demo_key(home: Path, environment: Mapping[str, str]) -> str:
-    """The key that an earlier run left in this home, if it still opens something; else a new one."""
+    """The key that an earlier run left in this home, if the API still accepts it; else a new one."""
     kept = reach.kept(home)
     with reach.database(home, environment["NORIA_DATABASE_URL"]) as connection:
         if kept and keys.authenticate(connection, kept.key):
             return kept.key
-        return keys.new_key(connection, projects.project_made(connection, DEMO_PROJECT), "noria up")[1]
+        return keys.new_key(connection, admin.project_made(connection, DEMO_PROJECT), "noria up")[1]
 
 
 def _welcome(options: local.UpOptions, running: local.Stack, door: Door, as_json: bool) -> None:
@@ -216,18 +236,27 @@ def _welcome(options: local.UpOptions, running: local.Stack, door: Door, as_json
         "key": f"{door.key}  (project {DEMO_PROJECT})",
         "files": str(home.resolve()),
     }
-    if options.real:
-        show.welcome("DashScope itself, with your key: jobs cost money", pages)
-        return
-    pages["sandbox"] = f"{running.addresses['sandbox']}/_sandbox/"
-    if options.time_scale != 1:
-        pages["times"] = f"its tasks run {options.time_scale:g} of the provider's times; --true-times for the whole"
-    show.welcome("the sandbox: nothing is paid", pages)
+    provider = "DashScope itself, with your key: jobs cost money"
+    if not options.real:
+        provider = "the sandbox: nothing is paid"
+        pages["sandbox"] = f"{running.addresses['sandbox']}/_sandbox/"
+        if options.time_scale != 1:
+            pages["times"] = f"its tasks take {options.time_scale:g} of the provider's times; --true-times: all of it"
+    show.OUT.print(f"Noria runs on {provider}.")
+    for word, place in pages.items():
+        show.OUT.print(f"  [bold]{word:8}[/]{escape(place)}", soft_wrap=True)
+    show.OUT.print("Other terminals find it by themselves: `noria submit`, `noria list`. Ctrl-C stops it.")
 
 
-def _need(*modules: str) -> None:
-    if any(importlib.util.find_spec(module) is None for module in modules):
-        raise LocalError("The sandbox draws its clips itself, and needs: pip install 'noria[sandbox]'")
+def _need_checkout(package: str) -> None:
+    """Raise where this package is not installed, or what it draws with."""
+    if importlib.util.find_spec(package) is None:
+        raise LocalError(
+            "The sandbox and the demo are in Noria's source code, not in this installation: run this command in a"
+            " source checkout. `noria up --real` needs neither."
+        )
+    if any(importlib.util.find_spec(module) is None for module in ("av", "PIL")):
+        raise LocalError("The sandbox needs packages to draw clips: pip install -e '.[sandbox]'")
 
 
 def _wrong_settings(error: ValidationError) -> list[str]:

@@ -1,8 +1,8 @@
 """A campaign: a CSV in which each row is a job, checked whole before anything is submitted.
 
-The columns `kind`, `model`, `custom_id`, `priority`, `webhook_url` and `metadata.KEY` say what they say; every other
-column is a field of the input. Empty cells are left out. A row's Idempotency-Key comes from what the row says, so a
-second run of the same file finds the jobs of the first, and after an edit only the edited rows are submitted.
+The columns `kind`, `model`, `custom_id`, `priority`, `webhook_url` and `metadata.KEY` are the job's; every other column
+is a field of its input. Empty cells are left out. A row's Idempotency-Key is a hash of the row, so a second run of the
+same file finds the jobs of the first, and after an edit only the edited rows are submitted.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ops.local.supervise import LocalError
 _OF_THE_JOB = frozenset({"kind", "model", "custom_id", "priority", "webhook_url"})
 _OTHERS = {";": "semicolons", "\t": "tabs"}  # what tables are written with instead of commas
 _METADATA = "metadata."
-_TOO_MANY = "\0"  # no column is called so
+_TOO_MANY = "\0"  # the name for cells without a column; no column has it
 _WRONG_INPUT = 422
 
 
 class BadCampaign(LocalError):
-    """The file, or some of its lines, cannot be submitted; the message names every wrong line."""
+    """The file, or some of its rows, cannot be submitted; the message names every wrong line."""
 
     exit_code = 5
 
@@ -125,9 +125,9 @@ def _bodies(text: str, shared: Mapping[str, Any]) -> Iterator[tuple[int, dict[st
     for cells in reader:
         if _TOO_MANY in cells:
             raise BadCampaign(f"Line {line} has more cells than there are columns: is a comma not in quotes?")
-        said = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
-        if said:
-            yield line, _body(said, shared)
+        filled = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
+        if filled:
+            yield line, _body(filled, shared)
         line = reader.line_num + 1  # a cell may hold line breaks
 
 
@@ -139,10 +139,10 @@ def _check(columns: Sequence[str]) -> None:
         raise BadCampaign(f"The first line names the columns, each once; see: {', '.join(sorted(wrong))}.")
 
 
-def _body(said: Mapping[str, str], shared: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {c.removeprefix(_METADATA): cell for c, cell in said.items() if c.startswith(_METADATA)}
-    fields = {c: cell for c, cell in said.items() if c not in _OF_THE_JOB and not c.startswith(_METADATA)}
-    job = {column: cell for column, cell in said.items() if column in _OF_THE_JOB}
+def _body(filled: Mapping[str, str], shared: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {c.removeprefix(_METADATA): cell for c, cell in filled.items() if c.startswith(_METADATA)}
+    fields = {c: cell for c, cell in filled.items() if c not in _OF_THE_JOB and not c.startswith(_METADATA)}
+    job = {column: cell for column, cell in filled.items() if column in _OF_THE_JOB}
     return {
         **shared,
         **job,

@@ -1,4 +1,4 @@
-"""`noria doctor` and `noria audit`: is it well, and did every promise hold."""
+"""`noria doctor` and `noria audit`: does every part work, and was every promise kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from sqlalchemy import create_engine
 from ops import audit as auditing
 from ops.audit import Finding
 from ops.cli import show
-from ops.cli.options import DatabaseUrl, Home, Json
-from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, reach
-from ops.doctor.checks import CHECKS
+from ops.cli.reach import HOME, Database, Home, Json, NotReachable, command
+from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, rows, services
 from ops.local import servers, up
 from worker import catalog, database
 from worker.settings import Settings
@@ -33,20 +32,23 @@ _SIGNS = {
     Verdict.SKIPPED: ("dim", "-"),
 }
 
+CHECKS = rows.CHECKS + services.CHECKS  # in the order in which they are made
 
-def add_to(app: typer.Typer) -> None:
-    """Put the commands under `noria`."""
-    app.command()(doctor)
-    app.command()(audit)
+app = typer.Typer()
 
 
+@command(app)
 def doctor(
-    fix: Annotated[bool, typer.Option("--fix", help="Set right what can be without harm.")] = False,
-    flower: Annotated[str | None, typer.Option(envvar="NORIA_FLOWER_URL", help="Where Flower is, if it is.")] = None,
-    home: Home = Path(".noria"),
+    *,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired without harm.")] = False,
+    flower: Annotated[str | None, typer.Option(envvar="NORIA_FLOWER_URL", help="Flower's address.")] = None,
     as_json: Json = False,
+    home: Home = HOME,
 ) -> None:
-    """Look at every part and try it: what is wrong, and what to do. Exit code 1 where something does not work."""
+    """Test every part of Noria, and say what to do.
+
+    The exit code is 1 if something does not work.
+    """
     found = []
     settings, here = settings_of(home)
     engine = database.engine(settings, threads=1)  # as the workers do, so that what fails them fails here
@@ -56,22 +58,25 @@ def doctor(
         if not as_json:
             _tell_found(diagnosis)
     if as_json:
-        said = [{"check": each.check, **asdict(each.found)} for each in found]
-        show.document({"well": is_well(found), "found": said})
+        documents = [{"check": each.check, **asdict(each.found)} for each in found]
+        show.document({"well": is_well(found), "found": documents})
     raise typer.Exit(0 if is_well(found) else 1)
 
 
+@command(app)
 def audit(
-    days: Annotated[int, typer.Option(min=1, help="Of jobs made so many days ago at most.")] = 7,
-    home: Home = Path(".noria"),
-    database_url: DatabaseUrl = None,
-    as_json: Json = False,
+    *,
+    days: Annotated[int, typer.Option(min=1, help="How old the checked jobs may be.")] = 7,
+    database: Database,
 ) -> None:
-    """Check by the rows that every promise held: paid once, nothing lost, told once. Exit code 1 where one did not."""
-    with reach.database(home, database_url) as connection:
+    """Check that jobs were paid once and none was lost.
+
+    It reads the database and changes nothing. The exit code is 1 if a promise was broken.
+    """
+    with database.connection() as connection:
         engine = create_engine(connection.engine.url, hide_parameters=True)
     findings = auditing.audit(engine, since=datetime.now(UTC) - timedelta(days=days))
-    tell(findings, as_json)
+    tell(findings, database.as_json)
     raise typer.Exit(1 if findings else 0)
 
 
@@ -80,7 +85,7 @@ def settings_of(home: Path) -> tuple[Settings, str | None]:
     if "NORIA_DATABASE_URL" in os.environ:
         return load_settings(), None
     if not (home / "ports.json").exists():
-        raise reach.NotReachable("No Noria is known here: set its settings (NORIA_…), or start one with `noria up`.")
+        raise NotReachable("No Noria is known here: set its settings (NORIA_…), or start one with `noria up`.")
     home = home.resolve()
     ports, addresses = servers.kept_ports(home), servers.announced(home)
     # What is really asked stands in the environment that `up --real` was given, and is to stand in this one too.
@@ -92,7 +97,7 @@ def settings_of(home: Path) -> tuple[Settings, str | None]:
 
 
 def tell(findings: Sequence[Finding], as_json: bool) -> None:
-    """Prints what an audit found."""
+    """Print what an audit found."""
     if as_json:
         show.document([asdict(finding) for finding in findings])
         return
@@ -101,7 +106,7 @@ def tell(findings: Sequence[Finding], as_json: bool) -> None:
         show.OUT.print(f"[red]{finding.invariant}[/] {escape(job + finding.what)}", soft_wrap=True)
         show.OUT.print(f"    {escape(finding.advice)}", soft_wrap=True)
     if not findings:
-        show.OUT.print("[green]Every promise held.[/]")
+        show.OUT.print("[green]Every promise was kept.[/]")
 
 
 def _tell_found(diagnosis: Diagnosis) -> None:

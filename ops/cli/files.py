@@ -1,75 +1,178 @@
-"""The commands about files: `noria files` lists them, `files upload` and `files delete`."""
+"""Files of this machine that become inputs: `noria files`, and the upload of what a job names.
+
+Where a field of the input takes a link, it may name a local file. A file that several rows name is uploaded once; the
+API knows a file again by its bytes and its name, so a second run gets the same keys, and with them the same
+Idempotency-Keys.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ops.cli import show
-from ops.cli.options import Home, Json, Key, Url
-from ops.cli.uploads import Uploads
-from ops.doctor import reach
+from api.client import ApiError, Client
+from ops.cli import show, tables
+from ops.cli.campaign import BadCampaign, Row, faults_of
+from ops.cli.reach import Api, command, spread
+from ops.local.supervise import LocalError
+from worker import media
+from worker.kinds.fields import is_key
+from worker.kinds.reading.extract import READ
 
-app = typer.Typer(help="Photos, sound and documents that jobs use as inputs.", invoke_without_command=True)
+_LISTED = 20  # files that are left out, by name
+_LINKS = ("img_url", "image_url", "first_frame_url", "last_frame_url", "audio_url")
 
 
-def add_to(noria: typer.Typer) -> None:
-    """Put the commands under `noria`."""
-    noria.add_typer(app, name="files")
+class NoFile(LocalError):
+    """A file cannot be read, or the API refuses it."""
+
+    exit_code = 5
 
 
-@app.callback()
-def listed(
+@dataclass
+class Uploads:
+    """The files that were uploaded in this run."""
+
+    client: Client
+    keys: dict[Path, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # files of folders, and why
+
+    def key(self, path: Path) -> str:
+        """The key of the file in the bucket; `NoFile` says why there is none."""
+        whole = path.resolve()
+        if whole not in self.keys:
+            self.keys[whole] = str(self.give(path)["key"])
+        return self.keys[whole]
+
+    def give(self, path: Path) -> dict[str, Any]:
+        """Upload the file: how the API describes it."""
+        try:
+            with path.open("rb") as content:
+                return self.client.upload(path.name, content)
+        except OSError as error:
+            raise NoFile(f"{path} cannot be read: {error.strerror}.") from error
+        except ApiError as error:
+            if error.status not in (413, 422):
+                raise
+            raise NoFile(f"{path}: {'; '.join(faults_of(error))}.") from error
+
+
+files = typer.Typer(invoke_without_command=True)
+
+
+@spread
+def list_files(
+    *,
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="So many at the most, the newest first.")] = 20,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most, the newest first.")] = 20,
+    api: Api,
 ) -> None:
-    """List the files, the newest first; a job's input names one by its key."""
-    if context.invoked_subcommand:
-        return
-    with reach.api(reach.door(home, url, key)) as client:
-        found = list(islice(client.files(), limit))
-    if as_json:
-        show.document(found)
-    elif found:
-        show.OUT.print(show.files(found))
-    else:
-        show.ERR.print("No files.")
+    """List, upload and delete files that jobs take as inputs.
+
+    They are pictures, sound and documents. Without a command: list them, the newest first. A job's input names a file
+    by its key.
+    """
+    if context.invoked_subcommand is None:
+        with api.client() as client:
+            found = list(islice(client.files(), limit))
+        api.answer(found, tables.files(found), "No files.")
 
 
-@app.command()
+files.callback()(list_files)
+
+
+@command(files)
 def upload(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+    *, paths: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)], api: Api
 ) -> None:
-    """Upload files and print their keys; one that is there already is not stored again."""
-    with reach.api(reach.door(home, url, key)) as client:
-        given = Uploads(client)
-        found = [given.give(path) for path in paths]
-    if as_json:
-        show.document(found)
-        return
-    for file in found:
-        show.OUT.print(file["key"], markup=False, soft_wrap=True)
+    """Upload files and print their keys; a file that is there already is not stored again."""
+    with api.client() as client:
+        uploads = Uploads(client)
+        found = [uploads.give(path) for path in paths]
+    api.answer(found, "\n".join(file["key"] for file in found))
 
 
-@app.command()
-def delete(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...")],
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-) -> None:
-    """Delete files; one that a job names which has not ended is refused."""
-    with reach.api(reach.door(home, url, key)) as client:
+@command(files)
+def delete(*, ids: Annotated[list[str], typer.Argument(metavar="ID...")], api: Api) -> None:
+    """Delete files; one that an unfinished job uses is refused."""
+    with api.client() as client:
         for file_id in ids:
             client.delete_file(file_id)
+
+
+def say_left_out(uploads: Uploads) -> None:
+    """Say which files of a folder are no part of the job, and why."""
+    rest = len(uploads.left_out) - _LISTED
+    for each in [*uploads.left_out[:_LISTED], *([f"and {rest:,} more"] if rest > 0 else [])]:
+        show.ERR.print(f"left out: {each}", markup=False, soft_wrap=True)
+
+
+def placed(uploads: Uploads, rows: Sequence[Row], folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Line and body of each row, with keys for the files that it names, relative to the folder.
+
+    `BadCampaign` with every line that names a file which is not there; nothing is uploaded then.
+    """
+    missing = [
+        f"line {row.line}: {name}: there is no file {value}"
+        for row in rows
+        for name, value in _local(row.body)
+        if not (folder / value).is_file()
+    ]
+    if missing:
+        raise BadCampaign("\n".join(["Nothing was submitted. What is wrong:", *missing]))
+    return [(row.line, _placed(row.body, lambda value: uploads.key(folder / value))) for row in rows]
+
+
+def documents(uploads: Uploads, paths: Sequence[Path]) -> list[dict[str, str]]:
+    """The documents of a summary: the files that are named, and those below the folders that are.
+
+    What of a folder is no document goes to `left_out`.
+    """
+    found = [pair for path in paths for pair in _documents(uploads, path)]
+    if not found:
+        raise NoFile(f"There is no document in {', '.join(map(str, paths))}: {READ} are read.")
+    return [{"id": name, "key": uploads.key(path)} for name, path in found]
+
+
+def _documents(uploads: Uploads, path: Path) -> Iterator[tuple[str, Path]]:
+    """Name and place of each."""
+    if not path.is_dir():
+        yield path.name, path
+        return
+    for below in sorted(each for each in path.rglob("*") if not each.is_dir()):
+        name = below.relative_to(path).as_posix()
+        if why := _no_document(below, name):
+            uploads.left_out.append(f"{name} {why}")
+        else:
+            yield name, below
+
+
+def _no_document(path: Path, name: str) -> str | None:
+    """Why a file of a folder is left out; None: it is a document, by its content."""
+    if any(part.startswith(".") for part in name.split("/")):
+        return "is hidden"
+    if not path.is_file():
+        return "is no file"
+    with path.open("rb") as content:
+        head = content.read(media.READ)
+    if not head:
+        return "is empty"
+    return None if media.is_document(media.sniff_input(head, name)) else "is no document"
+
+
+def _local(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of the input's fields that name a file of this machine."""
+    for name in _LINKS:
+        value = body.get("input", {}).get(name)
+        if isinstance(value, str) and "://" not in value and not value.startswith("data:") and not is_key(value):
+            yield name, value
+
+
+def _placed(body: Mapping[str, Any], key: Callable[[str], str]) -> dict[str, Any]:
+    found = {name: key(value) for name, value in _local(body)}
+    return {**body, "input": {**body["input"], **found}} if found else {**body}

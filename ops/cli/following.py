@@ -1,27 +1,31 @@
-"""Jobs followed to their end, and how long each of their steps took."""
+"""Jobs followed to their end: asked for again and again, shown on the way, and their outputs fetched."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+
 from api.client import Client
+from ops.cli import show, tables
+from ops.cli.show import Job
 from ops.local.supervise import LocalError
 
 _LOOKS_PER_SECOND = 20  # of the 50 requests that a key may make
 _SHORTEST_PAUSE = 0.25  # seconds
 _UNSAFE = re.compile(r"[^\w.-]+")  # in a file's name
+_FRAME_LINES = 4  # of the live table beside its rows
 _NAME_BYTES = 150  # of the 255 that a file's name may have; the rest is for an id
 
-Job = Mapping[str, Any]
+Rounds = Iterable[Sequence[Job]]  # the jobs as they are now, again and again
 
-# What a person asks of a job's time, and the states that it is spent in.
+# The steps whose time people ask for, and the states that it is spent in.
 STEPS: Mapping[str, frozenset[str]] = {
     "waited": frozenset({"queued", "held", "admitted"}),
     "submitted": frozenset({"submitting", "uncertain"}),
@@ -31,7 +35,7 @@ STEPS: Mapping[str, frozenset[str]] = {
 
 
 class Damaged(LocalError):
-    """What came is not what was stored."""
+    """A downloaded file is not what was stored."""
 
 
 def follow(client: Client, ids: Sequence[str]) -> Iterator[list[Job]]:
@@ -54,23 +58,30 @@ def succeeded(jobs: Sequence[Job]) -> bool:
 def seconds_by_step(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """How long a job that has ended spent in each of `STEPS`, by its history."""
     spent = dict.fromkeys(STEPS, 0.0)
-    for event, seconds in timed(events):
+    for event, seconds in show.timed(events):
         for step, states in STEPS.items():
             if event["to"] in states and seconds is not None:
                 spent[step] += seconds
     return spent
 
 
-def timed(events: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float | None]]:
-    """Each event, and for how long the job stayed where it led; None for the last."""
-    times = [at(event["at"]) for event in events]
-    stays = [(after - before).total_seconds() for before, after in itertools.pairwise(times)]
-    return list(zip(events, [*stays, None], strict=True))
+def watched(rounds: Rounds, console: Console) -> Sequence[Job]:
+    """Show every round; returns the last."""
+    if console.is_terminal:
+        return _live(rounds, console)
+    return told(rounds, lambda job: console.print(tables.change(job), soft_wrap=True))
 
 
-def at(moment: str) -> datetime:
-    """A time of the API's."""
-    return datetime.fromisoformat(moment)
+def told(rounds: Rounds, tell: Callable[[Job], None]) -> Sequence[Job]:
+    """Call `tell` with each job whose state has changed since the round before; returns the last round."""
+    states: dict[str, str] = {}
+    jobs: Sequence[Job] = ()
+    for jobs in rounds:
+        for job in jobs:
+            if states.get(job["id"]) != job["state"]:
+                tell(job)
+            states[job["id"]] = job["state"]
+    return jobs
 
 
 def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
@@ -91,6 +102,14 @@ def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
             path = folder / f"{own}-{job['id']}{ending}"
         draft.replace(path)
         yield path
+
+
+def _live(rounds: Rounds, console: Console) -> Sequence[Job]:
+    jobs: Sequence[Job] = ()
+    with Live(console=console, auto_refresh=False) as live:
+        for jobs in rounds:
+            live.update(tables.progress(jobs, console.height - _FRAME_LINES), refresh=True)
+    return jobs
 
 
 def _file_name(own: str) -> str:

@@ -1,85 +1,80 @@
-"""The commands about jobs: `watch`, `show`, `list`, `children`, `cancel`, `retry`, `models`. They talk to the API."""
+"""The commands about jobs that were submitted, and about models. They talk to the API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from api.client import Client
-from ops.cli import following, show, show_job, watch
-from ops.cli.options import Home, Json, Key, Url, pairs
-from ops.doctor import reach
+from ops.cli import following, show, tables
+from ops.cli.reach import Api, command, pairs
 
 _UNFINISHED = ("queued", "held", "admitted", "submitting", "uncertain", "running", "gathering", "copying")
 _FAILED_SHOWN = 5  # children of a parent
+_OUTCOMES = {
+    "canceled": "nothing was sent, nothing is billed",
+    "requested": "what has not started is dropped, what runs is billed",
+    "too_late": "it runs on and is billed",
+    "already_finished": "it had ended before",
+}
+
+app = typer.Typer()
+
+Job = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+Jobs = Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs' ids.")]
+States = Annotated[list[str] | None, typer.Option(help="Only those in this state; may be repeated.")]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Put the commands under `noria`."""
-    for command, name in _COMMANDS.items():
-        app.command(name)(command)
-
-
-def watch_jobs(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="None: all that have not ended.")] = None,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+@command(app)
+def watch(
+    *,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Default: all unfinished jobs.")] = None,
+    api: Api,
 ) -> None:
-    """Follow jobs until all have ended; exit code 1 if one did not succeed. With --json: a line for each change."""
-    with _api(home, url, key) as client:
+    """Follow jobs until all have ended.
+
+    The exit code is 1 if one did not succeed. --json prints one line for each change of state.
+    """
+    with api.client() as client:
         wanted = ids or [job["id"] for job in client.jobs(state=",".join(_UNFINISHED), limit=100)]
         if not wanted:
-            show.ERR.print("No job is on its way.")
+            show.ERR.print("No job is unfinished.")
             return
         rounds = following.follow(client, wanted)
-        jobs = watch.told(rounds, show.line) if as_json else watch.watched(rounds, show.OUT)
+        jobs = following.told(rounds, show.line) if api.as_json else following.watched(rounds, show.OUT)
     if not following.succeeded(jobs):
         raise typer.Exit(1)
 
 
-def show_one(
-    job_id: Annotated[str, typer.Argument(metavar="ID")],
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
-) -> None:
-    """Show a job: where it is, what it waits for, what it made and cost, and how long each step took."""
-    with _api(home, url, key) as client:
+@command(app, "show")
+def show_job(*, job_id: Job, api: Api) -> None:
+    """Show one job: its state, outputs, cost and history.
+
+    Also what it waits for, how long each step took, its create calls, and the first of its parts that failed.
+    """
+    with api.client() as client:
         job, events, attempts = client.job(job_id), list(client.events(job_id)), client.attempts(job_id)
         missed = list(islice(client.children(job_id, "failed,expired"), _FAILED_SHOWN)) if job["children"] else []
-    if as_json:
-        show.document({"job": job, "events": events, "attempts": attempts})
-        return
-    show.OUT.print(show_job.page(job, events, attempts))
-    if missed:
-        show.OUT.print(show_job.missed(missed))
+    api.answer({"job": job, "events": events, "attempts": attempts}, tables.job(job, events, attempts, missed))
 
 
+@command(app, "list")
 def list_jobs(
-    state: Annotated[list[str] | None, typer.Option(help="One or several.")] = None,
-    kind: Annotated[str | None, typer.Option(help="What they make.")] = None,
-    model: Annotated[str | None, typer.Option(help="The provider's model or an alias.")] = None,
-    custom_id: Annotated[str | None, typer.Option(help="Your own id.")] = None,
+    *,
+    state: States = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those of this model, by its name or an alias.")] = None,
+    custom_id: Annotated[str | None, typer.Option(help="Only those with this id of your own.")] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What they were marked with.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only those with this label; may be repeated.")
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="A part of the prompt or of your own id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many at the most, the newest first.")] = 20,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most, the newest first.")] = 20,
+    api: Api,
 ) -> None:
     """List jobs, the newest first."""
-    with _api(home, url, key) as client:
+    with api.client() as client:
         found = client.jobs(
             state=",".join(state) if state else None,
             kind=kind,
@@ -90,94 +85,88 @@ def list_jobs(
             limit=min(limit, 100),
         )
         jobs = list(islice(found, limit))
-    if as_json:
-        show.document(jobs)
-    elif jobs:
-        show.OUT.print(show.jobs(jobs))
-    else:
-        show.ERR.print("No such jobs.")
+    api.answer(jobs, tables.jobs(jobs), "No such jobs.")
 
 
+@command(app)
 def children(
-    job_id: Annotated[str, typer.Argument(metavar="ID")],
-    state: Annotated[list[str] | None, typer.Option(help="One or several.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many at the most.")] = 100,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+    *,
+    job_id: Job,
+    state: States = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    api: Api,
 ) -> None:
-    """List the parts that a job is made in, in their order."""
-    with _api(home, url, key) as client:
+    """List the parts of a narration or a summary."""
+    with api.client() as client:
         found = list(islice(client.children(job_id, ",".join(state) if state else None), limit))
-    if as_json:
-        show.document(found)
-    elif found:
-        show.OUT.print(show.children(found))
-    else:
-        show.ERR.print("No such parts.")
+    api.answer(found, tables.children(found), "No such parts.")
 
 
-def cancel(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...")],
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
-) -> None:
-    """Ask jobs to stop. The provider drops only what has not started: what became of each wish is printed."""
-    with _api(home, url, key) as client:
-        outcomes = {job_id: client.cancel(job_id) for job_id in ids}
-    if as_json:
-        show.document(list(outcomes.values()))
-        return
-    for job_id, answer in outcomes.items():
-        show.OUT.print(f"{job_id}  {answer['outcome']}: {show.OUTCOMES.get(answer['outcome'], '')}", soft_wrap=True)
+@command(app)
+def cancel(*, ids: Jobs, api: Api) -> None:
+    """Cancel jobs.
+
+    What already runs at the provider runs on and is billed; the outcome of each is printed.
+    """
+    with api.client() as client:
+        outcomes = [(job_id, client.cancel(job_id)) for job_id in ids]
+    words = [f"{job_id}  {answer['outcome']}: {_OUTCOMES.get(answer['outcome'], '')}" for job_id, answer in outcomes]
+    api.answer([answer for _, answer in outcomes], "\n".join(words))
 
 
-def retry(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...")],
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
-) -> None:
-    """Make jobs again that failed, expired or were canceled; of one made in parts, only those that did not succeed."""
-    with _api(home, url, key) as client:
+@command(app)
+def retry(*, ids: Jobs, api: Api) -> None:
+    """Make failed, expired or canceled jobs again.
+
+    Of a job that is made in parts, only the parts that did not succeed.
+    """
+    with api.client() as client:
         jobs = [client.retry(job_id) for job_id in ids]
-    if as_json:
-        show.document(jobs)
-        return
-    for job in jobs:
-        show.OUT.print(f"{job['id']}  {job['state']}, {show.cost(job)} CNY", soft_wrap=True)
+    api.answer(jobs, "\n".join(f"{job['id']}  {job['state']}, {show.cost(job)} CNY" for job in jobs))
 
 
-def models(
-    kind: Annotated[str | None, typer.Argument(help="Only those that make this.")] = None,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+@command(app)
+def resolve(
+    *,
+    job_id: Job,
+    adopt: Annotated[str | None, typer.Option(metavar="TASK", help="This task of the provider's is the job's.")] = None,
+    requeue: Annotated[
+        bool, typer.Option("--requeue", help="Its call made nothing: make it again. If it did, it is paid twice.")
+    ] = False,
+    give_up: Annotated[bool, typer.Option("--give-up", help="The job has failed.")] = False,
+    billed: Annotated[str | None, typer.Option(help="With --give-up: whether the call cost money, yes or no.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; nothing is changed.")] = False,
+    api: Api,
 ) -> None:
-    """List the models with their prices; --json has all that is known of them."""
-    with _api(home, url, key) as client:
+    """Decide what became of a held or uncertain job.
+
+    Without a decision it lists the tasks at the provider that may be the job's. It takes an operator's key:
+    `noria keys operator` makes one.
+    """
+    actions = {"adopt": adopt is not None, "requeue": requeue, "give_up": give_up}
+    chosen = [action for action, is_chosen in actions.items() if is_chosen]
+    if len(chosen) > 1:
+        raise typer.BadParameter("one decision at a time: --adopt, --requeue or --give-up")
+    with api.client() as client:
+        if not chosen:
+            found = client.candidates(job_id)
+            api.answer(found, tables.candidates(found))
+            return
+        decision = {"action": chosen[0], "task_id": adopt, "billed": billed}
+        decision = {name: value for name, value in decision.items() if value is not None}
+        found = client.resolve(job_id, decision, dry_run)
+    done = "" if found["done"] else "would be "
+    api.answer(found, f"{found['job']['id']} {done}{found['to']}: {found['why']}")
+
+
+@command(app)
+def models(
+    *, kind: Annotated[str | None, typer.Argument(help="Only the models for this kind of job.")] = None, api: Api
+) -> None:
+    """List the models with their prices.
+
+    --json has everything that the catalog knows of them.
+    """
+    with api.client() as client:
         found = client.models(kind)
-    if as_json:
-        show.document(found)
-    else:
-        show.OUT.print(show.models(found))
-
-
-_COMMANDS: dict[Callable[..., None], str] = {
-    watch_jobs: "watch",
-    show_one: "show",
-    list_jobs: "list",
-    children: "children",
-    cancel: "cancel",
-    retry: "retry",
-    models: "models",
-}
-
-
-def _api(home: Path, url: str | None, key: str | None) -> AbstractContextManager[Client]:
-    return reach.api(reach.door(home, url, key))
+    api.answer(found, tables.models(found))

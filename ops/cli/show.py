@@ -1,25 +1,23 @@
-"""What a person sees: tables that fit 80 columns, and one place for the words in them."""
+"""What people read: the two consoles, plain tables that fit 80 columns, and the words and numbers in them."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
-
-from ops.cli.following import Job, at
-from worker.kinds import OFFERED
 
 # What a terminal may obey, or cannot be written: control characters but line ends, marks that turn the reading
 # direction, and halves of surrogate pairs.
@@ -37,7 +35,6 @@ class _Plain(Console):
 
 OUT = _Plain(highlight=False)
 ERR = _Plain(stderr=True, highlight=False)
-_UNITS = {"seconds": "s", "images": "image", "input_tokens": "in", "characters": "chars"}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
@@ -50,14 +47,19 @@ _COLOURS = {
     "copying": "blue",
 }
 
-_LISTED = 20  # files that are left out
+Job = Mapping[str, Any]  # as the API shows it
 
-OUTCOMES = {
-    "canceled": "nothing was sent, nothing is billed",
-    "requested": "it is being seen to: what has not started is dropped, what runs is billed",
-    "too_late": "it runs on and is billed; it ends as if nothing had been asked",
-    "already_finished": "it had ended before",
-}
+
+def answer(as_json: bool, value: object, shown: RenderableType, nothing: str = "") -> None:
+    """What a command found, on stdout: a JSON document, or what is shown; of nothing only a sentence on stderr."""
+    if as_json:
+        document(value)
+    elif nothing and not value:
+        ERR.print(nothing)
+    elif isinstance(shown, str):
+        OUT.print(shown, markup=False, soft_wrap=True)
+    else:
+        OUT.print(shown)
 
 
 def document(value: object) -> None:
@@ -75,13 +77,6 @@ def sayer(console: Console) -> Callable[[str], None]:
     return partial(console.print, markup=False, soft_wrap=True)
 
 
-def left_out(files: Sequence[str]) -> None:
-    """Says which files of a folder are no part of the job, and why."""
-    more = [f"and {len(files) - _LISTED:,} more"] if len(files) > _LISTED else []
-    for each in [*files[:_LISTED], *more]:
-        ERR.print(f"left out: {each}", markup=False, soft_wrap=True)
-
-
 def table(*columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()) -> Table:
     """A plain table; `right` are numbers, and only those in `wide` give way where the terminal is narrow."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold")
@@ -96,76 +91,33 @@ def row(rows: Table, *cells: str | None, style: str | None = None) -> None:
     rows.add_row(*(Text.from_markup(cell or "") for cell in cells), style=style)
 
 
+def filled(
+    rows: Iterable[Sequence[str | None]], *columns: str, right: Iterable[str] = (), wide: Iterable[str] = ()
+) -> Table:
+    """A table with its rows."""
+    made = table(*columns, right=right, wide=wide)
+    for cells in rows:
+        row(made, *cells)
+    return made
+
+
+def grid(facts: Mapping[str, object]) -> Table:
+    """A name and its value a line; those without a value are left out."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value:
+            made.add_row(name, escape(str(value)))
+    return made
+
+
 def short_row(rows: Table, *cells: str) -> None:
     """One line of a table, cut with an ellipsis where it must be, never broken into several."""
     shown = [Text.from_markup(cell, overflow="ellipsis") for cell in cells]
     for text in shown:
         text.no_wrap = True
     rows.add_row(*shown)
-
-
-def jobs(found: Sequence[Job]) -> RenderableType:
-    """A list of jobs, one a line, with the id that the other commands take."""
-    rows = table("id", "custom", "model", "state", "CNY", right=["CNY"], wide=["custom", "model"])
-    for job in found:
-        row(rows, job["id"], escape(job["custom_id"] or ""), job["model"], state(job), cost(job))
-    return rows
-
-
-def children(found: Sequence[Job]) -> RenderableType:
-    """A job's parts, one a line, in their order."""
-    rows = table("part", "id", "makes", "state", "CNY", right=["part", "CNY"], wide=["makes"])
-    for job in found:
-        row(rows, f"{job['round']}.{job['place'] + 1}", job["id"], job["kind"], state(job), cost(job))
-    return rows
-
-
-def files(found: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A list of files, one a line, with the id that the other commands take."""
-    rows = table("id", "name", "type", "size", right=["size"], wide=["name", "type"])
-    for file in found:
-        row(rows, file["id"], escape(file["name"]), file["content_type"], size(file["bytes"]))
-    return rows
-
-
-def progress(found: Sequence[Job], now: datetime, height: int) -> RenderableType:
-    """Jobs on their way; those at work first where the terminal is too low for all."""
-    rows = table("job", "model", "state", "for", "waits for", right=["for"], wide=["job", "model", "waits for"])
-    shown = found
-    if len(found) > height:
-        shown = sorted(found, key=lambda job: (job["is_terminal"], job["state"] == "queued"))[:height]
-    for job in shown:
-        end = at(job["finished_at"]) if job["finished_at"] else now
-        lasted = seconds((end - at(job["created_at"])).total_seconds())
-        short_row(rows, escape(name(job)), job["model"], state(job), lasted, escape(waits_for(job)))
-    return Group(rows, Text(counts(found), style="dim"))
-
-
-def change(job: Job) -> str:
-    """A job's new state in one line."""
-    return f"{now():%H:%M:%S}  {escape(name(job))}  {job['model']}  {state(job)}  {escape(waits_for(job))}".rstrip()
-
-
-def counts(found: Sequence[Job]) -> str:
-    """`12 jobs: 3 queued, 9 succeeded`."""
-    states = [str(job["state"]) for job in found]
-    each = ", ".join(f"{states.count(word)} {word}" for word in dict.fromkeys(states))
-    return f"{len(found)} {'job' if len(found) == 1 else 'jobs'}: {each}"
-
-
-def models(found: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The catalog in short; prices are those of a model's first region."""
-    rows = table("model", "makes", "seconds", "CNY", "per", wide=["per"])
-    for model in found:
-        lengths = sorted({*model["durations"][:1], *model["durations"][-1:]})
-        row(
-            rows,
-            f"{model['id']}\n(ended: {model['successor']})" if model["retired"] else model["id"],
-            "\n".join(kind for kind in model["kinds"] if kind in OFFERED),
-            "-".join(map(str, lengths)),
-            *_prices(model),
-        )
-    return rows
 
 
 def warnings(found: Iterable[Mapping[str, Any]]) -> None:
@@ -179,10 +131,14 @@ def name(job: Job) -> str:
     return str(job["custom_id"] or f"…{job['id'][-8:]}")
 
 
-def state(job: Job) -> str:
-    """The state, in its colour."""
-    colour = _COLOURS.get(job["state"], "default")
-    return f"[{colour}]{job['state']}[/]"
+def state(word: str) -> str:
+    """A state, in its colour."""
+    return f"[{_COLOURS.get(word, 'default')}]{word}[/]"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 job`, `12 jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def waits_for(job: Job) -> str:
@@ -209,22 +165,27 @@ def price(prices: Sequence[Decimal | None]) -> str:
     """`12 jobs, ¥27.40`, and how many have no known price."""
     known = [amount for amount in prices if amount is not None]
     unknown = len(prices) - len(known)
-    jobs = f"{len(prices)} {'job' if len(prices) == 1 else 'jobs'}"
-    return f"{jobs}, {money(sum(known, Decimal(0)))}" + (f" and {unknown} without a known price" if unknown else "")
+    return f"{count(len(prices), 'job')}, {money(sum(known, Decimal(0)))}" + (
+        f" and {unknown} without a known price" if unknown else ""
+    )
+
+
+def at(moment: str) -> datetime:
+    """A time of the API's."""
+    return datetime.fromisoformat(moment)
+
+
+def timed(events: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float | None]]:
+    """Each event, and how many seconds the job stayed in its state; None for the last."""
+    times = [at(event["at"]) for event in events]
+    stays = [(after - before).total_seconds() for before, after in itertools.pairwise(times)]
+    return list(zip(events, [*stays, None], strict=True))
 
 
 def plain(value: object) -> str:
     """A value in a cell: nothing for None, a time to the minute."""
     text = "" if value is None else str(value)
     return escape(text[:16].replace("T", " ") if _TIME.match(text) else text)
-
-
-def welcome(provider: str, pages: Mapping[str, str]) -> None:
-    """What runs, where to look, and how to stop it."""
-    OUT.print(f"Noria runs on {provider}.")
-    for word, place in pages.items():
-        OUT.print(f"  [bold]{word:8}[/]{escape(place)}", soft_wrap=True)
-    OUT.print("Other terminals find it by themselves: `noria submit`, `noria list`. Ctrl-C stops it.")
 
 
 def money(amount: Decimal) -> str:
@@ -251,30 +212,7 @@ def size(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
-def now() -> datetime:
-    """This machine's time; for people only."""
-    return datetime.now(UTC)
-
-
 def _json(value: object, indent: int | None) -> str:
     """JSON whose characters are themselves, but for those that a terminal obeys."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _prices(model: Mapping[str, Any]) -> tuple[str, str]:
-    """The first price row, a tier a line, `480P 0.30`; and per how many of what, `s`, `1M in` (tokens of the input)."""
-    prices = next(iter(model["regions"].values()))["prices"]
-    if not prices:
-        return "?", ""
-    first = prices[0]
-    tiers = first["cny"] if isinstance(first["cny"], Mapping) else {"": first["cny"]}
-    unit = _UNITS.get(first["unit"], first["unit"])
-    return "\n".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items()), _per(first["per"]) + unit
-
-
-def _per(count: int) -> str:
-    """`1M `, `10k `; nothing for one."""
-    if count >= 1_000_000:
-        return f"{count // 1_000_000}M "
-    return f"{count // 1000}k " if count >= 1000 else ""

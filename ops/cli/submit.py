@@ -1,165 +1,164 @@
-"""The commands that say what to make: `submit` and `estimate`. They talk to the API."""
+"""The commands that make jobs: `submit` and `estimate`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from api.client import Client
-from ops.cli import campaign, following, show, uploads, watch
+from ops.cli import campaign, files, following, show, tables
 from ops.cli.campaign import Row
-from ops.cli.following import Job
-from ops.cli.options import Home, Json, Key, Url, pairs
-from ops.cli.uploads import Uploads
-from ops.doctor import reach
+from ops.cli.files import Uploads
+from ops.cli.reach import Api, command, pairs, read_object
+from ops.cli.show import Job
 from worker.kinds.reading import decoding
+
+app = typer.Typer()
 
 Model = Annotated[
     str | None,
-    typer.Option(help="The provider's model or an alias; `noria models` lists them. Some kinds choose one themselves."),
+    typer.Option(help="The provider's model or an alias; `noria models` lists them. Some kinds have a default."),
 ]
 Kind = Annotated[
     str | None,
-    typer.Argument(help="text-to-video, image-to-video, text-to-image, speech, text or summary."),
+    typer.Argument(metavar="[KIND]", help="text-to-video, image-to-video, text-to-image, speech, text, summary."),
 ]
-Prompt = Annotated[str | None, typer.Option(help="What happens in it, in any language.")]
-Size = Annotated[str | None, typer.Option(help="Width and height: 1280*720.")]
-Resolution = Annotated[str | None, typer.Option(help="Of models that take no size: 720P.")]
-Ratio = Annotated[str | None, typer.Option(help="With --resolution: 16:9.")]
-Duration = Annotated[int | None, typer.Option(help="Seconds.")]
-Image = Annotated[str | None, typer.Option(metavar="FILE|LINK", help="The picture that a clip begins with.")]
-TextFile = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="What is to be spoken; of .md without its Markdown.")
-]
-Documents = Annotated[
-    list[Path] | None, typer.Option(exists=True, help="What is to be summarised: a file, or all of a folder's.")
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option("--input", metavar="NAME=VALUE", help="Any other field of the input: text, true, false, or JSON."),
-]
-InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file with the input.")]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Put the commands under `noria`."""
-    app.command()(submit)
-    app.command()(estimate)
+@dataclass(frozen=True)
+class Input:
+    """Options that make a job's input."""
+
+    prompt: Annotated[str | None, typer.Option(help="What to show, in any language.")] = None
+    size: Annotated[str | None, typer.Option(help="Width and height, like 1280*720.")] = None
+    resolution: Annotated[str | None, typer.Option(help="For models that take no size, like 720P.")] = None
+    ratio: Annotated[str | None, typer.Option(help="With --resolution, like 16:9.")] = None
+    duration: Annotated[int | None, typer.Option(help="Seconds.")] = None
+    text_file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The text to speak; the Markdown of an .md file is left out."),
+    ] = None
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=VALUE", help="Any other field of the input: text, true, false or JSON."),
+    ] = None
+    input_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file with the input.")
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """The input: the fields of --input-file, then those of --input, then the other options."""
+        made = read_object(self.input_file, "--input-file") if self.input_file else {}
+        made |= {name: _value(value) for name, value in pairs(self.given, "--input").items()}
+        for name in ("prompt", "size", "resolution", "ratio", "duration"):
+            if (value := getattr(self, name)) is not None:
+                made[name] = value
+        return made | _spoken(self.text_file, made)
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Options that say of a job how it is found, when its turn comes, and who is told."""
+
+    custom_id: Annotated[str | None, typer.Option(help="Your own id for the job.")] = None
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label to find the job by; may be repeated.")
+    ] = None
+    priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None
+    webhook_url: Annotated[str | None, typer.Option(help="Where the job's end is reported.")] = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that were given."""
+        given = {
+            "custom_id": self.custom_id,
+            "metadata": pairs(self.metadata, "--metadata") or None,
+            "priority": self.priority,
+            "webhook_url": self.webhook_url,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """Options that say what `submit` does once the jobs are submitted, or instead of it."""
+
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and price, submit nothing; local files are uploaded.")
+    ] = False
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all have ended; exit code 1 if one did not succeed.")
+    ] = False
+    download: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Wait, and download the outputs into this folder.")
+    ] = None
+
+
+@command(app)
 def submit(
+    *,
     kind: Kind = None,
     model: Model = None,
-    prompt: Prompt = None,
-    size: Size = None,
-    resolution: Resolution = None,
-    ratio: Ratio = None,
-    duration: Duration = None,
-    image: Image = None,
-    text_file: TextFile = None,
-    documents: Documents = None,
-    given: Input = None,
-    input_file: InputFile = None,
+    wanted: Input,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE|LINK", help="The picture that the clip begins with.")
+    ] = None,
+    documents: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", exists=True, help="Documents to summarise: a file, or a folder with files."),
+    ] = None,
     csv: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Many jobs: each row is one, columns are fields.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Submit many jobs: one for each row.")
     ] = None,
-    custom_id: Annotated[str | None, typer.Option(help="Your own id.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="To find it by.")] = None,
-    priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None,
-    webhook_url: Annotated[str | None, typer.Option(help="Is told how it ends.")] = None,
+    labels: Labels,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="Makes it safe to repeat; for a CSV it comes from the file unless given.")
+        str | None, typer.Option(help="Makes a repetition safe; the rows of a CSV have one of their own.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and price only; local files are uploaded.")] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Until all have ended; exit code 1 if one did not succeed.")
-    ] = False,
-    download: Annotated[Path | None, typer.Option(file_okay=False, help="Wait, and put the outputs here.")] = None,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+    afterwards: Afterwards,
+    api: Api,
 ) -> None:
     """Submit a job, or with --csv many.
 
-    A CSV is checked whole before anything is submitted, and its price is shown. Each row's Idempotency-Key comes from
-    what the row says, so a second run of the same file submits nothing twice (for 7 days), and after an edit only the
-    edited rows are new; to make it all once more, give another --idempotency-key.
+    A CSV is checked whole before anything is submitted, and its price is shown. Its columns are fields of the input, or
+    kind, model, custom_id, priority, webhook_url and metadata.NAME. Submitting the same file again within 7 days makes
+    nothing twice; after an edit only the edited rows are new. To make everything again, give an --idempotency-key.
 
-    Where a field takes a link (img_url, last_frame_url, audio_url) it may name a file here, in a CSV relative to the
-    CSV. Each file is uploaded once.
+    A field that takes a link (img_url, last_frame_url, audio_url) may name a local file, in a CSV relative to the CSV.
     """
-    wanted = _input(input_file, given, prompt=prompt, size=size, resolution=resolution, ratio=ratio, duration=duration)
-    wanted |= _texts(img_url=image) | _spoken(text_file, wanted)
-    fields = {
-        "kind": kind,
-        "model": model,
-        "input": wanted,
-        "metadata": pairs(metadata, "--metadata"),
-        "custom_id": custom_id,
-        "priority": priority,
-        "webhook_url": webhook_url,
-    }
-    rows = _rows(csv, {name: value for name, value in fields.items() if value is not None}, idempotency_key)
-    with reach.api(reach.door(home, url, key)) as client:
+    image_field = {"img_url": image} if image is not None else {}
+    named = {name: value for name, value in {"kind": kind, "model": model}.items() if value is not None}
+    body = {**named, "input": wanted.fields() | image_field, **labels.fields()}
+    rows = _rows(csv, body, idempotency_key)
+    with api.client() as client:
         rows = _uploaded(client, rows, csv, documents, idempotency_key)
-        if dry_run:
-            _print_price(client, rows, as_json)
-            return
-        if csv:
-            show.ERR.print(show.price(campaign.quote(client, rows).prices))
-        jobs: Sequence[Job] = [client.submit(row.body, row.key or None) for row in rows]
-        show.warnings(campaign.warnings(jobs))
-        if wait or download:
-            jobs = _ended(client, jobs, quiet=as_json)
-        if download:
-            _fetch(client, jobs, download)
-    _print_submitted(jobs, many=csv is not None, as_json=as_json)
-    if (wait or download) and not following.succeeded(jobs):
-        raise typer.Exit(1)
+        if afterwards.dry_run:
+            _price(client, rows, api)
+        else:
+            _submit(client, rows, csv is not None, afterwards, api)
 
 
+@command(app)
 def estimate(
+    *,
     kind: Annotated[str, typer.Argument(help="What to make.")],
     model: Annotated[str, typer.Option(help="The provider's model or an alias.")],
-    prompt: Prompt = None,
-    size: Size = None,
-    resolution: Resolution = None,
-    ratio: Ratio = None,
-    duration: Duration = None,
-    text_file: TextFile = None,
-    given: Input = None,
-    input_file: InputFile = None,
-    url: Url = None,
-    key: Key = None,
-    home: Home = Path(".noria"),
-    as_json: Json = False,
+    wanted: Input,
+    api: Api,
 ) -> None:
-    """Say what a job would cost; nothing is made."""
-    wanted = _input(input_file, given, prompt=prompt, size=size, resolution=resolution, ratio=ratio, duration=duration)
-    wanted |= _spoken(text_file, wanted)
-    with reach.api(reach.door(home, url, key)) as client:
-        priced = client.dry_run({"kind": kind, "model": model, "input": wanted})
-    if as_json:
-        show.document(priced)
-    else:
-        show.OUT.print(show.price([campaign.price(priced)]))
+    """Show what a job would cost; nothing is made."""
+    with api.client() as client:
+        priced = client.dry_run({"kind": kind, "model": model, "input": wanted.fields()})
+    api.answer(priced, show.price([campaign.price(priced)]))
+    if not api.as_json:
         show.warnings(campaign.warnings([priced]))
 
 
-def _input(path: Path | None, given: list[str] | None, **named: Any) -> dict[str, Any]:
-    """The file's fields, then --input's, then the options' own."""
-    said = {name: _value(value) for name, value in pairs(given, "--input").items()}
-    return {**(_read_input(path) if path else {}), **said, **_texts(**named)}
-
-
 def _value(text: str) -> Any:
-    """What a shell can only write as text: true, false, a list or an object are taken for what they are."""
+    """A shell can only write text: true, false, a list and an object are read as what they are."""
     if text in ("true", "false") or text[:1] in ("{", "["):
         try:
             return json.loads(text)
@@ -168,29 +167,13 @@ def _value(text: str) -> Any:
     return text
 
 
-def _texts(**named: Any) -> dict[str, Any]:
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def _read_input(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint="--input-file") from None
-    if not isinstance(read, dict):
-        raise typer.BadParameter(f"{path} is to hold an object", param_hint="--input-file")
-    return read
-
-
 def _spoken(path: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's text, read as documents are; that it is Markdown, if its name says so and nobody else anything."""
+    """The file's text, decoded as documents are; of an .md file also that it is Markdown, unless `markup` is given."""
     if path is None:
         return {}
     text = decoding.decoded(path.read_bytes())
     if text is None or "\ufffd" in text:
-        raise typer.BadParameter(
-            f"{path} is no text, or damaged, or in no encoding that can be told", param_hint="--text-file"
-        )
+        raise typer.BadParameter(f"{path} is no text, is damaged, or has an unknown encoding", param_hint="--text-file")
     is_markdown = path.suffix.lower() in (".md", ".markdown") and "markup" not in wanted
     return {"text": text, **({"markup": "markdown"} if is_markdown else {})}
 
@@ -199,52 +182,51 @@ def _rows(csv: Path | None, body: dict[str, Any], key: str | None) -> list[Row]:
     if csv:
         return campaign.read(csv, body, key)
     if "kind" not in body:
-        raise typer.BadParameter("a job has a KIND; many jobs come from a file: --csv")
+        raise typer.BadParameter("a job needs a KIND; many jobs come from a file: --csv")
     return [Row(1, body, key or "")]
 
 
 def _uploaded(
     client: Client, rows: list[Row], csv: Path | None, documents: list[Path] | None, key: str | None
 ) -> list[Row]:
-    """The rows with keys in place of the files that they name."""
-    given = Uploads(client)
+    """The rows with keys in place of the local files that they name."""
+    uploads = Uploads(client)
     if documents:
-        found = {"documents": uploads.documents(given, documents)}
-        show.left_out(given.left_out)
+        found = {"documents": files.documents(uploads, documents)}
+        files.say_left_out(uploads)
         rows = [replace(row, body={**row.body, "input": row.body["input"] | found}) for row in rows]
-    bodies = uploads.placed(given, rows, csv.parent if csv else Path())
+    bodies = files.placed(uploads, rows, csv.parent if csv else Path())
     if csv:
         return campaign.keyed(bodies, key)
     return [Row(line, body, key or "") for line, body in bodies]
 
 
-def _print_price(client: Client, rows: Sequence[Row], as_json: bool) -> None:
+def _price(client: Client, rows: Sequence[Row], api: Api) -> None:
     quote = campaign.quote(client, rows)
-    if as_json:
-        cost = {"currency": "CNY", "estimated": str(quote.total)}
-        show.document({"jobs": len(rows), "cost": cost, "warnings": quote.warnings})
-    else:
-        show.OUT.print(show.price(quote.prices))
+    cost = {"currency": "CNY", "estimated": str(quote.total)}
+    api.answer({"jobs": len(rows), "cost": cost, "warnings": quote.warnings}, show.price(quote.prices))
+    if not api.as_json:
         show.warnings(quote.warnings)
 
 
-def _ended(client: Client, jobs: Sequence[Job], quiet: bool) -> Sequence[Job]:
-    """The jobs, once all have ended; watched on stderr until then, unless that is unwanted."""
-    rounds = following.follow(client, [job["id"] for job in jobs])
-    return watch.told(rounds, lambda _: None) if quiet else watch.watched(rounds, show.ERR)
+def _submit(client: Client, rows: Sequence[Row], is_many: bool, afterwards: Afterwards, api: Api) -> None:
+    if is_many:
+        show.ERR.print(show.price(campaign.quote(client, rows).prices))
+    jobs: Sequence[Job] = [client.submit(row.body, row.key or None) for row in rows]
+    show.warnings(campaign.warnings(jobs))
+    waits = afterwards.wait or afterwards.download is not None
+    if waits:
+        rounds = following.follow(client, [job["id"] for job in jobs])
+        jobs = following.told(rounds, lambda _: None) if api.as_json else following.watched(rounds, show.ERR)
+    if afterwards.download:
+        _download(client, jobs, afterwards.download)
+    api.answer(jobs if is_many else jobs[0], tables.jobs(jobs) if is_many else jobs[0]["id"])
+    if waits and not following.succeeded(jobs):
+        raise typer.Exit(1)
 
 
-def _fetch(client: Client, jobs: Sequence[Job], folder: Path) -> None:
+def _download(client: Client, jobs: Sequence[Job], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for job in jobs:
         for path in following.fetch(client, job, folder):
             show.ERR.print(str(path), markup=False, soft_wrap=True)
-
-
-def _print_submitted(jobs: Sequence[Job], many: bool, as_json: bool) -> None:
-    if as_json:
-        show.document(list(jobs) if many else jobs[0])
-    elif many:
-        show.OUT.print(show.jobs(jobs))
-    else:
-        show.OUT.print(jobs[0]["id"])

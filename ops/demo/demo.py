@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import posixpath
 import shutil
 import sys
 import threading
@@ -17,18 +18,19 @@ from pathlib import Path
 
 import psutil
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 
 from api.client import Client
-from ops.cli import following, show, watch
-from ops.cli.following import Job
-from ops.cli.projects import project_made
-from ops.demo import judge, receiver, report, workloads
+from ops.cli import following, reach, show
+from ops.cli.admin import project_made
+from ops.cli.following import STEPS
+from ops.cli.reach import Door
+from ops.cli.show import Job
+from ops.demo import judge, receiver, workloads
+from ops.demo.judge import Findings, Made
 from ops.demo.receiver import Mail
-from ops.demo.report import Findings, Made
 from ops.demo.workloads import Work
-from ops.doctor import reach
-from ops.doctor.reach import Door
 from ops.local import servers, supervise
 from ops.local import up as local
 from ops.local.supervise import LocalError
@@ -41,6 +43,7 @@ REAL_ROWS = 2
 _KEY, _SECRET = "NORIA_DEMO_KEY", "NORIA_DEMO_SECRET"
 _PATIENCE_SECONDS = 120.0  # with the sandbox; DashScope's tasks end by themselves
 _GONE_SECONDS = 5.0
+_WIDE = 100  # columns, where the kind has room too
 _PROCESSES = "PostgreSQL, Valkey, SeaweedFS, the API, two workers, the clock and Flower"
 
 
@@ -124,8 +127,8 @@ def _made(scene: Scene) -> tuple[list[Made], list[psutil.Process]]:
             running = held.enter_context(local.stack(up, lambda settings: _opened(scene.home, settings), say))
         say(f"Up after {show.seconds(time.monotonic() - started)}: {processes}.")
         made = _played(scene, running)
-        scene.console.print(report.table(made))
-        scene.console.print(report.places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
+        scene.console.print(_table(made))
+        scene.console.print(_places(made, servers.BUCKET, str(scene.outputs)), soft_wrap=True)
         _show_pages(scene, running)
         if scene.options.keep:
             _stay(scene)
@@ -175,7 +178,7 @@ def _ended(scene: Scene, client: Client, jobs: Sequence[Job]) -> Sequence[Job]:
     """The jobs once all have ended, or patience has."""
     give_up = time.monotonic() + (float("inf") if scene.options.real else _PATIENCE_SECONDS)
     rounds = following.follow(client, [job["id"] for job in jobs])
-    return watch.watched(itertools.takewhile(lambda _: time.monotonic() < give_up, rounds), scene.console)
+    return following.watched(itertools.takewhile(lambda _: time.monotonic() < give_up, rounds), scene.console)
 
 
 def _show_pages(scene: Scene, running: local.Stack) -> None:
@@ -198,3 +201,28 @@ def _family(running: local.Stack) -> list[psutil.Process]:
     """The stack's processes, and theirs."""
     parents = [psutil.Process(pid) for pid in running.processes.values()]
     return [*parents, *(child for parent in parents for child in parent.children(recursive=True))]
+
+
+def _table(made: Sequence[Made]) -> RenderableType:
+    """How long each step of each job took, in seconds, and what it cost."""
+    rows = show.table("job", "model", *STEPS, "holds", "CNY", right=[*STEPS, "CNY"], wide=["job", "model"])
+    for one in made:
+        model = f"{one.kind} · {one.model}" if show.OUT.width >= _WIDE else one.model
+        steps = (f"{one.steps[step]:.1f}" for step in STEPS)
+        show.row(rows, escape(one.name), model, *steps, escape(one.holds), f"{one.cost:.3f}")
+    rows.add_section()
+    longest = (f"{max(one.steps[step] for one in made):.1f}" for step in STEPS)
+    show.row(rows, "", "longest; in all", *longest, "", f"{sum(one.cost for one in made):.3f}", style="bold")
+    return rows
+
+
+def _places(made: Sequence[Made], bucket: str, folder: str) -> RenderableType:
+    """Where each output lies, in the bucket and on this disk."""
+    found = [output for one in made for output in one.outputs]
+    if not found:
+        return ""
+    common = posixpath.commonpath([posixpath.dirname(posixpath.dirname(output.key)) for output in found])
+    rows = show.table("file", "size", "key", right=["size"], wide=["file", "key"])
+    for output in found:
+        show.row(rows, escape(output.file), show.size(output.bytes), output.key.removeprefix(common + "/"))
+    return Group(f"\nFiles:  {escape(folder)}", f"Bucket: {bucket}, under {common}/", rows)

@@ -18,7 +18,7 @@ from typing import Any
 from api.client import Client
 from ops.cli import campaign, show
 from ops.cli.campaign import Row
-from ops.cli.following import Job
+from ops.cli.show import Job
 from ops.local.supervise import LocalError
 from worker.kinds.speech import script
 from worker.kinds.summary import documents

@@ -1,8 +1,8 @@
-"""`noria doctor`: is every part there, does it do what is asked of it, and what is to be done where not.
+"""`noria doctor`: whether every part works, tried through the engine's own code, and what to do where one does not.
 
-A check is a function that yields what it found; one that raises has found a failure. A check whose ground is missing
-(the database, mostly) is skipped rather than made to fail a second time. Nothing is changed but by `fix`, and then
-only what cannot do harm: ended uploads, and rows that nobody would ever pick.
+A check is a function that yields what it found; one that raises has found a failure. A check that needs another one
+(mostly the database) is skipped where that one failed. Only `fix` changes anything, and only what cannot do harm:
+it ends abandoned uploads, and makes rows due that nobody would ever pick.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import redis
 
 from ops.cli.show import seconds
-from ops.doctor import Exam, Found, Verdict, failure, warning, well
+from ops.doctor import Check, Exam, Found, Verdict, failure, warning, well
 from worker import broker as messages
 from worker import egress, inputs, timeouts
 from worker.dashscope import errors
@@ -242,3 +242,15 @@ def _provider_clock(exam: Exam, account: Account) -> Iterator[Found]:
         yield failure(what, "run NTP: lost answers are looked for in the wrong window")
     elif skew > _SKEW[0]:
         yield warning(what, "run NTP")
+
+
+CHECKS = (
+    Check("broker", broker, "is NORIA_BROKER_URL right, and does Redis run? Jobs wait, none is lost"),
+    Check("workers", workers, "see the broker", needs="broker"),
+    Check("bucket", bucket, "are the NORIA_S3 settings right, and may the key put, get, list and delete?"),
+    Check("uploads", uploads, "may the key list uploads?", needs="bucket"),
+    Check("provider", provider, "is NORIA_DASHSCOPE_URL right, and may this machine reach it?"),
+    Check("webhooks", webhooks, "report it"),
+    Check("alerts", alerted, "report it"),
+    Check("Flower", flower, "it only shows; jobs run without it"),
+)

@@ -15,19 +15,18 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import socket
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
-from ops.local import identity
-from ops.local.supervise import LocalError, Program, Run, Supervisor, end_leftovers, explain, port_owner
+from ops.local import postgres
+from ops.local.postgres import Cluster
+from ops.local.supervise import LocalError, Program, Supervisor, end_leftovers, port_owner
 
 HOST = "127.0.0.1"
 PORTS = range(15_000, 30_000)  # below the kernel's own choices, so that no outgoing connection sits on one
@@ -138,7 +137,8 @@ def start(home: Path, supervisor: Supervisor, durable: bool, say: Callable[[str]
     _remove_stray_sockets(ports)
     supervisor.start([_valkey(home, ports, binaries), _seaweedfs(home, ports, binaries)])
     # Making the cluster takes a second or two, in which the other two come up.
-    supervisor.start([_postgres(home, ports, binaries, durable)])
+    cluster = Cluster(home, binaries["postgres"].parent, kept_secrets(home)["postgres"], durable, _environment(home))
+    supervisor.start([postgres.program(cluster, HOST, ports["postgres"])])
     supervisor.wait_ready()
     return described(home)
 
@@ -161,7 +161,7 @@ def described(home: Path) -> Servers:
 def make_home(home: Path) -> Path:
     """The home's absolute path, its folders made. `LocalError` if somebody else owns it or its disk is full."""
     home = home.resolve()
-    # Others may pass through, not look: PostgreSQL may have to run as another user (`identity`).
+    # Others may pass through, not look: PostgreSQL may have to run as another user (`postgres`).
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     if home.stat().st_uid != os.geteuid():
         owner = home.stat().st_uid
@@ -261,66 +261,6 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
 
 
-def _postgres(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path], durable: bool) -> Program:
-    data = home / "postgres"
-    owner = identity.find(binaries["postgres"])
-    if not data.exists():
-        _make_cluster(home, binaries["postgres"].with_name("initdb"), owner, durable)
-    identity.give(data, owner)
-    settings = (
-        f"listen_addresses={HOST}",
-        f"port={ports['postgres']}",
-        "unix_socket_directories=.",  # relative, because a socket's path may have 107 bytes at most
-        "shared_buffers=64MB",
-        "log_error_verbosity=terse",  # else its log quotes prompts, in DETAIL and CONTEXT
-        "max_connections=200",
-        "timezone=UTC",
-        *(() if durable else ("fsync=off", "synchronous_commit=off", "full_page_writes=off")),
-    )
-    return Program(
-        name="postgres",
-        command=(str(binaries["postgres"]), "-D", str(data), *(word for s in settings for word in ("-c", s))),
-        environment=_plain_environment(home),
-        log=home / "logs" / "postgres.log",
-        is_ready=partial(_postgres_is_ready, data / "postmaster.pid"),
-        cwd=home,
-        stop_signals=(signal.SIGINT, signal.SIGQUIT),
-        death_signal=signal.SIGQUIT,
-        before_exec=owner.before_exec,
-    )
-
-
-def _postgres_is_ready(pid_file: Path, run: Run) -> bool:
-    """PostgreSQL says so itself, in line 8 of its pid file; the file of a dead server has another pid."""
-    with contextlib.suppress(FileNotFoundError):
-        lines = pid_file.read_text().splitlines()
-        return len(lines) > 7 and lines[0] == str(run.pid) and lines[7].strip() == "ready"
-    return False
-
-
-def _make_cluster(home: Path, initdb: Path, owner: identity.Identity, durable: bool) -> None:
-    """Make PostgreSQL's data folder, whole or not at all. `LocalError` says what initdb said."""
-    unfinished, password = home / "postgres.unfinished", home / "postgres.password"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700)
-    _write_private(password, kept_secrets(home)["postgres"])
-    identity.give(unfinished, owner)
-    identity.give(password, owner)
-    command = (
-        *(str(initdb), "-D", str(unfinished), "-U", "noria", f"--pwfile={password}"),
-        *("--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C"),
-        *("--builtin-locale=C.UTF-8", "--no-instructions", *(() if durable else ("--no-sync",))),
-    )
-    try:
-        done = identity.run(command, _plain_environment(home), owner)
-    finally:
-        password.unlink()
-    if done.returncode != 0:
-        cause = explain(done.stdout)
-        raise LocalError(f"PostgreSQL's data could not be made{f': {cause}' if cause else ''}.\n{done.stdout}")
-    unfinished.rename(home / "postgres")
-
-
 def _valkey(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path]) -> Program:
     port, password = ports["valkey"], kept_secrets(home)["valkey"]
     settings = (
@@ -333,7 +273,7 @@ def _valkey(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path]) 
     return Program(
         name="valkey",
         command=(str(binaries["valkey"]), str(configuration)),
-        environment=_plain_environment(home),
+        environment=_environment(home),
         log=home / "logs" / "valkey.log",
         is_ready=lambda _: _valkey_is_ready(port, password),
         cwd=home,
@@ -369,7 +309,7 @@ def _seaweedfs(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path
     return Program(
         name="seaweedfs",
         command=(str(binaries["weed"]), "-logtostderr=true", "server", *options),
-        environment={**_plain_environment(home), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+        environment={**_environment(home), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
         log=home / "logs" / "seaweedfs.log",
         is_ready=lambda _: seaweedfs_is_ready(ports),
         cwd=home / "seaweedfs",
@@ -386,6 +326,16 @@ def seaweedfs_is_ready(ports: Mapping[str, int]) -> bool:
     return False
 
 
+def ask(port: int, method: str, path: str, body: bytes | None = None, seconds: float = 5) -> int:
+    """The status of one HTTP request on loopback."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
+    try:
+        connection.request(method, path, body)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def _remove_stray_sockets(ports: Mapping[str, int]) -> None:
     """SeaweedFS makes a socket for each gRPC port where no option leads, and leaves some when it stops."""
     for role in WEED_ROLES:
@@ -393,19 +343,9 @@ def _remove_stray_sockets(ports: Mapping[str, int]) -> None:
             Path("/tmp", f"seaweedfs-{role}-grpc-{ports[role + '_grpc']}.sock").unlink()  # noqa: S108, its choice
 
 
-def _plain_environment(home: Path) -> dict[str, str]:
+def _environment(home: Path) -> dict[str, str]:
     """What the servers see of ours: no key, no proxy, and no settings file of the user's."""
     return {"PATH": os.defpath, "HOME": str(home), "LC_ALL": "C", "TZ": "UTC"}
-
-
-def ask(port: int, method: str, path: str, body: bytes | None = None) -> int:
-    """The status of one HTTP request on loopback."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request(method, path, body)
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 def _free_ports() -> Iterator[int]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -273,33 +271,6 @@ def port_owner(port: int) -> str:
             if listens and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return "another process"
-
-
-def answers_http(port: int, path: str) -> Callable[[Run], bool]:
-    """Ready when a GET on loopback gives a status below 500."""
-
-    def probe(_: Run) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status < 500
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    return probe
-
-
-def accepts_connections(port: int) -> Callable[[Run], bool]:
-    """Ready when something listens on a loopback port."""
-
-    def probe(_: Run) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-        return False
-
-    return probe
 
 
 def has_logged(text: str) -> Callable[[Run], bool]:

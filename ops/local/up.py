@@ -1,13 +1,14 @@
-"""Noria on one machine: the servers, the schema, and every process of the table below, up and down as one.
+"""Noria on one machine: the servers, the schema, and every process of the table below, started and stopped as one.
 
-`docker-compose.yml` runs the same commands; here they run under `ops.local.up.supervise`. Money is spent only with
-`real`: without it no key of the caller's reaches any process, and DashScope is the sandbox.
+`docker-compose.yml` runs the same commands; here they run under `ops.local.supervise`. Money is spent only with `real`:
+without it no key of the caller's reaches any process, and the sandbox takes DashScope's place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import os
 import signal
 import subprocess
@@ -22,8 +23,6 @@ from ops.local.supervise import (
     Program,
     Run,
     Supervisor,
-    accepts_connections,
-    answers_http,
     explain,
     has_logged,
     port_owner,
@@ -49,12 +48,12 @@ class Process:
 PROCESSES = {
     "sandbox": Process(
         "ops.sandbox --host {host} --port {sandbox} --time-scale {time_scale} --state {home}/sandbox.db",
-        lambda ports: accepts_connections(ports["sandbox"]),
+        lambda ports: _answers(ports["sandbox"], "/"),
         after=frozenset(),
     ),
     "api": Process(
         "uvicorn api.app:app --host {host} --port {api} --http h11 --timeout-graceful-shutdown 5",
-        lambda ports: answers_http(ports["api"], "/healthz"),
+        lambda ports: _answers(ports["api"], "/healthz"),
     ),
     "worker-control": Process(
         "celery -A worker.tasks worker -P threads -c 32 -Q tick,provider -n control@%h --loglevel INFO",
@@ -70,7 +69,7 @@ PROCESSES = {
     ),
     "flower": Process(
         "celery -A worker.tasks flower --address={host} --port={flower}",
-        lambda ports: accepts_connections(ports["flower"]),
+        lambda ports: _answers(ports["flower"], "/healthcheck"),
         grace_seconds=1.0,  # on SIGTERM it says that it shuts down, and stays; it has nothing to lose
     ),
 }
@@ -213,6 +212,17 @@ def _bring_up(held: contextlib.ExitStack, options: UpOptions, prepare: Prepare, 
     addresses = _addresses(stored, ports, options.real)
     servers.announce(home, addresses)
     return Stack(environment, prepared, addresses, supervisor)
+
+
+def _answers(port: int, path: str) -> Callable[[Run], bool]:
+    """Ready when a GET gives a status below 500."""
+
+    def probe(_: Run) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return servers.ask(port, "GET", path, seconds=1) < 500
+        return False
+
+    return probe
 
 
 def asked_port(options: UpOptions) -> dict[str, int]:

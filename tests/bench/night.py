@@ -24,9 +24,8 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, text
 
 from api.client import Client
-from ops.cli import show
-from ops.cli.projects import project_made
-from ops.doctor import reach
+from ops.cli import reach, show
+from ops.cli.admin import project_made
 from ops.local import up
 from ops.sandbox.testing import Sandbox
 from tests.bench import lateness

@@ -24,9 +24,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from ops.cli import show
-from ops.cli.projects import project_made
-from ops.doctor import reach
+from ops.cli import reach, show
+from ops.cli.admin import project_made
 from ops.local import up
 from ops.sandbox.testing import Sandbox
 from worker import keys

@@ -10,7 +10,7 @@ import typer
 
 from ops.cli import show
 from ops.cli.doctor import tell
-from ops.cli.options import Json
+from ops.cli.reach import Json
 from ops.local import up
 from tests.chaos import chaos
 from tests.chaos.torments import TORMENTS

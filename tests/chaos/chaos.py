@@ -17,16 +17,16 @@ from typing import Any
 
 from sqlalchemy import text
 
-from ops import audit
-from ops.audit import Finding, Witnesses
+from ops.audit import Finding
 from ops.cli import show
-from tests.chaos import echo, provider
+from tests.chaos import echo, provider, witnesses
 from tests.chaos import load as chaos_load
 from tests.chaos import stack as chaos_stack
 from tests.chaos import torments as chaos_torments
 from tests.chaos.load import CANARY, Load
 from tests.chaos.stack import Stack
 from tests.chaos.torments import TORMENTS, Scene
+from tests.chaos.witnesses import Witnesses
 from worker.storage import Bucket
 
 _SUBMITTERS = 8
@@ -74,7 +74,7 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
             "commits whose answer was cut": stack.database.broken,
             "connections to the bucket that broke": stack.storage.broken,
         }
-        return Report(numbers, audit.audit(stack.scene.engine, _witnesses(stack, load)))
+        return Report(numbers, witnesses.audit(stack.scene.engine, _witnesses(stack, load)))
 
 
 def shown(report: Report) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from api.client import ApiError, Client
-from ops.doctor import reach
+from ops.cli import reach
 from tests.chaos import stack
 from tests.chaos.stack import READ, SPOKEN
 

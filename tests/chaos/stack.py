@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ops.cli.projects import project_made
+from ops.cli import reach
+from ops.cli.admin import project_made
 from ops.demo.receiver import receiving
-from ops.doctor import reach
 from ops.local import servers, supervise, up
 from ops.sandbox.testing import Sandbox
 from tests.chaos.lines import Chance, Line, breaks_off, loses_commits

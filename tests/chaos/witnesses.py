@@ -1,6 +1,7 @@
-"""What others know of the promises: the bucket, a receiver, the callers, the logs; the sandbox's books are next door.
+"""The audit of a chaos run: the rows, and everybody else who can tell whether the promises were kept.
 
-Each witness is optional: production has only the bucket, a chaos run has them all.
+The others are the sandbox's books (`tests.chaos.books`), the bucket, a receiver of webhooks, the callers and the logs.
+Each of them is optional.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, select, text
 
-from ops.audit import books
-from ops.audit import parents as audit_parents
-from ops.audit.rules import Finding
+from ops import audit as rows_audit
+from ops.audit import Finding, Rule
+from tests.chaos import books
 from worker.errors import NoriaError
+from worker.schedules import plan
 from worker.states import Mode
 from worker.storage import Bucket
+from worker.tables import Schedule
 
 _ABANDONED = timedelta(days=1)  # a multipart upload that began so long ago is nobody's
 _KEY = re.compile(r"(?P<project>[0-9a-f-]{36})/\d{4}/\d\d/\d\d/(?P<job>[0-9a-f-]{36})/(?P<rest>.+)")
@@ -57,12 +60,35 @@ class Witnesses:
     is_at_rest: bool = False
 
 
-def heard(connection: Connection, witnesses: Witnesses, now: datetime) -> list[Finding]:
+AT_REST = (
+    Rule(
+        "I14",
+        """select id as job, 'all should be at rest, and it is ' || state as what
+           from jobs where finished_at is null and state <> 'held'""",
+        "its history and `waiting_on` say what it waits for: `noria show`",
+    ),
+    Rule(
+        "I14",
+        """select job_id as job, 'all should be at rest, and a delivery of it still waits' as what
+           from deliveries where state = 'waiting'""",
+        "is its receiver there? `noria doctor` tells whether a worker is",
+    ),
+)
+
+
+def audit(engine: Engine, witnesses: Witnesses) -> list[Finding]:
+    """Every broken promise, by the rows and by the witnesses, in the order of the invariants."""
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        found = rows_audit.breaches(connection, rows_audit.RULES + (AT_REST if witnesses.is_at_rest else ()))
+        return rows_audit.in_order(found + heard(connection, witnesses))
+
+
+def heard(connection: Connection, witnesses: Witnesses) -> list[Finding]:
     """Everything that the witnesses say against the rows."""
     asked: list[Callable[[], Iterator[Finding]]] = [
         lambda: _callers(connection, witnesses.accepted),
         lambda: _written(witnesses.logs, witnesses.canaries),
-        lambda: audit_parents.fired(connection, witnesses.unpaused),
+        lambda: _fired(connection, witnesses.unpaused),
     ]
     if (ledger := witnesses.ledger) is not None:
         asked.append(lambda: books.said(connection, ledger, witnesses.queries))
@@ -70,7 +96,7 @@ def heard(connection: Connection, witnesses: Witnesses, now: datetime) -> list[F
         asked += [
             lambda: _stored(connection, bucket, witnesses.reads_bytes),
             lambda: _strangers(connection, bucket),
-            lambda: _abandoned(bucket, now),
+            lambda: _abandoned(bucket),
         ]
     if (receiver := witnesses.receiver) is not None:
         asked.append(lambda: _told(connection, receiver))
@@ -124,7 +150,7 @@ def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
     keys = set(connection.execute(text("select key from outputs")).scalars())
     # a part that was found to be of no use leaves its object to the one that is made in its place
     copied = "finished_at is null or parent_id is not null and state = 'failed'"
-    unfinished = set(connection.execute(text(f"select id::text from jobs where {copied}")).scalars())  # noqa: S608
+    unfinished = set(connection.execute(text(f"select id::text from jobs where {copied}")).scalars())
     parents = set(connection.execute(text("select id::text from jobs where mode = 'parent'")).scalars())
     for key, _ in bucket.objects():
         match = _KEY.match(key)
@@ -135,9 +161,9 @@ def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
             yield Finding("I6", f"{key} is in the bucket, and no row knows it", match["job"], advice)
 
 
-def _abandoned(bucket: Bucket, now: datetime) -> Iterator[Finding]:
+def _abandoned(bucket: Bucket) -> Iterator[Finding]:
     for upload in bucket.uploads():
-        if upload.began_at < now - _ABANDONED:
+        if upload.began_at < datetime.now(UTC) - _ABANDONED:
             what = f"an upload to {upload.key} was begun at {upload.began_at} and never ended"
             yield Finding("I6", what, None, "`noria doctor --fix` ends it; a lifecycle rule of the bucket does too")
 
@@ -162,3 +188,23 @@ def _written(logs: Collection[Path], canaries: Collection[str]) -> Iterator[Find
             if canary in content:
                 what = f"{log.name} holds {content.count(canary)} times what begins with {canary[:4]!r}"
                 yield Finding("I15", what, None, "remove the log, and change the secret")
+
+
+def _fired(connection: Connection, schedules: Collection[str]) -> Iterator[Finding]:
+    """S: of schedules that nobody changed, each fire time from their making until they were paused has its run."""
+    rows = connection.execute(select(*Schedule.__table__.c)).mappings().all()
+    for schedule in (Schedule.of(row) for row in rows if str(row["id"]) in schedules):
+        runs = text("select fire_at from runs where schedule_id = :id and trigger <> 'person'")
+        had, wanted = set(connection.execute(runs, {"id": schedule.id}).scalars()), set(_fire_times(schedule))
+        for what, times in (("has no run", wanted - had), ("has a run and is no fire time", had - wanted)):
+            for moment in sorted(times):
+                yield Finding("S", f"{moment} {what} of schedule {schedule.id}", None, "report it with its history")
+
+
+def _fire_times(schedule: Schedule) -> Iterator[datetime]:
+    """Those that have come."""
+    fires = plan.following(schedule, schedule.created_at)
+    end = schedule.next_at or schedule.paused_at
+    while fires is not None and end is not None and fires < end:
+        yield fires
+        fires = plan.following(schedule, fires)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from ops.audit.rules import Finding
+from ops.audit import Finding
 from ops.sandbox import orders
 from worker.kinds import text as chats
 from worker.lanes import limits
@@ -114,7 +114,7 @@ def _made_for(connection: Connection, books: Books) -> Iterator[Finding]:
 def _peaks(connection: Connection, books: Books, queries: int) -> Iterator[Finding]:
     """I8 and I11: the most tasks that a lane ever had in flight; queries a second, calls and tokens a minute."""
     per_minute = f"max(60e6 / nullif(interval_us, 0) / {limits.SHARE})"
-    lanes = text(f"select model, sum(concurrency) as slots, {per_minute} as rpm, sum(tpm) as tpm from lanes group by 1")  # noqa: S608
+    lanes = text(f"select model, sum(concurrency) as slots, {per_minute} as rpm, sum(tpm) as tpm from lanes group by 1")
     allowed = {row.model: row for row in connection.execute(lanes)}
     for by_model in books["peaks"]["in_flight"].values():
         for model, peak in by_model.items():
@@ -140,7 +140,7 @@ def _attempts(connection: Connection, which: str) -> list[Any]:
         select a.id as attempt, a.task_id, a.request_id, a.closed_at, j.id::text as job, j.kind, j.input, j.cost,
                j.billed, j.finished_at, j.attempt_id = a.id as is_last
         from attempts a join jobs j on j.id = a.job_id where {which}
-        """  # noqa: S608 - words of ours
+        """
     return list(connection.execute(text(statement)))
 
 

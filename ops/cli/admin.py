@@ -1,0 +1,263 @@
+"""The operator's commands: keys, projects, lanes, `pause` and `resume`.
+
+They talk to the database, since no key exists before the first is made, and so that they work while the API is down.
+"""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from sqlalchemy import Connection, select
+
+from ops.cli import show, tables
+from ops.cli.reach import Database, command, spread
+from worker import claims
+from worker import keys as api_keys
+from worker.errors import NotFound
+from worker.jobs import reading
+from worker.lanes import account_stops, slots, throttle
+from worker.schedules import clock
+from worker.tables import ApiKey, Project
+from worker.text import moment
+
+app = typer.Typer()
+keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+projects = typer.Typer(help="List and set up projects.", no_args_is_help=True)
+lanes = typer.Typer(invoke_without_command=True)
+
+ProjectName = Annotated[str, typer.Argument(metavar="PROJECT")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Which project, model or account; none for `all`.")]
+
+
+class Pausable(StrEnum):
+    """What a person may pause."""
+
+    PROJECT = "project"
+    LANE = "lane"
+    ALL = "all"
+
+
+class Resumable(StrEnum):
+    """What a person may resume."""
+
+    PROJECT = "project"
+    LANE = "lane"
+    ALL = "all"
+    ACCOUNT = "account"
+
+
+@command(keys, "create")
+def create_key(
+    *,
+    project: ProjectName,
+    name: Annotated[str, typer.Option(help="What it is for, to tell it from others.")] = "",
+    database: Database,
+) -> None:
+    """Make an API key of a project, and print it alone.
+
+    The project is made if it does not exist. The key cannot be shown again.
+    """
+    with database.connection() as connection:
+        key, plain = api_keys.new_key(connection, project_made(connection, project), name)
+    _answer_key(database, key, plain, project)
+
+
+@command(keys, "operator")
+def create_operators_key(
+    *,
+    name: Annotated[str, typer.Option(help="Whose it is: its decisions are recorded under this name.")] = "",
+    database: Database,
+) -> None:
+    """Make an operator's key, and print it alone.
+
+    It acts for every project, and resolves uncertain jobs.
+    """
+    with database.connection() as connection:
+        key, plain = api_keys.new_key(connection, None, name)
+    _answer_key(database, key, plain, None)
+
+
+@command(keys, "list")
+def list_keys(
+    *, project: Annotated[str | None, typer.Argument(metavar="[PROJECT]")] = None, database: Database
+) -> None:
+    """List the keys, revoked ones too."""
+    with database.connection() as connection:
+        owner = api_keys.project(connection, project) if project else None
+        names = {found.id: found.name for found in api_keys.projects(connection)}
+        found = [_key(key, names) for key in api_keys.keys(connection, owner)]
+    columns = {"key": "prefix", "project": "project", "name": "name", "last used": "last_used_at"}
+    database.answer(found, _table(found, columns | {"revoked": "revoked_at"}, wide=["project", "name"]))
+
+
+@command(keys, "revoke")
+def revoke_key(
+    *,
+    key: Annotated[str, typer.Argument(metavar="ID_OR_PREFIX", help="As `noria keys list` shows it.")],
+    database: Database,
+) -> None:
+    """Revoke a key, at once."""
+    with database.connection() as connection:
+        revoked = api_keys.revoke(connection, key)
+        names = {found.id: found.name for found in api_keys.projects(connection)}
+    database.answer(_key(revoked, names), f"The key {revoked.prefix}… is revoked.")
+
+
+@command(projects, "list")
+def list_projects(*, database: Database) -> None:
+    """List the projects."""
+    with database.connection() as connection:
+        found = [_project(project) for project in api_keys.projects(connection)]
+    columns = {"project": "name", "weight": "weight", "time zone": "time_zone", "made": "created_at"}
+    database.answer(found, _table(found, columns, right=["weight"], wide=["project"]))
+
+
+@command(projects, "set")
+def set_project(
+    *,
+    project: ProjectName,
+    weight: Annotated[int | None, typer.Option(help="Its share beside other projects, 1 to 1000.")] = None,
+    time_zone: Annotated[str | None, typer.Option(help="The zone of its days, like Asia/Shanghai.")] = None,
+    max_in_flight: Annotated[int | None, typer.Option(min=0, help="How many tasks at once; 0: no limit.")] = None,
+    database: Database,
+) -> None:
+    """Change a project's settings.
+
+    `noria keys create PROJECT` makes a project.
+    """
+    with database.connection() as connection:
+        changed = _project(api_keys.set_project(connection, project, weight, time_zone, max_in_flight))
+    database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
+    if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
+        show.ERR.print(f"{warning}.", style="yellow", markup=False)
+
+
+@command(projects, "secret")
+def show_secret(
+    *,
+    project: ProjectName,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Make a new one; the old one is no longer used.")] = False,
+    database: Database,
+) -> None:
+    """Print the secret that signs a project's webhooks, alone.
+
+    It is a `whsec_…` of Standard Webhooks.
+    """
+    with database.connection() as connection:
+        found = api_keys.rotate_secret(connection, project) if rotate else api_keys.project(connection, project)
+    database.answer({"project": project, "webhook_secret": found.webhook_secret}, found.webhook_secret)
+
+
+@spread
+def list_lanes(
+    *,
+    context: typer.Context,
+    every: Annotated[bool, typer.Option("--all", help="Idle lanes too.")] = False,
+    database: Database,
+) -> None:
+    """Show the limits of the models, and what is in use.
+
+    A lane is one model, in one region, for one owner of accounts. Shown are its slots, its queue, its pace beside the
+    configured rate, and what stops it.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with database.connection() as connection:
+        now = connection.execute(select(claims.NOW)).scalar_one()
+        found = [
+            reading.LaneDocument.of(lane, now, is_operator=True).as_json() for lane in slots.listed(connection, now)
+        ]
+    busy = [lane for lane in found if every or lane["in_use"] or lane["queued"] or lane["waiting_on"]]
+    database.answer(found, tables.lanes(busy))
+    if database.as_json:
+        return
+    for why in dict.fromkeys(lane["waiting_on"]["detail"] for lane in busy if lane["waiting_on"]):
+        show.OUT.print(f"- {why}", markup=False)
+    if len(busy) < len(found):
+        show.ERR.print(f"{len(found) - len(busy)} idle lanes are not shown; --all shows them.", style="dim")
+
+
+lanes.callback()(list_lanes)
+
+
+@command(lanes, "resume")
+def resume_lanes(
+    *,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this model's lanes.")] = None,
+    database: Database,
+) -> None:
+    """Return lanes to their configured limits, and resume stopped accounts."""
+    with database.connection() as connection:
+        count = throttle.forget(connection, model)
+        if model is None:
+            account_stops.resume_accounts(connection, None)
+    database.answer({"resumed": model or "all", "lanes": count}, f"{count} lanes create again, as configured.")
+
+
+@command(app)
+def pause(*, what: Pausable, name: Name = None, database: Database) -> None:
+    """Pause a project, a lane or everything.
+
+    Nothing new is sent to the provider; what runs goes on.
+    """
+    with database.connection() as connection:
+        account_stops.pause(connection, what, _name(what, name), claims.NOW)
+    words = f"{_subject(what, name)} paused. What is in flight goes on; nothing new is sent."
+    database.answer({"paused": what, "name": name}, words)
+
+
+@command(app)
+def resume(*, what: Resumable, name: Name = None, database: Database) -> None:
+    """Resume a project, a lane, everything, or a stopped account."""
+    with database.connection() as connection:
+        if what is Resumable.ACCOUNT:
+            account_stops.resume_accounts(connection, _name(what, name))
+        else:
+            account_stops.pause(connection, what, _name(what, name), None)
+    database.answer({"resumed": what, "name": name}, f"{_subject(what, name)} resumed.")
+
+
+def project_made(connection: Connection, name: str) -> Project:
+    """The project, made if there is none of that name."""
+    with suppress(NotFound):
+        return api_keys.project(connection, name)
+    return api_keys.create_project(connection, name)
+
+
+def _answer_key(database: Database, key: ApiKey, plain: str, project: str | None) -> None:
+    document = {"key": plain, "id": str(key.id), "prefix": key.prefix, "project": project, "name": key.name}
+    database.answer(document, plain)
+
+
+def _table(found: list[dict[str, Any]], columns: dict[str, str], **how: list[str]) -> RenderableType:
+    """A table of the fields, by column."""
+    rows = ([show.plain(record[field]) for field in columns.values()] for record in found)
+    return show.filled(rows, *columns, **how)
+
+
+def _key(key: ApiKey, names: dict[uuid.UUID, str]) -> dict[str, Any]:
+    times = {name: moment(getattr(key, name)) for name in ("created_at", "last_used_at", "revoked_at")}
+    project = names[key.project_id] if key.project_id else None
+    return {"id": str(key.id), "prefix": key.prefix, "project": project, "name": key.name, **times}
+
+
+def _project(project: Project) -> dict[str, Any]:
+    times = {name: moment(getattr(project, name)) for name in ("paused_at", "created_at")}
+    return {name: getattr(project, name) for name in ("name", "weight", "time_zone", "max_in_flight")} | times
+
+
+def _name(what: Pausable | Resumable, name: str | None) -> str:
+    """The name, which all but `all` need; a usage error otherwise."""
+    if (name is None) != (what == Pausable.ALL):
+        wanted = "`all` takes no name" if what == Pausable.ALL else f"which {what}?"
+        raise typer.BadParameter(wanted, param_hint="NAME")
+    return name or ""
+
+
+def _subject(what: str, name: str | None) -> str:
+    return f"The {what} {name} is" if name else "All creates are"
