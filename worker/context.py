@@ -26,8 +26,7 @@ from worker.errors import ClaimLost
 from worker.inputs.input_links import Handover
 from worker.kinds.kind import Ended
 from worker.lanes import query_budget
-from worker.lanes.query_budget import Budget
-from worker.lanes.run_times import Learned
+from worker.lanes.query_budget import Budget, Learned
 from worker.moves import children
 from worker.settings import Account, Settings
 from worker.states import Move, State
@@ -127,17 +126,6 @@ class Context:
         """The numbers of the job's outputs that are in the bucket already."""
         outputs = self.read(lambda connection: document.outputs(connection, [job]))
         return frozenset(output.n for output in outputs[job.id])
-
-    def refusals(self, job: Job, code: str) -> int:
-        """How often the job's create calls were refused with that code before."""
-        statement = select(func.count()).where(Attempt.job_id == job.id, Attempt.code == code)
-        return self.read(lambda connection: connection.execute(statement).scalar_one())
-
-    def unanswered(self, job: Job) -> int:
-        """How many of the job's create calls before this one went without an answer."""
-        lost = (Attempt.outcome == "unknown", Attempt.id != job.attempt_id)
-        statement = select(func.count()).where(Attempt.job_id == job.id, *lost)
-        return self.read(lambda connection: connection.execute(statement).scalar_one())
 
     def unserved(self, model: str) -> str | None:
         """Why the provider serves no account of ours with the model, as it said lately; None: it may be tried."""

@@ -124,7 +124,7 @@ _NUMBERS = ["in use", "queued", "pace"]
 
 def _listed(connection: Connection) -> list[dict[str, Any]]:
     now = connection.execute(select(claims.NOW)).scalar_one()
-    return [reading.lane_shown(lane, now, is_operator=True) for lane in slots.listed(connection, now)]
+    return [reading.lane_shown(lane, is_operator=True) for lane in slots.listed(connection, now)]
 
 
 def _table(lanes_shown: list[dict[str, Any]]) -> Any:

@@ -143,8 +143,8 @@ def documents(connection: Connection, project: str, jobs: Sequence[Job], now: da
     ]
 
 
-def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, Any]:
-    """A lane, as `lanes.listed` gives it, as the API and the command line show it."""
+def lane_shown(lane: Row[Any], is_operator: bool) -> dict[str, Any]:
+    """A lane, as `slots.listed` gives it, as the API and the command line show it."""
     return {
         "object": "lane",
         "model": lane.model,
@@ -157,7 +157,7 @@ def lane_shown(lane: Row[Any], now: datetime, is_operator: bool) -> dict[str, An
         "in_use": lane.in_use,
         "queued": lane.queued,
         "tokens": _tokens(lane),
-        "waiting_on": document.cause_shown(waiting.of_lane(lane, now)),
+        "waiting_on": document.cause_shown(waiting.of_lane(lane)),
     }
 
 

@@ -4,8 +4,8 @@
     gathering   gather     the next round of children, when those of the last have ended; or their common end
     copying     assemble   its outputs from theirs, streamed into the bucket
 
-A round is made in portions, each on record with the kind's own note of how far it is, so a parent that is killed
-between two of them goes on where it was. Between rounds nothing makes the parent due but its children's end.
+A round is made in portions. Each is on record with the kind's own note of how far it is, so a parent whose worker dies
+goes on where it was. Between rounds only its children's end makes the parent due.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worker.moves.children import Counts
 from worker.states import Move, State
 from worker.tables import Job
 
-_ROOM = timedelta(seconds=10)  # after which a parent looks whether its project may have more children
+_ROOM = timedelta(seconds=10)  # between two looks whether the project may have more children
 
 
 def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -37,7 +37,7 @@ def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """The next children; a rest while there are some at work; the way on, or the end, when there are no more."""
+    """The next children, or a rest while some are at work; then its outputs, or its end."""
     fan_out, counts = _fan_out(job), ctx.children(job)
     doomed = _doomed(ctx, job, fan_out, counts)
     if counts.unfinished and (doomed or not job.round_open):
@@ -53,13 +53,13 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Its outputs in the bucket, all of them told at once."""
+    """Its outputs into the bucket, all of them on record at once."""
     fan_out, parent = _fan_out(job), _parent(ctx, job, job.round, 0)
-    shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
+    store = _KindStore(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
     outputs: list[dict[str, Any]] = []
     try:
-        for n, piece in enumerate(fan_out.assemble(parent, shelf)):
-            outputs.append(shelf.keep(n, piece))
+        for n, piece in enumerate(fan_out.assemble(parent, store)):
+            outputs.append(store.keep(n, piece))
     except (Unfit, NotFound) as error:
         yield _ended(_unusable(ctx, parent, error), {})
     except NoriaError as trouble:
@@ -70,15 +70,15 @@ def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Clock) -> Moves:
-    """Asks the kind for what comes next, and puts it on record; waits where the project has parts enough at work."""
+    """Asks the kind for what comes next, and puts it on record; waits while the project has too many children."""
     if ctx.is_full_of_children(job):
         yield Move(State.GATHERING, run_at=clock() + _ROOM)
         return
     number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
     parent = _parent(ctx, job, number - 1, made)
-    shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.GATHER)
+    store = _KindStore(ctx, job, parent, clock, clock() + timeouts.GATHER)
     try:
-        said = fan_out.expand(parent, shelf)
+        said = fan_out.expand(parent, store)
     except NotFound as error:
         said = _unusable(ctx, parent, error)
     except NoriaError as trouble:
@@ -122,7 +122,7 @@ def _ended(said: Expansion, columns: dict[str, Any]) -> Move:
 
 
 def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Move:
-    """A wait for the bucket or a link; with an end, once its parts are all there and only the joining is left."""
+    """A wait for the bucket or a link; it ends after three days once all parts are made and only joining is left."""
     failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="yes")
     columns = {"error": failure.as_json()}
     if state is State.COPYING and now - job.state_at > timeouts.ASSEMBLED:
@@ -197,8 +197,8 @@ def _row(ctx: Context, number: int, place: int, child: Child, on: date) -> dict[
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """What a kind may read and write for one job: its project's objects, guarded links, its own material."""
+class _KindStore:
+    """What a kind may read and write for one job: its project's objects, users' links, working material."""
 
     ctx: Context
     job: Job
