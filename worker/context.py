@@ -1,6 +1,6 @@
-"""What a step works with: one value per process, made at its start, and handed down; nothing is global below it.
+"""What a step works with: one value per process, made at its start and passed down; nothing below it is global.
 
-What it reads and writes goes on trying while the database is away: a step may hold an answer that cost money.
+Reads and writes are tried again while the database is away: a step may hold an answer that cost money.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, func, or_, select
+from sqlalchemy import Connection, Engine, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import document, moves, timeouts
+from worker import document, moves
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -25,17 +25,19 @@ from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.inputs.input_links import Handover
 from worker.kinds.kind import Ended
-from worker.lanes import query_budget
+from worker.lanes import query_budget, throttle
 from worker.lanes.query_budget import Budget, Learned
 from worker.moves import children
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
-from worker.tables import Attempt, Job, Lane, Project
+from worker.tables import Attempt, Job, Project
 
 _WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute
 _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
 _PAUSE = 0.2  # seconds, until the query budget is asked again
+
+_NAME = select(Project.name).where(Project.id == bindparam("project"))
 
 T = TypeVar("T")
 Moves = Generator[Move, Job, None]  # a step: what it yields is on record before its next line runs
@@ -52,9 +54,9 @@ class Clock:
         """Postgres's time now, aware."""
         return self._now + timedelta(seconds=time.monotonic() - self._started)
 
-    def wait_until(self, moment: datetime) -> None:
+    def wait_until(self, at: datetime) -> None:
         """Blocks the thread until then: a second or so, for a rate."""
-        time.sleep(max(0.0, (moment - self()).total_seconds()))
+        time.sleep(max(0.0, (at - self()).total_seconds()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Context:
 
     patience: timedelta = connections.PATIENCE  # with a database that is away
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
-    strange: set[str] = field(default_factory=set)  # statuses of tasks that were wondered at already
+    strange: set[str] = field(default_factory=set)  # unknown statuses that were logged already
 
     @property
     def owners(self) -> dict[str, str]:
@@ -89,8 +91,8 @@ class Context:
     def project_name(self, job: Job) -> str:
         """The name of the job's project."""
         if job.project_id not in self.names:
-            named = select(Project.name).where(Project.id == job.project_id)
-            self.names[job.project_id] = self.read(lambda connection: connection.execute(named).scalar_one())
+            said = {"project": job.project_id}
+            self.names[job.project_id] = self.read(lambda connection: connection.execute(_NAME, said).scalar_one())
         return self.names[job.project_id]
 
     def client(self, job: Job) -> Client:
@@ -129,11 +131,7 @@ class Context:
 
     def unserved(self, model: str) -> str | None:
         """Why the provider serves no account of ours with the model, as it said lately; None: it may be tried."""
-        refused = select(Lane.unserved_why).where(Lane.model == model)
-        tried = or_(Lane.unserved_at.is_(None), Lane.unserved_at < func.now() - timeouts.UNSERVED)
-        if self.read(lambda connection: connection.execute(refused.where(tried).limit(1)).first()):
-            return None
-        return self.read(lambda connection: connection.execute(refused.where(~tried).limit(1)).scalar_one_or_none())
+        return self.read(lambda connection: throttle.unserved(connection, model))
 
     def children(self, job: Job) -> children.Counts:
         """How the job's children stand."""
@@ -142,7 +140,7 @@ class Context:
     def is_full_of_children(self, job: Job) -> bool:
         """Whether the job's project has as many unfinished children as it may.
 
-        Children alone are counted: parents that wait for room would else take it from each other for ever.
+        Parents are not counted: those that wait for room would otherwise block each other forever.
         """
         most = self.settings.max_waiting
         with self.engine.connect() as connection:

@@ -1,4 +1,7 @@
-"""What the rows must never show: one statement for each way in which a promise about a job can be broken."""
+"""What the rows must never show: one statement for each way in which a promise about a job can be broken.
+
+Rules of the engine (which jobs hold a slot) are stated again here on purpose: the audit checks the engine's own.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker import log, work
+from worker import log, timeouts, work
 from worker.dashscope.errors import OF_A_MODEL, Scope
 from worker.errors import NotFound
 from worker.states import SLOTTED, Mode, State
@@ -154,6 +154,12 @@ def forget(connection: Connection, model: str | None) -> int:
     if not count:
         raise NotFound(f"no lane {model or ''}")
     return count
+
+
+def unserved(connection: Connection, model: str) -> str | None:
+    """Why no lane of the model may be tried, as the provider said of the last of them; None: one may be."""
+    row = connection.execute(_UNSERVED, {"model": model}).one_or_none()
+    return None if row is None or row.may_be_tried else row.unserved_why
 
 
 def day(now: datetime) -> date:
@@ -271,6 +277,15 @@ _FORGET = update(Lane).values(
     ceiling_at=None,
     probes=0,
     passed=0,
+)
+
+_MAY_BE_TRIED = func.coalesce(Lane.unserved_at < func.now() - timeouts.UNSERVED, True)
+# one of a model's lanes, first those that may be tried: the provider never refused, or long ago
+_UNSERVED = (
+    select(_MAY_BE_TRIED.label("may_be_tried"), Lane.unserved_why)
+    .where(Lane.model == bindparam("model"))
+    .order_by(_MAY_BE_TRIED.desc(), Lane.unserved_at.desc())
+    .limit(1)
 )
 
 # Parts of the statements that book a call, which bind `tokens`, `on_day` and `now`.

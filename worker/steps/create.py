@@ -178,7 +178,7 @@ def _not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
     Where the provider's own error refuses the file, what follows is looked up in the table of errors.
     """
     if isinstance(trouble, FileRefused) and trouble.refused.code and responses.is_definite(trouble.refused):
-        return _not_taken(job, trouble.refused, clock())
+        return _not_taken(trouble.refused, clock())
     is_gone = isinstance(trouble, NotFound)
     cls = ErrorClass.VALIDATION if is_gone else ErrorClass.STORAGE
     failure = Failure("input_gone" if is_gone else trouble.code, cls, str(trouble), retryable=not is_gone)
@@ -208,7 +208,7 @@ def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: C
     return Move(State.FAILED, message, columns=columns, attempt=closed)
 
 
-def _not_taken(job: Job, refused: Refused, now: datetime) -> Move:
+def _not_taken(refused: Refused, now: datetime) -> Move:
     """The provider refused the job's file: nothing was made. A wait for that is without a slot."""
     row = errors.classify(refused.http_status, refused.code, refused.message)
     failure = errors.failure(row, refused.code, refused.message, refused.request_id)

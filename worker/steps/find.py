@@ -113,8 +113,8 @@ def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
         return _held("the call is too old for the provider's list, so nobody can prove what became of it")
     try:
         listed = _list(ctx, job, attempt, began)
-    except NotTold as error:
-        return _later(ctx, job, attempt, clock, str(error))
+    except NotTold:
+        return _later(ctx, job, attempt, clock)
     mine = [row for row in listed.rows if attempt.request_id and row.request_id == attempt.request_id]
     if mine:
         return _adopted(job, mine[0], "the task has the call's request id", clock)
@@ -129,15 +129,15 @@ def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clo
     """What the candidates say of the call, by what they repeat of their requests."""
     rivals = _rivals(ctx, attempt)
     if any(rival.is_out for rival in rivals):
-        return _later(ctx, job, attempt, clock, "another call of the lane is out")
+        return _later(ctx, job, attempt, clock)  # another call of the lane is out
     theirs = {rival.request_id for rival in rivals if rival.request_id}
     candidates = [row for row in listed.rows if row.status not in finish.UNBILLED and row.request_id not in theirs]
     if any(row.status != "SUCCEEDED" for row in candidates):
-        return _later(ctx, job, attempt, clock, "a task that may be ours still runs")
+        return _later(ctx, job, attempt, clock)  # a task that may be ours still runs
     try:
         told = {row.task_id: _echoed(ctx, job, row) for row in candidates}
-    except NotTold as error:
-        return _later(ctx, job, attempt, clock, str(error))
+    except NotTold:
+        return _later(ctx, job, attempt, clock)
     mine = poll.echoes(job.kind, job.input)
     possible = [row for row in candidates if _may_fit(mine, told[row.task_id])]
     others = [rival for rival in rivals if not _is_equal(job, attempt, rival)]
@@ -220,7 +220,7 @@ def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
 def _absent(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
     """Nothing in the list is ours: the call may be made again when that proves something, and once."""
     if not listed.proves_absence:
-        return _later(ctx, job, attempt, clock, "no task of ours is listed yet")
+        return _later(ctx, job, attempt, clock)  # no task of ours is listed yet
     said = {"outcome": "absent", "billed": "no", "closed_at": clock()}
     if job.cancel_requested:
         return Move(State.CANCELED, "no task was made, and it was to be canceled", columns=_FREE, attempt=said)
@@ -250,7 +250,7 @@ def _held(why: str) -> Move:
     return Move(State.HELD, why, columns={"held_for": HeldFor.UNCERTAIN})
 
 
-def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock, why: str) -> Move:
+def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     """Looks again soon, then less often; and at the instant from which a listing proves something."""
     now = clock()
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds + 1)

@@ -39,7 +39,7 @@ def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
 def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
     """The next children, or a rest while some are at work; then its outputs, or its end."""
     fan_out, counts = _fan_out(job), ctx.children(job)
-    doomed = _doomed(ctx, job, fan_out, counts)
+    doomed = _doomed(job, fan_out, counts)
     if counts.unfinished and (doomed or not job.round_open):
         yield Move(State.GATHERING, doomed or "", cancels=doomed, rests=True)
         ctx.wake(job.id)  # they may have ended in the meantime
@@ -130,7 +130,7 @@ def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Mov
     return Move(state, run_at=now + timeouts.backoff(now - job.state_at), columns=columns)
 
 
-def _doomed(ctx: Context, job: Job, fan_out: FanOut, counts: Counts) -> str | None:
+def _doomed(job: Job, fan_out: FanOut, counts: Counts) -> str | None:
     """Why the children that have not begun need not begin; None where they are wanted."""
     if job.cancel_requested:
         return "its job was canceled"
