@@ -16,7 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import document, moves
+from worker import moves
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
@@ -24,8 +24,7 @@ from worker.database import connections
 from worker.egress import Wire, wires
 from worker.errors import ClaimLost
 from worker.inputs.input_links import Handover
-from worker.kinds.kind import Ended
-from worker.lanes import query_budget, throttle
+from worker.lanes import query_budget
 from worker.lanes.query_budget import Budget, Learned
 from worker.moves import children
 from worker.settings import Account, Settings
@@ -124,35 +123,9 @@ class Context:
             time.sleep(_PAUSE)
         Clock(booked.now).wait_until(booked.at)
 
-    def stored(self, job: Job) -> frozenset[int]:
-        """The numbers of the job's outputs that are in the bucket already."""
-        outputs = self.read(lambda connection: document.outputs(connection, [job]))
-        return frozenset(output.n for output in outputs[job.id])
-
-    def unserved(self, model: str) -> str | None:
-        """Why the provider serves no account of ours with the model, as it said lately; None: it may be tried."""
-        return self.read(lambda connection: throttle.unserved(connection, model))
-
     def children(self, job: Job) -> children.Counts:
         """How the job's children stand."""
         return self.read(lambda connection: children.counts(connection, job))
-
-    def is_full_of_children(self, job: Job) -> bool:
-        """Whether the job's project has as many unfinished children as it may.
-
-        Parents are not counted: those that wait for room would otherwise block each other forever.
-        """
-        most = self.settings.max_waiting
-        with self.engine.connect() as connection:
-            return children.unfinished(connection, job.project_id, most) >= most
-
-    def ended(self, job: Job, rounds: int) -> list[Ended]:
-        """The job's children of its first rounds, all of which have ended."""
-        return self.read(lambda connection: children.ended(connection, job, rounds))
-
-    def first_failed(self, job: Job) -> Job | None:
-        """The first of the job's children that failed."""
-        return self.read(lambda connection: children.first_failed(connection, job))
 
     def wake(self, parent_id: uuid.UUID) -> bool:
         """Makes a parent due that waits for its children, if it has none left to wait for; whether it is."""

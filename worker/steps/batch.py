@@ -92,40 +92,8 @@ def accepted(job: Job, move: Move, now: datetime) -> Move:
     return replace(move, run_at=now + _LOOKS[0], columns={**move.columns, "deadline_at": now + span + timeouts.LINKS})
 
 
-def find(ctx: Context, job: Job, clock: Clock) -> Moves:
+def find(ctx: Context, job: Job, clock: Clock) -> Move:
     """What became of a create whose answer was lost: the batch of its name, or proof that there is none."""
-    yield _found(ctx, job, clock)
-
-
-def look(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """One look at the batch, which is asked to stop first where nobody wants it: what is done by then is billed."""
-    yield _looked(ctx, job, clock)
-
-
-def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Its results into the bucket, and what they cost."""
-    yield _copied(ctx, job, clock)
-
-
-def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
-    """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
-    file_id = ctx.handover.lines(ctx.client(job), job)
-    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt["id"])})
-
-
-def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
-    """The create call, once; its ends are those of any create."""
-    asked = request.body
-    ctx.handover.spent(job)
-    said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
-    if isinstance(said, Refused):
-        if said.http_status == _TOO_MANY:
-            ctx.handover.unspent(job, asked["file"])
-        return said
-    return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
-
-
-def _found(ctx: Context, job: Job, clock: Clock) -> Move:
     attempt, now = ctx.answer_of(job), clock()
     assert attempt is not None, "no job is uncertain without an attempt"
     if attempt.outcome == "accepted" and attempt.task_id:
@@ -154,7 +122,8 @@ def _found(ctx: Context, job: Job, clock: Clock) -> Move:
     return Move(State.QUEUED, "no batch has its name: none was made", now, {"billed": "no"}, absent)
 
 
-def _looked(ctx: Context, job: Job, clock: Clock) -> Move:
+def look(ctx: Context, job: Job, clock: Clock) -> Move:
+    """One look at the batch, which is asked to stop first where nobody wants it: what is done by then is billed."""
     batches, now = ctx.client(job).batches, clock()
     try:
         batch = batches.cancel(job.task_id or "") if job.cancel_requested else batches.get(job.task_id or "")
@@ -174,7 +143,8 @@ def _looked(ctx: Context, job: Job, clock: Clock) -> Move:
     return _failed(batch, now)
 
 
-def _copied(ctx: Context, job: Job, clock: Clock) -> Move:
+def copy(ctx: Context, job: Job, clock: Clock) -> Move:
+    """Its results into the bucket, and what they cost."""
     model, outputs = ctx.catalog.model(job.model), []
     bill = Bill(model)
     deadline = timeouts.copying(clock() - job.state_at).total_seconds()
@@ -191,6 +161,24 @@ def _copied(ctx: Context, job: Job, clock: Clock) -> Move:
     return Move(
         State.SUCCEEDED, columns=columns, attempt={"billed": "yes", "closed_at": clock()}, outputs=tuple(outputs)
     )
+
+
+def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
+    """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
+    file_id = ctx.handover.lines(ctx.client(job), job)
+    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt["id"])})
+
+
+def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
+    """The create call, once; its ends are those of any create."""
+    asked = request.body
+    ctx.handover.spent(job)
+    said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
+    if isinstance(said, Refused):
+        if said.http_status == _TOO_MANY:
+            ctx.handover.unspent(job, asked["file"])
+        return said
+    return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
 
 
 def _running(job: Job, batch_id: str, why: str, said: dict[str, Any], now: datetime) -> Move:

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import storage, timeouts
-from worker.context import Clock, Context, Moves
+from worker import document, storage, timeouts
+from worker.context import Clock, Context
 from worker.dashscope.responses import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import KINDS, Source
@@ -17,36 +17,38 @@ from worker.steps.finish import links_expire
 from worker.tables import Job
 
 
-def step(ctx: Context, job: Job, clock: Clock) -> Moves:
+def step(ctx: Context, job: Job, clock: Clock) -> Move:
     """Copies every output into the bucket, links or words; all are on record once they are there and checked."""
     if job.result is not None and not job.sources:
-        yield _written(ctx, job, clock)
-        return
+        return _written(ctx, job, clock)
     now, dies_at = clock(), job.links_expire_at or clock() + timeouts.LINKS
     if now >= dies_at + timeouts.RELINK:  # with room for clocks that differ, and for asking for the link again
         last = (job.error or {}).get("message", "")
-        yield _expired(job, f"the links died before their outputs could be copied. {last}".strip())
-        return
+        return _expired(job, f"the links died before their outputs could be copied. {last}".strip())
     if not job.sources:
         failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
-        yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
-        return
+        return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
     deadline = timeouts.copying(now - job.state_at)
-    stored = ctx.stored(job) if len(job.sources) > 1 else frozenset()
+    stored = _stored(ctx, job) if len(job.sources) > 1 else frozenset()
     outputs: list[dict[str, Any]] = []
     try:
         for n, source in enumerate(job.sources):
             if n not in stored:
                 outputs.append(_copied(ctx, job, n, Source(**source), deadline))
     except storage.LinkDead as dead:
-        yield _relinked(ctx, job, str(dead), clock, tuple(outputs))
+        return _relinked(ctx, job, str(dead), clock, tuple(outputs))
     except (storage.BadSource, storage.SourceTrouble, storage.StorageTrouble) as trouble:
         # a source of a wrong type or host is tried again too: it is paid for, and a person can set that right while the
         # link lives; what is stored stays stored
         error = {"error": _trouble(trouble)}
-        yield Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
-    else:
-        yield Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+        return Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
+    return Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+
+
+def _stored(ctx: Context, job: Job) -> frozenset[int]:
+    """The numbers of the job's outputs that are in the bucket already."""
+    outputs = ctx.read(lambda connection: document.outputs(connection, [job]))
+    return frozenset(output.n for output in outputs[job.id])
 
 
 def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta) -> dict[str, Any]:

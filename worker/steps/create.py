@@ -84,13 +84,13 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
     yield _called(ctx, job, request, way, clock)
 
 
-def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
+def lapsed(_: Context, __: Job, clock: Clock) -> Move:
     """The worker that made the call is gone, and the answer with it, unless it is on the attempt's row.
 
     Or the worker lives and the database was away: then the answer comes in a moment.
     """
     why = "the worker stopped while the create call was out"
-    yield Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
+    return Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
 
 
 def _attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from typing import Any
 
 from worker import attempts, log, money, moves, timeouts
 from worker.catalog import UnknownModel
-from worker.context import Clock, Context, Moves
+from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
 from worker.kinds import KINDS
@@ -76,17 +76,16 @@ class Swept:
     micros: int
 
 
-def step(ctx: Context, job: Job, clock: Clock) -> Moves:
+def step(ctx: Context, job: Job, clock: Clock) -> Move:
     """What became of the call, unless its answer is on record with the result in it, or it is cheap to make again."""
     attempt = ctx.answer_of(job)
     if attempt is not None and attempt.outcome == "accepted" and attempt.output and not attempt.task_id:
         made = TaskSeen("SUCCEEDED", attempt.output["output"], {}, attempt.request_id, attempt.output)
-        yield finish.succeeded(ctx, job, made, clock, {})
-    elif ctx.catalog.model(job.model).repeatable:
-        yield create.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
-    else:
-        assert attempt is not None, "no job is uncertain without an attempt"
-        yield _on_record(job, attempt, clock) or _judged(ctx, job, attempt, clock)
+        return finish.succeeded(ctx, job, made, clock)
+    if ctx.catalog.model(job.model).repeatable:
+        return create.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
+    assert attempt is not None, "no job is uncertain without an attempt"
+    return _on_record(job, attempt, clock) or _judged(ctx, job, attempt, clock)
 
 
 def sweep(ctx: Context) -> Swept:

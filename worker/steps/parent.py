@@ -20,7 +20,9 @@ from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS
 from worker.kinds.kind import Child, Expansion, FanOut, Found, Parent, Piece, Stored, Unfit
+from worker.lanes import throttle
 from worker.money import estimates
+from worker.moves import children
 from worker.moves.children import Counts
 from worker.states import Move, State
 from worker.tables import Job
@@ -28,12 +30,11 @@ from worker.tables import Job
 _ROOM = timedelta(seconds=10)  # between two looks whether the project may have more children
 
 
-def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
+def begin(_: Context, job: Job, __: Clock) -> Move:
     """On to its children; or its end, where nobody wants it any more."""
     if job.cancel_requested:
-        yield Move(State.CANCELED, "canceled before anything was sent")
-        return
-    yield Move(State.GATHERING)
+        return Move(State.CANCELED, "canceled before anything was sent")
+    return Move(State.GATHERING)
 
 
 def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -47,12 +48,12 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
     if job.cancel_requested:
         yield Move(State.CANCELED, "canceled, and its parts have ended")
     elif doomed:
-        yield _failed(ctx.first_failed(job))
+        yield _failed(ctx.read(lambda connection: children.first_failed(connection, job)))
     else:
         yield from _expand(ctx, job, fan_out, counts, clock)
 
 
-def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
+def assemble(ctx: Context, job: Job, clock: Clock) -> Move:
     """Its outputs into the bucket, all of them on record at once."""
     fan_out, parent = _fan_out(job), _parent(ctx, job, job.round, 0)
     store = _KindStore(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
@@ -61,17 +62,16 @@ def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
         for n, piece in enumerate(fan_out.assemble(parent, store)):
             outputs.append(store.keep(n, piece))
     except (Unfit, NotFound) as error:
-        yield _ended(_unusable(ctx, parent, error), {})
+        return _ended(_unusable(ctx, parent, error), {})
     except NoriaError as trouble:
-        yield _troubled(job, State.COPYING, trouble, clock())
-    else:
-        columns = {"error": None, "usage": fan_out.usage(parent)}
-        yield Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
+        return _troubled(job, State.COPYING, trouble, clock())
+    columns = {"error": None, "usage": fan_out.usage(parent)}
+    return Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
 
 
 def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Clock) -> Moves:
     """Asks the kind for what comes next, and puts it on record; waits while the project has too many children."""
-    if ctx.is_full_of_children(job):
+    if _is_full(ctx, job):
         yield Move(State.GATHERING, run_at=clock() + _ROOM)
         return
     number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
@@ -104,6 +104,15 @@ def _expand(ctx: Context, job: Job, fan_out: FanOut, counts: Counts, clock: Cloc
         ctx.wake(job.id)
     else:
         yield Move(State.COPYING, said.why, columns=columns | {"round_open": False})
+
+
+def _is_full(ctx: Context, job: Job) -> bool:
+    """Whether the project has as many unfinished children as it may.
+
+    Parents are not counted: those that wait for room would otherwise block each other forever.
+    """
+    most = ctx.settings.max_waiting
+    return ctx.read(lambda connection: children.unfinished(connection, job.project_id, most)) >= most
 
 
 def _unusable(ctx: Context, parent: Parent, error: NoriaError) -> Expansion:
@@ -168,7 +177,7 @@ def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
         note=job.note or {},
         round=rounds,
         made=made,
-        ended=ctx.ended(job, rounds),
+        ended=ctx.read(lambda connection: children.ended(connection, job, rounds)),
         created_at=job.created_at,
         deadline_at=job.deadline_at,
         prefixes=(f"{job.project_id}/", f"inbox/{ctx.project_name(job)}/"),
@@ -237,7 +246,7 @@ class _KindStore:
 
     def unserved(self, model: str) -> str | None:
         """Why the provider does not serve the account with the model, by its own word of the last days."""
-        return self.ctx.unserved(model)
+        return self.ctx.read(lambda connection: throttle.unserved(connection, model))
 
     def is_late(self) -> bool:
         """Whether the step has had its time."""
