@@ -266,9 +266,9 @@ def test_of_a_rate_by_the_second_and_one_by_the_minute_the_lower_counts(
 ) -> None:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": "", "limits": {MODEL: said}})
 
-    interval = slots.limits_of(known, catalog.load().model(MODEL), "cn-beijing").interval
+    limits = slots.limits(known, catalog.load().model(MODEL), "cn-beijing")
 
-    assert 1 / interval.total_seconds() == pytest.approx(per_second, rel=1e-3)
+    assert 1e6 / limits["interval_us"] == pytest.approx(per_second, rel=1e-3)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ from worker import work
 from worker.catalog import Catalog, Model
 from worker.claims import moment
 from worker.lanes import account_stops, throttle
-from worker.settings import Account, Limit, Settings
+from worker.settings import Limit, Settings
 from worker.states import State
 from worker.tables import Job, Lane, Owner, Project
 
@@ -55,16 +55,6 @@ _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _SETTLING = timedelta(seconds=5)  # between looks at a day's tokens, while calls are out that may give some back
 _SMALL = 0.01  # the share of a day's tokens, of which so little is left that the lane is closed
 _CONFIGURED = ("account", "concurrency", "interval_us", "tpm", "tpd")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Tasks at once, the time between two creates, and tokens a minute and a day (None: the provider sets none)."""
-
-    concurrency: int
-    interval: timedelta
-    tpm: int | None
-    tpd: int | None
 
 
 @dataclass(frozen=True)
@@ -84,21 +74,20 @@ class Booking:
     short: int | None = None
 
 
-def limits_of(settings: Settings, model: Model, region: str) -> Limits:
-    """A model's limits in a region: settings first, then the catalog."""
+def limits(settings: Settings, model: Model, region: str) -> dict[str, Any]:
+    """A model's limits in a region, as columns of its lane: the settings first, then the catalog."""
     there = model.region(region)
     assert there is not None, "lanes are made for the regions that a model is in"
     said = settings.limits.get(model.id, Limit.model_construct())
+    at_once = (said.concurrency, there.concurrency, settings.calls_concurrency)
     # both are kept evenly on the wire, so the lower one counts
     per_second = min((rate for rate in (said.rps, said.rpm and said.rpm / 60) if rate), default=there.rps or 1.0)
-    return Limits(
-        concurrency=next(
-            int(most) for most in (said.concurrency, there.concurrency, settings.calls_concurrency) if most is not None
-        ),
-        interval=timedelta(seconds=1 / (per_second * throttle.SHARE)),
-        tpm=said.tpm or there.tpm,
-        tpd=said.tpd or there.tpd,
-    )
+    return {
+        "concurrency": next(int(most) for most in at_once if most is not None),
+        "interval_us": round(1e6 / (per_second * throttle.SHARE)),
+        "tpm": said.tpm or there.tpm,
+        "tpd": said.tpd or there.tpd,
+    }
 
 
 def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
@@ -200,27 +189,15 @@ def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: date
 
 
 def _rows(catalog: Catalog, settings: Settings) -> Iterator[dict[str, Any]]:
+    """The lanes of all accounts, one of each owner, region and model."""
     seen = set()
     for account in settings.all_accounts:
         for model in catalog.every:
             key = (account.owner, account.region, model.id)
             if model.region(account.region) and key not in seen:
                 seen.add(key)
-                yield _row(settings, account, model)
-
-
-def _row(settings: Settings, account: Account, model: Model) -> dict[str, Any]:
-    allowed = limits_of(settings, model, account.region)
-    return {
-        "account": account.name,
-        "owner": account.owner,
-        "region": account.region,
-        "model": model.id,
-        "concurrency": allowed.concurrency,
-        "interval_us": round(allowed.interval / timedelta(microseconds=1)),
-        "tpm": allowed.tpm,
-        "tpd": allowed.tpd,
-    }
+                lane = {"owner": account.owner, "region": account.region, "model": model.id, "account": account.name}
+                yield lane | limits(settings, model, account.region)
 
 
 def _in(state: State) -> ColumnElement[bool]:
