@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import text
 
 from ops.sandbox.testing import Sandbox
-from worker import context, keys, runner, steps, tick
+from worker import context, keys, steps, tick, work
 from worker.claims import NOW
 from worker.context import Clock, Context
 from worker.jobs import reading, submission
@@ -90,7 +90,7 @@ class Stage:
         from worker import claims
 
         with self.ctx.engine.begin() as connection:
-            rows = claims.take(connection, Job, [(job_id, number)], runner.LEASE)
+            rows = claims.take(connection, Job, [(job_id, number)], work.LEASE)
         assert rows, "the claim was spent"
         return Job.of({name: value for name, value in rows[0]._mapping.items() if name != "now"})
 

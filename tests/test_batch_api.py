@@ -18,7 +18,7 @@ from worker.catalog import Model, Usage
 from worker.jobs import submission
 from worker.kinds import KINDS, OFFERED, text_batch
 from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
-from worker.steps.batch_bill import Bill
+from worker.steps.batch import Bill
 from worker.tables import Job
 
 MODEL = "qwen-flash"

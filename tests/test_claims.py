@@ -16,7 +16,7 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from worker import broker, claims, moves, runner, tick, timeouts
+from worker import broker, claims, moves, tick, timeouts, work
 from worker.context import Clock
 from worker.errors import ClaimLost
 from worker.states import MOVES, TERMINAL, Mode, Move, State
@@ -343,7 +343,7 @@ def test_the_first_copy_of_an_output_is_given_up_soon_and_later_ones_have_longer
         play.sql("update jobs set run_at = now(), claimed = null, state_at = now() - :tried", tried=tried)
         (message,) = play.tick()
         with play.ctx.engine.begin() as connection:
-            (row,) = claims.take(connection, Job, message.numbers, runner.LEASE)
+            (row,) = claims.take(connection, Job, message.numbers, work.LEASE)
         leases.append(row.run_at - row.now)
 
     expected = [

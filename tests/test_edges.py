@@ -22,7 +22,7 @@ from worker.jobs import operator
 from worker.kinds import Source
 from worker.states import State
 from worker.steps import finish
-from worker.steps.batch_bill import Bill
+from worker.steps.batch import Bill
 from worker.tables import Job
 
 MODELS = ("wan2.5-t2v-preview", "wan2.5-i2v-preview", "wan2.6-t2i", "qwen-image-2.0-pro", "wan2.6-t2v")

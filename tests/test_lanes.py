@@ -24,7 +24,7 @@ from ops.sandbox.testing import Sandbox, running
 from worker import catalog, keys, moves, settings
 from worker.dashscope.errors import Scope
 from worker.errors import NotFound
-from worker.lanes import account_stops, fair_queue, limits, slots, throttle
+from worker.lanes import account_stops, fair_queue, slots, throttle
 from worker.states import Move, State
 from worker.tables import Job
 
@@ -102,7 +102,7 @@ class Mill:
 def connection(engine: Engine) -> Iterator[Connection]:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:
-        limits.sync(connection, catalog.load(), known)
+        slots.sync(connection, catalog.load(), known)
         connection.execute(text("update lanes set next_at = :now, tokens_at = :now"), {"now": NOW})
         yield connection
 
@@ -265,9 +265,9 @@ def test_of_a_rate_by_the_second_and_one_by_the_minute_the_lower_counts(
 ) -> None:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": "", "limits": {MODEL: said}})
 
-    interval = limits.of(known, catalog.load().model(MODEL), "cn-beijing").interval
+    limits = slots.limits(known, catalog.load().model(MODEL), "cn-beijing")
 
-    assert 1 / interval.total_seconds() == pytest.approx(per_second, rel=1e-3)
+    assert 1e6 / limits["interval_us"] == pytest.approx(per_second, rel=1e-3)
 
 
 @pytest.fixture

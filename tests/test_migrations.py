@@ -22,8 +22,8 @@ from api import limits
 from ops.local import servers as embedded
 from worker import catalog, claims, settings, tick
 from worker.jobs import reading
-from worker.lanes import fair_queue, run_times
-from worker.lanes.limits import sync
+from worker.lanes import fair_queue, query_budget
+from worker.lanes.slots import sync
 from worker.tables import Base, Job
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -301,7 +301,7 @@ def test_a_projects_unfinished_jobs_are_counted_by_their_index(seeded: Engine) -
 
 def test_run_times_are_learned_from_the_last_jobs_alone(seeded: Engine) -> None:
     with _plans(seeded) as (connection, plans):
-        run_times.learn(connection, _now(connection))
+        query_budget.learn(connection, _now(connection))
 
     assert "ix_jobs_learned" in plans[-1].indexes
     assert _scanned(plans) == set()

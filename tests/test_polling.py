@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import select
 from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
@@ -15,10 +16,10 @@ from worker import catalog
 from worker.claims import NOW
 from worker.context import Clock
 from worker.errors import NotTold
-from worker.lanes import query_budget, run_times
-from worker.lanes.run_times import Times
+from worker.lanes import query_budget
+from worker.lanes.query_budget import Times
 from worker.states import State
-from worker.steps.task_list import Asked, pages
+from worker.steps.poll import Asked, pages
 from worker.tables import Job
 
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
@@ -145,7 +146,7 @@ def test_there_is_room_for_a_look_each_second_while_half_of_the_rate_is_enough(p
     ],
 )
 def test_run_times_depend_on_tier_and_length_not_on_the_prompt(wanted: dict[str, object], shape: str) -> None:
-    assert run_times.shape(catalog.load(), wanted) == shape
+    assert query_budget.shape(catalog.load(), wanted) == shape
 
 
 def test_run_times_are_learned_by_model_and_shape(play: Stage) -> None:
@@ -158,7 +159,7 @@ def test_run_times_are_learned_by_model_and_shape(play: Stage) -> None:
         )  # fmt: skip
 
     with play.ctx.engine.begin() as connection:
-        run_times.learn(connection, NOW)
+        query_budget.learn(connection, connection.execute(select(NOW)).scalar_one())
 
     short, long = play.submit(), play.submit(input={**CLIP, "duration": 10})
     assert play.ctx.learned.times(short) == Times(50.8, 70)

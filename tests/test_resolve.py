@@ -19,7 +19,7 @@ from worker.errors import Conflict
 from worker.jobs import operator, submission
 from worker.jobs.operator import Action, Decision
 from worker.states import State
-from worker.steps import find
+from worker.steps import poll
 from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
@@ -523,4 +523,4 @@ def test_nobody_cancels_what_may_be_another_tenants_task(play: Stage) -> None:
 def test_a_size_that_differs_is_said_of_a_task_that_repeats_no_prompt() -> None:
     asked = {"orig_prompt": "a fox", "size": "832*480", "tier": None}
 
-    assert find.differences(asked, {"size": "1280*720", "tier": "720P"}) == ("size",)
+    assert poll.differences(asked, {"size": "1280*720", "tier": "720P"}) == ("size",)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, event, text
 from worker import catalog, keys, moves
 from worker.catalog import Usage
 from worker.jobs import reading
-from worker.lanes import fair_queue, limits, slots
+from worker.lanes import fair_queue, slots
 from worker.settings import Settings
 from worker.states import Move, State
 from worker.steps import create
@@ -73,7 +73,7 @@ class Desk:
 
     def shown(self) -> dict[str, Any]:
         (lane,) = [lane for lane in slots.listed(self.connection, self.now) if lane.model == MODEL]
-        return reading.LaneDocument.of(lane, self.now, is_operator=True).as_json()
+        return reading.LaneDocument.of(lane, is_operator=True).as_json()
 
     def sql(self, statement: str, **values: Any) -> list[Any]:
         result = self.connection.execute(text(statement), values)
@@ -85,7 +85,7 @@ def desk(engine: Engine) -> Iterator[Desk]:
     said = {MODEL: {"tpm": TPM, "tpd": TPD, "rps": 1000, "concurrency": 20}}
     known = Settings.model_validate({"database_url": "", "broker_url": "", "limits": said})
     with engine.begin() as connection:
-        limits.sync(connection, catalog.load(), known)
+        slots.sync(connection, catalog.load(), known)
         made = Desk(connection, keys.create_project(connection, "spring").id)
         made.sql("update lanes set next_at = :now, tokens_at = :now", now=NOON)
         yield made
@@ -239,7 +239,7 @@ def test_limits_that_are_raised_lift_what_was_booked_and_parked_under_the_old_on
     more = {MODEL: {"tpm": TPM, "tpd": 10 * TPD, "rps": 1000, "concurrency": 20}}
     known = Settings.model_validate({"database_url": "", "broker_url": "", "limits": more})
 
-    limits.sync(desk.connection, catalog.load(), known)
+    slots.sync(desk.connection, catalog.load(), known)
 
     (lane,) = desk.sql("select * from lanes where model = :model", model=MODEL)
     assert lane["parked_until"] is None

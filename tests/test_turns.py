@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, text
 from worker import catalog, keys, settings
 from worker.document import Waiting
 from worker.jobs import reading
-from worker.lanes import fair_queue, limits
+from worker.lanes import fair_queue, slots
 from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
@@ -94,7 +94,7 @@ class House:
 def house(engine: Engine) -> Iterator[House]:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:
-        limits.sync(connection, catalog.load(), known)
+        slots.sync(connection, catalog.load(), known)
         connection.execute(text("update lanes set next_at = :now, tokens_at = :now"), {"now": NOW})
         yield House(connection)
 

@@ -13,7 +13,7 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker.dashscope.responses import Accepted
 from worker.kinds import KINDS
-from worker.steps import unowned
+from worker.steps import find
 
 MODEL = "wan2.5-t2v-preview"
 HOUR = 3600
@@ -43,9 +43,9 @@ def made_elsewhere(play: Stage, hours_ago: float = 1, **wanted: Any) -> str:
     return answer.task_id
 
 
-def sweep(play: Stage) -> unowned.Found:
+def sweep(play: Stage) -> find.Swept:
     play.sql("update owners set sweep_at = now()")
-    return unowned.sweep(play.ctx)
+    return find.sweep(play.ctx)
 
 
 def kept(play: Stage) -> dict[str, int | None]:
@@ -57,7 +57,7 @@ def test_a_task_that_nobody_owns_is_found_with_what_it_cost(play: Stage) -> None
 
     found = sweep(play)
 
-    assert found == unowned.Found(1, 6_000_000)
+    assert found == find.Swept(1, 6_000_000)
     assert kept(play) == {task_id: 6_000_000}
 
 
@@ -66,13 +66,13 @@ def test_our_own_tasks_are_owned(play: Stage) -> None:
     play.until(play.submit())
     play.sandbox.set(clock_offset_seconds=0)
 
-    assert sweep(play) == unowned.Found(0, 0)
+    assert sweep(play) == find.Swept(0, 0)
 
 
 def test_a_task_that_may_still_be_claimed_is_not_called_unowned(play: Stage) -> None:
     made_elsewhere(play, hours_ago=0)
 
-    assert sweep(play) == unowned.Found(0, 0)
+    assert sweep(play) == find.Swept(0, 0)
 
 
 def test_a_task_is_told_of_once_and_kept(play: Stage) -> None:
@@ -117,7 +117,7 @@ def test_more_tasks_than_a_page_holds_are_all_found(play: Stage) -> None:
 def test_an_account_that_does_not_tell_is_looked_through_again_soon(play: Stage) -> None:
     play.sandbox.fault(where="list", what="error", code="InternalError")
 
-    assert sweep(play) == unowned.Found(0, 0)
+    assert sweep(play) == find.Swept(0, 0)
 
     (owner,) = play.sql("select sweep_at - now() as later from owners")
     assert timedelta(minutes=4) < owner["later"] < timedelta(minutes=6)

@@ -1,9 +1,9 @@
 """The Celery app, and the one thread per process that talks to Redis for everybody else.
 
-A message is a hint that rows are due, nothing more. So messages are never retried, delayed or stored, and a request
-or a step never waits for Redis: it leaves a hint or a Flower event with the thread and goes on. Hints are coalesced
-to five a second; events are dropped when too many wait. Only the tick publishes itself, and gives up at the first
-failure, since rows that nobody was told of are due again a minute later.
+A message only says that rows are due. So messages are never retried, delayed or stored, and a request or a step never
+waits for Redis: it leaves a hint or a Flower event with the thread and goes on. Hints are coalesced to five a second;
+events are dropped when too many wait. Only the tick publishes by itself, and stops at the first failure: rows whose
+message was not sent are due again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = log.get(__name__)
 
 
 class _Silent:
-    """An event dispatcher that says nothing: without it every publish tells Flower of a `task-sent`."""
+    """An event dispatcher that does nothing: without it every publish tells Flower of a `task-sent`."""
 
     enabled = False
 
@@ -42,56 +42,66 @@ class _Silent:
         """Nothing."""
 
 
+def _silent(queue: str) -> dict[str, Any]:
+    """The options of a message that Flower does not hear of."""
+    options: dict[str, Any] = {"queue": queue, "event_dispatcher": _Silent(), "ignore_result": True}
+    return options | {"expires": _TICK_EXPIRES} if queue == "tick" else options
+
+
+# What differs from Celery's defaults, with the reasons.
+_TRANSPORT = {
+    "visibility_timeout": 900,
+    "global_keyprefix": "noria:",
+    "priority_steps": [0],  # priorities are decided in SQL, and each step is a key more to wait on
+    "queue_order_strategy": "round_robin",
+    "socket_timeout": _SOCKET_SECONDS,  # above the 1 s that a consumer blocks, below what a tick may wait
+    "socket_connect_timeout": _SOCKET_SECONDS,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "retry_on_timeout": False,
+}
+_CONF: dict[str, Any] = {
+    "result_backend": None,  # results live in Postgres
+    "task_ignore_result": True,
+    "broker_transport_options": _TRANSPORT,
+    "visibility_timeout": 900,
+    "broker_connection_timeout": _SOCKET_SECONDS,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,  # a worker outlives any outage of the broker
+    "broker_channel_error_retry": True,
+    "broker_pool_limit": 16,  # Flower asks each worker for many things at once
+    "broker_pool_acquire_timeout": 2,
+    "task_publish_retry": False,
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "event_serializer": "json",
+    "task_default_queue": "tick",
+    "task_create_missing_queues": False,  # a typo would make a queue that nobody reads
+    "task_queues": tuple(Queue(name, Exchange(name), routing_key=name) for name in QUEUES),
+    "task_acks_late": False,  # the row is the truth; a message that died with its worker is made again
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_rate_limits": True,
+    "worker_eta_task_limit": 1,  # nothing here has an ETA
+    "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would make lost answers of creates
+    "worker_hijack_root_logger": False,
+    "worker_redirect_stdouts": False,
+    "worker_send_task_events": False,
+    "task_send_sent_event": False,
+    "task_repr_maxlevels": 1,
+    "enable_utc": True,
+    "timezone": "UTC",
+    "beat_schedule": {"tick": {"task": TICK, "schedule": _TICK_SECONDS, "options": _silent("tick")}},
+    "beat_max_loop_interval": 1,
+    "beat_cron_starting_deadline": 600,
+}
+
+
 def celery_app(settings: Settings) -> Celery:
-    """The app; the reasons stand beside what differs from Celery's defaults."""
+    """The app, on the broker of the settings."""
     app = Celery("noria", set_as_current=True)
     url = settings.broker_url.get_secret_value()
-    app.conf.update(
-        broker_url=url.partition("?")[0],
-        broker_use_ssl=addresses.tls(url),  # kombu verifies nothing unless it is told to
-        result_backend=None,  # results live in Postgres
-        task_ignore_result=True,
-        broker_transport_options={
-            "visibility_timeout": 900,
-            "global_keyprefix": "noria:",
-            "priority_steps": [0],  # priorities are decided in SQL, and each step is a key more to wait on
-            "queue_order_strategy": "round_robin",
-            "socket_timeout": _SOCKET_SECONDS,  # above the 1 s that a consumer blocks, below what a tick may wait
-            "socket_connect_timeout": _SOCKET_SECONDS,
-            "socket_keepalive": True,
-            "health_check_interval": 10,
-            "retry_on_timeout": False,
-        },
-        visibility_timeout=900,
-        broker_connection_timeout=_SOCKET_SECONDS,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # a worker outlives any outage of the broker
-        broker_channel_error_retry=True,
-        broker_pool_limit=16,  # Flower asks each worker for many things at once
-        broker_pool_acquire_timeout=2,
-        task_publish_retry=False,
-        task_serializer="json",
-        accept_content=["json"],
-        event_serializer="json",
-        task_default_queue="tick",
-        task_create_missing_queues=False,  # a typo would make a queue that nobody reads
-        task_queues=tuple(Queue(name, Exchange(name), routing_key=name) for name in QUEUES),
-        task_acks_late=False,  # the row is the truth; a message that died with its worker is made again
-        worker_prefetch_multiplier=1,
-        worker_disable_rate_limits=True,
-        worker_eta_task_limit=1,  # nothing here has an ETA
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # it would make lost answers of creates
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        worker_send_task_events=False,
-        task_send_sent_event=False,
-        task_repr_maxlevels=1,
-        enable_utc=True,
-        timezone="UTC",
-        beat_schedule={"tick": {"task": TICK, "schedule": _TICK_SECONDS, "options": _silent("tick")}},
-        beat_max_loop_interval=1,
-        beat_cron_starting_deadline=600,
-    )
+    # kombu verifies nothing of TLS unless it is told to
+    app.conf.update(_CONF, broker_url=url.partition("?")[0], broker_use_ssl=addresses.tls(url))
     return app
 
 
@@ -111,7 +121,7 @@ def consumers(app: Celery, seconds: float) -> dict[str, list[str]]:
 
 
 class Sender:
-    """The thread: `hint` and `tell` return at once, whatever state Redis is in."""
+    """The thread that sends: `hint` and `tell` return at once, whatever state Redis is in."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -174,8 +184,3 @@ class Sender:
                     dispatcher.send(**event)
             finally:
                 dispatcher.close()
-
-
-def _silent(queue: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"queue": queue, "event_dispatcher": _Silent(), "ignore_result": True}
-    return options | {"expires": _TICK_EXPIRES} if queue == "tick" else options

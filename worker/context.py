@@ -1,6 +1,6 @@
-"""What a step works with: one value per process, made at its start, and handed down; nothing is global below it.
+"""What a step works with: one value per process, made at its start and passed down; nothing below it is global.
 
-What it reads and writes goes on trying while the database is away: a step may hold an answer that cost money.
+Reads and writes are tried again while the database is away: a step may hold an answer that cost money.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, func, or_, select
+from sqlalchemy import Connection, Engine, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
-from worker import database, document, moves, timeouts
+from worker import database, moves
 from worker.catalog import Catalog
 from worker.catalog import load as load_catalog
 from worker.dashscope.client import Client
 from worker.egress import Transport, transports
 from worker.errors import ClaimLost
 from worker.inputs import Handover
-from worker.kinds.kind import Ended
 from worker.lanes import query_budget
-from worker.lanes.query_budget import Budget
-from worker.lanes.run_times import Learned
+from worker.lanes.query_budget import Budget, Learned
 from worker.moves import children
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
-from worker.tables import Attempt, Job, Lane, Project
+from worker.tables import Attempt, Job, Project
 
 _WAKING = timedelta(seconds=15)  # of a parent; the tick looks at it again each minute
 _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another looks again
 _PAUSE = 0.2  # seconds, until the query budget is asked again
+
+_NAME = select(Project.name).where(Project.id == bindparam("project"))
 
 T = TypeVar("T")
 Moves = Generator[Move, Job, None]  # a step: what it yields is on record before its next line runs
@@ -52,9 +52,9 @@ class Clock:
         """Postgres's time now, aware."""
         return self._now + timedelta(seconds=time.monotonic() - self._started)
 
-    def wait_until(self, moment: datetime) -> None:
+    def wait_until(self, at: datetime) -> None:
         """Blocks the thread until then: a second or so, for a rate."""
-        time.sleep(max(0.0, (moment - self()).total_seconds()))
+        time.sleep(max(0.0, (at - self()).total_seconds()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Context:
 
     patience: timedelta = database.PATIENCE  # with a database that is away
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
-    strange: set[str] = field(default_factory=set)  # statuses of tasks that were wondered at already
+    strange: set[str] = field(default_factory=set)  # unknown statuses that were logged already
 
     @property
     def owners(self) -> dict[str, str]:
@@ -89,8 +89,8 @@ class Context:
     def project_name(self, job: Job) -> str:
         """The name of the job's project."""
         if job.project_id not in self.names:
-            named = select(Project.name).where(Project.id == job.project_id)
-            self.names[job.project_id] = self.read(lambda connection: connection.execute(named).scalar_one())
+            said = {"project": job.project_id}
+            self.names[job.project_id] = self.read(lambda connection: connection.execute(_NAME, said).scalar_one())
         return self.names[job.project_id]
 
     def client(self, job: Job) -> Client:
@@ -122,50 +122,9 @@ class Context:
             time.sleep(_PAUSE)
         Clock(booked.now).wait_until(booked.at)
 
-    def stored(self, job: Job) -> frozenset[int]:
-        """The numbers of the job's outputs that are in the bucket already."""
-        outputs = self.read(lambda connection: document.outputs(connection, [job]))
-        return frozenset(output.n for output in outputs[job.id])
-
-    def refusals(self, job: Job, code: str) -> int:
-        """How often the job's create calls were refused with that code before."""
-        statement = select(func.count()).where(Attempt.job_id == job.id, Attempt.code == code)
-        return self.read(lambda connection: connection.execute(statement).scalar_one())
-
-    def unanswered(self, job: Job) -> int:
-        """How many of the job's create calls before this one went without an answer."""
-        lost = (Attempt.outcome == "unknown", Attempt.id != job.attempt_id)
-        statement = select(func.count()).where(Attempt.job_id == job.id, *lost)
-        return self.read(lambda connection: connection.execute(statement).scalar_one())
-
-    def unserved(self, model: str) -> str | None:
-        """Why the provider serves no account of ours with the model, as it said lately; None: it may be tried."""
-        refused = select(Lane.unserved_why).where(Lane.model == model)
-        tried = or_(Lane.unserved_at.is_(None), Lane.unserved_at < func.now() - timeouts.UNSERVED)
-        if self.read(lambda connection: connection.execute(refused.where(tried).limit(1)).first()):
-            return None
-        return self.read(lambda connection: connection.execute(refused.where(~tried).limit(1)).scalar_one_or_none())
-
     def children(self, job: Job) -> children.Counts:
         """How the job's children stand."""
         return self.read(lambda connection: children.counts(connection, job))
-
-    def is_full_of_children(self, job: Job) -> bool:
-        """Whether the job's project has as many unfinished children as it may.
-
-        Children alone are counted: parents that wait for room would else take it from each other for ever.
-        """
-        most = self.settings.max_waiting
-        with self.engine.connect() as connection:
-            return children.unfinished(connection, job.project_id, most) >= most
-
-    def ended(self, job: Job, rounds: int) -> list[Ended]:
-        """The job's children of its first rounds, all of which have ended."""
-        return self.read(lambda connection: children.ended(connection, job, rounds))
-
-    def first_failed(self, job: Job) -> Job | None:
-        """The first of the job's children that failed."""
-        return self.read(lambda connection: children.first_failed(connection, job))
 
     def wake(self, parent_id: uuid.UUID) -> bool:
         """Makes a parent due that waits for its children, if it has none left to wait for; whether it is."""

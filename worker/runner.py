@@ -1,6 +1,6 @@
-"""Runs steps: takes rows by their claims, puts each move on record before the step's next line, tells who waits.
+"""Runs steps: takes rows by their claims, and puts each move on record before the step's next line runs.
 
-It knows no Celery: `tasks` hands it what messages carry, tests hand it the same.
+It knows no Celery: `tasks` hands it what messages carry, and tests hand it the same.
 """
 
 from __future__ import annotations
@@ -10,66 +10,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Interval, Row, and_, bindparam, case, func, literal, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, database, document, log, moves, steps, tick, timeouts, webhooks
+from worker import claims, database, document, log, moves, steps, tick, webhooks, work
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost, NotTold
 from worker.lanes import query_budget
 from worker.schedules import fire
 from worker.states import TERMINAL, Move, State
-from worker.steps import finish, poll, unowned
+from worker.steps import find, poll
 from worker.tables import DeadReceiver, Delivery, Job, Project
 from worker.webhooks import alerts
-from worker.work import WORK
 
 Publish = Callable[[tick.Message], None]
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
 _SINGLY = 5  # looks that are booked, and whose waits are written, together
 _LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
-
-
-def _span(span: timedelta) -> ColumnElement[timedelta]:
-    return literal(span, Interval)
-
-
-# timeouts.copying in SQL, for each output that there may be
-_TRIED = claims.NOW - Job.state_at
-_COPYING = func.least(func.greatest(_span(timeouts.COPY[0]), _TRIED + _TRIED), _span(timeouts.COPY[1]))
-LEASE: ColumnElement[timedelta] = case(
-    (
-        Job.state == State.COPYING,
-        (_COPYING + _span(timeouts.BUCKET_OVERRUN)).op("*", return_type=Interval())(
-            func.greatest(1, func.jsonb_array_length(Job.sources))
-        ),
-    ),
-    *((and_(Job.mode == mode, Job.state == state), _span(wants.lease)) for (mode, state), wants in WORK.items()),
-    else_=_span(timeouts.LEASES["submit"]),
-)
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
-_TOLD_AGAIN = 2000  # jobs, of which Flower keeps as many rows
+_TOLD_AGAIN = 2000  # jobs: Flower keeps as many rows
 
-T = TypeVar("T")
+
 _log = log.get(__name__)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A process's hands: `hint` asks for a tick soon, `tell` leaves an event for Flower; neither ever waits."""
+    """Does what messages ask for; `hint` asks for a tick soon, `tell` leaves an event for Flower; neither waits."""
 
     ctx: Context
     hint: Callable[[], None]
     tell: Callable[[dict[str, Any]], None]
 
     def tick(self, publish: Publish) -> None:
-        """One tick, and its messages; from the first that cannot be published on, the claims are given back."""
+        """One tick, and its messages; when one cannot be published, its claims and the later ones' are given back."""
         with self.ctx.engine.begin() as connection:
             messages = tick.run(connection)
         for n, message in enumerate(messages):
@@ -84,14 +64,14 @@ class Runner:
     def work(self, numbers: Numbers) -> None:
         """One step for each row, one after the other; each is taken right before its step."""
         for number in numbers:
-            for row in _until_it_holds(partial(_take, self.ctx, Job, [number], LEASE)):
+            for row in _take(self.ctx, Job, [number], work.LEASE):
                 job, clock = Job.of(_columns(row)), Clock(row.now)
                 if wait := self.carry_out(job, clock):
                     self._write([(job, wait)], clock)
 
     def poll(self, numbers: Numbers) -> None:
-        """A look at the task of each row, all of one account: many are told by its list, the rest singly."""
-        rows = _until_it_holds(partial(_take, self.ctx, Job, numbers, LEASE))
+        """A look at the task of each row, all of one account: by its list where they are many, the rest singly."""
+        rows = _take(self.ctx, Job, numbers, work.LEASE)
         taken = [Job.of(_columns(row)) for row in rows]
         if not taken:
             return
@@ -115,34 +95,26 @@ class Runner:
     def fire(self) -> None:
         """The schedules whose time has come; what they submit waits for the next tick."""
         for job in fire.fire_due(self.ctx.engine, self.ctx.catalog, self.ctx.settings):
-            if said := document.flower_event(job, self.ctx.project_name(job), []):
-                self.tell(said)
+            self._tell(job)
             self.hint()
 
     def sweep(self) -> None:
         """The look for tasks that no job owns, of the accounts whose hour has come."""
-        unowned.sweep(self.ctx)
+        find.sweep(self.ctx)
 
     def tell_unfinished(self) -> None:
         """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""
-        unfinished = (
-            select(*Job.__table__.c)
-            .where(Job.finished_at.is_(None), Job.parent_id.is_(None))
-            .order_by(Job.id.desc())
-            .limit(_TOLD_AGAIN)
-        )
         with self.ctx.engine.connect() as connection:
             # few at a time: an input may hold a picture
-            rows = connection.execution_options(yield_per=50).execute(unfinished)
+            rows = connection.execution_options(yield_per=50).execute(_UNFINISHED)
             for job in map(Job.of, rows.mappings()):
-                if said := document.flower_event(job, self.ctx.project_name(job), []):
-                    self.tell(said)
+                self._tell(job)
 
     def carry_out(self, job: Job, clock: Clock) -> Move | None:
         """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None.
 
-        A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash; one that fails
-        since the database is away does not.
+        A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash. A step that fails
+        because the database is away gives its row back.
         """
         bound = structlog.contextvars.bind_contextvars(job=str(job.id), lane=job.lane_id, claim=job.claim)
         try:
@@ -178,8 +150,12 @@ class Runner:
             self.ctx.wake(job.parent_id)
         if job.state not in (State.SUBMITTING, State.RUNNING):
             self.hint()
-        if said := document.flower_event(job, self.ctx.project_name(job), keys):
-            self.tell(said)
+        self._tell(job, keys)
+
+    def _tell(self, job: Job, keys: Sequence[str] = ()) -> None:
+        """Tells Flower of the state that the job has entered, with its outputs' keys."""
+        if event := document.flower_event(job, self.ctx.project_name(job), keys):
+            self.tell(event)
 
     def _poll(self, taken: Sequence[Job], clock: Clock) -> None:
         until = clock() + _LOOKING
@@ -188,9 +164,9 @@ class Runner:
             self._look(singly[start : start + _SINGLY], clock, until)
 
     def _listed(self, taken: Sequence[Job], clock: Clock) -> Sequence[Job]:
-        """Puts the waits of those on record that the list shows as unfinished; the others.
+        """Puts the waits of the jobs on record that the list shows as unfinished; the jobs to look at singly.
 
-        Without a list a few are looked at, which tells what is wrong, and the rest a little later.
+        Where the list does not come, only a few are looked at now, which tells what is wrong.
         """
         try:
             told = poll.sort(self.ctx, taken, clock)
@@ -198,7 +174,7 @@ class Runner:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
             self._postpone(taken[query_budget.WORTH :])
             return taken[: query_budget.WORTH]
-        waits = [(job, finish.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
+        waits = [(job, poll.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
         self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
         overdue = [job for job, move in waits if move.to is not State.RUNNING]
         return [*told.singly, *overdue]
@@ -225,7 +201,7 @@ class Runner:
         self.ctx.write(give_back, f"{len(taken)} looks put off")
 
     def _let_go(self, taken: Sequence[Job]) -> None:
-        """This worker lives, so what it could not finish, or lost while the database was away, is no crash."""
+        """Gives rows back that a living worker could not finish, or lost while the database was away: no crash."""
         self.ctx.write(partial(claims.let_go, table=Job, numbers=_numbers(taken), after=_POSTPONED), "rows given back")
 
     def _write(self, waits: Sequence[tuple[Job, Move]], clock: Clock) -> None:
@@ -245,31 +221,30 @@ def _next(step: Any, job: Job) -> Move | None:
     return move
 
 
-def _until_it_holds(write: Callable[[], T]) -> T:
-    """A database that restarted, or connections that died with it, must not cost a message its lease.
+def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
+    """Spends claim numbers, tried again while the database is away: a restart must not cost a message its lease.
 
     A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
     """
-    return database.until_it_holds(write, "claims", _AWAY)
 
+    def take() -> list[Row[Any]]:
+        with ctx.engine.begin() as connection:
+            return claims.take(connection, table, numbers, lease)
 
-def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims.Lease) -> list[Row[Any]]:
-    with ctx.engine.begin() as connection:
-        return claims.take(connection, table, numbers, lease)
+    return database.until_it_holds(take, "claims", _AWAY)
 
 
 def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
     """One try of a delivery; whether its receiver answers."""
-    rows = _until_it_holds(partial(_take, ctx, Delivery, [number], timeouts.LEASES["deliver"]))
+    rows = _take(ctx, Delivery, [number], work.DELIVERY)
     if not rows:
         return True
     delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
     said = {"project": delivery.project_id, "receiver": delivery.receiver}
     project = ctx.read(lambda connection: connection.execute(_SIGNS, said).first())
     tried = _tried(ctx, delivery, project.webhook_secret if project else None, clock())
-    _log.info(
-        "delivered" if tried.state == "delivered" else "not delivered", delivery=str(delivery.id), status=tried.status
-    )
+    outcome = "delivered" if tried.state == "delivered" else "not delivered"
+    _log.info(outcome, delivery=str(delivery.id), status=tried.status)
     was_silent = project is not None and project.failures is not None
     write = partial(_write_try, delivery=delivery, tried=tried, was_silent=was_silent, now=clock())
     ctx.write(write, f"delivery {delivery.id}")
@@ -309,15 +284,6 @@ def _write_try(
         webhooks.resume(connection, delivery.project_id, delivery.receiver)
 
 
-_SIGNS = (
-    select(Project.webhook_secret, DeadReceiver.failures)
-    .outerjoin(
-        DeadReceiver, and_(DeadReceiver.project_id == Project.id, DeadReceiver.receiver == bindparam("receiver"))
-    )
-    .where(Project.id == bindparam("project"))
-)
-
-
 def _numbers(taken: Sequence[Job]) -> Numbers:
     return [(job.id, job.claim) for job in taken]
 
@@ -325,3 +291,21 @@ def _numbers(taken: Sequence[Job]) -> Numbers:
 def _columns(row: Row[Any]) -> dict[str, Any]:
     """The row without the time of its taking."""
     return {name: value for name, value in row._mapping.items() if name != "now"}  # noqa: SLF001
+
+
+# Statements are built once: to build one costs more than to run it.
+
+_UNFINISHED = (
+    select(*Job.__table__.c)
+    .where(Job.finished_at.is_(None), Job.parent_id.is_(None))
+    .order_by(Job.id.desc())
+    .limit(_TOLD_AGAIN)
+)
+# what signs a project's deliveries, and whether the receiver was silent before
+_SIGNS = (
+    select(Project.webhook_secret, DeadReceiver.failures)
+    .outerjoin(
+        DeadReceiver, and_(DeadReceiver.project_id == Project.id, DeadReceiver.receiver == bindparam("receiver"))
+    )
+    .where(Project.id == bindparam("project"))
+)

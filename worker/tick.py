@@ -1,6 +1,7 @@
-"""The tick: each second, and at once on a hint, it admits what fits, claims what is due, and says what to publish.
+"""The tick: each second, and at once on a hint, it admits jobs, claims what is due, and gives the messages to publish.
 
-One transaction under an advisory lock, so any number of clocks is harmless; then the messages, which may be lost.
+It is one transaction under an advisory lock, so any number of clocks may run. The messages are published after the
+commit and may be lost: rows that no worker takes are due again when their claims lapse.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
+    Select,
     and_,
     bindparam,
     delete,
@@ -29,11 +32,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import claims, log, moves, timeouts, webhooks
+from worker import claims, log, moves, timeouts, webhooks, work
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
-from worker.lanes import fair_queue, limits, run_times
+from worker.lanes import fair_queue, query_budget, slots
 from worker.moves import children
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
@@ -41,7 +44,6 @@ from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
 from worker.work import WORK, Group
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
-_LOCKED = func.pg_try_advisory_xact_lock(LOCK).label("locked")
 _KEYS_KEPT = timedelta(days=7)
 _SOON = timedelta(hours=2)  # left to a link
 
@@ -72,28 +74,18 @@ class _Due:
     order: tuple[Any, ...]
 
 
-def _jobs_in(*states: State) -> ColumnElement[bool]:
-    # literals, so that the planner can match the partial indexes
-    return text(f"jobs.state in ({', '.join(repr(str(state)) for state in states)})")  # type: ignore[return-value]
-
-
-def _of_modes(*modes: Mode) -> ColumnElement[bool]:
-    return text(f"jobs.mode in ({', '.join(repr(str(mode)) for mode in modes)})")  # type: ignore[return-value]
-
-
 _NOW = bindparam("now", type_=DateTime(timezone=True))
-# false of a link of which we do not know when it dies, and where there is none: what is assembled is in our bucket
-_dies_soon = func.coalesce(Job.links_expire_at < _NOW + _SOON, False)
-
+# False where no link dies: what is assembled lies in our bucket.
+_DIES_SOON = func.coalesce(Job.links_expire_at < _NOW + _SOON, False)
 _PARENT = aliased(Job, name="parent")
-_gathers = (
+# The parents of a job's project that workers gather for.
+_GATHERS = (
     select(func.count())
     .where(
         text("parent.state = 'gathering'"),
         _PARENT.project_id == Job.project_id,
         _PARENT.claimed.is_not(None),
-        # What has lapsed occupies no thread. Counted, the lapsed would keep each other from being due, for ever.
-        _PARENT.run_at > _NOW,
+        _PARENT.run_at > _NOW,  # lapsed rows are not counted: otherwise they would block each other forever
     )
     .correlate(Job)
     .scalar_subquery()
@@ -103,12 +95,12 @@ _gathers = (
 def _due(group: Group) -> Iterator[_Due]:
     """The claims of a group: one, or two where some of it is kept for what is urgent."""
     modes, states = zip(*(key for key, wants in WORK.items() if wants.group is group), strict=True)
-    here = and_(_jobs_in(*dict.fromkeys(states)), _of_modes(*dict.fromkeys(modes)))
+    here = and_(work.in_states(*dict.fromkeys(states)), work.of_modes(*dict.fromkeys(modes)))
     if group.per_project is not None:
-        here = and_(here, _gathers < group.per_project)
+        here = and_(here, group.per_project > _GATHERS)
     if group.urgent:
-        yield _Due(group, group.on_their_way, and_(here, _dies_soon), (Job.links_expire_at,))
-        yield _Due(group, group.on_their_way - group.urgent, and_(here, ~_dies_soon), (Job.links_expire_at,))
+        yield _Due(group, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
+        yield _Due(group, group.on_their_way - group.urgent, and_(here, ~_DIES_SOON), (Job.links_expire_at,))
     else:
         yield _Due(group, group.on_their_way, here, (Job.run_at,))
 
@@ -116,28 +108,25 @@ def _due(group: Group) -> Iterator[_Due]:
 _WORK = tuple(due for group in dict.fromkeys(wants.group for wants in WORK.values()) for due in _due(group))
 
 
-def prepare(connection: Connection, ctx: Context, now: Now = claims.NOW) -> None:
+def prepare(connection: Connection, ctx: Context) -> None:
     """What the first tick of a process needs: lanes, owners and duties as the catalog and the settings say."""
-    limits.sync(connection, ctx.catalog, ctx.settings)
-    connection.execute(
-        upsert(Duty).values([{"name": name, "due_at": now} for name in _DUTIES]).on_conflict_do_nothing()
-    )
+    slots.sync(connection, ctx.catalog, ctx.settings)
+    connection.execute(_MAKE_DUTY, [{"name": name} for name in _DUTIES])
 
 
 def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
-    """One tick; what to publish once the transaction is committed. Nothing when another process is at it."""
-    lock = select(_LOCKED, _anything(now), _duty_due(now), fire.is_due(now).label("fires"), _moment(now))
-    probe = connection.execute(lock).one()
-    if not probe.locked:
+    """One tick; what to publish once the transaction is committed. Nothing while another process ticks."""
+    found = connection.execute(_look(now)).one()
+    if not found.locked:
         return []
-    messages = _do_duties(connection, probe.now) if probe.duty_due else []
-    if probe.fires:
-        messages.append(Message("noria.fire", "tick", ()))  # the rows are the truth of it: said until it is done
-    if not probe.anything:
+    messages = _do_duties(connection, found.now) if found.duty_due else []
+    if found.fires:
+        messages.append(Message("noria.fire", "tick", ()))  # sent each tick until the schedules are fired
+    if not found.anything:
         return messages
-    fair_queue.admit(connection, probe.now)
-    messages += [message for due in _WORK for message in _messages(connection, due, probe.now)]
-    return messages + _deliveries(connection, probe.now)
+    fair_queue.admit(connection, found.now)
+    messages += [message for due in _WORK for message in _messages(connection, due, found.now)]
+    return messages + _deliveries(connection, found.now)
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
@@ -147,37 +136,39 @@ def give_back(connection: Connection, messages: Iterable[Message]) -> None:
         claims.give_back(connection, table, message.numbers, timedelta(0))
 
 
-def _anything(now: Now) -> ColumnElement[bool]:
-    """Whether any row wants attention: one look at four indexes, for the many ticks in which none does.
+@lru_cache(maxsize=4)
+def _look(now: Now) -> Select[Any]:
+    """Takes the lock, and whether any row wants attention: one look at a few indexes, for the many idle ticks.
 
     It may miss a row that is being committed: the next tick finds that.
     """
-    due = exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now)
-    # two, as their indexes are
-    queued = exists().where(text("jobs.state = 'queued' and jobs.mode <> 'parent'"), Job.run_at <= now)
-    parents = exists().where(text("jobs.state = 'queued' and jobs.mode = 'parent'"), Job.run_at <= now)
-    return or_(due, queued, parents, exists().where(Delivery.run_at <= now)).label("anything")
-
-
-def _duty_due(now: Now) -> ColumnElement[bool]:
-    return exists().where(Duty.due_at <= now).label("duty_due")
-
-
-def _moment(now: Now) -> ColumnElement[datetime]:
-    return claims.moment(now).label("now")
+    anything = or_(
+        exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now),
+        # two, as their indexes are
+        exists().where(slots.in_line(), Job.run_at <= now),
+        exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now),
+        exists().where(Delivery.run_at <= now),
+    )
+    return select(
+        func.pg_try_advisory_xact_lock(LOCK).label("locked"),
+        anything.label("anything"),
+        exists().where(Duty.due_at <= now).label("duty_due"),
+        fire.is_due(now).label("fires"),
+        claims.moment(now).label("now"),
+    )
 
 
 def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Message]:
     claimed = claims.claim_due(connection, Job, due.due, due.order, due.limit, now)
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
-    alone = [claim for claim in crashed if not _stopped(connection, due, claim, now)]
+    alone = [claim for claim in crashed if not _stopped(connection, claim, now)]
     for batch in (*_batches(healthy, due.group.rows), *((claim,) for claim in alone)):
         yield Message(due.group.task, due.group.queue, tuple(batch))
 
 
 def _deliveries(connection: Connection, now: datetime) -> list[Message]:
-    """Each message is of one receiver. What a worker died on goes alone."""
+    """The messages of due deliveries, each of one receiver; a delivery on which a worker died goes alone."""
     claimed = webhooks.claim_due(connection, now)
     healthy = _batches([claim for claim in claimed if not claim.crashes], webhooks.ROWS)
     alone = [(claim,) for claim in claimed if claim.crashes]
@@ -185,18 +176,17 @@ def _deliveries(connection: Connection, now: datetime) -> list[Message]:
 
 
 def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:
-    """In the order they were claimed, rows of one group together."""
+    """Claims in the order they were made, those of one group together, at most `rows` at a time."""
     for _, group in groupby(sorted(claimed, key=lambda claim: claim.group), key=lambda claim: claim.group):
         members = list(group)
         yield from (members[start : start + rows] for start in range(0, len(members), rows))
 
 
-def _stopped(connection: Connection, due: _Due, claim: Claim, now: datetime) -> bool:
-    """Whether a row on which too many workers died is held now, for a person to look at; or over."""
+def _stopped(connection: Connection, claim: Claim, now: datetime) -> bool:
+    """Whether a job on which too many workers died goes no further: it is held for a person, or has ended."""
     if claim.crashes < timeouts.CRASHES:
         return False
-    row = connection.execute(select(*Job.__table__.c).where(Job.id == claim.id)).mappings().one()
-    job = Job.of(row)
+    job = Job.of(connection.execute(_JOB, {"job": claim.id}).mappings().one())
     why = f"{claim.crashes} workers died while they worked on it"
     if may(State(job.state), State.HELD):
         move = Move(State.HELD, why, columns={"held_for": HeldFor.CRASHES})
@@ -211,34 +201,48 @@ def _stopped(connection: Connection, due: _Due, claim: Claim, now: datetime) -> 
 
 
 def _do_duties(connection: Connection, now: datetime) -> list[Message]:
-    """What is to be done once a while, by whichever tick comes first; what of it is a worker's to do."""
+    """What is done once in a while, by whichever tick comes first; the messages for what of it workers do."""
     messages: list[Message] = []
     for name, (every, duty) in _DUTIES.items():
-        taken = update(Duty).where(Duty.name == name, Duty.due_at <= now).values(due_at=now + every)
-        if not connection.execute(taken).rowcount:
+        if not connection.execute(_TAKE_DUTY, {"duty": name, "now": now, "next_at": now + every}).rowcount:
             continue
         try:
             with connection.begin_nested():
                 messages += duty(connection, now) or ()
-        except DBAPIError:  # what is done once a while must not stop what is done each second
+        except DBAPIError:  # a duty that fails must not stop what is done each second
             _log.exception("a duty failed; it is tried again when it is next due", duty=name)
     return messages
 
 
 def _sweep(connection: Connection, now: datetime) -> list[Message]:
-    """The owners' rows are the truth of it, so the message may be lost, and is sent again."""
-    is_due = connection.execute(select(exists().where(Owner.sweep_at <= now))).scalar_one()
-    return [Message("noria.sweep", "provider", ())] if is_due else []
+    """The message for the look for unowned tasks; sent again each minute until an owner's look is no longer due."""
+    return [Message("noria.sweep", "provider", ())] if connection.execute(_SWEEP_DUE, {"now": now}).scalar_one() else []
 
 
 def _forget_keys(connection: Connection, now: datetime) -> None:
-    connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - _KEYS_KEPT))
+    connection.execute(_FORGET_KEYS, {"before": now - _KEYS_KEPT})
 
 
 _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
-    "learn": (timedelta(seconds=30), run_times.learn),
+    "learn": (timedelta(seconds=30), query_budget.learn),
     "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
 }
+
+# Statements are built once: to build one costs more than to run it.
+
+_JOB = select(*Job.__table__.c).where(Job.id == bindparam("job"))
+# makes a duty that is due at once, unless it is there
+_MAKE_DUTY = upsert(Duty).values(due_at=claims.NOW).on_conflict_do_nothing()
+# takes a duty that is due, and puts it off
+_TAKE_DUTY = (
+    update(Duty)
+    .where(Duty.name == bindparam("duty"), Duty.due_at <= _NOW)
+    .values(due_at=bindparam("next_at", type_=DateTime(timezone=True)))
+)
+_SWEEP_DUE = select(exists().where(Owner.sweep_at <= _NOW))
+_FORGET_KEYS = delete(IdempotencyKey).where(
+    IdempotencyKey.created_at < bindparam("before", type_=DateTime(timezone=True))
+)

@@ -1,7 +1,7 @@
 """Every lease, timeout and deadline, in one table.
 
-A lease is longer than the longest call that its step makes, so a step whose lease has lapsed has no call out:
-its process is dead, or stopped, and what it says when it wakes is refused by its claim's number.
+A lease is longer than the longest call that its step makes. So a step whose lease has lapsed has no call out: its
+process is dead or stopped, and what it writes when it wakes is refused by its claim's number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CONNECT = timedelta(seconds=5)
 
 LATE_ANSWER = timedelta(seconds=15)  # until a lost call is judged; longer than between two tries to write an answer
 
-SEND = timedelta(seconds=3)  # from the instant that a create is booked for until it must have left, or never does
+SEND = timedelta(seconds=3)  # after the instant that a create is booked for; a create that is later is not sent
 
 # deadlines of calls, wall clock, from the first byte sent to the last byte read
 CREATE = timedelta(seconds=40)
@@ -24,10 +24,10 @@ QUERY = timedelta(seconds=20)  # one look at a task, a page of the list, a cance
 DELIVERY = timedelta(seconds=15)  # one webhook
 COPY = timedelta(minutes=3), timedelta(minutes=30)  # one output: at the first try, and at the longest
 
-GATHER = timedelta(minutes=2)  # of a parent's step, after which it makes what it has and comes back
+GATHER = timedelta(minutes=2)  # of a parent's step; then it makes the children that it has, and comes back
 DOCUMENT = timedelta(seconds=60)  # one document by a user's link
 
-# A request to the bucket that is under way when a copy's deadline passes may go on for as long: two tries of each.
+# How long a request to the bucket that is under way when a copy's deadline passes may go on: two tries of each.
 BUCKET_OVERRUN = timedelta(minutes=4)
 
 # leases, each longer than the calls under it
@@ -48,8 +48,8 @@ RUNNING = timedelta(hours=3, minutes=30)  # the provider ends a task at 3 h; unt
 RELINK = timedelta(hours=1)  # after a link's death, for asking for it again
 LINKS = timedelta(hours=24)  # how long a finished task's links and its record live, when nothing says otherwise
 
-UNSERVED = timedelta(days=7)  # a refusal of a way of calling is believed, and then tried once more
-MISSED = timedelta(minutes=5)  # after its fire time, when a run is no longer on time: no clock ran
+UNSERVED = timedelta(days=7)  # a 403 for a way of calling is remembered for so long (`lanes.unserved_at`)
+MISSED = timedelta(minutes=5)  # after its fire time, when a run counts as missed: no clock ran
 ASSEMBLED = timedelta(days=3)  # a parent's outputs put together, once its parts are there
 PROBE = timedelta(minutes=5)  # between two tries of a stopped account
 UNKNOWN_BELIEVED = timedelta(minutes=10)  # looks that say UNKNOWN before a task is given up
@@ -57,15 +57,15 @@ CRASHES = 3  # workers that may die on one row before a person looks at it
 
 
 def copying(tried: timedelta) -> timedelta:
-    """How long one output may take, by how long its job has been tried: a large file over a slow line gets there.
+    """How long one output may take, by how long its job has been tried: it grows, for large files over slow lines.
 
-    Short at first, so that what a dead worker had in hand is soon taken up by another.
+    Short at first, so that what a dead worker held is soon taken by another.
     """
     return min(max(COPY[0], 2 * tried), COPY[1])
 
 
 def backoff(tried: timedelta) -> timedelta:
-    """How long to wait after trying for so long: half of it, 2 s at first, 5 minutes at the most, and spread."""
+    """How long to wait after trying for so long: half of that time, from 2 s to 5 minutes, and spread."""
     return spread(min(max(tried / 2, timedelta(seconds=2)), timedelta(minutes=5)))
 
 

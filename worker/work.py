@@ -1,6 +1,6 @@
-"""What each job wants, by its mode and state: how its messages go, and for how long a worker may have it. Data alone.
+"""What each job wants, by its mode and state: how its messages go, and for how long a worker may have it.
 
-`tick` claims by it, `runner` takes by it, and `steps` says what is then done.
+`tick` claims by it, `runner` takes by it, and `steps` says what is then done. All leases are looked up here.
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sqlalchemy import ColumnElement, Interval, and_, case, func, literal, literal_column
+
 from worker import timeouts
+from worker.claims import NOW
 from worker.states import Mode, State
+from worker.tables import Job
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,18 @@ class Work:
     lease: timedelta
 
 
-COPIES = Group("transfer", rows=1, on_their_way=64, urgent=16)  # however many others there are
+COPIES = Group("transfer", rows=1, on_their_way=64, urgent=16)
 CREATES = Group("provider", rows=4, on_their_way=64)
 CALLS = Group("calls", rows=1, on_their_way=32)
 BEGINNINGS = Group("transfer", rows=8, on_their_way=64)
 GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may read links for minutes
-BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload, and looks are no task queries
-LOOKS = Group("provider", rows=1000, on_their_way=3000, task="noria.poll")  # one list answers for many
+BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload; looks cost no task query
+LOOKS = Group("provider", rows=1000, on_their_way=3000, task="noria.poll")  # one list call answers for many
 
-_SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL = (
-    timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll")
+_SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL, DELIVERY = (
+    timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll", "deliver")
 )
-_COPY = timeouts.COPY[1] + timeouts.BUCKET_OVERRUN  # the longest: `timeouts.copying` says how it grows
+_COPY = timeouts.COPY[1] + timeouts.BUCKET_OVERRUN  # the longest, of one output; `LEASE` has what it is at first
 
 WORK: dict[tuple[Mode, State], Work] = {
     (Mode.TASK, State.ADMITTED): Work(CREATES, _SUBMIT),
@@ -69,3 +73,37 @@ WORK: dict[tuple[Mode, State], Work] = {
     (Mode.PARENT, State.GATHERING): Work(GATHERINGS, _GATHER),
     (Mode.PARENT, State.COPYING): Work(COPIES, _COPY),
 }
+
+
+def of_create(mode: str) -> timedelta:
+    """The lease of a job whose create call begins: a whole one, since what came before may have used up its first."""
+    return _CALL if mode == Mode.CALL else _SUBMIT
+
+
+def in_states(*states: State) -> ColumnElement[bool]:
+    """Whether a job is in one of these states; literals, so that the planner can match the partial indexes."""
+    return Job.state.in_([literal_column(f"'{state}'") for state in states])
+
+
+def of_modes(*modes: Mode) -> ColumnElement[bool]:
+    """Whether a job is carried out in one of these modes; literals, too."""
+    return Job.mode.in_([literal_column(f"'{mode}'") for mode in modes])
+
+
+def _span(span: timedelta) -> ColumnElement[timedelta]:
+    return literal(span, Interval)
+
+
+# `timeouts.copying` in SQL, for each output that there may be.
+_TRIED = NOW - Job.state_at
+_ONE_COPY = func.least(func.greatest(_span(timeouts.COPY[0]), _TRIED + _TRIED), _span(timeouts.COPY[1]))
+_COPYING = (_ONE_COPY + _span(timeouts.BUCKET_OVERRUN)).op("*", return_type=Interval())(
+    func.greatest(1, func.jsonb_array_length(Job.sources))
+)
+
+# The lease of a job's row that is taken now.
+LEASE: ColumnElement[timedelta] = case(
+    (Job.state == State.COPYING, _COPYING),
+    *((and_(Job.mode == mode, Job.state == state), _span(wants.lease)) for (mode, state), wants in WORK.items()),
+    else_=_span(_SUBMIT),
+)

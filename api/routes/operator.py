@@ -168,5 +168,5 @@ def limits(here: Here, who: Anyone) -> Response:
     """The lanes. An operator sees all that is in use and waits, a project what is its own."""
     with here.engine.connect() as connection:
         found = slots.listed(connection, who.now, who.project.id if who.project else None)
-    lanes = [LaneDocument.of(lane, who.now, who.project is None) for lane in found]
+    lanes = [LaneDocument.of(lane, who.project is None) for lane in found]
     return answers.page(LaneList, lanes)

@@ -169,9 +169,7 @@ def list_lanes(
         return
     with database.connection() as connection:
         now = connection.execute(select(claims.NOW)).scalar_one()
-        found = [
-            reading.LaneDocument.of(lane, now, is_operator=True).as_json() for lane in slots.listed(connection, now)
-        ]
+        found = [reading.LaneDocument.of(lane, is_operator=True).as_json() for lane in slots.listed(connection, now)]
     busy = [lane for lane in found if every or lane["in_use"] or lane["queued"] or lane["waiting_on"]]
     database.answer(found, tables.lanes(busy))
     if database.as_json:

@@ -31,8 +31,8 @@ from ops.sandbox.orders import Order
 from ops.sandbox.tasks import Task
 from ops.sandbox.testing import Sandbox, running
 from worker import context, keys, log, tick
-from worker.lanes import query_budget, run_times
-from worker.lanes.run_times import Times
+from worker.lanes import query_budget
+from worker.lanes.query_budget import Times
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.tables import Attempt, Base, Job, RunTime
@@ -167,7 +167,7 @@ def _runner(url: str, sandbox: Sandbox) -> Runner:
 
 def _put_to_work(connection: Connection, runner: Runner, tasks: Sequence[Task]) -> None:
     """The tasks' jobs, running and looked at last when they were made; and what is known of their run times."""
-    shape = run_times.shape(runner.ctx.catalog, CLIP)
+    shape = query_budget.shape(runner.ctx.catalog, CLIP)
     run = sorted(task.run_seconds for task in tasks)
     times = Times(run[len(run) // 50], median(run))
     connection.execute(insert(RunTime).values(model=MODEL, shape=shape, early=times.early, median=times.median))

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from ops.audit import Finding
 from ops.sandbox import orders
 from worker.kinds import text as chats
-from worker.lanes import limits
+from worker.lanes import throttle
 
 _TWICE = "compare its attempts with the provider's bill"
 _LOST = "it was made twice, or given up too soon"
@@ -113,7 +113,7 @@ def _made_for(connection: Connection, books: Books) -> Iterator[Finding]:
 
 def _peaks(connection: Connection, books: Books, queries: int) -> Iterator[Finding]:
     """I8 and I11: the most tasks that a lane ever had in flight; queries a second, calls and tokens a minute."""
-    per_minute = f"max(60e6 / nullif(interval_us, 0) / {limits.SHARE})"
+    per_minute = f"max(60e6 / nullif(interval_us, 0) / {throttle.SHARE})"
     lanes = text(f"select model, sum(concurrency) as slots, {per_minute} as rpm, sum(tpm) as tpm from lanes group by 1")
     allowed = {row.model: row for row in connection.execute(lanes)}
     for by_model in books["peaks"]["in_flight"].values():

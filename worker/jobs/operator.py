@@ -16,15 +16,15 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import moves, timeouts
+from worker import attempts, moves, timeouts
 from worker.claims import NOW
 from worker.context import Context
 from worker.dashscope.responses import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure, NotTold
 from worker.jobs import verdicts
 from worker.states import TERMINAL, HeldFor, Mode, Move, State
-from worker.steps import batch, find, task_list
-from worker.steps.task_list import Asked
+from worker.steps import batch, find, poll
+from worker.steps.poll import Asked
 from worker.tables import Attempt, Job
 
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
@@ -164,9 +164,9 @@ def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
         return _named(ctx, job, attempt)
     settled = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     asked = Asked(ctx.account(job).name, attempt.sent_at - find.SKEW, settled + find.SKEW, attempt.model)
-    rows = [row for page in task_list.pages(ctx, asked, _PATIENCE) for row in page.rows]
+    rows = [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows]
     with ctx.engine.connect() as connection:
-        taken = find.bound(connection, attempt.owner, [row.task_id for row in rows])
+        taken = attempts.bound(connection, attempt.owner, [row.task_id for row in rows])
     return sorted((row for row in rows if row.task_id not in taken), key=lambda row: (str(row.created_at), row.task_id))
 
 
@@ -204,8 +204,9 @@ def _differs(ctx: Context, job: Job, row: Listed) -> tuple[str, ...] | None:
         raise NotTold(f"the task could not be looked at: {error}") from error
     if not isinstance(seen, TaskSeen):
         raise NotTold(f"the task could not be looked at: HTTP {seen.http_status} {seen.code}")
-    asked, echoed = find.asked(ctx, job.kind, job.model, job.input), find.repeated(ctx, job, seen.body)
-    differ = find.differences(asked, echoed)
+    asked = poll.echoes(ctx, job.kind, job.model, job.input)
+    echoed = poll.repeated(ctx, job, seen.body)
+    differ = poll.differences(asked, echoed)
     return differ if differ or "orig_prompt" in echoed else None
 
 
@@ -213,7 +214,7 @@ def _adopted(ctx: Context, job: Job, attempt: Attempt | None, task_id: str, why:
     if attempt is None:
         raise Conflict("no_open_call", "no call of the job's is open, so no task can be its own")
     with ctx.engine.connect() as connection:
-        if find.bound(connection, attempt.owner, [task_id]):
+        if attempts.bound(connection, attempt.owner, [task_id]):
             raise Conflict("task_taken", "the task is another job's")
     row = next((row for row in _unbound(ctx, job, attempt) if row.task_id == task_id), None)
     if row is None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import Connection, Row, bindparam, exists, func, null, or_, select, tuple_
+from sqlalchemy import Connection, DateTime, Row, bindparam, exists, func, null, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.expression import cast
@@ -129,7 +129,7 @@ class LaneDocument(Answer):
     waiting_on: Waiting | None = Field(description="what holds the lane up")
 
     @classmethod
-    def of(cls, lane: Row[Any], now: datetime, is_operator: bool) -> LaneDocument:
+    def of(cls, lane: Row[Any], is_operator: bool) -> LaneDocument:
         """The document of a lane as `slots.listed` gives it."""
         return cls(
             model=lane.model,
@@ -142,7 +142,7 @@ class LaneDocument(Answer):
             in_use=lane.in_use,
             queued=lane.queued,
             tokens=_tokens(lane),
-            waiting_on=of_lane(lane, now),
+            waiting_on=of_lane(lane),
         )
 
 
@@ -285,19 +285,18 @@ def on_parts(made_of: Mapping[str, int]) -> Waiting:
     return Waiting("children", f"{made_of.get(State.SUCCEEDED, 0)} of {total} parts are made{failed}")
 
 
-def of_lane(lane: Row[Any], now: datetime) -> Waiting | None:
-    """What holds a lane up, the cause that lasts longest first; a row as `lanes.listed` gives it."""
-    if lane.owner_paused_at or (lane.paused_at and not lane.paused_why):
-        return Waiting("paused", f"a person paused {'all creates' if lane.owner_paused_at else 'the model'}")
+def of_lane(lane: Row[Any]) -> Waiting | None:
+    """What holds a lane up, the cause that lasts longest first; a row with what `slots.obstacles` tells."""
+    if lane.all_paused or lane.lane_paused:
+        return Waiting("paused", f"a person paused {'all creates' if lane.all_paused else 'the model'}")
     if lane.stopped_at:
         return Waiting("account", f"the provider's account is stopped: {lane.stopped_why}", lane.stopped_until)
     if lane.paused_why:
         return Waiting("quota", f"the model waits for a person: {lane.paused_why}")
-    if lane.parked_until and lane.parked_until > now:
+    if lane.is_parked:
         return Waiting("quota", f"the model's lane is parked: {lane.parked_why}", lane.parked_until)
-    free_at = max(lane.next_at, lane.tokens_at) if lane.tpm else lane.next_at
-    if free_at > now + slots.NEAR:
-        return Waiting("rate", "the model's rate is used up for a while", free_at)
+    if lane.booked_until:
+        return Waiting("rate", "the model's rate is used up for a while", lane.booked_until)
     return None
 
 
@@ -371,8 +370,8 @@ def _placed(waiting: Waiting, line: _Line | None) -> Waiting:
 def _lanes(connection: Connection, models: Collection[str], now: datetime) -> Mapping[str, Waiting | None]:
     """What holds all of a model's lanes up; None where one of them is open."""
     best: dict[str, Waiting | None] = {}
-    for lane in connection.execute(_LANES, {"models": list(models)}):
-        held_up = of_lane(lane, now)
+    for lane in connection.execute(_LANES, {"models": list(models), "now": now}):
+        held_up = of_lane(lane)
         if lane.model not in best:
             best[lane.model] = held_up
         elif (other := best[lane.model]) is not None:
@@ -418,10 +417,9 @@ _CALL = [null().label("output") if column.name == "output" else column for colum
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
-_OF_LANE = ("model", "paused_at", "paused_why", "parked_until", "parked_why", "next_at", "tokens_at", "tpm")
 _LANES = (
-    select(*(Lane.__table__.c[name] for name in _OF_LANE))
-    .add_columns(Owner.paused_at.label("owner_paused_at"), Owner.stopped_at, Owner.stopped_until, Owner.stopped_why)
+    select(Lane.model, Lane.paused_why, Lane.parked_until, Lane.parked_why)
+    .add_columns(*slots.obstacles(bindparam("now", type_=DateTime(timezone=True))))
     .join(Owner, Owner.name == Lane.owner)
     .where(Lane.model.in_(bindparam("models", expanding=True)))
 )
@@ -443,8 +441,7 @@ _QUEUED = (
         func.row_number().over(partition_by=(Job.project_id, Job.model), order_by=(Job.rank_at, Job.id)).label("n"),
     )
     .where(
-        Job.state == State.QUEUED,
-        Job.mode != Mode.PARENT,
+        slots.in_line(),
         Job.model.in_(bindparam("models", expanding=True)),
         Job.project_id.in_(bindparam("projects", expanding=True)),
     )
@@ -456,8 +453,7 @@ _PLACES = select(
     _QUEUED.c.n.label("position"),
     exists()
     .where(
-        _OTHER.state == State.QUEUED,
-        _OTHER.mode != Mode.PARENT,
+        slots.in_line(_OTHER),
         _OTHER.model == _QUEUED.c.model,
         # not `<>`: these two are looks into an index
         or_(_OTHER.project_id < _QUEUED.c.project_id, _OTHER.project_id > _QUEUED.c.project_id),

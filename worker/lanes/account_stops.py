@@ -1,22 +1,35 @@
-"""What stops creates until somebody acts: an account that the provider turns away, and what a person pauses.
+"""What stops creates until somebody acts: an account that the provider refuses, and what a person pauses.
 
-A stopped account lets one job through every five minutes, to try; the first that is accepted ends the stop. Looks at
-tasks and copies go on whatever is stopped or paused, and an admitted job whose call has not begun gives its slot back.
+A stopped account is tried every five minutes with one job; the first call that is accepted ends the stop. Polls and
+copies go on while creates are stopped or paused, and an admitted job whose call has not begun gives its slot back.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, SQLColumnExpression, and_, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    SQLColumnExpression,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from worker import log, timeouts, webhooks
 from worker.claims import Now
 from worker.errors import NotFound
 from worker.states import SLOTTED, State
 from worker.tables import Job, Lane, Owner, Project
+from worker.text import moment
 
 _ACCEPTED = (State.RUNNING, State.COPYING, State.SUCCEEDED, State.EXPIRED)
 _ALARM_EVERY = timedelta(hours=1)
@@ -26,15 +39,9 @@ _log = log.get(__name__)
 
 def stop(connection: Connection, owner: str, until: datetime, why: str, now: datetime) -> None:
     """Stops an account's creates until a try at `until` passes. One alarm is raised, however many answers say so."""
-    stopped = (
-        update(Owner)
-        .where(Owner.name == owner)
-        .values(stopped_at=func.coalesce(Owner.stopped_at, now), stopped_until=until, stopped_why=why, probe=None)
-    )
-    connection.execute(stopped)
-    unsaid = or_(Owner.alarmed_at.is_(None), and_(Owner.stopped_at == now, Owner.alarmed_at < now - _ALARM_EVERY))
-    alarmed = update(Owner).where(Owner.name == owner, unsaid).values(alarmed_at=now).returning(Owner.alert_url)
-    row = connection.execute(alarmed).one_or_none()
+    said = {"owner": owner, "until": until, "why": why, "now": now}
+    connection.execute(_STOP, said)
+    row = connection.execute(_ALARM, {"owner": owner, "now": now}).one_or_none()
     if row is None:
         return
     _log.error("the account is stopped", account=owner, why=why)
@@ -44,35 +51,28 @@ def stop(connection: Connection, owner: str, until: datetime, why: str, now: dat
 
 def is_stopped(connection: Connection, owner: str) -> bool:
     """Whether the account's creates are stopped already."""
-    statement = select(Owner.stopped_at).where(Owner.name == owner)
-    return connection.execute(statement).scalar_one_or_none() is not None
+    return connection.execute(_STOPPED_AT, {"owner": owner}).scalar_one_or_none() is not None
 
 
 def start(connection: Connection, owner: str) -> None:
     """Ends an account's stop: a try was accepted."""
-    started = (
-        update(Owner)
-        .where(Owner.name == owner, Owner.stopped_at.is_not(None))
-        .values(stopped_at=None, stopped_until=None, stopped_why=None, probe=None)
-    )
-    if connection.execute(started).rowcount:
+    if connection.execute(_START, {"owner": owner}).rowcount:
         _log.info("the account creates again", account=owner)
 
 
-def may_probe(connection: Connection, owner: str, now: Now) -> bool:
-    """Whether a stopped account lets a job through now; the next one is five minutes later, and one at a time."""
-    busy = exists().where(Job.id == Owner.probe, Job.state.in_(SLOTTED - {State.RUNNING}))
-    due = (
-        update(Owner)
-        .where(Owner.name == owner, Owner.stopped_until <= now, ~busy)
-        .values(stopped_until=now + timeouts.PROBE, probe=None)
-    )
-    return connection.execute(due).rowcount > 0
+def may_probe(connection: Connection, owner: str, now: datetime) -> bool:
+    """Whether a stopped account is tried with a job now; the next try is five minutes later, and one at a time."""
+    return connection.execute(_MAY_PROBE, {"owner": owner, "now": now}).rowcount > 0
 
 
 def probe(connection: Connection, owner: str, job_id: uuid.UUID) -> None:
     """Lets this job, and no other, through to a stopped account."""
-    connection.execute(update(Owner).where(Owner.name == owner).values(probe=job_id))
+    connection.execute(_PROBE, {"owner": owner, "job": job_id})
+
+
+def lets_through(job_id: ColumnElement[uuid.UUID]) -> ColumnElement[bool]:
+    """Whether an account's creates are neither paused nor stopped, or it is stopped and tried with this job."""
+    return and_(Owner.paused_at.is_(None), or_(Owner.stopped_at.is_(None), Owner.probe == job_id))
 
 
 def is_proven() -> ColumnElement[bool]:
@@ -98,7 +98,7 @@ def pause(connection: Connection, what: str, name: str, now: Now | None) -> None
 
 def resume_accounts(connection: Connection, owner: str | None) -> None:
     """Ends the stop of an account, or of all, because a person says so; the next one alarms again. Raises NotFound."""
-    started = update(Owner).values(stopped_at=None, stopped_until=None, stopped_why=None, probe=None, alarmed_at=None)
+    started = update(Owner).values(_CREATES | {"alarmed_at": None})
     if owner is not None:
         started = started.where(Owner.name == owner)
     if not connection.execute(started).rowcount:
@@ -114,9 +114,46 @@ _PAUSABLE: dict[str, tuple[type[Project | Lane | Owner], SQLColumnExpression[str
 
 
 def _alarm(owner: str, why: str, until: datetime, now: datetime) -> str:
-    said = {"account": owner, "why": why, "next_try_at": _rfc3339(until)}
-    return json.dumps({"type": "account.stopped", "timestamp": _rfc3339(now), "data": said}, ensure_ascii=False)
+    said = {"account": owner, "why": why, "next_try_at": moment(until)}
+    return json.dumps({"type": "account.stopped", "timestamp": moment(now), "data": said}, ensure_ascii=False)
 
 
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+# Statements are built once: to build one costs more than to run it.
+
+_NOW = bindparam("now", type_=DateTime(timezone=True))
+_OF_OWNER = Owner.name == bindparam("owner")
+_CREATES = {"stopped_at": None, "stopped_until": None, "stopped_why": None, "probe": None}  # of an account that does
+# stops an account, or puts off its next try
+_STOP = (
+    update(Owner)
+    .where(_OF_OWNER)
+    .values(
+        stopped_at=func.coalesce(Owner.stopped_at, _NOW),
+        stopped_until=bindparam("until", type_=DateTime(timezone=True)),
+        stopped_why=bindparam("why"),
+        probe=None,
+    )
+)
+# where to raise an alarm, unless one was raised for this stop, or for one within the hour
+_ALARM = (
+    update(Owner)
+    .where(
+        _OF_OWNER,
+        or_(Owner.alarmed_at.is_(None), and_(Owner.stopped_at == _NOW, Owner.alarmed_at < _NOW - _ALARM_EVERY)),
+    )
+    .values(alarmed_at=_NOW)
+    .returning(Owner.alert_url)
+)
+_STOPPED_AT = select(Owner.stopped_at).where(_OF_OWNER)
+_START = update(Owner).where(_OF_OWNER, Owner.stopped_at.is_not(None)).values(_CREATES)
+# takes the next try of a stopped account, if that is due and no call of the last one is out
+_MAY_PROBE = (
+    update(Owner)
+    .where(
+        _OF_OWNER,
+        Owner.stopped_until <= _NOW,
+        ~exists().where(Job.id == Owner.probe, Job.state.in_(SLOTTED - {State.RUNNING})),
+    )
+    .values(stopped_until=_NOW + timeouts.PROBE, probe=None)
+)
+_PROBE = update(Owner).where(_OF_OWNER).values(probe=bindparam("job"))

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, DateTime, Row, Select, bindparam, or_, select, text
 
-from worker.lanes import account_stops, slots, throttle, tokens
+from worker.lanes import account_stops, slots, throttle
 from worker.tables import Job, Lane, Owner
 
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
@@ -70,7 +70,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     )
     is_proven = account_stops.is_proven()
     inner = (
-        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free, tokens.left(now).label("left"))
+        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free, throttle.day_left(now).label("left"))
         .add_columns(Owner.stopped_at, is_proven.label("is_proven"))
         .join(Owner, Owner.name == Lane.owner)
         .where(

@@ -1,32 +1,48 @@
 """When to look at tasks, and how many looks an account may take.
 
-The provider counts task queries a main account makes in a second, all processes together, so each query is booked
+The provider limits the task queries of a main account by the second, all processes together. So each query is booked
 on the owner's row before it leaves: the next free instant moves on by one interval. Throttled or failed queries halve
-the owner's pace, which recovers by itself, from its time stamp: nothing else slows down, and nobody has to put it back.
+the owner's pace, and it recovers with time, from its time stamp. Nothing else slows down.
 
-Looks follow what was learned of a model's run times: the first when hardly any task has ended, close together around
-the median, then ever further apart. They fall on a grid of whole seconds, so that those of many jobs come together,
-and one page of the provider's list answers for a hundred of them (`steps/poll`); the budget spreads what is asked
-singly.
-While half of the budget is enough for a look at each of an owner's tasks every second, each gets that: a slot whose
-task has ended is empty until that is seen.
+Looks follow the run times that were learned of a model and shape: the first when hardly any task has ended, close
+together around the median, then ever further apart. They fall on a grid of whole seconds, so that the looks of many
+jobs are due together and one page of the provider's list answers for a hundred of them (`steps/poll`).
+While half of the budget is enough for a look at each of an owner's tasks every second, each gets that: a task that has
+ended keeps its slot until its end is seen.
+
+A tick sets the run times anew each half minute, from the tasks' rows; each process reads them again as often.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, DateTime, Double, Engine, Interval, bindparam, case, func, or_, select, text, update
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Double,
+    Engine,
+    Interval,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import database
+from worker import database, work
+from worker.catalog import Catalog
 from worker.claims import NOW
-from worker.lanes.run_times import Times
-from worker.tables import Job, Lane, Owner
+from worker.states import State
+from worker.tables import Job, Lane, Owner, RunTime
 
 WORTH = 8  # looks due together, from which on a list call is cheaper
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread
@@ -50,7 +66,19 @@ _PARTS_OF_MEDIAN = 48
 _USUAL = 1.5  # medians: most have ended by then
 _PARTS, _PARTS_WITH_ROOM = 8, 48  # of the wait for a task that is late, or whose run time is not learned
 
+_REREAD_SECONDS = 30.0  # between two reads of the run times
+_FROM, _AT_LEAST, _OVER = 300, 5, timedelta(days=7)  # tasks that run times are learned from: the last, and no older
+_EARLY = 0.02  # the share of tasks that may have ended before their first look
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds within which hardly any task of a model and shape has ended, and half of them have."""
+
+    early: float
+    median: float
 
 
 @dataclass(frozen=True)
@@ -89,12 +117,9 @@ class Budget:
 
     def book(self, owner: str, count: int, ahead: timedelta) -> Booked | None:
         """Books as the function does, from Postgres's now."""
-
-        def booked(connection: Connection) -> Booked | None:
-            now = connection.execute(select(NOW)).scalar_one()
-            return book(connection, owner, count, self._per_second, now, ahead)
-
-        return self._write(booked, "queries")
+        return self._write(
+            lambda connection: book(connection, owner, count, self._per_second, _now(connection), ahead), "queries"
+        )
 
     def has_room(self, owner: str) -> bool:
         """Whether each of the owner's tasks may be looked at every second; counted every two seconds at the most."""
@@ -105,34 +130,29 @@ class Budget:
 
     def slow(self, owner: str) -> None:
         """Halves the owner's pace: its queries were throttled, or failed."""
-
-        def slow(connection: Connection) -> None:
-            connection.execute(_SLOW, {"owner": owner, "now": connection.execute(select(NOW)).scalar_one()})
-
-        self._write(slow, "a slower pace")
+        self._write(
+            lambda connection: connection.execute(_SLOW, {"owner": owner, "now": _now(connection)}), "a slower pace"
+        )
 
     def page_size(self, owner: str) -> int | None:
         """How many rows the provider puts on a page of the owner's list; None: not tried yet."""
-        size = select(Owner.page_size).where(Owner.name == owner)
-        return self._read(lambda connection: connection.execute(size).scalar_one_or_none())
+        return self._read(lambda connection: connection.execute(_PAGE_SIZE, {"owner": owner}).scalar_one_or_none())
 
     def cut_pages(self, owner: str, size: int) -> None:
         """Keeps how many rows the provider puts on a page of the owner's list."""
-        cut = update(Owner).where(Owner.name == owner).values(page_size=size)
-        self._write(lambda connection: connection.execute(cut), "the size of pages")
+        said = {"owner": owner, "size": size}
+        self._write(lambda connection: connection.execute(_CUT_PAGES, said), "the size of pages")
 
     def sighted(self, owner: str) -> None:
         """Notes that a task of the owner's was seen, alive or ended: its key sees its tasks."""
         if time.monotonic() - self._sighted.get(owner, -math.inf) < _SIGHTING_SECONDS:
             return
         self._sighted[owner] = time.monotonic()
-        sighted = update(Owner).where(Owner.name == owner).values(seen_at=NOW)
-        self._write(lambda connection: connection.execute(sighted), "a sighting")
+        self._write(lambda connection: connection.execute(_SIGHT, {"owner": owner}), "a sighting")
 
     def was_sighted_since(self, owner: str, since: datetime) -> bool:
         """Whether a task of the owner's was seen since then."""
-        statement = select(Owner.seen_at).where(Owner.name == owner)
-        seen_at = self._read(lambda connection: connection.execute(statement).scalar_one_or_none())
+        seen_at = self._read(lambda connection: connection.execute(_SEEN_AT, {"owner": owner}).scalar_one_or_none())
         return seen_at is not None and seen_at > since
 
     def _read(self, look: Callable[[Connection], T]) -> T:
@@ -140,6 +160,35 @@ class Budget:
 
     def _write(self, change: Callable[[Connection], T], what: str) -> T:
         return database.write(self._engine, change, what, self._patience)
+
+
+class Learned:
+    """What was learned of run times, read every half minute at the most."""
+
+    def __init__(self, engine: Engine, catalog: Catalog, patience: timedelta) -> None:
+        self._engine = engine
+        self._patience = patience
+        self._catalog = catalog
+        self._times: dict[tuple[str, str], Times] = {}
+        self._read_at = -math.inf
+
+    def times(self, job: Job) -> Times | None:
+        """The run times of tasks such as the job's; None where they are not learned."""
+        if time.monotonic() - self._read_at > _REREAD_SECONDS:
+            self._read_at = time.monotonic()
+            self._times = database.read(self._engine, _run_times, self._patience)
+        return self._times.get((job.model, self.shape(job)))
+
+    def shape(self, job: Job) -> str:
+        """What of the job's request its run time depends on."""
+        return shape(self._catalog, job.input)
+
+
+def shape(catalog: Catalog, wanted: Mapping[str, Any]) -> str:
+    """What of an input a task's run time depends on: "720P 5" for five seconds of clip, "1280*1280 2" for pictures."""
+    size = str(wanted.get("size") or "")
+    parts = (wanted.get("resolution") or catalog.tier(size) or size, wanted.get("duration"), wanted.get("n"))
+    return " ".join(str(part) for part in parts if part)
 
 
 def first_look(began: datetime, times: Times | None, has_room: bool) -> datetime:
@@ -160,9 +209,14 @@ def next_look(began: datetime, now: datetime, times: Times | None, has_room: boo
     return max(soon, first_look(began, times, has_room)) if times else soon
 
 
+def learn(connection: Connection, now: datetime) -> None:
+    """Sets the run times of each model and shape to the quantiles of its last tasks, where there are enough to tell."""
+    connection.execute(_LEARN, {"since": now - _OVER})
+
+
 def roomy(connection: Connection, per_second: float) -> frozenset[str]:
     """The owners whose tasks may all be looked at every second."""
-    rows = connection.execute(_AT_WORK, {"now": connection.execute(select(NOW)).scalar_one()})
+    rows = connection.execute(_AT_WORK, {"now": _now(connection)})
     share = _ROOM * per_second
     return frozenset(row.name for row in rows if _each_second(row.tasks, row.page_size) <= share * row.pace)
 
@@ -191,34 +245,79 @@ def _step(seconds: float, least: int, most: int) -> int:
     return max(step for step in _STEPS if step <= min(max(seconds, least), most))
 
 
-def _on_grid(moment: datetime, step: int) -> datetime:
-    return datetime.fromtimestamp(math.ceil(moment.timestamp() / step) * step, UTC)
+def _on_grid(at: datetime, step: int) -> datetime:
+    return datetime.fromtimestamp(math.ceil(at.timestamp() / step) * step, UTC)
 
 
-# Built once: to build a statement costs more than to run it.
+def _now(connection: Connection) -> datetime:
+    now: datetime = connection.execute(select(NOW)).scalar_one()
+    return now
+
+
+def _run_times(connection: Connection) -> dict[tuple[str, str], Times]:
+    """What was learned, by model and shape."""
+    return {(row.model, row.shape): Times(row.early, row.median) for row in connection.execute(_RUN_TIMES)}
+
+
+# Statements are built once: to build one costs more than to run it.
 
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 _REGAINING = func.floor(func.extract("epoch", _NOW - Owner.slowed_at) / _EACH_SECONDS) * _REGAINED
 _PACE = case((Owner.slowed_at.is_(None), 1.0), else_=func.least(1.0, Owner.query_pace + _REGAINING))
 _LENGTH = func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds", type_=Double) / _PACE, type_=Interval)
+# books queries of an owner, where the budget is not spent too far ahead
 _BOOK = (
     update(Owner)
     .where(Owner.name == bindparam("owner"), Owner.next_query_at <= bindparam("latest", type_=DateTime(timezone=True)))
     .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH)
     .returning((Owner.next_query_at - _LENGTH).label("at"), _PACE.label("pace"))
 )
+# each owner's pace, and how many of its tasks run
 _AT_WORK = select(
     Owner.name,
     Owner.page_size,
     _PACE.label("pace"),
     select(func.count())
-    # a literal, so that the planner can match the partial index
-    .where(Job.lane_id == Lane.id, Lane.owner == Owner.name, text("jobs.state = 'running'"))
+    .where(Job.lane_id == Lane.id, Lane.owner == Owner.name, work.in_states(State.RUNNING))
     .scalar_subquery()
     .label("tasks"),
 )
+# halves an owner's pace, once for all refusals of one blow
 _SLOW = (
     update(Owner)
     .where(Owner.name == bindparam("owner"), or_(Owner.slowed_at.is_(None), Owner.slowed_at < _NOW - _ONE_BLOW))
     .values(query_pace=func.greatest(_LOWEST, _PACE / 2), slowed_at=_NOW)
 )
+# of an owner: the rows on a page of its list, and when one of its tasks was last seen
+_OWNER = Owner.name == bindparam("owner")
+_PAGE_SIZE, _SEEN_AT = select(Owner.page_size).where(_OWNER), select(Owner.seen_at).where(_OWNER)
+_CUT_PAGES = update(Owner).where(_OWNER).values(page_size=bindparam("size"))
+_SIGHT = update(Owner).where(_OWNER).values(seen_at=NOW)
+_LAST = (
+    select(Job.shape, Job.run_seconds)
+    .where(Job.lane_id == Lane.id, Job.run_seconds.is_not(None))
+    .where(Job.created_at > bindparam("since", type_=DateTime(timezone=True)))
+    # Not by id: then the planner may read all jobs, backwards, for each lane that has few.
+    .order_by(Job.created_at.desc())
+    .limit(_FROM)
+    .correlate(Lane)
+    .lateral("last")
+)
+_LEARNED = upsert(RunTime).from_select(
+    ["model", "shape", "early", "median"],
+    select(
+        Lane.model,
+        _LAST.c.shape,
+        *(func.percentile_cont(share).within_group(_LAST.c.run_seconds) for share in (_EARLY, 0.5)),
+    )
+    .join(_LAST, true())
+    .where(_LAST.c.shape.is_not(None))
+    .group_by(Lane.model, _LAST.c.shape)
+    .having(func.count() >= _AT_LEAST),
+)
+# the quantiles of each model's and shape's last tasks
+_LEARN = _LEARNED.on_conflict_do_update(
+    index_elements=[RunTime.model, RunTime.shape],
+    set_={"early": _LEARNED.excluded.early, "median": _LEARNED.excluded.median},
+)
+_RUN_TIMES = select(*RunTime.__table__.c)

@@ -1,14 +1,21 @@
-"""What the provider's limits apply to: (owner, region, model). Who may create now, and who waits.
+"""A lane's slots: what the provider allows in it, who may create now, and what holds the others up.
+
+A lane is (owner, region, model): what the provider's limits apply to. The limits come from the catalog, overridden by
+the settings, and stand in the rows of `lanes`; where they change, what was booked and parked under the old ones is
+forgotten, and what the lane learned stays.
 
 Slots in use are counted from the rows of `jobs`, never kept in a counter, so they cannot drift or outlive a crash.
 Rates are spent on the wire: each create moves the lane's next free instant on by one interval (GCRA at 90 % of the
-published rate), in the commit that puts the create on record; and so are `tokens`, where a call takes any.
+published rate), in the commit that puts the create on record; so do tokens, where a call takes any.
+
+What is asked of lanes and jobs in several places is said here once: `holds_slot`, `in_line`, `is_near`, `obstacles`,
+and in `throttle`: `is_open`, `in_flight`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,33 +24,37 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
-    Exists,
     Interval,
     Row,
     Select,
     and_,
     bindparam,
+    case,
     exists,
     func,
     literal,
     literal_column,
     or_,
     select,
-    text,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from worker import work
+from worker.catalog import Catalog, Model
 from worker.claims import moment
-from worker.lanes import throttle, tokens
-from worker.states import SLOTTED, Mode, State
+from worker.lanes import account_stops, throttle
+from worker.settings import Limit, Settings
+from worker.states import State
 from worker.tables import Job, Lane, Owner, Project
 
 _AHEAD = timedelta(seconds=1)  # how far a create may be booked ahead; the worker waits that long on its thread
-NEAR = timedelta(minutes=1)  # how far a lane may be booked ahead and admit; an admitted job asks again within that
+_NEAR = timedelta(minutes=1)  # how far a lane may be booked ahead and admit; an admitted job asks again within that
 _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _SETTLING = timedelta(seconds=5)  # between looks at a day's tokens, while calls are out that may give some back
 _SMALL = 0.01  # the share of a day's tokens, of which so little is left that the lane is closed
+_CONFIGURED = ("account", "concurrency", "interval_us", "tpm", "tpd")
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Booking:
     No wait is longer than a minute, since the lane may be free before the instant that it is booked until.
 
     It closes when a person pauses the lane, the project or all, when a quota parks it, when its account is stopped,
-    when the provider takes fewer tasks at once than were admitted, and while it is booked further ahead than `NEAR`.
+    when the provider takes fewer tasks at once than were admitted, and while it is booked further ahead than a minute.
     `tokens` that were booked, where the lane's are limited. `short`: so many are wanted, and the day has fewer left.
     """
 
@@ -61,6 +72,30 @@ class Booking:
     again_at: datetime | None = None
     tokens: int | None = None
     short: int | None = None
+
+
+def limits(settings: Settings, model: Model, region: str) -> dict[str, Any]:
+    """A model's limits in a region, as columns of its lane: the settings first, then the catalog."""
+    there = model.region(region)
+    assert there is not None, "lanes are made for the regions that a model is in"
+    said = settings.limits.get(model.id, Limit.model_construct())
+    at_once = (said.concurrency, there.concurrency, settings.calls_concurrency)
+    # both are kept evenly on the wire, so the lower one counts
+    per_second = min((rate for rate in (said.rps, said.rpm and said.rpm / 60) if rate), default=there.rps or 1.0)
+    return {
+        "concurrency": next(int(most) for most in at_once if most is not None),
+        "interval_us": round(1e6 / (per_second * throttle.SHARE)),
+        "tpm": said.tpm or there.tpm,
+        "tpd": said.tpd or there.tpd,
+    }
+
+
+def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
+    """Makes the rows of all lanes and owners agree with the catalog and the settings; keeps what they learned."""
+    owners = dict.fromkeys(account.owner for account in settings.all_accounts)
+    connection.execute(_SYNC_OWNER, [{"name": owner, "alert_url": settings.alert_url} for owner in owners])
+    if rows := list(_rows(catalog, settings)):
+        connection.execute(_SYNC_LANE, rows)
 
 
 def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime) -> Booking:
@@ -72,7 +107,7 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
     since smaller calls may fit.
     """
     said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
-    said |= {"tokens": wanted, "on_day": tokens.day(now)} if wanted is not None else {}
+    said |= {"tokens": wanted, "on_day": throttle.day(now)} if wanted is not None else {}
     if job.lane_id is not None:
         throttle.lock(connection, job.lane_id)  # then look: other calls of the lane are on record by now
     row = connection.execute(_RESERVE if wanted is None else _RESERVE_TOKENS, said).one_or_none()
@@ -81,33 +116,24 @@ def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime)
     lane = connection.execute(_MAY_CREATE if wanted is None else _MAY_CREATE_TOKENS, said).one()
     if lane.may_create and lane.is_spent:
         return _spent(connection, lane, wanted, now)
-    is_near = lane.may_create and lane.free_at <= now + NEAR
-    return Booking(None, max(lane.free_at, now + _AHEAD) if is_near else None)
+    return Booking(None, max(lane.free_at, now + _AHEAD) if lane.may_create and lane.is_near else None)
 
 
 def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None = None) -> Sequence[Row[Any]]:
-    """Every lane with what it is allowed, what is in use and waits, and what stops it; of one project, or of all."""
-    counted = [Job.project_id == project_id] if project_id else []
-    in_use = select(func.count()).where(Job.lane_id == Lane.id, holds_slot(), *counted).scalar_subquery()
-    queued = (
-        select(func.count())
-        .where(Job.state == State.QUEUED, Job.mode != Mode.PARENT, Job.model == Lane.model, *counted)
-        .scalar_subquery()
-    )
+    """Every lane with what it is allowed, what is in use and waits, and its `obstacles`; of one project, or of all."""
+    of_project = [Job.project_id == project_id] if project_id else []
+    queued = select(func.count()).where(in_line(), Job.model == Lane.model, *of_project).scalar_subquery()
     at = moment(now)
     statement: Select[Any] = (
         select(
             *Lane.__table__.c,
             throttle.concurrency(at).label("allowed"),
             throttle.pace(at).label("pace_now"),
-            in_use.label("in_use"),
+            used(*of_project).label("in_use"),
             queued.label("queued"),
-            tokens.ahead(at).label("tokens_ahead"),
-            tokens.today(now).label("tokens_today"),
-            Owner.paused_at.label("owner_paused_at"),
-            Owner.stopped_at,
-            Owner.stopped_until,
-            Owner.stopped_why,
+            throttle.tokens_ahead(at).label("tokens_ahead"),
+            throttle.tokens_today(now).label("tokens_today"),
+            *obstacles(at),
         )
         .join(Owner, Owner.name == Lane.owner)
         .order_by(Lane.model, Lane.region, Lane.owner)
@@ -115,19 +141,40 @@ def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None =
     return connection.execute(statement).all()
 
 
-def used() -> ColumnElement[int]:
-    """A lane's slots in use."""
-    return select(func.count()).where(Job.lane_id == Lane.id, holds_slot()).scalar_subquery()
+def obstacles(now: ColumnElement[datetime]) -> tuple[ColumnElement[Any], ...]:
+    """What may hold up all creates of a lane, as columns of it and its owner; `jobs.waiting` puts them into words.
+
+    `booked_until` is set where the lane is not near; whether an account's stop lets a job through to try is not told.
+    """
+    return (
+        Owner.paused_at.is_not(None).label("all_paused"),
+        throttle.paused_by_person().label("lane_paused"),
+        Owner.stopped_at.expression,
+        Owner.stopped_until.expression,
+        Owner.stopped_why.expression,
+        throttle.is_parked(now).label("is_parked"),
+        case((~is_near(now), throttle.FREE_AT)).label("booked_until"),
+    )
+
+
+def used(*of: ColumnElement[bool]) -> ColumnElement[int]:
+    """A lane's slots in use; by the jobs of which `of` is true."""
+    return select(func.count()).where(Job.lane_id == Lane.id, holds_slot(), *of).scalar_subquery()
 
 
 def holds_slot() -> ColumnElement[bool]:
-    """Whether a job uses a slot: by its state, or held with a call whose outcome nobody knows."""
-    return or_(Job.state.in_(SLOTTED), and_(Job.state == State.HELD, Job.held_from == State.UNCERTAIN))
+    """Whether a job uses a slot: it is admitted, or the provider may have a task of its."""
+    return or_(work.in_states(State.ADMITTED), throttle.in_flight())
 
 
-def is_near(now: ColumnElement[datetime]) -> ColumnElement[bool]:
+def in_line(job: Any = Job) -> ColumnElement[bool]:
+    """Whether a job waits in its model's line for a slot, as a parent never does; literals, for the partial index."""
+    return and_(job.state == literal_column("'queued'"), job.mode != literal_column("'parent'"))
+
+
+def is_near(now: ColumnElement[datetime], free_at: ColumnElement[datetime] = throttle.FREE_AT) -> ColumnElement[bool]:
     """Whether the lane is booked no further ahead than a minute: who is admitted beyond that would wait in vain."""
-    return now + NEAR >= tokens.FREE_AT
+    return now + _NEAR >= free_at
 
 
 def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: datetime) -> Booking:
@@ -137,27 +184,57 @@ def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: date
     if lane.left > lane.tpd * _SMALL:
         return Booking(None, short=wanted)
     why = f"of the model's {lane.tpd} tokens a day too few are left"
-    throttle.park(connection, lane.id, tokens.renewal(now), why)
+    throttle.park(connection, lane.id, throttle.renewal(now), why)
     return Booking(None)
 
 
-def _in(state: State) -> Exists:
+def _rows(catalog: Catalog, settings: Settings) -> Iterator[dict[str, Any]]:
+    """The lanes of all accounts, one of each owner, region and model."""
+    seen = set()
+    for account in settings.all_accounts:
+        for model in catalog.every:
+            key = (account.owner, account.region, model.id)
+            if model.region(account.region) and key not in seen:
+                seen.add(key)
+                lane = {"owner": account.owner, "region": account.region, "model": model.id, "account": account.name}
+                yield lane | limits(settings, model, account.region)
+
+
+def _in(state: State) -> ColumnElement[bool]:
     """Whether the lane has a job in that state."""
-    return exists().where(Job.lane_id == Lane.id, text(f"jobs.state = '{state}'"))
+    return exists().where(Job.lane_id == Lane.id, work.in_states(state))
 
 
-# Built once: to build a statement costs more than to run it.
+# Statements are built once: to build one costs more than to run it.
+
+_OWNER = upsert(Owner)
+# makes an owner, and tells where its alarms go
+_SYNC_OWNER = _OWNER.on_conflict_do_update(
+    index_elements=[Owner.name],
+    set_={"alert_url": _OWNER.excluded.alert_url},
+    where=Owner.alert_url.is_distinct_from(_OWNER.excluded.alert_url),
+)
+_LANE = upsert(Lane)
+# makes a lane, or sets its limits anew: what was booked and parked under others is forgotten
+_SYNC_LANE = _LANE.on_conflict_do_update(
+    index_elements=[Lane.owner, Lane.region, Lane.model],
+    set_={name: _LANE.excluded[name] for name in _CONFIGURED}
+    | {
+        "next_at": func.least(Lane.next_at, func.now()),
+        "tokens_at": func.least(Lane.tokens_at, func.now()),
+        "parked_until": None,
+        "parked_why": None,
+    },
+    where=or_(*(Lane.__table__.c[name].is_distinct_from(_LANE.excluded[name]) for name in _CONFIGURED)),
+)
 
 _NOW = bindparam("now", type_=DateTime(timezone=True))
 _INTERVAL = (Lane.interval_us / throttle.pace(_NOW)) * _MICROSECOND
 _IN_FLIGHT = select(func.count()).where(Job.lane_id == Lane.id, throttle.in_flight()).scalar_subquery()
+# whether an admitted job's call may be made in the lane now
 _OPEN = and_(
     throttle.is_open(_NOW),
-    exists().where(
-        Owner.name == Lane.owner,
-        Owner.paused_at.is_(None),
-        or_(Owner.stopped_at.is_(None), Owner.probe == bindparam("job")),
-    ),
+    exists().where(Owner.name == Lane.owner, account_stops.lets_through(bindparam("job"))),
     exists().where(Project.id == bindparam("project"), Project.paused_at.is_(None)),
     or_(Lane.ceiling.is_(None), throttle.concurrency(_NOW) > _IN_FLIGHT),
 )
@@ -175,14 +252,14 @@ def _reserving(free_at: ColumnElement[datetime], *fits: ColumnElement[bool]) -> 
             *fits,
         )
         .values(next_at=func.greatest(free_at, _NOW) + _INTERVAL, passed=Lane.passed + 1)
-        .returning((Lane.next_at - _INTERVAL).label("at"), tokens.IS_COUNTED.label("is_counted"))
+        .returning((Lane.next_at - _INTERVAL).label("at"), throttle.COUNTS_TOKENS.label("is_counted"))
     )
 
 
 def _asking(free_at: ColumnElement[datetime], is_spent: ColumnElement[bool], left: ColumnElement[Any]) -> Select[Any]:
     """What kept a create from being booked."""
     said: list[ColumnElement[Any]] = [
-        *(Lane.id.expression, Lane.tpd.expression, free_at.label("free_at")),
+        *(Lane.id.expression, Lane.tpd.expression, free_at.label("free_at"), is_near(_NOW, free_at).label("is_near")),
         *(_OPEN.label("may_create"), is_spent.label("is_spent"), left.label("left")),
         _in(State.SUBMITTING).label("calls_out"),
     ]
@@ -190,6 +267,6 @@ def _asking(free_at: ColumnElement[datetime], is_spent: ColumnElement[bool], lef
 
 
 _RESERVE = _reserving(Lane.next_at.expression)
-_RESERVE_TOKENS = _reserving(tokens.FREE_AT, ~tokens.IS_SPENT).values(tokens.BOOKED)
+_RESERVE_TOKENS = _reserving(throttle.FREE_AT, ~throttle.IS_SPENT).values(throttle.BOOKED)
 _MAY_CREATE = _asking(Lane.next_at.expression, literal(False), literal(0))
-_MAY_CREATE_TOKENS = _asking(tokens.FREE_AT, tokens.IS_SPENT, tokens.LEFT)
+_MAY_CREATE_TOKENS = _asking(throttle.FREE_AT, throttle.IS_SPENT, throttle.LEFT)

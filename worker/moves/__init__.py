@@ -37,9 +37,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker import document, money, text, timeouts, webhooks
+from worker import document, money, text, webhooks, work
 from worker.errors import ClaimLost
-from worker.lanes import account_stops, slots, throttle, tokens
+from worker.lanes import account_stops, slots, throttle
 from worker.moves import children
 from worker.states import TERMINAL, HeldFor, Mode, Move, State, may
 from worker.tables import Attempt, Event, Job, Lane, Output, Project
@@ -181,13 +181,13 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         "attempts": move.attempt["number"],
         "unproven": False,
         # a whole lease for the call: what came before it may have used this one up
-        "run_at": now + timeouts.LEASES["call" if job.mode == Mode.CALL else "submit"],
+        "run_at": now + work.of_create(job.mode),
     }
     begun = _moving(tuple(columns), counts=True).where(~Job.cancel_requested)
     row = connection.execute(begun, _bound(job, columns)).mappings().one_or_none()
     if row is None:
         if booking.tokens and job.lane_id:
-            tokens.settle(connection, job.lane_id, -booking.tokens, now, now)
+            throttle.settle_tokens(connection, job.lane_id, -booking.tokens, now, now)
         return _not_begun(connection, job, move, now)
     moved = Job.of(row)
     sent = {"job_id": job.id, "project_id": job.project_id, "sent_at": booking.at, "tokens": booking.tokens}
@@ -251,7 +251,7 @@ def _guard(job: Job, said: dict[str, Any]) -> str:
 def _settle_tokens(connection: Connection, job: Job, attempt: Row[Any], used: int, now: datetime) -> None:
     """Where the lane's tokens are limited; told a second time, an answer makes no difference."""
     if attempt.booked is not None and attempt.booked != used and job.lane_id:
-        tokens.settle(connection, job.lane_id, used - attempt.booked, attempt.sent_at, now)
+        throttle.settle_tokens(connection, job.lane_id, used - attempt.booked, attempt.sent_at, now)
 
 
 def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:

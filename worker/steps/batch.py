@@ -1,33 +1,36 @@
 """The steps of a provider batch: a child that is one file of many calls.
 
-It goes through the states of any task, with other calls: the file is uploaded before anything is on record, since that
-costs nothing and may be done again; the batch is created once, under its attempt's id as its name, so that one whose
+It goes through the states of any task, with calls of its own. The file is uploaded before the create is on record:
+that costs nothing and may be done again. The batch is created once, with its attempt's id as its name, and one whose
 answer was lost is found by that name. What it cost is read from its results as they pass into the bucket.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from worker import log, moves, storage, timeouts
+from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope import responses
 from worker.dashscope.batches import Batch
 from worker.dashscope.responses import Accepted, Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
-from worker.kinds import Request
+from worker.kinds import Request, answers
 from worker.states import HeldFor, Move, State
 from worker.steps import create as creating
-from worker.steps.batch_bill import Bill
 from worker.tables import Job
 
 _LOOKS = timedelta(seconds=10), timedelta(minutes=5)  # between two looks: a tenth of its age, within these
 _RESULTS_KEPT = timedelta(days=7)  # for which the results are asked for; the provider lists batches for 30 days
 _CREATES = 3  # that were lost and proved absent, before a person looks
 _FILES_COME = timedelta(hours=1)  # after an end that names no file of answers, though there must be one
+_LONGEST = 4 << 20  # bytes of a line of results that are read; no answer is as long
 _AT_WORK = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 _ENDS = frozenset({"completed", "failed", "expired", "cancelled"})
 _TOO_MANY = 429
@@ -35,27 +38,51 @@ _TOO_MANY = 429
 _log = log.get(__name__)
 
 
+@dataclass
+class Bill:
+    """What the lines of a results file used, counted as they pass, by the tier of prices of each.
+
+    Memory is bounded and time is linear, whatever the file is: a line that is too long is cut, and counts as nothing.
+    """
+
+    model: Model
+    by_tier: dict[str | None, Counter[str]] = field(default_factory=dict)
+
+    def read(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks, unchanged."""
+        line = bytearray()
+        for chunk in chunks:
+            rest, *others = chunk.split(b"\n")
+            line += rest[: _LONGEST - len(line)]
+            for other in others:
+                self._count(line)
+                line = bytearray(other[:_LONGEST])
+            yield chunk
+        self._count(line)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """What all of them used."""
+        return dict(sum(self.by_tier.values(), Counter()))
+
+    def cost(self, region: str, now: datetime) -> int | None:
+        """What they cost, micro-CNY: rounded once a tier; None where a tier has no price."""
+        used = [Usage({**units, "tier": tier}) for tier, units in self.by_tier.items()]
+        micros = [self.model.price(usage, region, now.date()) for usage in used]
+        known = [amount for amount in micros if amount is not None]
+        return sum(known) if len(known) == len(micros) else None
+
+    def _count(self, line: bytearray) -> None:
+        body = responses.field(responses.field(responses.read(bytes(line)), "response"), "body")
+        used = answers.tokens(responses.field(body, "usage"))
+        if used:
+            tier = self.model.token_tier(used.get("input_tokens"))
+            self.by_tier.setdefault(tier, Counter()).update(used)
+
+
 def create(ctx: Context, job: Job, clock: Clock) -> Moves:
     """The create call of its file, which is uploaded first."""
     yield from creating.made(ctx, job, clock, _WAY)
-
-
-def ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
-    """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
-    file_id = ctx.handover.lines(ctx.client(job), job)
-    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt["id"])})
-
-
-def call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
-    """The create call, once; its ends are those of any create."""
-    asked = request.body
-    ctx.handover.forget(job)
-    said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
-    if isinstance(said, Refused):
-        if said.http_status == _TOO_MANY:
-            ctx.handover.remember(job, asked["file"])
-        return said
-    return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
 
 
 def accepted(job: Job, move: Move, now: datetime) -> Move:
@@ -65,22 +92,7 @@ def accepted(job: Job, move: Move, now: datetime) -> Move:
     return replace(move, run_at=now + _LOOKS[0], columns={**move.columns, "deadline_at": now + span + timeouts.LINKS})
 
 
-def find(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """What became of a create whose answer was lost."""
-    yield found(ctx, job, clock)
-
-
-def look(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """A look at the batch."""
-    yield looked(ctx, job, clock)
-
-
-def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Its results in the bucket, and what they cost."""
-    yield copied(ctx, job, clock)
-
-
-def found(ctx: Context, job: Job, clock: Clock) -> Move:
+def find(ctx: Context, job: Job, clock: Clock) -> Move:
     """What became of a create whose answer was lost: the batch of its name, or proof that there is none."""
     attempt, now = ctx.answer_of(job), clock()
     assert attempt is not None, "no job is uncertain without an attempt"
@@ -110,8 +122,8 @@ def found(ctx: Context, job: Job, clock: Clock) -> Move:
     return Move(State.QUEUED, "no batch has its name: none was made", now, {"billed": "no"}, absent)
 
 
-def looked(ctx: Context, job: Job, clock: Clock) -> Move:
-    """One look at the batch; asked to stop first, where nobody wants it: what is done by then is billed."""
+def look(ctx: Context, job: Job, clock: Clock) -> Move:
+    """One look at the batch, which is asked to stop first where nobody wants it: what is done by then is billed."""
     batches, now = ctx.client(job).batches, clock()
     try:
         batch = batches.cancel(job.task_id or "") if job.cancel_requested else batches.get(job.task_id or "")
@@ -131,8 +143,8 @@ def looked(ctx: Context, job: Job, clock: Clock) -> Move:
     return _failed(batch, now)
 
 
-def copied(ctx: Context, job: Job, clock: Clock) -> Move:
-    """The move that follows, once its results are in the bucket."""
+def copy(ctx: Context, job: Job, clock: Clock) -> Move:
+    """Its results into the bucket, and what they cost."""
     model, outputs = ctx.catalog.model(job.model), []
     bill = Bill(model)
     deadline = timeouts.copying(clock() - job.state_at).total_seconds()
@@ -151,23 +163,41 @@ def copied(ctx: Context, job: Job, clock: Clock) -> Move:
     )
 
 
+def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
+    """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
+    file_id = ctx.handover.lines(ctx.client(job), job)
+    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt["id"])})
+
+
+def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
+    """The create call, once; its ends are those of any create."""
+    asked = request.body
+    ctx.handover.forget(job)
+    said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
+    if isinstance(said, Refused):
+        if said.http_status == _TOO_MANY:
+            ctx.handover.remember(job, asked["file"])
+        return said
+    return Accepted(said.id, said.status, said.request_id, {}, {}, said.body)
+
+
 def _running(job: Job, batch_id: str, why: str, said: dict[str, Any], now: datetime) -> Move:
     columns = {"task_id": batch_id, "started_at": now, "billed": "unknown", "polls": 0, "error": None}
     return accepted(job, Move(State.RUNNING, why, columns=columns, attempt=said or None), now)
 
 
 def _waited(ctx: Context, job: Job, batch: Batch, now: datetime) -> Move:
-    """The wait until the next look; also at what is said in words that we do not know, since it is no end."""
+    """The wait until the next look; a status that we do not know is waited on too, since it is no end."""
     if batch.status not in _AT_WORK and batch.status not in ctx.strange:
         ctx.strange.add(batch.status)
-        _log.warning("the provider says of a batch what we do not know: it is waited on", status=batch.status)
+        _log.warning("the provider names an unknown status of a batch: it is waited on", status=batch.status)
     if job.deadline_at is not None and now > job.deadline_at:
         return _unseen(job, f"it says {batch.status}", now)
     return Move(State.RUNNING, run_at=_again(job, now), columns={"task_status": batch.status})
 
 
 def _lacks_answers(batch: Batch) -> bool:
-    """Whether lines were done, and are billed, of which the batch names no file."""
+    """Whether lines were done, and are billed, and the batch names no file of them."""
     is_done = batch.completed > 0 or (batch.status == "completed" and not batch.error_file_id)
     return is_done and not batch.output_file_id
 
@@ -225,6 +255,7 @@ def _failed(batch: Batch, now: datetime) -> Move:
 
 
 def _unseen(job: Job, why: str, now: datetime) -> Move:
+    """The wait after a look that told nothing; the end of the job, a day after the batch's window."""
     if job.deadline_at is None or now < job.deadline_at:
         return Move(State.RUNNING, run_at=_again(job, now))
     message = f"the batch was not seen to end by a day after its window: {why}"
@@ -247,4 +278,4 @@ def _again(job: Job, now: datetime) -> datetime:
 
 
 _LOOK = "look the batch up in the console of the account that made it"
-_WAY = creating.Way(ready, call, accepted)
+_WAY = creating.Way(_ready, _call, accepted)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import kinds, storage, timeouts
-from worker.context import Clock, Context, Moves
+from worker import document, kinds, storage, timeouts
+from worker.context import Clock, Context
 from worker.dashscope.responses import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Source
@@ -18,41 +17,38 @@ from worker.steps.finish import links_expire
 from worker.tables import Job
 
 
-def step(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Brings what was made into the bucket, links or words."""
+def step(ctx: Context, job: Job, clock: Clock) -> Move:
+    """Copies every output into the bucket, links or words; all are on record once they are there and checked."""
     if job.result is not None and not job.sources:
-        yield _written(ctx, job, clock)
-    else:
-        yield from copy(ctx, job, clock)
-
-
-def copy(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Copies every output into the bucket, and tells them all at once when all are there and checked."""
+        return _written(ctx, job, clock)
     now, dies_at = clock(), job.links_expire_at or clock() + timeouts.LINKS
     if now >= dies_at + timeouts.RELINK:  # with room for clocks that differ, and for asking for the link again
         last = (job.error or {}).get("message", "")
-        yield _expired(job, f"the links died before their outputs could be copied. {last}".strip())
-        return
+        return _expired(job, f"the links died before their outputs could be copied. {last}".strip())
     if not job.sources:
         failure = Failure("no_output", ErrorClass.PROVIDER, "the task succeeded without any output", billed=job.billed)
-        yield Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
-        return
+        return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
     deadline = timeouts.copying(now - job.state_at)
-    stored = ctx.stored(job) if len(job.sources) > 1 else frozenset()
+    stored = _stored(ctx, job) if len(job.sources) > 1 else frozenset()
     outputs: list[dict[str, Any]] = []
     try:
         for n, source in enumerate(job.sources):
             if n not in stored:
                 outputs.append(_copied(ctx, job, n, Source(**source), deadline))
     except storage.LinkDead as dead:
-        yield _relinked(ctx, job, str(dead), clock, outputs)
+        return _relinked(ctx, job, str(dead), clock, tuple(outputs))
     except (storage.BadSource, storage.SourceTrouble, storage.StorageTrouble) as trouble:
-        # a source of a wrong type or host too: it is paid for, and a person can set that right while the link lives
-        # what is stored stays stored, whatever becomes of the rest
+        # a source of a wrong type or host is tried again too: it is paid for, and a person can set that right while the
+        # link lives; what is stored stays stored
         error = {"error": _trouble(trouble)}
-        yield Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
-    else:
-        yield Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+        return Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
+    return Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+
+
+def _stored(ctx: Context, job: Job) -> frozenset[int]:
+    """The numbers of the job's outputs that are in the bucket already."""
+    outputs = ctx.read(lambda connection: document.outputs(connection, [job]))
+    return frozenset(output.n for output in outputs[job.id])
 
 
 def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta) -> dict[str, Any]:
@@ -62,7 +58,7 @@ def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta)
 
 
 def _written(ctx: Context, job: Job, clock: Clock) -> Move:
-    """An answer in words as an object, so that it is in the bucket like all else."""
+    """Writes an answer in words as an object of its own."""
     body = json.dumps(job.result, ensure_ascii=False, indent=2).encode()
     key = f"{storage.stem(job)}/0-answer.json"
     try:
@@ -72,16 +68,15 @@ def _written(ctx: Context, job: Job, clock: Clock) -> Move:
     return Move(State.SUCCEEDED, columns={"error": None}, outputs=(storage.row(0, "answer", stored, None),))
 
 
-def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, outputs: Sequence[dict[str, Any]] = ()) -> Move:
-    """Asks once for the link again, while the provider still keeps the task; `outputs` are what was stored."""
-    kept = tuple(outputs)
+def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, kept: tuple[dict[str, Any], ...]) -> Move:
+    """Asks once for the link again, while the provider still keeps the task; `kept` are the outputs that are stored."""
     if job.relinked or job.task_id is None:
         return replace(_expired(job, dead), outputs=kept)
     try:
         seen = ctx.client(job).task(job.task_id)
     except CallFailed:
-        return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
-    if isinstance(seen, Refused):
+        seen = None
+    if seen is None or isinstance(seen, Refused):
         return Move(State.COPYING, run_at=_backoff(job, clock), outputs=kept)
     sources = kinds.call(job.kind).outputs(seen.output)
     if not sources:
@@ -104,9 +99,9 @@ def _trouble(trouble: NoriaError) -> dict[str, Any]:
     return Failure(trouble.code, cls, str(trouble), retryable=True, billed="yes").as_json()
 
 
-_EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look for what kept the bucket from taking it"
-
-
 def _backoff(job: Job, clock: Clock) -> datetime:
     now = clock()
     return now + timeouts.backoff(now - job.state_at)
+
+
+_EXPIRED_HINT = "the output was made and billed, and its link lives 24 h; look for what kept the bucket from taking it"

@@ -1,7 +1,7 @@
 """The create call: made once, and what becomes of a job by its answer.
 
 `submitting` is on record before the call leaves, so whoever finds the row later knows that it may have been made. A
-provider batch goes the same way with calls of its own, which `batch` hands in.
+provider batch goes the same way, with calls of its own (`batch`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import kinds, moves, text, timeouts
+from worker import attempts, kinds, moves, text, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope import errors, responses
@@ -21,15 +21,15 @@ from worker.dashscope.responses import Accepted, Refused, ServerTrouble, TaskSee
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
 from worker.kinds import Request
-from worker.lanes import query_budget, tokens
+from worker.lanes import query_budget, throttle
 from worker.states import Mode, Move, State
 from worker.steps import finish
 from worker.tables import Job
 
-_NO_TOKENS = {"tokens": 0}  # what was booked of the lane's is given back
-_REPEATS = 5  # calls without an answer, the first among them, of a kind that is made again
+_NO_TOKENS = {"tokens": 0}  # those that were booked are given back to the lane
+_REPEATS = 5  # calls without an answer, the first among them, where they may be made again
 
-# What a refused create holds back, and for how long, until the next one is tried.
+# verdicts that end a job, and how long others make its lane wait
 _FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
 _PAUSES = {
     Scope.RATE: timedelta(seconds=5),
@@ -41,9 +41,9 @@ _PAUSES = {
 
 @dataclass(frozen=True)
 class Way:
-    """How a create goes.
+    """How a create is made: the functions in which a task and a batch differ.
 
-    `ready` (ctx, job, request, attempt) → the request as it can be sent; nothing is made by that
+    `ready` (ctx, job, request, attempt) → the request as it can be sent; makes nothing
     `call`  (ctx, job, request) → the answer
     `taken` (job, move, now) → the move of an accepted call, with this way's own times
     """
@@ -59,18 +59,18 @@ def step(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
-    """The same, in a way that is handed in."""
+    """The same, in that way."""
     if job.cancel_requested:
         yield moves.canceled(job)
         return
     model, kind = ctx.catalog.model(job.model), kinds.call(job.kind)
     wanted = kind.input.model_validate(job.input)
     request = kind.request(model, job.region or "", wanted)
-    said = attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
+    said = _attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
     try:
         request = way.ready(ctx, job, request, said)
     except NoriaError as trouble:
-        yield not_ready(job, trouble, clock)
+        yield _not_ready(job, trouble, clock)
         return
     job = yield Move(State.SUBMITTING, attempt=said)
     if job.state != State.SUBMITTING:  # the lane makes it wait, or it was canceled
@@ -78,22 +78,22 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
     sent_at = job.submitted_at or clock()
     clock.wait_until(sent_at)
     if clock() > sent_at + timeouts.SEND:
-        # The process was stopped here. Others may have proved by now that nothing was made, and made the call again.
-        yield again(job, clock, "not sent: the worker woke too late for it", {})
+        # The process was stopped here: by now, others may have proved that nothing was made, and made the call again.
+        yield _again(job, clock, "not sent: the worker woke too late for it", {})
         return
     yield _called(ctx, job, request, way, clock)
 
 
-def lapsed(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """The worker that made the call is gone, and its answer with it, unless it is on the attempt's row.
+def lapsed(_: Context, __: Job, clock: Clock) -> Move:
+    """The worker that made the call is gone, and the answer with it, unless it is on the attempt's row.
 
-    Or it lives, and the database was away: then the answer comes in a moment.
+    Or the worker lives and the database was away: then the answer comes in a moment.
     """
     why = "the worker stopped while the create call was out"
-    yield Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
+    return Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
 
 
-def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
+def _attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
     account = ctx.account(job)
     return {
         "id": uuid.uuid4(),
@@ -107,7 +107,7 @@ def attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[st
     }
 
 
-def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
+def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
     said = {"outcome": "accepted", "http_status": 200, "request_id": answer.request_id, "task_id": answer.task_id}
     if answer.task_id is None:
         made = TaskSeen("SUCCEEDED", answer.output, answer.usage, answer.request_id, answer.body)
@@ -128,8 +128,8 @@ def accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
     return Move(State.RUNNING, run_at=first, columns=columns, attempt=said)
 
 
-def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
-    """A definite no: nothing was made. What follows is the error table's word."""
+def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
+    """A definite no: nothing was made. What follows is looked up in the table of errors."""
     row = errors.classify(refused.http_status, refused.code, refused.message)
     failure = errors.failure(row, refused.code, refused.message, refused.request_id)
     if row.code == "model_not_served":
@@ -149,7 +149,7 @@ def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     if row.code == "wrong_mode" and ctx.catalog.model(job.model).variant:
         # the account may not call it so: others need not find that out for themselves
         return Move(State.FAILED, failure.message, columns=columns, attempt=said, unserved=failure.message)
-    if row.verdict in _FINAL or (row.tries is not None and ctx.refusals(job, refused.code) >= row.tries):
+    if row.verdict in _FINAL or (row.tries is not None and _refusals(ctx, job, refused.code) >= row.tries):
         return Move(State.FAILED, failure.message, columns=columns, attempt=said)
     if row.verdict is Verdict.RETRY:
         return Move(
@@ -162,19 +162,23 @@ def refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)
 
 
-def again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
-    """Nothing left this machine, so the call may be made again."""
+def _refusals(ctx: Context, job: Job, code: str) -> int:
+    return ctx.read(lambda connection: attempts.refusals(connection, job, code))
+
+
+def _again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
+    """The next try of a call that never left this machine."""
     closed = {"outcome": "not_sent", "billed": "no", "closed_at": clock(), **_NO_TOKENS, **said}
     return Move(State.QUEUED, why, timeouts.create_again(job.attempts, clock()), attempt=closed)
 
 
-def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
-    """Before the call: what it names could not be handed to the provider. Worth waiting for, unless it is gone.
+def _not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
+    """An input could not be given to the provider: the job waits and keeps its slot, or fails where the input is gone.
 
-    With its slot, since a try is soon; a provider that refuses the file by its own word has the last one.
+    Where the provider's own error refuses the file, what follows is looked up in the table of errors.
     """
     if isinstance(trouble, FileRefused) and trouble.refused.code and responses.is_definite(trouble.refused):
-        return _not_taken(job, trouble.refused, clock())
+        return _not_taken(trouble.refused, clock())
     is_gone = isinstance(trouble, NotFound)
     cls = ErrorClass.VALIDATION if is_gone else ErrorClass.STORAGE
     failure = Failure("input_gone" if is_gone else trouble.code, cls, str(trouble), retryable=not is_gone)
@@ -184,7 +188,7 @@ def not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
     return Move(State.ADMITTED, run_at=again_at, columns={"error": failure.as_json()})
 
 
-def unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], clock: Clock) -> Move:
+def _unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], clock: Clock) -> Move:
     known = {name: said.get(name) for name in ("http_status", "code", "request_id")}
     attempt = {**known, "outcome": "unknown", "message": str(error)}
     if ctx.catalog.model(job.model).repeatable:
@@ -193,9 +197,10 @@ def unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], cloc
 
 
 def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: Clock) -> Move:
-    """A call that cannot be looked up is made again, since it is cheap; but each may be paid for, so not for ever."""
+    """A call that is in no list is made again, since it is cheap; only a few times, since each may be billed."""
     closed = {**attempt, "billed": "unknown", "closed_at": clock()}
-    if ctx.unanswered(job) + 1 < _REPEATS:  # this one, which is not on record yet, is one of them
+    before = ctx.read(lambda connection: attempts.unanswered(connection, job))
+    if before + 1 < _REPEATS:  # this one, which is not on record yet, is one of them
         return Move(State.QUEUED, why, timeouts.create_again(job.attempts, clock()), {"billed": "unknown"}, closed)
     message = f"{_REPEATS} calls went without an answer, and each may be billed: {why}"
     failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
@@ -203,8 +208,8 @@ def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: C
     return Move(State.FAILED, message, columns=columns, attempt=closed)
 
 
-def _not_taken(job: Job, refused: Refused, now: datetime) -> Move:
-    """A file that was refused: nothing was made. What is to be waited for is waited for without a slot."""
+def _not_taken(refused: Refused, now: datetime) -> Move:
+    """The provider refused the job's file: nothing was made. A wait for that is without a slot."""
     row = errors.classify(refused.http_status, refused.code, refused.message)
     failure = errors.failure(row, refused.code, refused.message, refused.request_id)
     columns = {"error": failure.as_json()}
@@ -212,13 +217,13 @@ def _not_taken(job: Job, refused: Refused, now: datetime) -> Move:
         return Move(State.FAILED, failure.message, columns=columns)
     until, why = _until(row, refused, now), f"its file was not taken: {failure.message}"
     if row.scope is Scope.DAILY or (row.verdict is Verdict.STOP_ACCOUNT and row.scope):
-        # The lane rests, since its other jobs' files would fare no better; the job goes on when a person lets that go.
+        # The lane rests, since its other jobs' files would be refused too.
         return Move(State.QUEUED, why, now, columns, throttled=(row.scope, until, failure.message))
     return Move(State.QUEUED, why, until, columns)
 
 
 def _misrouted(ctx: Context, job: Job) -> str:
-    """A model that does not exist is one that the account's region does not serve, or serves by another name."""
+    """The hint where a model does not exist: the account's region does not serve it, or by another name."""
     model = ctx.catalog.model(job.model)
     places = ", ".join(f"{region} ({there.id})" for region, there in model.regions.items())
     return (
@@ -230,7 +235,7 @@ def _misrouted(ctx: Context, job: Job) -> str:
 def _until(row: errors.Row, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
     if row.scope is errors.Scope.DAILY:
-        return tokens.renewal(now)
+        return throttle.renewal(now)
     pause = _PAUSES.get(row.scope, timeouts.PROBE) if row.scope else timeouts.PROBE
     return now + max(timeouts.spread(pause), timedelta(seconds=refused.retry_after or 0))
 
@@ -242,7 +247,7 @@ def _tokens(model: Model, estimate: Usage) -> int | None:
 
 
 def _ready(ctx: Context, job: Job, request: Request, _: dict[str, Any]) -> Request:
-    """The request with what the provider can follow in place of our keys; nothing is made by that."""
+    """The request, with links or uploads that the provider can follow in place of our keys."""
     return ctx.handover.request(ctx.client(job), job, request)
 
 
@@ -256,14 +261,14 @@ def _called(ctx: Context, job: Job, request: Request, way: Way, clock: Clock) ->
     try:
         answer = way.call(ctx, job, request)
     except NotSent as error:
-        return again(job, clock, f"not sent: {error}", {"message": str(error)})
+        return _again(job, clock, f"not sent: {error}", {"message": str(error)})
     except ServerTrouble as error:
-        return unknown(ctx, job, error, asdict(error.refused), clock)
+        return _unknown(ctx, job, error, asdict(error.refused), clock)
     except Ambiguous as error:
-        return unknown(ctx, job, error, {"request_id": error.request_id}, clock)
+        return _unknown(ctx, job, error, {"request_id": error.request_id}, clock)
     if isinstance(answer, Refused):
-        return refused(ctx, job, answer, clock)
-    return way.taken(job, accepted(ctx, job, answer, clock), clock())
+        return _refused(ctx, job, answer, clock)
+    return way.taken(job, _accepted(ctx, job, answer, clock), clock())
 
 
 def _as_it_is(_: Job, move: Move, __: datetime) -> Move:

@@ -1,54 +1,60 @@
-"""What became of a create call whose answer was lost. It is looked for, never blindly made again.
+"""What became of a create call whose answer was lost: it is looked for, never blindly made again.
 
 The provider has no idempotency key; its list of tasks is the only witness, and carries no prompt. So, in this order:
 
 1. The attempt's own row: a worker that lost its claim has written its answer there all the same.
 2. A listed task with the request id that came with the headers, or with the provider's error: that is ours.
 3. Candidates: tasks of our lane's model, created in the window, that no job has. One is ours when, finished, it
-   repeats what we asked (prompt, size, duration), and nobody else's open request in the window would fit it as well;
-   requests that are equal to the letter, in one project, may share their candidates out.
+   repeats what we asked (prompt, size, duration), and fits nobody else's open request in the window; requests of one
+   project that are equal to the letter may share their candidates out.
 4. Absent: a complete listing that began after sent + settle, over a window that had ended, and nothing in it can be
    ours (a finished task that repeats no prompt can be). Only then may the call be made again, and once.
-5. Otherwise a person decides (`held`), and the slot stays taken; so of a call that makes no task at all, and is too
-   dear to be made again unasked (a picture).
+5. Otherwise a person decides (`held`), and the slot stays taken. So it is of a call that makes no task at all, and is
+   too dear to be made again unasked (a picture).
 
-A failed task cost nothing, so it is as good as absent. No candidate is judged while it runs, nor while another call
-of the lane is out: its answer would beat our guess. Each of these shortcuts was tried in a model of the protocol, and
-paid twice or handed one tenant another's output.
+A failed task cost nothing, so it counts as absent. No candidate is judged while it runs, nor while another call of the
+lane is out: its answer would be worth more than our guess. Each of these shortcuts was tried in a model of the
+protocol, and paid twice or gave one tenant another's output.
+
+Each hour the account's list of the last day is held against all attempts (`sweep`), for tasks that the provider made
+and bills, and no job waits for: somebody else made them with our key, or a call that we took for lost. They are kept
+with what they cost, for `noria doctor` and whoever reads the log.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, or_, select
-
-from worker import kinds, moves, timeouts
-from worker.context import Clock, Context, Moves
+from worker import attempts, log, money, moves, timeouts
+from worker.catalog import UnknownModel
+from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
+from worker.kinds import KINDS, CallKind
+from worker.settings import Account
 from worker.states import HeldFor, Mode, Move, State
-from worker.steps import create, finish, task_list
-from worker.steps.task_list import REACH, Asked
+from worker.steps import create, finish, poll
+from worker.steps.poll import REACH, Asked
 from worker.tables import Attempt, Job
 
 SKEW = timedelta(minutes=6)  # between the provider's clock and Postgres's
 _PATIENCE = timedelta(minutes=1)  # for a place in the query budget
-_UNBILLED = frozenset({"FAILED", "CANCELED"})
 _AGAIN = timedelta(seconds=3), timedelta(seconds=60)  # between two looks: the first, and the longest
+_PRICED = 20  # finished tasks of one sweep whose price is asked for; that of the others is estimated
+_FREE = {"billed": "no"}
+
+_log = log.get(__name__)
 
 
 @dataclass(frozen=True)
 class _Rival:
     """Another attempt of the lane without a known task, whose call was out at about the same time."""
 
-    job_id: uuid.UUID
     project_id: uuid.UUID
-    state: str
+    is_out: bool
     request_hash: bytes
     request_id: str | None
     echoes: dict[str, Any]
@@ -62,23 +68,30 @@ class _Listing:
     proves_absence: bool
 
 
-def step(ctx: Context, job: Job, clock: Clock) -> Moves:
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep found: tasks that nobody owns and were not known to be so, and what they cost, micro-CNY."""
+
+    tasks: int
+    micros: int
+
+
+def step(ctx: Context, job: Job, clock: Clock) -> Move:
     """What became of the call, unless its answer is on record with the result in it, or it is cheap to make again."""
     attempt = ctx.answer_of(job)
     if attempt is not None and attempt.outcome == "accepted" and attempt.output and not attempt.task_id:
         made = TaskSeen("SUCCEEDED", attempt.output["output"], {}, attempt.request_id, attempt.output)
-        yield finish.succeeded(ctx, job, made, clock, {})
-    elif ctx.catalog.model(job.model).repeatable:
-        yield create.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
-    else:
-        yield from reconcile(ctx, job, clock)
-
-
-def reconcile(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """One look for the task of a lost answer; ends in a find, in proved absence, in a wait, or with a person."""
-    attempt = ctx.answer_of(job)
+        return finish.succeeded(ctx, job, made, clock)
+    if ctx.catalog.model(job.model).repeatable:
+        return create.repeated(ctx, job, "its call's answer was lost", {"outcome": "unknown"}, clock)
     assert attempt is not None, "no job is uncertain without an attempt"
-    yield _on_record(job, attempt, clock) or _judged(ctx, job, attempt, clock)
+    return _on_record(job, attempt, clock) or _judged(ctx, job, attempt, clock)
+
+
+def sweep(ctx: Context) -> Swept:
+    """Sweeps every account whose hour has come; one whose list does not come is swept again soon."""
+    found = [_swept(ctx, account, clock) for account, clock in _due(ctx)]
+    return Swept(sum(one.tasks for one in found), sum(one.micros for one in found))
 
 
 def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
@@ -91,6 +104,7 @@ def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
 
 
 def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
+    """What the provider's list says of the call."""
     began = clock()
     if job.mode == Mode.CALL:  # a list without it proves nothing, and another call would be paid for
         return _held("a call that answers with its result is in no list of tasks, so nobody can prove what it made")
@@ -98,37 +112,37 @@ def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
         return _held("the call is too old for the provider's list, so nobody can prove what became of it")
     try:
         listed = _list(ctx, job, attempt, began)
-    except NotTold as error:
-        return _later(ctx, job, attempt, clock, str(error))
+    except NotTold:
+        return _later(ctx, job, attempt, clock)
     mine = [row for row in listed.rows if attempt.request_id and row.request_id == attempt.request_id]
     if mine:
         return _adopted(job, mine[0], "the task has the call's request id", clock)
-    if (
-        attempt.request_id and attempt.code
-    ):  # the provider's own error named it, so the list has it, or nothing was made
+    if attempt.request_id and attempt.code:
+        # the provider's own error named it, so the list has it, or nothing was made
         return _absent(ctx, job, attempt, listed, clock)
-    # an id of headers alone may be a gateway's, of a page that says nothing of the call behind it
+    # an id of headers alone may be a gateway's, which knows nothing of the call behind it
     return _by_likeness(ctx, job, attempt, listed, clock)
 
 
 def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
-    rivals = _rivals(ctx, job, attempt)
-    if any(rival.state == State.SUBMITTING for rival in rivals):
-        return _later(ctx, job, attempt, clock, "another call of the lane is out")
+    """What the candidates say of the call, by what they repeat of their requests."""
+    rivals = _rivals(ctx, attempt)
+    if any(rival.is_out for rival in rivals):
+        return _later(ctx, job, attempt, clock)  # another call of the lane is out
     theirs = {rival.request_id for rival in rivals if rival.request_id}
-    candidates = [row for row in listed.rows if row.status not in _UNBILLED and row.request_id not in theirs]
+    candidates = [row for row in listed.rows if row.status not in finish.UNBILLED and row.request_id not in theirs]
     if any(row.status != "SUCCEEDED" for row in candidates):
-        return _later(ctx, job, attempt, clock, "a task that may be ours still runs")
+        return _later(ctx, job, attempt, clock)  # a task that may be ours still runs
     try:
         told = {row.task_id: _echoed(ctx, job, row) for row in candidates}
-    except NotTold as error:
-        return _later(ctx, job, attempt, clock, str(error))
-    mine = _echoes(ctx, job)
-    possible = [row for row in candidates if may_fit(mine, told[row.task_id])]
+    except NotTold:
+        return _later(ctx, job, attempt, clock)
+    mine = poll.echoes(ctx, job.kind, job.model, job.input)
+    possible = [row for row in candidates if _may_fit(mine, told[row.task_id])]
     others = [rival for rival in rivals if not _is_equal(job, attempt, rival)]
     for row in possible:
-        contested = any(may_fit(rival.echoes, told[row.task_id]) for rival in others)
-        if fits(mine, told[row.task_id]) and not contested:
+        contested = any(_may_fit(rival.echoes, told[row.task_id]) for rival in others)
+        if _fits(mine, told[row.task_id]) and not contested:
             return _adopted(job, row, "the task repeats what this call asked, and fits no other", clock)
     if possible and listed.proves_absence:
         return _held(f"{len(possible)} tasks may be this call's, and nothing proves whose they are")
@@ -140,70 +154,40 @@ def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     start, end = attempt.sent_at - SKEW, min(settled_at, began) + SKEW
     rows, total = dict[str, Listed](), 0
-    for page in task_list.pages(ctx, Asked(ctx.account(job).name, start, end, attempt.model), _PATIENCE):
+    for page in poll.pages(ctx, Asked(ctx.account(job).name, start, end, attempt.model), _PATIENCE):
         rows |= {row.task_id: row for row in page.rows}
         total = page.total
     complete = len(rows) == total
-    with ctx.engine.connect() as connection:
-        taken = bound(connection, attempt.owner, list(rows))
-    unbound = tuple(sorted((row for row in rows.values() if row.task_id not in taken), key=_created))
+    unbound = tuple(sorted(_unbound(ctx, attempt.owner, list(rows.values())), key=_created))
     return _Listing(unbound, complete and began > settled_at)
+
+
+def _unbound(ctx: Context, owner: str, rows: list[Listed]) -> list[Listed]:
+    """The listed tasks that no attempt has."""
+    with ctx.engine.connect() as connection:
+        taken = attempts.bound(connection, owner, [row.task_id for row in rows])
+    return [row for row in rows if row.task_id not in taken]
 
 
 def _created(row: Listed) -> float:
     return row.created_at.timestamp() if row.created_at else 0.0
 
 
-def bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[str]:
-    """Those of the tasks that an attempt has."""
-    statement = select(Attempt.task_id).where(Attempt.owner == owner, Attempt.task_id.in_(task_ids))
-    return {task_id for task_id in connection.execute(statement).scalars() if task_id}
-
-
-def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
+def _rivals(ctx: Context, attempt: Attempt) -> list[_Rival]:
     """The other attempts of the lane that may have made one of the tasks in the window."""
     settle = timedelta(seconds=ctx.settings.settle_seconds) + SKEW
-    statement = (
-        select(*_RIVAL)
-        .join(Job, Job.id == Attempt.job_id)
-        .where(
-            Attempt.owner == attempt.owner,
-            Attempt.model == attempt.model,
-            # what was called absent is a rival still: that verdict may have been wrong
-            or_(Attempt.closed_at.is_(None), Attempt.outcome == "absent"),
-            Attempt.task_id.is_(None),
-            Attempt.id != attempt.id,
-            Attempt.sent_at.between(attempt.sent_at - settle, attempt.sent_at + settle),
-        )
-    )
     with ctx.engine.connect() as connection:
-        rows = connection.execute(statement).all()
+        rows = attempts.rivals(connection, attempt, settle)
     return [
         _Rival(
-            job_id=row.id,
             project_id=row.project_id,
-            state=row.state if row.closed_at is None else "",
+            is_out=row.closed_at is None and row.state == State.SUBMITTING,
             request_hash=row.request_hash,
             request_id=row.request_id,
-            echoes=asked(ctx, row.kind, job.model, row.input),
+            echoes=poll.echoes(ctx, row.kind, attempt.model, row.input),
         )
         for row in rows
     ]
-
-
-def _echoes(ctx: Context, job: Job) -> dict[str, Any]:
-    return asked(ctx, job.kind, job.model, job.input)
-
-
-def asked(ctx: Context, kind_name: str, model: str, stored: dict[str, Any]) -> dict[str, Any]:
-    """What a task of a stored input repeats of it."""
-    kind = kinds.call(kind_name)
-    return kind.echoes(ctx.catalog.model(model), kind.input.model_validate(stored))
-
-
-def repeated(ctx: Context, job: Job, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a finished answer repeats of its request, read as one to the job's."""
-    return kinds.call(job.kind).echoed(ctx.catalog.model(job.model), body)
 
 
 def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
@@ -215,39 +199,17 @@ def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
         raise NotTold(f"a candidate could not be looked at: {error}") from error
     if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
         raise NotTold("a candidate could not be looked at")
-    return repeated(ctx, job, seen.body)
+    return poll.repeated(ctx, job, seen.body)
 
 
-def fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
+def _fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
     """Whether a task repeats a request: the prompt at least, and nothing that differs."""
-    return "orig_prompt" in asked.keys() & echoed.keys() and may_fit(asked, echoed)
+    return "orig_prompt" in asked.keys() & echoed.keys() and _may_fit(asked, echoed)
 
 
-def may_fit(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
+def _may_fit(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
     """Whether a task contradicts nothing that was asked: some models repeat no prompt, and some calls have none."""
-    return not differences(asked, echoed)
-
-
-def differences(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> tuple[str, ...]:
-    """In which words a task repeats another request."""
-    shared = [name for name in sorted(asked.keys() & echoed.keys()) if asked[name] is not None]
-    return tuple(name for name in shared if asked[name] != echoed[name])
-
-
-def disowned(ctx: Context, job: Job, seen: TaskSeen) -> str | None:
-    """Why a task that a person adopted is not the job's, now that it has ended; None: it may be, as far as it tells."""
-    if seen.status in _UNBILLED:
-        return f"the task that was adopted is {seen.status}, so it cost nothing and tells not whose it was"
-    differ = differences(_echoes(ctx, job), repeated(ctx, job, seen.body))
-    return f"the task that was adopted was made for another request: {', '.join(differ)} differ" if differ else None
-
-
-def give_up_task(job: Job, why: str) -> Iterator[Move]:
-    """The moves of a job whose task is another's: its call is lost as before, and a person has to look again."""
-    said = {"outcome": "unknown", "task_id": None, "answered_at": None}
-    columns = {"task_id": None, "task_status": None, "unproven": False, "deadline_at": None}
-    yield Move(State.UNCERTAIN, why, columns=columns, attempt=said)
-    yield _held(why)
+    return not poll.differences(asked, echoed)
 
 
 def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
@@ -257,7 +219,7 @@ def _is_equal(job: Job, attempt: Attempt, rival: _Rival) -> bool:
 def _absent(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
     """Nothing in the list is ours: the call may be made again when that proves something, and once."""
     if not listed.proves_absence:
-        return _later(ctx, job, attempt, clock, "no task of ours is listed yet")
+        return _later(ctx, job, attempt, clock)  # no task of ours is listed yet
     said = {"outcome": "absent", "billed": "no", "closed_at": clock()}
     if job.cancel_requested:
         return Move(State.CANCELED, "no task was made, and it was to be canceled", columns=_FREE, attempt=said)
@@ -287,7 +249,7 @@ def _held(why: str) -> Move:
     return Move(State.HELD, why, columns={"held_for": HeldFor.UNCERTAIN})
 
 
-def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock, why: str) -> Move:
+def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
     """Looks again soon, then less often; and at the instant from which a listing proves something."""
     now = clock()
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds + 1)
@@ -295,14 +257,70 @@ def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock, why: str) -> 
     return Move(State.UNCERTAIN, run_at=min(again, settled_at) if settled_at > now else again)
 
 
-_FREE = {"billed": "no"}
-_RIVAL = (
-    Attempt.request_hash,
-    Attempt.request_id,
-    Attempt.closed_at,
-    Job.id,
-    Job.project_id,
-    Job.state,
-    Job.kind,
-    Job.input,
-)
+def _due(ctx: Context) -> list[tuple[Account, Clock]]:
+    """The accounts to be swept now, one of each owner and region."""
+    with ctx.engine.begin() as connection:
+        due = {owner: Clock(now) for owner, now in attempts.take_sweeps(connection).items()}
+    places = {(account.owner, account.region): account for account in reversed(ctx.settings.all_accounts)}
+    return [(account, due[owner]) for (owner, _), account in places.items() if owner in due]
+
+
+def _swept(ctx: Context, account: Account, clock: Clock) -> Swept:
+    try:
+        rows = _nobodys(ctx, account, clock)
+        priced = [_row(ctx, account, row, n < _PRICED, clock) for n, row in enumerate(rows)]
+    except NotTold as error:
+        _log.warning("the account could not be looked through for unowned tasks", owner=account.owner, why=str(error))
+        with ctx.engine.begin() as connection:
+            attempts.put_sweep_off(connection, account.owner)
+        return Swept(0, 0)
+    with ctx.engine.begin() as connection:
+        new = attempts.keep_unowned(connection, account.owner, priced)
+    found = Swept(len(new), sum(new))
+    if found.tasks:
+        spent = money.shown(found.micros)
+        _log.warning("tasks that no job owns", owner=account.owner, region=account.region, tasks=found.tasks, cny=spent)
+    return found
+
+
+def _nobodys(ctx: Context, account: Account, clock: Clock) -> list[Listed]:
+    """The listed tasks of the last day, old enough to be settled, that no attempt has."""
+    settled = clock() - timedelta(seconds=ctx.settings.settle_seconds) - SKEW
+    asked = Asked(account.name, clock() - REACH + timedelta(minutes=1), settled)
+    return _unbound(ctx, account.owner, [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows])
+
+
+def _row(ctx: Context, account: Account, row: Listed, is_asked: bool, clock: Clock) -> dict[str, Any]:
+    return {
+        "owner": account.owner,
+        "task_id": row.task_id,
+        "region": account.region,
+        "model": row.model,
+        "status": row.status,
+        "created_at": row.created_at,
+        "micros": _price(ctx, account, row, is_asked, clock().date()),
+    }
+
+
+def _price(ctx: Context, account: Account, row: Listed, is_asked: bool, on: date) -> int | None:
+    """What the task cost, by its own answer, or as the model's default would; None when no price is known."""
+    if row.status in finish.UNBILLED:
+        return 0
+    try:
+        model = ctx.catalog.model(row.model)
+    except UnknownModel:
+        return None
+    kind = next(kind for name in model.kinds if isinstance(kind := KINDS[name], CallKind))
+    wanted = kind.input.model_construct(**model.default)
+    answer = _answer(ctx, account, row) if is_asked and row.status == "SUCCEEDED" else {}
+    return model.price(kind.usage(model, wanted, answer), account.region, on)
+
+
+def _answer(ctx: Context, account: Account, row: Listed) -> dict[str, Any]:
+    """The task's own answer, which says what is billed; nothing when it does not come."""
+    ctx.spend_query(account.owner)
+    try:
+        seen = ctx.clients[account.name].task(row.task_id)
+    except CallFailed:
+        return {}
+    return seen.body if isinstance(seen, TaskSeen) else {}

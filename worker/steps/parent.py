@@ -4,8 +4,8 @@
     gathering   gather     the next round of children, when those of the last have ended; or their common end
     copying     assemble   its outputs from theirs, streamed into the bucket
 
-A round is made in portions, each on record with the kind's own note of how far it is, so a parent that is killed
-between two of them goes on where it was. Between rounds nothing makes the parent due but its children's end.
+A round is made in portions. Each is on record with the kind's own note of how far it is, so a parent whose worker dies
+goes on where it was. Between rounds only its children's end makes the parent due.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS, ParentKind
 from worker.kinds.kind import Child, Expansion, Found, Parent, Piece, Stored, Unfit
+from worker.lanes import throttle
+from worker.moves import children
 from worker.moves.children import Counts
 from worker.states import Move, State
 from worker.tables import Job
 
-_ROOM = timedelta(seconds=10)  # after which a parent looks whether its project may have more children
+_ROOM = timedelta(seconds=10)  # between two looks whether the project may have more children
 
 
-def begin(ctx: Context, job: Job, clock: Clock) -> Moves:
+def begin(_: Context, job: Job, __: Clock) -> Move:
     """On to its children; or its end, where nobody wants it any more."""
     if job.cancel_requested:
-        yield Move(State.CANCELED, "canceled before anything was sent")
-        return
-    yield Move(State.GATHERING)
+        return Move(State.CANCELED, "canceled before anything was sent")
+    return Move(State.GATHERING)
 
 
 def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """The next children; a rest while there are some at work; the way on, or the end, when there are no more."""
+    """The next children, or a rest while some are at work; then its outputs, or its end."""
     fan_out, counts = kinds.parent(job.kind), ctx.children(job)
-    doomed = _doomed(ctx, job, fan_out, counts)
+    doomed = _doomed(job, fan_out, counts)
     if counts.unfinished and (doomed or not job.round_open):
         yield Move(State.GATHERING, doomed or "", cancels=doomed, rests=True)
         ctx.wake(job.id)  # they may have ended in the meantime
@@ -46,38 +47,37 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
     if job.cancel_requested:
         yield Move(State.CANCELED, "canceled, and its parts have ended")
     elif doomed:
-        yield _failed(ctx.first_failed(job))
+        yield _failed(ctx.read(lambda connection: children.first_failed(connection, job)))
     else:
         yield from _expand(ctx, job, fan_out, counts, clock)
 
 
-def assemble(ctx: Context, job: Job, clock: Clock) -> Moves:
-    """Its outputs in the bucket, all of them told at once."""
+def assemble(ctx: Context, job: Job, clock: Clock) -> Move:
+    """Its outputs into the bucket, all of them on record at once."""
     fan_out, parent = kinds.parent(job.kind), _parent(ctx, job, job.round, 0)
-    shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
+    store = _KindStore(ctx, job, parent, clock, clock() + timeouts.copying(clock() - job.state_at))
     outputs: list[dict[str, Any]] = []
     try:
-        for n, piece in enumerate(fan_out.assemble(parent, shelf)):
-            outputs.append(shelf.keep(n, piece))
+        for n, piece in enumerate(fan_out.assemble(parent, store)):
+            outputs.append(store.keep(n, piece))
     except (Unfit, NotFound) as error:
-        yield _ended(_unusable(ctx, parent, error), {})
+        return _ended(_unusable(ctx, parent, error), {})
     except NoriaError as trouble:
-        yield _troubled(job, State.COPYING, trouble, clock())
-    else:
-        columns = {"error": None, "usage": fan_out.usage(parent)}
-        yield Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
+        return _troubled(job, State.COPYING, trouble, clock())
+    columns = {"error": None, "usage": fan_out.usage(parent)}
+    return Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
 
 
 def _expand(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts, clock: Clock) -> Moves:
-    """Asks the kind for what comes next, and puts it on record; waits where the project has parts enough at work."""
-    if ctx.is_full_of_children(job):
+    """Asks the kind for what comes next, and puts it on record; waits while the project has too many children."""
+    if _is_full(ctx, job):
         yield Move(State.GATHERING, run_at=clock() + _ROOM)
         return
     number, made = (job.round, counts.in_round) if job.round_open else (job.round + 1, 0)
     parent = _parent(ctx, job, number - 1, made)
-    shelf = _Shelf(ctx, job, parent, clock, clock() + timeouts.GATHER)
+    store = _KindStore(ctx, job, parent, clock, clock() + timeouts.GATHER)
     try:
-        said = fan_out.expand(parent, shelf)
+        said = fan_out.expand(parent, store)
     except NotFound as error:
         said = _unusable(ctx, parent, error)
     except NoriaError as trouble:
@@ -105,6 +105,15 @@ def _expand(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts, clock: 
         yield Move(State.COPYING, said.why, columns=columns | {"round_open": False})
 
 
+def _is_full(ctx: Context, job: Job) -> bool:
+    """Whether the project has as many unfinished children as it may.
+
+    Parents are not counted: those that wait for room would otherwise block each other forever.
+    """
+    most = ctx.settings.max_waiting
+    return ctx.read(lambda connection: children.unfinished(connection, job.project_id, most)) >= most
+
+
 def _unusable(ctx: Context, parent: Parent, error: NoriaError) -> Expansion:
     """The end of a parent whose parts are of no use, or gone from the bucket; those that are gone can be made again."""
     gone = tuple(
@@ -121,7 +130,7 @@ def _ended(said: Expansion, columns: dict[str, Any]) -> Move:
 
 
 def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Move:
-    """A wait for the bucket or a link; with an end, once its parts are all there and only the joining is left."""
+    """A wait for the bucket or a link; it ends after three days once all parts are made and only joining is left."""
     failure = Failure(trouble.code, ErrorClass.STORAGE, str(trouble), retryable=True, billed="yes")
     columns = {"error": failure.as_json()}
     if state is State.COPYING and now - job.state_at > timeouts.ASSEMBLED:
@@ -129,7 +138,7 @@ def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Mov
     return Move(state, run_at=now + timeouts.backoff(now - job.state_at), columns=columns)
 
 
-def _doomed(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts) -> str | None:
+def _doomed(job: Job, fan_out: ParentKind, counts: Counts) -> str | None:
     """Why the children that have not begun need not begin; None where they are wanted."""
     if job.cancel_requested:
         return "its job was canceled"
@@ -161,7 +170,7 @@ def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
         note=job.note or {},
         round=rounds,
         made=made,
-        ended=ctx.ended(job, rounds),
+        ended=ctx.read(lambda connection: children.ended(connection, job, rounds)),
         created_at=job.created_at,
         deadline_at=job.deadline_at,
         prefixes=(f"{job.project_id}/", f"inbox/{ctx.project_name(job)}/"),
@@ -191,8 +200,8 @@ def _row(ctx: Context, number: int, place: int, child: Child, on: date) -> dict[
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """What a kind may read and write for one job: its project's objects, guarded links, its own material."""
+class _KindStore:
+    """What a kind may read and write for one job: its project's objects, users' links, working material."""
 
     ctx: Context
     job: Job
@@ -231,7 +240,7 @@ class _Shelf:
 
     def unserved(self, model: str) -> str | None:
         """Why the provider does not serve the account with the model, by its own word of the last days."""
-        return self.ctx.unserved(model)
+        return self.ctx.read(lambda connection: throttle.unserved(connection, model))
 
     def is_late(self) -> bool:
         """Whether the step has had its time."""

@@ -1,30 +1,53 @@
-"""Looks at tasks: one by itself, and many at once, where one list call tells which still run.
+"""Polls: what follows from a look at a task, one by itself or many at once by the provider's list.
 
-The list call asks for those that are RUNNING, so that the finished ones, of which a day has thousands, fill no page.
-What is not among them has ended, or is told of late, and is looked at by itself: the list never has the last word, and
-carries no result.
+The list is asked for tasks that are RUNNING, so that the finished ones, of which a day has thousands, fill no page.
+A task that is not among them has ended, or is listed late, and is looked at by itself: the list carries no result, and
+its word is never final.
+
+The documents name no largest page of the list (Alibaba docs, "Manage asynchronous tasks"), so a large one is asked for.
+A first page that is shorter than asked, though there are more tasks, has the size that is accepted; it is kept for the
+owner. Each page is paid for from the account's query budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
+from worker import kinds, log, timeouts
 from worker.context import Clock, Context, Moves
-from worker.dashscope.responses import Refused
-from worker.errors import CallFailed
+from worker.dashscope import errors
+from worker.dashscope.errors import Verdict
+from worker.dashscope.responses import Page, Refused, TaskSeen
+from worker.errors import CallFailed, ErrorClass, Failure, NotTold
 from worker.lanes import query_budget
-from worker.states import Move, State
-from worker.steps import finish, task_list
-from worker.steps.find import disowned, give_up_task
-from worker.steps.task_list import Asked
+from worker.states import HeldFor, Move, State
+from worker.steps import finish
 from worker.tables import Job
 
-_ENDS = frozenset({"SUCCEEDED", "FAILED", "CANCELED"})  # of a task, in the provider's words
+REACH = timedelta(hours=24)  # how far back the list goes, and how long a window may be
+
 _SKEW = timedelta(seconds=30)  # between the provider's clock and Postgres's; what lies further apart is asked singly
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
 _LONGEST = timedelta(seconds=30)  # of a listing, which the message's lease has to outlast
+_LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
+_SIZES = (100, 50, 20, 10)  # rows of a page, tried in this order where the provider refuses; 10 is its own default
+_PAGES = 50  # at most; a list that needs more is not complete
+
+_log = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which tasks: an account's, created from `start` to `end` (at most 24 h apart), of a model as spelled there."""
+
+    account: str
+    start: datetime
+    end: datetime
+    model: str | None = None
+    status: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,31 +60,29 @@ class Sorted:
 
 def step(ctx: Context, job: Job, clock: Clock) -> Moves:
     """One look at the task; a wait until the next one while it runs."""
-    # of what may be another's task, nobody is asked to cancel it
+    # the provider is not asked to cancel a task that may be another's
     if job.cancel_requested and not job.unproven and (move := _cancel(ctx, job, clock)):
         yield move
         return
     try:
-        told = ctx.client(job).task(job.task_id or "")
+        seen = ctx.client(job).task(job.task_id or "")
     except CallFailed as error:
         ctx.queries.slow(ctx.owner(job))
-        yield finish.look_again(job, clock, f"no answer: {error}")
+        yield _look_again(job, clock, f"no answer: {error}")
         return
-    if isinstance(told, Refused):
-        yield finish.not_told(ctx, job, told, clock)
-        return
-    if told.status != "UNKNOWN":
+    if isinstance(seen, Refused):
+        yield _refused(ctx, job, seen, clock)
+    elif seen.status == "UNKNOWN":
+        yield _unknown(ctx, job, seen, clock)
+    else:
         ctx.queries.sighted(ctx.owner(job))
-    if job.unproven and told.status in _ENDS and (why := disowned(ctx, job, told)):
-        yield from give_up_task(job, why)
-        return
-    yield finish.move(ctx, job, told, clock)
+        yield from _seen(ctx, job, seen, clock)
 
 
 def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
     """Sorts the running jobs of one account by the provider's list; raises NotTold.
 
-    Tasks that wait at the provider are asked for too, where it said of many, when it last did, that they wait.
+    Tasks that wait at the provider are asked for too, where the last look said so of many.
     """
     shown: dict[str, str] = {}
     listed = [job for job in jobs if _is_listed(job, clock)]
@@ -75,34 +96,44 @@ def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
     return Sorted(running, tuple(job for job in jobs if job.id not in told))
 
 
-def _is_listed(job: Job, clock: Clock) -> bool:
-    """Whether a list may show the job's task; one that is to be canceled wants a call of its own."""
-    reach = task_list.REACH - 2 * _SKEW
-    return job.submitted_at is not None and clock() - job.submitted_at < reach and not job.cancel_requested
+def still_runs(ctx: Context, job: Job, status: str, now: datetime) -> Move:
+    """The wait until the next look at a task that has not ended; the end of the job, when that is long overdue."""
+    if _is_overdue(job, now):
+        message = f"the provider still says {status} long after its own limit of three hours"
+        failure = Failure("task_overdue", ErrorClass.DEADLINE, message, billed="unknown")
+        return Move(State.FAILED, message, columns={"error": failure.as_json()})
+    again = query_budget.next_look(
+        job.started_at or now, now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job))
+    )
+    return Move(State.RUNNING, run_at=again, columns={"task_status": status, "unknown_since": None})
 
 
-def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> dict[str, str]:
-    """Those of the jobs' tasks that are listed as unfinished: task id → status."""
-    wanted, shown = {job.task_id for job in jobs}, dict[str, str]()
-    until = clock() + _LONGEST
-    for number, page in enumerate(task_list.pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
-        ours = {row.task_id: row.status for row in page.rows if row.task_id in wanted}
-        if ours:
-            ctx.queries.sighted(ctx.owner(jobs[0]))
-        shown |= {task_id: said for task_id, said in ours.items() if said in ("RUNNING", "PENDING")}
-        # what is left is cheaper asked singly than by the pages that are left
-        pages_left = page.pages - number
-        if pages_left >= len(wanted - shown.keys()) or clock() > until:
-            break
-    return shown
+def pages(ctx: Context, asked: Asked, patience: timedelta) -> Iterator[Page]:
+    """Every page, as far as the caller reads on; raises NotTold, also when the budget is spent beyond `patience`."""
+    page, size = _first(ctx, asked, patience)
+    yield page
+    for number in range(2, _PAGES + 1):
+        if (number - 1) * size >= page.total:
+            return
+        page = _told(_page(ctx, asked, number, size, patience))
+        yield page
 
 
-def _asked(ctx: Context, jobs: Sequence[Job], status: str) -> Asked:
-    sent = [job.submitted_at for job in jobs if job.submitted_at]
-    models = {job.model for job in jobs}
-    region = jobs[0].region or ""
-    there = ctx.catalog.model(jobs[0].model).region(region) if len(models) == 1 else None
-    return Asked(ctx.account(jobs[0]).name, min(sent) - _SKEW, max(sent) + _SKEW, there.id if there else None, status)
+def echoes(ctx: Context, kind_name: str, model: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """What a task of a stored input repeats of it."""
+    kind = kinds.call(kind_name)
+    return kind.echoes(ctx.catalog.model(model), kind.input.model_validate(stored))
+
+
+def repeated(ctx: Context, job: Job, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished answer repeats of its request, read as one to the job's."""
+    return kinds.call(job.kind).echoed(ctx.catalog.model(job.model), body)
+
+
+def differences(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> tuple[str, ...]:
+    """In which words a task repeats another request."""
+    shared = [name for name in sorted(asked.keys() & echoed.keys()) if asked[name] is not None]
+    return tuple(name for name in shared if asked[name] != echoed[name])
 
 
 def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
@@ -118,3 +149,150 @@ def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
         return None
     why = "too late to cancel: the provider has started it, and bills it"
     return Move(State.RUNNING, why, clock(), columns={"cancel_requested": False})
+
+
+def _seen(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Moves:
+    """What follows from a task that the provider knows."""
+    if seen.status not in finish.ENDS:
+        if seen.status not in ("PENDING", "RUNNING") and seen.status not in ctx.strange:
+            ctx.strange.add(seen.status)
+            _log.warning("the provider names an unknown status of a task: it is waited on", status=seen.status)
+        yield still_runs(ctx, job, seen.status, clock())
+    elif job.unproven and (why := _disowned(ctx, job, seen)):
+        # the call is lost as before, and a person has to look again
+        said = {"outcome": "unknown", "task_id": None, "answered_at": None}
+        columns = {"task_id": None, "task_status": None, "unproven": False, "deadline_at": None}
+        yield Move(State.UNCERTAIN, why, columns=columns, attempt=said)
+        yield Move(State.HELD, why, columns={"held_for": HeldFor.UNCERTAIN})
+    else:
+        yield finish.ended(ctx, job, seen, clock)
+
+
+def _disowned(ctx: Context, job: Job, seen: TaskSeen) -> str | None:
+    """Why a task that a person adopted is not the job's, now that it has ended; None: nothing in it says so."""
+    if seen.status != "SUCCEEDED":
+        return f"the task that was adopted is {seen.status}: it cost nothing, and does not tell whose it was"
+    differ = differences(echoes(ctx, job.kind, job.model, job.input), repeated(ctx, job, seen.body))
+    return f"the task that was adopted was made for another request: {', '.join(differ)} differ" if differ else None
+
+
+def _unknown(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
+    """UNKNOWN is said of an expired task, to a key of another account, and for an instant by mistake.
+
+    It is believed after ten minutes of looks, if another task of the account was seen in that time: a key that sees
+    no task is of another account. Otherwise the job ends at its deadline.
+    """
+    now = clock()
+    since = job.unknown_since or now
+    is_believed = now - since >= timeouts.UNKNOWN_BELIEVED and ctx.queries.was_sighted_since(ctx.owner(job), since)
+    if not is_believed and not _is_overdue(job, now):
+        columns = {"task_status": seen.status, "unknown_since": since}
+        return Move(State.RUNNING, run_at=now + _LAST_LOOKS, columns=columns)
+    message = "the provider does not know the task any more; it may have been billed"
+    failure = Failure("task_unknown", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
+    columns = {"task_status": seen.status, "error": failure.as_json()}
+    return Move(State.EXPIRED, message, columns=columns, attempt={"message": message})
+
+
+def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
+    """A query that was refused: the task lives on. Only a bad key or account stops anything, and then creates."""
+    if query_budget.is_trouble(refused.http_status):
+        ctx.queries.slow(ctx.owner(job))
+    row = errors.classify(refused.http_status, refused.code, refused.message)
+    return _look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
+
+
+def _look_again(job: Job, clock: Clock, why: str, row: errors.Row | None = None) -> Move:
+    """The wait after a look that told nothing; the end of the job, a day after its task must have ended."""
+    now = clock()
+    if job.deadline_at and now > job.deadline_at + timeouts.LINKS:
+        message = f"the provider has told nothing of the task for a day after its end: {why}"
+        failure = Failure("task_unseen", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
+        return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
+    stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
+    stop = (now + timedelta(minutes=5), why) if stops else None
+    return Move(
+        State.RUNNING, run_at=min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS), stop=stop
+    )
+
+
+def _is_overdue(job: Job, now: datetime) -> bool:
+    return job.deadline_at is not None and now > job.deadline_at
+
+
+def _is_listed(job: Job, clock: Clock) -> bool:
+    """Whether a list may show the job's task; one that is to be canceled needs a call of its own."""
+    reach = REACH - 2 * _SKEW
+    return job.submitted_at is not None and clock() - job.submitted_at < reach and not job.cancel_requested
+
+
+def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> dict[str, str]:
+    """Those of the jobs' tasks that are listed as unfinished: task id → status."""
+    wanted, shown = {job.task_id for job in jobs}, dict[str, str]()
+    until = clock() + _LONGEST
+    for number, page in enumerate(pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
+        ours = {row.task_id: row.status for row in page.rows if row.task_id in wanted}
+        if ours:
+            ctx.queries.sighted(ctx.owner(jobs[0]))
+        shown |= {task_id: said for task_id, said in ours.items() if said in ("RUNNING", "PENDING")}
+        # once fewer tasks than pages are left, it is cheaper to ask for them singly
+        pages_left = page.pages - number
+        if pages_left >= len(wanted - shown.keys()) or clock() > until:
+            break
+    return shown
+
+
+def _asked(ctx: Context, jobs: Sequence[Job], status: str) -> Asked:
+    sent = [job.submitted_at for job in jobs if job.submitted_at]
+    models = {job.model for job in jobs}
+    region = jobs[0].region or ""
+    there = ctx.catalog.model(jobs[0].model).region(region) if len(models) == 1 else None
+    return Asked(ctx.account(jobs[0]).name, min(sent) - _SKEW, max(sent) + _SKEW, there.id if there else None, status)
+
+
+def _first(ctx: Context, asked: Asked, patience: timedelta) -> tuple[Page, int]:
+    """The first page, and the size of all."""
+    owner = ctx.owners[asked.account]
+    known = ctx.queries.page_size(owner)
+    for size in [known] if known else _SIZES:
+        answer = _page(ctx, asked, 1, size, patience)
+        if isinstance(answer, Refused) and answer.http_status == 400:  # perhaps for its size
+            continue
+        page = _told(answer)
+        cut = len(page.rows) if 0 < len(page.rows) < min(size, page.total) else size
+        if cut != (known or _SIZES[0]):
+            ctx.queries.cut_pages(owner, cut)
+        return page, cut
+    return _told(answer), size
+
+
+def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelta) -> Page | Refused:
+    owner = ctx.owners[asked.account]
+    _wait(ctx, owner, patience)
+    try:
+        answer = ctx.clients[asked.account].tasks(asked.start, asked.end, number, size, asked.model, asked.status)
+    except CallFailed as error:
+        ctx.queries.slow(owner)
+        raise NotTold(f"the task list did not come: {error}") from error
+    if isinstance(answer, Refused) and query_budget.is_trouble(answer.http_status):
+        ctx.queries.slow(owner)
+    return answer
+
+
+def _wait(ctx: Context, owner: str, patience: timedelta) -> None:
+    """Waits for a place among the owner's queries; raises NotTold when there is none."""
+    while booked := ctx.queries.book(owner, 1, patience):
+        clock = Clock(booked.now)
+        clock.wait_until(booked.at)
+        if clock() < booked.at + query_budget.LATE:
+            return
+    raise NotTold("the account's query budget is spent")
+
+
+def _told(answer: Page | Refused) -> Page:
+    if isinstance(answer, Refused):
+        raise NotTold(f"the task list was refused: HTTP {answer.http_status} {answer.code}")
+    return answer
+
+
+_UNKNOWN_HINT = "look the task up in the console of the account that made it; a key of another account cannot see it"
