@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, event, text
 from worker import catalog, moves
 from worker.catalog import Usage
 from worker.jobs import reading, waiting
-from worker.lanes import fair_queue, limits, slots
+from worker.lanes import limits, slots
+from worker.moves import fair_queue
 from worker.projects import keys
 from worker.settings import Settings
 from worker.states import Move, State

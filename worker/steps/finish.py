@@ -16,6 +16,7 @@ from worker.dashscope.responses import Refused, TaskSeen
 from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, Source, Usage
 from worker.lanes import query_budget
+from worker.lanes.account_stops import Stop
 from worker.states import Move, State
 from worker.tables import Job
 
@@ -131,10 +132,9 @@ def look_again(job: Job, clock: Clock, why: str, row: errors.Row | None = None) 
         failure = Failure("task_unseen", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
         return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
     stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
-    stop = (now + timedelta(minutes=5), why) if stops else None
-    return Move(
-        State.RUNNING, run_at=min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS), stop=stop
-    )
+    effects = (Stop(now + timedelta(minutes=5), why),) if stops else ()
+    again_at = min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS)
+    return Move(State.RUNNING, run_at=again_at, effects=effects)
 
 
 def tokens(usage: Usage) -> int | None:
