@@ -315,7 +315,7 @@ def test_a_commit_whose_answer_was_lost_makes_no_child_twice(play: Stage) -> Non
     rows = [{"round": 1, "place": n, "kind": "text-to-image", "model": MODEL, "input": PICTURE} for n in (0, 1)]
 
     with play.ctx.engine.begin() as connection:
-        children.make(connection, play.job(job), rows, play.now())
+        children.Make(rows).carry_out(connection, play.job(job), play.now())
 
     assert len(_children(play, job)) == 2
 

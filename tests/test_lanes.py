@@ -24,7 +24,8 @@ from ops.sandbox.testing import Sandbox, running
 from worker import catalog, keys, moves, settings
 from worker.dashscope.errors import Scope
 from worker.errors import NotFound
-from worker.lanes import account_stops, fair_queue, slots, throttle
+from worker.lanes import account_stops, slots, throttle
+from worker.moves import fair_queue
 from worker.states import Move, State
 from worker.tables import Job
 

@@ -22,8 +22,9 @@ from api import limits
 from ops.local import servers as embedded
 from worker import catalog, claims, settings, tick
 from worker.jobs import reading
-from worker.lanes import fair_queue, query_budget
+from worker.lanes import query_budget
 from worker.lanes.slots import sync
+from worker.moves import fair_queue
 from worker.tables import Base, Job
 
 PROJECT = Path(__file__).resolve().parents[1]

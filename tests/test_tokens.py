@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, event, text
 from worker import catalog, keys, moves
 from worker.catalog import Usage
 from worker.jobs import reading
-from worker.lanes import fair_queue, slots
+from worker.lanes import slots
+from worker.moves import fair_queue
 from worker.settings import Settings
 from worker.states import Move, State
 from worker.steps import create

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, Engine, text
 from worker import catalog, keys, settings
 from worker.document import Waiting
 from worker.jobs import reading
-from worker.lanes import fair_queue, slots
+from worker.lanes import slots
+from worker.moves import fair_queue
 from worker.tables import Job
 
 MODEL = "wan2.5-t2v-preview"
@@ -262,18 +263,10 @@ def test_admission_reads_the_heads_of_lines_however_long_they_are(house: House) 
     for n in range(10):
         house.queue(house.project(f"project-{n}"), 5000)
     house.connection.execute(text("analyze jobs"))
-    plan = house.connection.execute(
-        text("explain (analyze, format json) " + fair_queue._FILL.text),
-        {
-            "lane": _lane(house),
-            "account": "a",
-            "region": "r",
-            "model": MODEL,
-            "free": 5,
-            "left": None,
-            "now": house.now,
-        },
-    ).scalar_one()
+    whose = {"lane": _lane(house), "the_account": "a", "the_region": "r", "the_model": MODEL}
+    fill = fair_queue._FILL.compile(house.connection)
+    bound = fill.construct_params(whose | {"free": 5, "the_left": None, "now": house.now})
+    plan = house.connection.exec_driver_sql(f"explain (analyze, format json) {fill}", bound).scalar_one()
 
     nodes = list(_nodes(plan[0]["Plan"]))
 

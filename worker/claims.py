@@ -1,6 +1,7 @@
 """The right to work on a row for a while: the claim protocol, for every table that has work in it.
 
-`run_at` says when a row wants attention. Three statements are the whole of it, and of crash recovery:
+`run_at` says when a row wants attention. Three statements are the whole of it, and of crash recovery; a fourth,
+`seize`, takes a job out of a worker's hands where a person decides:
 
 1. `claim_due`, in the tick: rows whose `run_at` has come get a new claim number and a lease, and go out in messages.
    The lease is `run_at` pushed into the future, so a message that is lost is sent again when it lapses.
@@ -96,6 +97,14 @@ def take(connection: Connection, table: Claimable, numbers: Numbers, lease: Leas
     order = {row_id: n for n, (row_id, _) in enumerate(numbers)}
     rows = connection.execute(_taking(table, lease), {"numbers": list(numbers)}).all()
     return sorted(rows, key=lambda row: order[row.id])
+
+
+def seize(connection: Connection, job: Job, *guard: ColumnElement[bool]) -> Job | None:
+    """Takes a job from whoever works on it, since a person decides; None where it has moved, or `guard` is not met."""
+    mine = update(Job).where(Job.id == job.id, Job.state == job.state, Job.sequence == job.sequence, *guard)
+    seized = mine.values(claim=Job.claim + 1, claimed=None).returning(*Job.__table__.c)
+    row = connection.execute(seized).mappings().one_or_none()
+    return Job.of(row) if row else None
 
 
 def moment(now: Now) -> ColumnElement[datetime]:

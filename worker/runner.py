@@ -134,7 +134,7 @@ class Runner:
         step = steps.of(job)(self.ctx, job, clock)
         move = next(step, None)
         while move is not None:
-            if move.to == job.state == State.RUNNING and not (move.why or move.stop):
+            if move.to == job.state == State.RUNNING and not (move.why or move.effects):
                 return move
             left = job.state
             job = self.ctx.record(job, move, clock)

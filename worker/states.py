@@ -11,11 +11,12 @@ Whoever reads a job at any instant can tell from its state alone what may be don
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
 
 
 class State(StrEnum):
@@ -82,6 +83,13 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 
+class Effect(Protocol):
+    """What only some moves do beside: to the job's lane, its account, its children. Their modules define it."""
+
+    def carry_out(self, connection: Connection, job: Any, now: datetime) -> None:
+        """Writes it in the move's transaction; `job` is the row (`tables.Job`) as it was before the move."""
+
+
 @dataclass(frozen=True)
 class Move:
     """A change of state to put on record.
@@ -89,10 +97,8 @@ class Move:
     `to` the state that is entered, or the same one for a wait; `run_at` when the row wants attention again (None:
     at once; ignored where the state is terminal or held); `why` a few words for the job's history. In the same commit:
     `columns` what else changes on the job's row; `attempt` what changes on the open attempt's row; `outputs` rows of
-    stored outputs; `throttled` the scope of an answer that slows the lane, until when the lane creates nothing, and
-    why; `stop` until when the account creates nothing, and why; `unserved` why the account may not create in this
-    lane at all; `children` rows of children to make; `cancels` why its children are to end; `unfit` children that
-    succeeded and are of no use. `rests`: nothing but the end of its children makes the row due again.
+    stored outputs; `effects` what changes elsewhere. `rests`: nothing but the end of its children makes the row due
+    again.
     """
 
     to: State
@@ -101,12 +107,7 @@ class Move:
     columns: dict[str, Any] = field(default_factory=dict)
     attempt: dict[str, Any] | None = None
     outputs: tuple[dict[str, Any], ...] = ()
-    throttled: tuple[str, datetime, str] | None = None
-    stop: tuple[datetime, str] | None = None
-    children: tuple[dict[str, Any], ...] = ()
-    cancels: str | None = None
-    unfit: tuple[uuid.UUID, ...] = ()
-    unserved: str | None = None
+    effects: tuple[Effect, ...] = ()
     rests: bool = False
 
 

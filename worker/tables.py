@@ -182,7 +182,7 @@ class Job(Base):
     labels: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # the user's `metadata`
     custom_id: Mapped[str | None]
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # 1 high, 0 normal, -1 low
-    rank_at: Mapped[datetime] = mapped_column(**_NOW)  # its place in its project's line: see `lanes/fair_queue`
+    rank_at: Mapped[datetime] = mapped_column(**_NOW)  # its place in its project's line: see `moves/fair_queue`
     mode: Mapped[str] = mapped_column(server_default="task")  # how it is carried out: task, call, batch, parent
     round: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # a parent's last one; a child's own, from 1
     round_open: Mapped[bool] = mapped_column(server_default=text("false"))  # not all of the last round is made yet

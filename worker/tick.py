@@ -36,8 +36,8 @@ from worker import claims, log, moves, timeouts, webhooks, work
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
-from worker.lanes import fair_queue, query_budget, slots
-from worker.moves import children
+from worker.lanes import query_budget, slots
+from worker.moves import children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner

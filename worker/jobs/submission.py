@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims, document, inputs, kinds, money, moves, text
@@ -18,15 +18,14 @@ from worker.catalog import Catalog, Model
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
 from worker.kinds import OFFERED, Kind, ParentKind
-from worker.lanes import fair_queue
-from worker.moves import children
+from worker.moves import children, fair_queue
 from worker.settings import Settings
-from worker.states import TERMINAL, Mode, State
+from worker.states import TERMINAL, Mode, Move, State
 from worker.tables import Attempt, IdempotencyKey, Job, Project
 
+_ASKED = {"cancel_requested": True}
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
 _AGAIN = frozenset({State.FAILED, State.CANCELED, State.EXPIRED})
-_MAKE = insert(Job).returning(*Job.__table__.c)  # built once: that costs as much as running it
 
 # Whether the job has, or one of its children, a call whose verdict is open.
 _OPEN = select(
@@ -120,15 +119,10 @@ def submit(
         "webhook_url": said.webhook_url,
         "webhook_events": said.webhook_events,
         "estimate": prepared.estimate,
-        "sequence": 1,
-        "created_at": now,
-        "state_at": now,
-        "run_at": now,
     }
-    job = Job.of(connection.execute(_MAKE, row).mappings().one())
+    job = moves.make(connection, row, now)
     if sent is not None and not _remember(connection, job, sent):
         raise IdempotencyRace
-    moves.tell(connection, job, None, "", now)
     money.reserve(connection, job, now)
     return job, False
 
@@ -170,11 +164,11 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
     if state is State.HELD and job.held_from == State.UNCERTAIN:
         raise Conflict("held_uncertain", "a person has to say first what became of its create call: POST …/resolve")
     if state is State.HELD and job.held_from == State.GATHERING:
-        return _gather_again(connection, job, now), "requested"
-    if state in _MINE:
-        stopped = _cancel_at_once(connection, job, now)
-        if stopped is not None:
-            return stopped, "canceled"
+        seen_to = Move(State.GATHERING, "canceled by the user: its parts are seen to their end", columns=_ASKED)
+        return _decided(connection, job, "moved_on", seen_to, now), "requested"
+    if state in _MINE and (mine := claims.seize(connection, job, Job.claimed.is_distinct_from(claims.TAKEN))):
+        stopped = Move(State.CANCELED, "canceled by the user", columns=_ASKED)
+        return moves.record(connection, mine, stopped, now), "canceled"
     if state is State.COPYING or (state is State.RUNNING and job.task_status == "RUNNING"):
         return job, "too_late"
     return _ask_to_cancel(connection, job, now), "requested"
@@ -196,44 +190,19 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     if job.mode != Mode.PARENT:  # a document that is gone is for its kind to report
         inputs.check(connection, project_id, job.model, job.input)
     to = State.GATHERING if job.round else State.QUEUED
-    again = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
-    row = connection.execute(again.values(**_afresh(job, to, now)).returning(*Job.__table__.c)).mappings().one_or_none()
-    if row is None:
-        raise Conflict("not_retryable", "somebody else has just changed it: look again")
-    made = Job.of(row)
+    made = _decided(connection, job, "not_retryable", Move(to, "made again, as a person asked"), now)
     if job.mode == Mode.PARENT:
         children.make_again(connection, made, now)
-    moves.tell(connection, made, State(job.state), "made again, as a person asked", now)
     money.reserve(connection, made, now)
     return made
 
 
-def _afresh(job: Job, to: State, now: datetime) -> dict[str, Any]:
-    """The columns of a job that is made again: nothing is left of how it ended."""
-    # the attempt too: what is reserved now is settled or given back by the next one
-    forgotten = (
-        "finished_at",
-        "attempt_id",
-        "error",
-        "task_id",
-        "task_status",
-        "sources",
-        "links_expire_at",
-        "deadline_at",
-    )
-    return {
-        **dict.fromkeys((*forgotten, "unknown_since", "lane_id", "account", "region", "claimed", "cost")),
-        "state": to,
-        "state_at": now,
-        "run_at": now,
-        "retries": 0,
-        "crashes": 0,
-        "relinked": False,
-        "cancel_requested": False,
-        "billed": "no",
-        "claim": job.claim + 1,
-        "sequence": job.sequence + 1,
-    }
+def _decided(connection: Connection, job: Job, code: str, move: Move, now: datetime) -> Job:
+    """Moves a job as a person asks, whoever works on it; raises Conflict where it has moved since it was read."""
+    mine = claims.seize(connection, job)
+    if mine is None:
+        raise Conflict(code, "somebody else has just changed it: look again")
+    return moves.record(connection, mine, move, now)
 
 
 def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Model]:
@@ -278,68 +247,9 @@ def _remember(connection: Connection, job: Job, sent: Sent) -> bool:
     return connection.execute(row).first() is not None
 
 
-def _cancel_at_once(connection: Connection, job: Job, now: datetime) -> Job | None:
-    """Ends a job that nobody is working on; None when a worker has it in hand, or it moved."""
-    stopped = (
-        update(Job)
-        .where(
-            Job.id == job.id,
-            Job.state == job.state,
-            Job.claim == job.claim,
-            Job.claimed.is_distinct_from(claims.TAKEN),
-        )
-        .values(
-            state=State.CANCELED,
-            state_at=now,
-            finished_at=now,
-            run_at=None,
-            claimed=None,
-            held_for=None,
-            claim=Job.claim + 1,
-            sequence=Job.sequence + 1,
-            cancel_requested=True,
-            **(children.paid(connection, job) if job.round else {}),
-        )
-        .returning(*Job.__table__.c)
-    )
-    row = connection.execute(stopped).mappings().one_or_none()
-    if row is None:
-        return None
-    canceled = Job.of(row)
-    moves.tell(connection, canceled, State(job.state), "canceled by the user", now)
-    money.release(connection, canceled, now)
-    return canceled
-
-
-def _gather_again(connection: Connection, job: Job, now: datetime) -> Job:
-    """Lets a held parent see its children to their end."""
-    freed = (
-        update(Job)
-        .where(Job.id == job.id, Job.state == State.HELD, Job.claim == job.claim)
-        .values(
-            state=State.GATHERING,
-            state_at=now,
-            run_at=now,
-            held_for=None,
-            held_from=None,
-            claim=Job.claim + 1,
-            sequence=Job.sequence + 1,
-            cancel_requested=True,
-        )
-        .returning(*Job.__table__.c)
-    )
-    row = connection.execute(freed).mappings().one_or_none()
-    if row is None:
-        raise Conflict("moved_on", "somebody else has just changed it: look again")
-    gathering = Job.of(row)
-    moves.tell(connection, gathering, State.HELD, "canceled by the user: its parts are seen to their end", now)
-    return gathering
-
-
 def _ask_to_cancel(connection: Connection, job: Job, now: datetime) -> Job:
     """Leaves word for whoever works on the job, and makes it due at once where nobody does."""
-    connection.execute(update(Job).where(Job.id == job.id).values(cancel_requested=True))
     waits = or_(Job.run_at > now, and_(Job.state == State.GATHERING, Job.run_at.is_(None)))
-    hurried = update(Job).where(Job.id == job.id, Job.claimed.is_(None), waits).values(run_at=now)
-    connection.execute(hurried)
-    return moves.reread(connection, job)
+    due = case((and_(Job.claimed.is_(None), waits), now), else_=Job.run_at)
+    asked = update(Job).where(Job.id == job.id).values(cancel_requested=True, run_at=due)
+    return Job.of(connection.execute(asked.returning(*Job.__table__.c)).mappings().one())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import (
@@ -28,7 +29,7 @@ from worker import log, timeouts, webhooks
 from worker.claims import Now
 from worker.errors import NotFound
 from worker.states import SLOTTED, State
-from worker.tables import Job, Lane, Owner, Project
+from worker.tables import Attempt, Job, Lane, Owner, Project
 from worker.text import moment
 
 _ACCEPTED = (State.RUNNING, State.COPYING, State.SUCCEEDED, State.EXPIRED)
@@ -49,9 +50,31 @@ def stop(connection: Connection, owner: str, until: datetime, why: str, now: dat
         webhooks.enqueue_alarm(connection, row.alert_url, _alarm(owner, why, until, now))
 
 
-def is_stopped(connection: Connection, owner: str) -> bool:
-    """Whether the account's creates are stopped already."""
-    return connection.execute(_STOPPED_AT, {"owner": owner}).scalar_one_or_none() is not None
+@dataclass(frozen=True)
+class Stop:
+    """An effect of an answer that is about the account: `stop` for the owner of the job's call."""
+
+    until: datetime
+    why: str
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Does that; a look at a task does not, while the account is stopped: it would put off the try that ends it."""
+        called = select(Owner.name, Owner.stopped_at).join(Attempt, Attempt.owner == Owner.name)
+        row = connection.execute(called.where(Attempt.id == job.attempt_id)).one_or_none()
+        if row and (job.state == State.SUBMITTING or row.stopped_at is None):
+            stop(connection, row.name, self.until, self.why, now)
+
+
+@dataclass(frozen=True)
+class Unserved:
+    """An effect of a refusal of the way of calling: the account may not create in the job's lane."""
+
+    why: str
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Writes it on the lane."""
+        unserved = update(Lane).where(Lane.id == job.lane_id).values(unserved_at=now, unserved_why=self.why)
+        connection.execute(unserved)
 
 
 def start(connection: Connection, owner: str) -> None:

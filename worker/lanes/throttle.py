@@ -24,6 +24,7 @@ lane without such limits keeps no count.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -131,6 +132,20 @@ def slow(connection: Connection, job: Job, scope: str, until: datetime, why: str
         _slow(connection, job, lane, scope, now)
         if scope == Scope.RATE and lane.others and job.mode != Mode.CALL:
             _set(connection, lane.id, ceiling=lane.others, ceiling_at=now, probes=_SUSPECTED, passed=0)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """An effect of a throttling answer: `slow` for the job's lane."""
+
+    scope: str
+    until: datetime
+    why: str
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Does that, where the job has a lane."""
+        if job.lane_id:
+            slow(connection, job, self.scope, self.until, self.why, now)
 
 
 def lock(connection: Connection, lane_id: int) -> None:

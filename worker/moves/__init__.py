@@ -1,7 +1,8 @@
-"""Moves on record: the one way to move a job that somebody works on.
+"""Moves on record: the one way to make a job and to move it.
 
 `record` names the state and the claim that it leaves, and writes everything that belongs to the move (its event, the
-attempt's answer, outputs, ledger lines, deliveries) in the same transaction.
+attempt's answer, outputs, ledger lines, deliveries) in the same transaction. `fair_queue` admits jobs and `children`
+moves a parent's children, many at a time; the statements of all three are `transition`'s.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker import document, money, text, webhooks, work
 from worker.errors import ClaimLost
-from worker.lanes import account_stops, slots, throttle
-from worker.moves import children
+from worker.lanes import slots, throttle
+from worker.moves import children, transition
 from worker.states import TERMINAL, HeldFor, Mode, Move, State, may
-from worker.tables import Attempt, Event, Job, Lane, Output, Project
+from worker.tables import Attempt, Event, Job, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
 _ANSWERS = frozenset({"accepted", "refused", "not_sent"})  # that settle what became of a lost call
@@ -63,6 +64,14 @@ class AlreadyRecorded(Exception):  # not an error: the commit held and its answe
         self.job = job
 
 
+def make(connection: Connection, row: dict[str, Any], now: datetime) -> Job:
+    """Makes a job, as its first event says; `row` is what was asked for."""
+    born = {"sequence": 1, "created_at": now, "state_at": now, "run_at": now}
+    job = Job.of(connection.execute(_MAKE, row | born).mappings().one())
+    tell(connection, job, None, "", now)
+    return job
+
+
 def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Puts a move on record; the job as it is then.
 
@@ -78,7 +87,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.attempt is not None and not _answer(connection, job, move, now):
         return record(connection, job, Move(State.UNCERTAIN, "the call's own answer has come meanwhile", now), now)
     if job.mode == Mode.PARENT and move.to in TERMINAL:
-        move = replace(move, columns={**move.columns, **children.paid(connection, job)})
+        move = replace(move, columns={**move.columns, **children.paid(connection, job.id)})
     try:
         moved = _update(connection, job, move, now)
     except ClaimLost:
@@ -88,18 +97,26 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.outputs:
         rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
         connection.execute(_OUTPUT, rows)
-    if job.mode == Mode.PARENT:
-        _of_children(connection, moved, move, now)
+    for effect in move.effects:
+        effect.carry_out(connection, job, now)
     if move.to is not left or move.why:
         tell(connection, moved, left, move.why, now)
     if move.to is State.RUNNING and moved.cancel_requested:
         # asked for while the create call was out: the provider drops only what has not started, so now or never
         connection.execute(_HURRY, {"the_id": job.id, "now": now})
     _release(connection, moved, left, move, now)
-    _hold_back(connection, job, move, now)
     if move.to is State.QUEUED and moved.cancel_requested:
         return record(connection, moved, canceled(moved), now)
     return moved
+
+
+def note(connection: Connection, job: Job, columns: dict[str, Any], why: str, now: datetime) -> Job:
+    """Changes columns of a job that stays in its state, under its claim, and writes an event that says why."""
+    mine = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
+    noted = mine.values(columns | {"sequence": Job.sequence + 1}).returning(*Job.__table__.c)
+    changed = Job.of(connection.execute(noted).mappings().one())
+    tell(connection, changed, State(job.state), why, now)
+    return changed
 
 
 def canceled(job: Job) -> Move:
@@ -183,8 +200,7 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         # a whole lease for the call: what came before it may have used this one up
         "run_at": now + work.of_create(job.mode),
     }
-    begun = _moving(tuple(columns), counts=True).where(~Job.cancel_requested)
-    row = connection.execute(begun, _bound(job, columns)).mappings().one_or_none()
+    row = transition.one(connection, job, State.SUBMITTING, columns, counts=True)
     if row is None:
         if booking.tokens and job.lane_id:
             throttle.settle_tokens(connection, job.lane_id, -booking.tokens, now, now)
@@ -256,8 +272,7 @@ def _settle_tokens(connection: Connection, job: Job, attempt: Row[Any], used: in
 
 def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     columns = _columns(job, move, now)
-    moving = _moving(tuple(columns), counts=move.to != job.state or bool(move.why))
-    row = connection.execute(moving, _bound(job, columns)).mappings().one_or_none()
+    row = transition.one(connection, job, move.to, columns, counts=move.to != job.state or bool(move.why))
     if row is not None:
         return Job.of(row)
     found = reread(connection, job)
@@ -267,30 +282,13 @@ def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
 
 
 def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
-    rests = move.to in TERMINAL or move.to is State.HELD or move.rests
-    columns: dict[str, Any] = {"run_at": None if rests else move.run_at or now, "claimed": None, "crashes": 0}
-    columns |= move.columns
-    if move.to != job.state:
-        columns |= {"state": move.to, "state_at": now}
-    if move.to in TERMINAL:
-        columns |= {"finished_at": now, "sources": None}
-    if job.state == State.HELD:
-        columns |= {"held_for": None, "held_from": None}
+    left = State(job.state)
+    columns = {**move.columns, **transition.entered({left}, move.to, now)}
+    if columns["run_at"] is not None:
+        columns["run_at"] = None if move.rests else move.run_at or now
     if move.to is State.HELD:
-        columns |= {"held_from": job.state, "held_for": move.columns.get("held_for", HeldFor.UNCERTAIN)}
-    if move.to is State.QUEUED:
-        columns |= {"lane_id": None, "account": None, "region": None}
+        columns |= {"held_from": left, "held_for": move.columns.get("held_for", HeldFor.UNCERTAIN)}
     return columns
-
-
-def _of_children(connection: Connection, job: Job, move: Move, now: datetime) -> None:
-    """What a parent's move does to its children."""
-    if move.children:
-        children.make(connection, job, move.children, now)
-    if move.unfit:
-        children.condemn(connection, job, move.unfit, move.why, now)
-    if move.cancels:
-        children.cancel(connection, job, move.cancels, now)
 
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
@@ -342,19 +340,6 @@ def close(connection: Connection, job: Job, now: datetime) -> None:
         children.tell_paid(connection, job.parent_id)
 
 
-def _hold_back(connection: Connection, job: Job, move: Move, now: datetime) -> None:
-    """Holds back the lane, or all of the account's creates, where the provider's answer says so."""
-    if move.throttled and job.lane_id:
-        throttle.slow(connection, job, *move.throttled, now)
-    if move.unserved and job.lane_id:
-        connection.execute(_UNSERVED, {"the_lane": job.lane_id, "why": move.unserved, "now": now})
-    if move.stop and job.attempt_id:
-        owner = connection.execute(select(Attempt.owner).where(Attempt.id == job.attempt_id)).scalar_one()
-        if job.state == State.SUBMITTING or not account_stops.is_stopped(connection, owner):
-            account_stops.stop(connection, owner, *move.stop, now)
-        # else a look says so again: it must not put off the try that ends the stop
-
-
 def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:
     name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
     stored, made_of = document.outputs(connection, [job])[job.id], document.parts(connection, [job]).get(job.id)
@@ -378,27 +363,12 @@ _LOOK = (
     column("task_status", Text),
     column("unknown_since", DateTime(timezone=True)),
 )
+_MAKE = insert(Job).returning(*Job.__table__.c)
 _EVENT = insert(Event).returning(Event.id)
 _ATTEMPT = insert(Attempt)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
 _HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
-_UNSERVED = (
-    update(Lane)
-    .where(Lane.id == bindparam("the_lane"))
-    .values(unserved_at=bindparam("now", type_=DateTime(timezone=True)), unserved_why=bindparam("why"))
-)
 _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
-
-
-@cache
-def _moving(columns: tuple[str, ...], counts: bool) -> ReturningUpdate[Any]:
-    table = Job.__table__
-    changed: dict[str, Any] = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    if counts:
-        changed["sequence"] = Job.sequence + 1
-    # the guard: the claim and the state that are left
-    guard = (Job.id == bindparam("the_id"), Job.claim == bindparam("the_claim"), Job.state == bindparam("the_state"))
-    return update(Job).where(*guard).values(changed).returning(*table.c)
 
 
 _GUARDS: dict[str, ColumnElement[bool]] = {
@@ -423,8 +393,3 @@ def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:
     booked: ColumnElement[Any] = literal_column("old.tokens", BigInteger).label("booked")
     answering = update(Attempt).where(Attempt.id == bindparam("the_id"), _GUARDS[guard]).values(changed)
     return answering.returning(booked, Attempt.sent_at.expression)
-
-
-def _bound(job: Job, columns: dict[str, Any]) -> dict[str, Any]:
-    guard = {"the_id": job.id, "the_claim": job.claim, "the_state": job.state}
-    return guard | {f"to_{name}": value for name, value in columns.items()}

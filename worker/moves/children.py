@@ -1,25 +1,27 @@
 """The children of a job, as rows: made, counted, waited for, canceled, made again.
 
-A child is a job like any other, with a parent and a place in one of its rounds. Nothing here looks at all parents:
-the end of a child wakes its own parent, and once a minute the tick looks at those that wait (two children that end
-in the same instant see each other unfinished, and wake nobody).
+A child is a job like any other, with a parent and a place in one of its rounds. The end of a child wakes its own
+parent. Once a minute the tick looks at all parents that wait: two children that end in the same instant see each
+other unfinished, and wake nobody.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker import claims
 from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, ParentKind
 from worker.kinds.kind import Ended, Stored
+from worker.moves import transition
+from worker.states import State
 from worker.tables import Event, Job, Output
 
 
@@ -32,22 +34,61 @@ class Counts:
     in_round: int
 
 
-def make(connection: Connection, parent: Job, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
-    """Inserts children; a place that is taken stays as it is, so that a commit may be repeated."""
-    shared = {
-        "project_id": parent.project_id,
-        "parent_id": parent.id,
-        "priority": parent.priority,
-        "rank_at": parent.rank_at,  # in their project's line they stand where their parent came in
-        "created_at": now,
-        "state_at": now,
-        "run_at": now,
-        "sequence": 1,
-    }
-    made = connection.execute(_MAKE, [{**shared, **row} for row in rows]).scalars().all()
-    if made:
-        said = {"project_id": parent.project_id, "sequence": 1, "type": "job.queued", "entered": "queued", "at": now}
-        connection.execute(insert(Event), [{**said, "job_id": child} for child in made])
+@dataclass(frozen=True)
+class Make:
+    """An effect of a parent's move: these children are made, `rows` of `jobs` but for what they share."""
+
+    rows: Sequence[Mapping[str, Any]]
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Inserts them; a place that is taken stays as it is, so that a commit may be repeated."""
+        shared = {
+            "project_id": job.project_id,
+            "parent_id": job.id,
+            "priority": job.priority,
+            "rank_at": job.rank_at,  # in their project's line they stand where their parent came in
+            "created_at": now,
+            "state_at": now,
+            "run_at": now,
+            "sequence": 1,
+        }
+        made = connection.execute(_MAKE, [{**shared, **row} for row in self.rows]).scalars().all()
+        if made:
+            said = {"project_id": job.project_id, "sequence": 1, "type": "job.queued", "entered": "queued", "at": now}
+            connection.execute(insert(Event), [{**said, "job_id": child} for child in made])
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """An effect of a parent's move: its children are to end."""
+
+    why: str
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Ends those that nobody works on and for which nothing was sent; asks the others to end."""
+        connection.execute(_CANCEL, {"parent": job.id, "the_why": self.why, "now": now})
+        connection.execute(_ASK, {"parent": job.id, "now": now})
+
+
+@dataclass(frozen=True)
+class Fail:
+    """An effect of a parent's end: `parts` that succeeded are of no use to it, and a retry is to make them again."""
+
+    parts: Sequence[uuid.UUID]
+    why: str
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Fails them, and forgets their outputs."""
+        if self.parts:
+            error = Failure("part_unfit", ErrorClass.PROVIDER, self.why, retryable=True, billed="yes").as_json()
+            said = {"parent": job.id, "parts": list(self.parts), "the_why": self.why, "the_error": error, "now": now}
+            failed = connection.execute(_FAIL, said).scalars().all()
+            connection.execute(_FORGET, {"jobs": failed})
+
+
+def make_again(connection: Connection, parent: Job, now: datetime) -> None:
+    """Puts the children that failed, expired or were canceled back into the line."""
+    connection.execute(_AGAIN, {"parent": parent.id, "the_why": "made again", "now": now})
 
 
 def counts(connection: Connection, parent: Job) -> Counts:
@@ -77,18 +118,16 @@ def first_failed(connection: Connection, parent: Job) -> Job | None:
     return Job.of(row) if row else None
 
 
-def paid(connection: Connection, parent: Job) -> dict[str, Any]:
+def paid(connection: Connection, parent_id: uuid.UUID) -> dict[str, Any]:
     """What the children cost in all: the columns of a parent that has ended."""
-    row = connection.execute(_PAID, {"parent": parent.id}).one()
+    row = connection.execute(_PAID, {"parent": parent_id}).one()
     return {"cost": row.cost, "billed": row.billed}
 
 
 def tell_paid(connection: Connection, parent_id: uuid.UUID) -> None:
     """Lets a parent that has ended say what its children cost, as the ledger has it now."""
-    ended = select(*Job.__table__.c).where(Job.id == parent_id, Job.finished_at.is_not(None))
-    row = connection.execute(ended).mappings().one_or_none()
-    if row is not None:
-        connection.execute(update(Job).where(Job.id == parent_id).values(**paid(connection, Job.of(row))))
+    has_ended = (Job.id == parent_id, Job.finished_at.is_not(None))
+    connection.execute(update(Job).where(*has_ended).values(**paid(connection, parent_id)))
 
 
 def wake(connection: Connection, parent_id: uuid.UUID) -> bool:
@@ -97,33 +136,15 @@ def wake(connection: Connection, parent_id: uuid.UUID) -> bool:
     One that needs all of its children is due at the first that failed, too. To be called in a transaction of its
     own, after the child's end is committed.
     """
-    return connection.execute(_WAKE, {"parent": parent_id, "hasty": _hasty()}).rowcount > 0
+    return connection.execute(_WAKE, {"parent": parent_id, "all_or_none": _all_or_none()}).rowcount > 0
 
 
 def wake_all(connection: Connection, now: datetime) -> None:
     """The same look at every parent that waits."""
-    connection.execute(_WAKE_ALL, {"hasty": _hasty(), "now": now})
+    connection.execute(_WAKE_ALL, {"all_or_none": _all_or_none(), "now": now})
 
 
-def cancel(connection: Connection, parent: Job, why: str, now: datetime) -> None:
-    """Ends the children that nobody works on and for which nothing was sent; leaves word for the others."""
-    connection.execute(_CANCEL, {"parent": parent.id, "why": why, "now": now})
-    connection.execute(_ASK, {"parent": parent.id, "now": now})
-
-
-def condemn(connection: Connection, parent: Job, parts: Sequence[uuid.UUID], why: str, now: datetime) -> None:
-    """Fails children that succeeded and are of no use to their parent, so that a retry makes them again."""
-    error = Failure("part_unfit", ErrorClass.PROVIDER, why, retryable=True, billed="yes").as_json()
-    said = {"parent": parent.id, "parts": list(parts), "why": why, "error": json.dumps(error), "now": now}
-    connection.execute(_CONDEMN, said)
-
-
-def make_again(connection: Connection, parent: Job, now: datetime) -> int:
-    """Puts the children that failed, expired or were canceled back into the line; how many."""
-    return connection.execute(_AGAIN, {"parent": parent.id, "now": now}).rowcount
-
-
-def _hasty() -> list[str]:
+def _all_or_none() -> list[str]:
     """The kinds that need all of their children, so that the first failure is news."""
     return [kind.name for kind in KINDS.values() if isinstance(kind, ParentKind) and kind.all_or_none]
 
@@ -180,25 +201,22 @@ _PAID = text(
 _WAITS = """jobs.state = 'gathering' and jobs.claimed is null and jobs.run_at is null
        and (not exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null)
             or (jobs.cancel_requested
-                or jobs.kind = any(:hasty)
+                or jobs.kind = any(:all_or_none)
                    and exists (select from jobs as child where child.parent_id = jobs.id
                                 and child.state in ('failed', 'expired')))
                and exists (select from jobs as child where child.parent_id = jobs.id
                             and child.finished_at is null and not child.cancel_requested))"""
 _WAKE = text(f"update jobs set run_at = now() where id = :parent and {_WAITS}")  # noqa: S608 - words of ours
 _WAKE_ALL = text(f"update jobs set run_at = :now where {_WAITS}")  # noqa: S608
-_CANCEL = text(
-    """
-    with ended as (
-        update jobs set state = 'canceled', state_at = :now, finished_at = :now, run_at = null, claimed = null,
-               held_for = null, held_from = null, cancel_requested = true, claim = claim + 1, sequence = sequence + 1
-         where parent_id = :parent and claimed is distinct from 'taken'
-           and (state in ('queued', 'admitted') or state = 'held' and held_from <> 'uncertain')
-        returning id, project_id, sequence, old.state as was
-    )
-    insert into events (job_id, project_id, sequence, type, "left", entered, why, at)
-    select id, project_id, sequence, 'job.canceled', was, 'canceled', :why, :now from ended
-    """
+_OF_PARENT = Job.parent_id == bindparam("parent")
+_CANCEL = transition.many(
+    {State.QUEUED, State.ADMITTED, State.HELD},
+    State.CANCELED,
+    _OF_PARENT,
+    Job.claimed.is_distinct_from(claims.TAKEN),
+    # one that may have a task at the provider is found first
+    ~and_(Job.state == State.HELD, Job.held_from == State.UNCERTAIN),
+    cancel_requested=True,
 )
 _ASK = text(
     """
@@ -207,32 +225,12 @@ _ASK = text(
      where parent_id = :parent and finished_at is null and not cancel_requested
     """
 )
-_CONDEMN = text(
-    """
-    with unfit as (
-        update jobs set state = 'failed', state_at = :now, error = cast(:error as jsonb), claim = claim + 1,
-               sequence = sequence + 1
-         where parent_id = :parent and id = any(:parts) and state = 'succeeded'
-        returning id, project_id, sequence, old.state as was
-    ), gone as (
-        delete from outputs where job_id in (select id from unfit)
-    )
-    insert into events (job_id, project_id, sequence, type, "left", entered, why, at)
-    select id, project_id, sequence, 'job.failed', was, 'failed', :why, :now from unfit
-    """
+_FAIL = transition.many(
+    {State.SUCCEEDED},
+    State.FAILED,
+    _OF_PARENT,
+    Job.id.in_(bindparam("parts", expanding=True)),
+    error=bindparam("the_error", type_=Job.__table__.c.error.type),
 )
-_AGAIN = text(
-    """
-    with again as (
-        update jobs set state = 'queued', state_at = :now, run_at = :now, finished_at = null, error = null,
-               cancel_requested = false, retries = 0, task_id = null, task_status = null, sources = null,
-               relinked = false, links_expire_at = null, deadline_at = null, unknown_since = null, crashes = 0,
-               lane_id = null, account = null, region = null, claimed = null, claim = claim + 1,
-               attempt_id = null, cost = null, billed = 'no', usage = null, result = null, sequence = sequence + 1
-         where parent_id = :parent and state in ('failed', 'expired', 'canceled')
-        returning id, project_id, sequence, old.state as was
-    )
-    insert into events (job_id, project_id, sequence, type, "left", entered, why, at)
-    select id, project_id, sequence, 'job.queued', was, 'queued', 'made again', :now from again
-    """
-)
+_FORGET = delete(Output).where(Output.job_id.in_(bindparam("jobs", expanding=True)))
+_AGAIN = transition.many({State.FAILED, State.EXPIRED, State.CANCELED}, State.QUEUED, _OF_PARENT)

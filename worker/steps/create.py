@@ -22,6 +22,8 @@ from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
 from worker.kinds import Request
 from worker.lanes import query_budget, throttle
+from worker.lanes.account_stops import Stop, Unserved
+from worker.lanes.throttle import Slow
 from worker.states import Mode, Move, State
 from worker.steps import finish
 from worker.tables import Job
@@ -148,7 +150,7 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     columns = {"error": failure.as_json()}
     if row.code == "wrong_mode" and ctx.catalog.model(job.model).variant:
         # the account may not call it so: others need not find that out for themselves
-        return Move(State.FAILED, failure.message, columns=columns, attempt=said, unserved=failure.message)
+        return Move(State.FAILED, failure.message, columns=columns, attempt=said, effects=(Unserved(failure.message),))
     if row.verdict in _FINAL or (row.tries is not None and _refusals(ctx, job, refused.code) >= row.tries):
         return Move(State.FAILED, failure.message, columns=columns, attempt=said)
     if row.verdict is Verdict.RETRY:
@@ -157,9 +159,9 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
         )
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
     if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in errors.OF_A_MODEL:
-        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, stop=(until, why))
-    throttled = (row.scope or Scope.RATE, until, why)
-    return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, throttled=throttled)
+        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(Stop(until, why),))
+    slow = Slow(row.scope or Scope.RATE, until, why)
+    return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(slow,))
 
 
 def _refusals(ctx: Context, job: Job, code: str) -> int:
@@ -218,7 +220,7 @@ def _not_taken(refused: Refused, now: datetime) -> Move:
     until, why = _until(row, refused, now), f"its file was not taken: {failure.message}"
     if row.scope is Scope.DAILY or (row.verdict is Verdict.STOP_ACCOUNT and row.scope):
         # The lane rests, since its other jobs' files would be refused too.
-        return Move(State.QUEUED, why, now, columns, throttled=(row.scope, until, failure.message))
+        return Move(State.QUEUED, why, now, columns, effects=(Slow(row.scope, until, failure.message),))
     return Move(State.QUEUED, why, until, columns)
 
 

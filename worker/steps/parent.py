@@ -41,7 +41,7 @@ def gather(ctx: Context, job: Job, clock: Clock) -> Moves:
     fan_out, counts = kinds.parent(job.kind), ctx.children(job)
     doomed = _doomed(job, fan_out, counts)
     if counts.unfinished and (doomed or not job.round_open):
-        yield Move(State.GATHERING, doomed or "", cancels=doomed, rests=True)
+        yield Move(State.GATHERING, doomed or "", effects=(children.Cancel(doomed),) if doomed else (), rests=True)
         ctx.wake(job.id)  # they may have ended in the meantime
         return
     if job.cancel_requested:
@@ -89,17 +89,19 @@ def _expand(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts, clock: 
         yield _ended(said, columns | {"usage": fan_out.usage(parent)})
     elif said.failure is not None:
         # nothing of this answer is kept: the kind is asked the same again once they have ended
-        yield Move(State.GATHERING, said.failure.message, cancels=said.failure.message, rests=True)
+        why = said.failure.message
+        yield Move(State.GATHERING, why, effects=(children.Cancel(why),), rests=True)
         ctx.wake(job.id)
     elif said.more:
         columns |= {"round": number, "round_open": True}
         again_at = clock() + (said.again_after or timedelta(0))
-        yield Move(State.GATHERING, said.why, again_at, columns, children=_rows(ctx, number, made, said, clock))
+        make = children.Make(_rows(ctx, number, made, said, clock))
+        yield Move(State.GATHERING, said.why, again_at, columns, effects=(make,))
     elif total:
         columns |= {"round": number, "round_open": False}
         why = said.why or f"round {number}: {total} parts"
-        children = _rows(ctx, number, made, said, clock)
-        yield Move(State.GATHERING, why, columns=columns, children=children, rests=True)
+        make = children.Make(_rows(ctx, number, made, said, clock))
+        yield Move(State.GATHERING, why, columns=columns, effects=(make,), rests=True)
         ctx.wake(job.id)
     else:
         yield Move(State.COPYING, said.why, columns=columns | {"round_open": False})
@@ -125,8 +127,8 @@ def _unusable(ctx: Context, parent: Parent, error: NoriaError) -> Expansion:
 
 def _ended(said: Expansion, columns: dict[str, Any]) -> Move:
     assert said.failure is not None, "only a failure ends a parent here"
-    told = {**columns, "error": said.failure.as_json()}
-    return Move(State.FAILED, said.failure.message, columns=told, unfit=said.unfit)
+    told, why = {**columns, "error": said.failure.as_json()}, said.failure.message
+    return Move(State.FAILED, why, columns=told, effects=(children.Fail(said.unfit, why),))
 
 
 def _troubled(job: Job, state: State, trouble: NoriaError, now: datetime) -> Move:

@@ -23,6 +23,7 @@ from worker.dashscope.errors import Verdict
 from worker.dashscope.responses import Page, Refused, TaskSeen
 from worker.errors import CallFailed, ErrorClass, Failure, NotTold
 from worker.lanes import query_budget
+from worker.lanes.account_stops import Stop
 from worker.states import HeldFor, Move, State
 from worker.steps import finish
 from worker.tables import Job
@@ -210,10 +211,9 @@ def _look_again(job: Job, clock: Clock, why: str, row: errors.Row | None = None)
         failure = Failure("task_unseen", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
         return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
     stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
-    stop = (now + timedelta(minutes=5), why) if stops else None
-    return Move(
-        State.RUNNING, run_at=min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS), stop=stop
-    )
+    effects = (Stop(now + timedelta(minutes=5), why),) if stops else ()
+    again_at = min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS)
+    return Move(State.RUNNING, run_at=again_at, effects=effects)
 
 
 def _is_overdue(job: Job, now: datetime) -> bool:

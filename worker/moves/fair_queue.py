@@ -1,4 +1,4 @@
-"""Whose job is next: free slots given to waiting jobs, project by project in turn.
+"""The fair queue: free slots given to waiting jobs, project by project in turn.
 
 Each lane has a virtual time, and a project's job costs it 1/weight of that. The tick serves the project that stands
 lowest, so that projects of equal weight alternate however many jobs each has, and of one with weight 3 three jobs go
@@ -16,10 +16,29 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, DateTime, Row, Select, bindparam, or_, select, text
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Double,
+    Row,
+    Select,
+    Uuid,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from worker.lanes import account_stops, slots, throttle
-from worker.tables import Job, Lane, Owner
+from worker.moves import transition
+from worker.states import State
+from worker.tables import Job, Lane, Owner, Turn
 
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
 _AT_ONCE = 300  # jobs that one tick admits to a lane at the most; the next tick goes on
@@ -54,8 +73,8 @@ def _try(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uu
 
 
 def _fill(connection: Connection, lane: Row[Any], free: int, now: datetime) -> Collection[uuid.UUID]:
-    whose = {"lane": lane.id, "account": lane.account, "region": lane.region, "model": lane.model}
-    return connection.execute(_FILL, whose | {"free": free, "left": lane.left, "now": now}).scalars().all()
+    whose = {"lane": lane.id, "the_account": lane.account, "the_region": lane.region, "the_model": lane.model}
+    return connection.execute(_FILL, whose | {"free": free, "the_left": lane.left, "now": now}).scalars().all()
 
 
 def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
@@ -86,20 +105,22 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
 
 
 # Built once: to build a statement costs more than to run it.
-_WITH_ROOM = _with_room(bindparam("now", type_=DateTime(timezone=True)))
-_FILL = text(
+_WITH_ROOM = _with_room(transition.NOW)
+
+# The jobs at the heads of the projects' lines, `free` of them at the most, each with where its turn starts and ends.
+_NEXT = text(
     """
     with recursive waiting (project_id) as (
         -- one look into the index for each project that waits, however many jobs it has
-        (select project_id from jobs where state = 'queued' and mode <> 'parent' and model = :model
+        (select project_id from jobs where state = 'queued' and mode <> 'parent' and model = :the_model
           order by project_id limit 1)
         union all
         select (select project_id from jobs
-                 where state = 'queued' and mode <> 'parent' and model = :model and project_id > waiting.project_id
+                 where state = 'queued' and mode <> 'parent' and model = :the_model and project_id > waiting.project_id
                  order by project_id limit 1)
           from waiting where waiting.project_id is not null
     ), served as (
-        select projects.id, projects.weight, greatest(turns.at, lanes.turn) as entry,
+        select projects.id, 1 / projects.weight::float8 as cost, greatest(turns.at, lanes.turn) as entry,
                case when projects.max_in_flight is null then :free
                     else projects.max_in_flight - (select count(*) from jobs where jobs.project_id = projects.id
                          and (jobs.state in ('admitted', 'submitting', 'uncertain', 'running')
@@ -109,38 +130,44 @@ _FILL = text(
           join lanes on lanes.id = :lane
           left join turns on turns.lane_id = :lane and turns.project_id = projects.id
     ), line as (
-        select head.id, head.rank_at, served.entry
-               + (row_number() over (partition by served.id order by head.rank_at, head.id) - 1)
-               / served.weight::float8 as start
+        select head.id, head.rank_at, served.cost, served.entry
+               + (row_number() over (partition by served.id order by head.rank_at, head.id) - 1) * served.cost as start
           from served cross join lateral (
                select id, rank_at from jobs
-                where state = 'queued' and mode <> 'parent' and model = :model and project_id = served.id
+                where state = 'queued' and mode <> 'parent' and model = :the_model and project_id = served.id
                   and run_at <= :now
                   -- what wants more than the day has left waits in its place, and lets smaller calls pass
-                  and (tokens is null or (tokens <= cast(:left as bigint)) is not false)
+                  and (tokens is null or (tokens <= cast(:the_left as bigint)) is not false)
                 order by rank_at, id limit least(:free, greatest(served.room, 0))) as head
     ), next as materialized (
-        select id, start from line order by start, rank_at, id limit :free
-    ), picked as (
-        select jobs.id, next.start from jobs join next on next.id = jobs.id
-         where jobs.state = 'queued' for update of jobs skip locked
-    ), admitted as (
-        update jobs set state = 'admitted', state_at = :now, run_at = :now, lane_id = :lane, account = :account,
-               region = :region, tokens = null, sequence = jobs.sequence + 1
-          from picked where jobs.id = picked.id and jobs.state = 'queued'
-        returning jobs.id, jobs.project_id, jobs.sequence, picked.start
-    ), charged as (
-        insert into turns (lane_id, project_id, at)
-        select :lane, admitted.project_id, max(admitted.start + 1 / served.weight::float8)
-          from admitted join served on served.id = admitted.project_id group by admitted.project_id
-        on conflict (lane_id, project_id) do update set at = excluded.at
-    ), advanced as (
-        update lanes set turn = latest.start
-          from (select max(start) as start from admitted) as latest
-         where lanes.id = :lane and latest.start > lanes.turn
+        select id, start, cost from line order by start, rank_at, id limit :free
     )
-    insert into events (job_id, project_id, sequence, type, "left", entered, at)
-    select id, project_id, sequence, 'job.admitted', 'queued', 'admitted', :now from admitted
-    returning job_id
+    select jobs.id, next.start, next.start + next.cost as stop from jobs join next on next.id = jobs.id
+     where jobs.state = 'queued' for update of jobs skip locked
     """
-)
+).columns(id=Uuid, start=Double, stop=Double)
+
+
+def _filling() -> ReturningInsert[Any]:
+    """Picks the next jobs, moves them, and charges their projects and the lane for the turns, in one statement."""
+    lane: BindParameter[int] = bindparam("lane", type_=BigInteger)
+    picked = _NEXT.cte("picked")
+    moved = transition.moving(
+        {State.QUEUED},
+        State.ADMITTED,
+        Job.id == picked.c.id,
+        lane_id=lane,
+        account=bindparam("the_account"),
+        region=bindparam("the_region"),
+        tokens=None,
+    )
+    turns = select(moved.c.project_id, picked.c.start, picked.c.stop).join(picked, picked.c.id == moved.c.id).subquery()
+    ends = select(lane, turns.c.project_id, func.max(turns.c.stop)).group_by(turns.c.project_id)
+    charged = upsert(Turn).from_select(["lane_id", "project_id", "at"], ends)
+    charged = charged.on_conflict_do_update(index_elements=["lane_id", "project_id"], set_={"at": charged.excluded.at})
+    latest = select(func.max(turns.c.start).label("start")).subquery()
+    advanced = update(Lane).where(Lane.id == lane, latest.c.start > Lane.turn).values(turn=latest.c.start)
+    return transition.events(moved, State.ADMITTED).add_cte(charged.cte("charged"), advanced.cte("advanced"))
+
+
+_FILL = _filling()
