@@ -1,7 +1,7 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Six tasks: `tick` finds what is due, `work` carries out one step a row, `poll` looks at many tasks, `deliver` sends
-webhooks, `fire` submits what schedules are due for, `sweep` looks for tasks that are nobody's. Their messages hold ids
+Six tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
+sends webhooks, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns. Their messages hold ids
 and claim numbers, nothing else.
 """
 
@@ -53,7 +53,7 @@ def _ready(**_: Any) -> None:
 
 
 @worker_shutdown.connect
-def _last_words(**_: Any) -> None:
+def _stop_sender(**_: Any) -> None:
     sender.stop(seconds=3)
 
 
@@ -74,7 +74,7 @@ def _task(name: str) -> Callable[[Callable[..., None]], Any]:
 
 @_task(broker.TICK)
 def run_tick() -> None:
-    """Finds what is due, and publishes it."""
+    """One tick, and its messages."""
     _runner().tick(_publish)
 
 

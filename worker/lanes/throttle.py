@@ -151,8 +151,8 @@ class Slow:
 def lock(connection: Connection, lane_id: int) -> None:
     """Waits for the lane's row, and keeps it until the commit.
 
-    To be called before what is counted beside it: a statement that waits for the row itself has counted before it
-    waited, and what the row's last holder did is not among it.
+    Call it before the statement that counts the lane's jobs: one that waits for the row itself has counted before it
+    waited, without what the row's last holder did.
     """
     connection.execute(_LOCK, {"lane": lane_id})
 
@@ -234,7 +234,7 @@ def _lower(connection: Connection, lane: Row[Any], now: datetime) -> None:
 
 
 def _slow(connection: Connection, job: Job, lane: Row[Any], scope: str, now: datetime) -> None:
-    """Slows the lane, unless the create left before it was slowed last: then its answer says nothing new."""
+    """Slows the lane, unless the create left before it was slowed last: then its answer is about the old rate."""
     factor = _SLOWER.get(Scope(scope))
     is_news = lane.paced_at is None or job.submitted_at is None or job.submitted_at > lane.paced_at
     if factor is not None and is_news:

@@ -83,7 +83,7 @@ def step(ctx: Context, job: Job, clock: Clock) -> Moves:
 def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
     """Sorts the running jobs of one account by the provider's list; raises NotTold.
 
-    Tasks that wait at the provider are asked for too, where the last look said so of many.
+    Tasks that wait at the provider are asked for too, where the last looks found many of them waiting.
     """
     shown: dict[str, str] = {}
     listed = [job for job in jobs if _is_listed(job, clock)]
@@ -180,8 +180,8 @@ def _disowned(ctx: Context, job: Job, seen: TaskSeen) -> str | None:
 def _unknown(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Move:
     """UNKNOWN is said of an expired task, to a key of another account, and for an instant by mistake.
 
-    It is believed after ten minutes of looks, if another task of the account was seen in that time: a key that sees
-    no task is of another account. Otherwise the job ends at its deadline.
+    The job ends after ten minutes of such looks, if another task of the account was seen in that time: a key that sees
+    no task is of another account. Otherwise it ends at its deadline.
     """
     now = clock()
     since = job.unknown_since or now
