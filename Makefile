@@ -31,7 +31,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 0 tests/test_migrations.py tests/test_deployment.py
+	$(BIN)/python -m pytest -n 0 tests/test_house.py tests/test_migrations.py tests/test_deployment.py
 
 # Pins all that pyproject.toml asks for, with hashes and without an index's address.
 lock: install

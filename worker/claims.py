@@ -1,14 +1,14 @@
 """The right to work on a row for a while: the claim protocol, for every table that has work in it.
 
-`run_at` says when a row wants attention. Three statements are the whole of it, and of crash recovery; a fourth,
-`seize`, takes a job out of a worker's hands where a person decides:
+`run_at` says when a row wants attention. Four statements are the whole of it, and of crash recovery:
 
 1. `claim_due`, in the tick: rows whose `run_at` has come get a new claim number and a lease, and go out in messages.
    The lease is `run_at` pushed into the future, so a message that is lost is sent again when it lapses.
 2. `take`, right before a row's step: spends the number. A repeated or late message finds another number and is
    dropped.
-3. `held`, the guard of every write: the row as long as nobody has claimed it since. A worker that woke late writes
+3. `is_ours`, the guard of every write: the row as long as nobody has claimed it since. A worker that woke late writes
    nothing.
+4. `seize`, where a person decides: the job goes out of its worker's hands, whose number is worth nothing from then on.
 
 Only a lease that lapses while `taken` is a crash. A worker that lives takes its own back (`let_go`): it could not write
 while the database was away. There is no reaper, no heartbeat, no lock table, and nobody but the holder writes `run_at`
@@ -112,7 +112,7 @@ def moment(now: Now) -> ColumnElement[datetime]:
     return now if isinstance(now, ColumnElement) else literal(now, DateTime(timezone=True))
 
 
-def held(table: Claimable, row_id: uuid.UUID, number: int) -> ColumnElement[bool]:
+def is_ours(table: Claimable, row_id: uuid.UUID, number: int) -> ColumnElement[bool]:
     """The guard of every write under a claim: the row, as long as nobody has claimed it since."""
     return and_(table.id == row_id, table.claim == number)
 

@@ -265,7 +265,7 @@ def _write_try(
 ) -> None:
     statement = (
         update(Delivery)
-        .where(claims.held(Delivery, delivery.id, delivery.claim))
+        .where(claims.is_ours(Delivery, delivery.id, delivery.claim))
         .values(
             state=tried.state,
             tries=delivery.tries + 1,

@@ -1,9 +1,13 @@
 """What a person decides where nobody can prove what became of a create call, or where workers died on a job.
 
-The job is adopted by a task that matches it, or its call is declared to have made nothing, or it is given up. Each
-decision is a move like any other, with the key that decided in its history; it takes the job's claim, so a worker that
-looks for the task at that moment writes nothing. Of a job that has ended only the verdict on its calls can be missing.
-A task that is adopted while it runs is compared once it has ended, before anything is copied.
+A task that matches the job is adopted as its own, or the call is declared to have made nothing, or the job is given
+up. Each decision is a move like any other, with the key that decided in its history. It takes the job's claim, so a
+worker that looks for the task at that moment writes nothing. A task that is adopted while it runs is compared with the
+request once it has ended, before anything is copied.
+
+A job that has ended may have calls of which nobody knows whether they were billed: the provider forgot the task, or
+never told of its end, or never answered a call that cannot be looked up. Until a person decides, such a call stays
+charged; and where a task may live, the job is not made again.
 """
 
 from __future__ import annotations
@@ -13,15 +17,13 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import attempts, moves, timeouts
-from worker.claims import NOW
+from worker import attempts, claims, money, moves, timeouts
 from worker.context import Context
 from worker.dashscope.responses import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure, NotTold
-from worker.jobs import verdicts
 from worker.states import TERMINAL, HeldFor, Mode, Move, State
 from worker.steps import batch, find, poll
 from worker.steps.poll import Asked
@@ -108,21 +110,15 @@ def decide(ctx: Context, job: Job, decision: Decision) -> Move:
 
 def carry_out(ctx: Context, job: Job, move: Move) -> Job:
     """Puts the decision on record; raises Conflict when the job has moved since it was read."""
-    mine = (
-        update(Job)
-        .where(Job.id == job.id, Job.state == job.state, Job.sequence == job.sequence)
-        .values(claim=Job.claim + 1, claimed=None)
-        .returning(*Job.__table__.c)
-    )
     try:
         with ctx.engine.begin() as connection:
-            now: datetime = connection.execute(select(NOW)).scalar_one()
-            row = connection.execute(mine).mappings().one_or_none()
-            if row is None:
+            now: datetime = connection.execute(select(claims.NOW)).scalar_one()
+            mine = claims.seize(connection, job)
+            if mine is None:
                 raise Conflict("moved_on", "the job has moved since: look again")
             if job.state in TERMINAL:
-                return verdicts.give(connection, Job.of(row), (move.attempt or {})["billed"], move.why, now)
-            return moves.record(connection, Job.of(row), _at(job, move, now), now)
+                return _close(connection, mine, (move.attempt or {})["billed"], move.why, now)
+            return moves.record(connection, mine, _at(job, move, now), now)
     except IntegrityError as error:
         raise Conflict("task_taken", "the task is another job's") from error
 
@@ -135,8 +131,10 @@ def _check_resolvable(job: Job) -> None:
 
 
 def _check_unbilled(ctx: Context, job: Job) -> None:
+    last = and_(Attempt.id == job.attempt_id, Attempt.closed_at.is_(None))
+    missing = select(Attempt.id).where(or_(last, _unknown(job)) if job.billed == "unknown" else last)
     with ctx.engine.connect() as connection:
-        is_missing = verdicts.is_missing(connection, job)
+        is_missing = connection.execute(missing.limit(1)).first() is not None
     if not is_missing:
         raise Conflict("nothing_to_resolve", f"the job is {job.state}, and whether its call cost money is known")
 
@@ -256,6 +254,25 @@ def _verdict(ctx: Context, job: Job, decision: Decision, why: str) -> Move:
     if decision.billed not in _BILLED:
         raise Conflict("billed_required", _SAY_BILLED)
     return Move(State(job.state), f"{why}: billed {decision.billed}", attempt={"billed": decision.billed})
+
+
+def _close(connection: Connection, job: Job, billed: str, why: str, now: datetime) -> Job:
+    """Closes the calls of a job that has ended as billed ("yes", "no"), and books them; the job stays in its state."""
+    close = update(Attempt).where(_unknown(job)).values(billed=billed, closed_at=now).returning(Attempt.id)
+    closed = connection.execute(close).scalars().all()
+    if not closed:
+        raise Conflict("moved_on", "its call's own answer has come meanwhile: look again")
+    for attempt_id in closed:
+        cost = job.cost if attempt_id == job.attempt_id else None
+        money.book(connection, job, attempt_id, billed, cost, now)
+    ended = moves.note(connection, job, {"billed": billed}, why, now)
+    moves.close(connection, ended, now)
+    return ended
+
+
+def _unknown(job: Job) -> ColumnElement[bool]:
+    """The job's calls of which it is not known whether they were billed."""
+    return and_(Attempt.job_id == job.id, or_(Attempt.closed_at.is_(None), Attempt.billed == "unknown"))
 
 
 def _failure(why: str, billed: str) -> dict[str, Any]:
