@@ -124,7 +124,7 @@ def not_told(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     return look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
 
 
-def look_again(job: Job, clock: Clock, why: str, row: errors.Row | None = None) -> Move:
+def look_again(job: Job, clock: Clock, why: str, row: errors.Meaning | None = None) -> Move:
     now = clock()
     if job.deadline_at and now > job.deadline_at + timeouts.LINKS:
         message = f"the provider has told nothing of the task for a day after its end: {why}"
