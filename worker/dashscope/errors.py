@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import chain
 
 from worker import text
@@ -83,12 +84,15 @@ class Row:
 
     def fits(self, status: int, code: str, message: str) -> bool:
         """Whether the row has such an answer; `code` as `_plain` leaves it."""
-        known = map(_plain, self.codes.split())
         return (
             (not self.statuses or status in self.statuses)
-            and (not self.codes or any(code == each or code.startswith(each + ".") for each in known))
+            and (not self.codes or f"{code}.".startswith(self._known))
             and re.search(self.message, message, re.IGNORECASE) is not None
         )
+
+    @cached_property
+    def _known(self) -> tuple[str, ...]:
+        return tuple(f"{_plain(code)}." for code in self.codes.split())
 
 
 def _stop(code: str, scope: Scope, hint: str) -> Meaning:

@@ -79,8 +79,8 @@ def set_project(
     faults = [fault for fault in _faults(weight, time_zone) if fault]
     if faults:
         raise InvalidInput(faults)
-    said = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
-    columns = {column: value for column, value in said.items() if value is not None}
+    given = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+    columns = {column: value for column, value in given.items() if value is not None}
     return _change(connection, name, columns | ({"max_in_flight": None} if max_in_flight == 0 else {}))
 
 

@@ -147,8 +147,8 @@ def failed(delivery: Delivery, status: int | None, error: str, now: datetime) ->
 
 def claim_due(connection: Connection, now: datetime) -> list[Claim]:
     """Claims for deliveries that are due, in the order in which they should go; their group is their receiver."""
-    said = {"now": now, "start": random.randrange(_ANYWHERE)}  # noqa: S311 - not a secret
-    rows = connection.execute(_CLAIM, said | _LIMITS).all()
+    start = random.randrange(_ANYWHERE)  # noqa: S311 - not a secret
+    rows = connection.execute(_CLAIM, {"now": now, "start": start, **_LIMITS}).all()
     return [Claim(row.id, row.claim, row.crashes, row.receiver) for row in sorted(rows, key=lambda row: row.place)]
 
 
