@@ -664,7 +664,7 @@ class TestOutputs:
         """A job with one output in the bucket."""
         job = submitted(http)
         bucket = Bucket(api.app.state.context.settings)
-        put = bucket.put_stream(f"p/{job['id']}/0-video.mp4", [b"a clip"], "video/mp4", Expected(), {})
+        put = bucket.put_stream(f"p/{job['id']}/0-video.mp4", [b"a clip"], "video/mp4", Expected())
         api.sql(
             "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
             " select id, 0, project_id, 'video', :key, 'video/mp4', 6, :sha256, :crc64 from jobs",

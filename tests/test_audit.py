@@ -223,7 +223,7 @@ def test_a_batch_that_is_paid_for_and_no_jobs_is_found_and_so_is_a_second_one(pl
 def test_what_a_parent_was_made_of_may_stay_in_the_bucket_and_another_object_may_not(play: Stage, family: Job) -> None:
     stem = f"{family.project_id}/2026/01/01/{family.id}"
     for name in ("work/lines.jsonl", "9-audio.wav"):
-        play.ctx.bucket.put_stream(f"{stem}/{name}", [b"x"], "text/plain", storage.Expected(), {})
+        play.ctx.bucket.put_stream(f"{stem}/{name}", [b"x"], "text/plain", storage.Expected())
 
     (finding,) = found(play, everyone(play))
 

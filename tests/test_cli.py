@@ -460,7 +460,7 @@ def test_what_is_spoken_and_what_is_summarised_comes_from_files(noria: Shell, ap
         file["key"] for file in noria("files", "--json").json
     }
     assert (refused.code, nothing.code) == (5, 5)
-    assert "day/d.exe: file: is neither a picture" in refused.err
+    assert "day/d.exe: file: must be a picture" in refused.err
     assert "There is no document in empty" in nothing.err
 
 

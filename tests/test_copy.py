@@ -333,7 +333,7 @@ def test_a_bucket_that_takes_nothing_is_trouble_whatever_it_answers(
         away = Bucket(settings.model_copy(update={"s3_endpoint_url": s3.url}))
 
         with pytest.raises(StorageTrouble) as told:
-            away.put_stream("k.mp4", iter([bytes(megabytes << 20)]), "video/mp4", Expected(), {})
+            away.put_stream("k.mp4", iter([bytes(megabytes << 20)]), "video/mp4", Expected())
 
     assert "k.mp4?" not in str(told.value)
 
@@ -367,7 +367,7 @@ def failing_proxy(settings: Settings, mark: bytes, passes: int) -> Iterator[Sett
 def test_chunks_that_are_not_what_was_announced_are_not_stored(target: Bucket) -> None:
     for expected in (Expected(length=4), Expected(crc64="1"), Expected(md5="x")):
         with pytest.raises(Mismatch):
-            target.put_stream("k", iter([b"abc"]), "text/plain", expected, {})
+            target.put_stream("k", iter([b"abc"]), "text/plain", expected)
 
     assert leftovers(target) == []
 
@@ -378,14 +378,14 @@ def test_an_error_of_the_chunks_own_reaches_the_caller(target: Bucket) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        target.put_stream("k", chunks(), "text/plain", Expected(), {})
+        target.put_stream("k", chunks(), "text/plain", Expected())
 
     assert leftovers(target) == []
 
 
 @pytest.mark.parametrize("filename", [None, "clip.mp4", '猫 "a"\r\nx: y/..\\z?.mp4'])
 def test_a_link_opens_for_a_while_under_the_name_that_was_chosen(target: Bucket, filename: str | None) -> None:
-    target.put_stream("k.mp4", iter([CLIP]), "video/mp4", Expected(), {"job": "1"})
+    target.put_stream("k.mp4", iter([CLIP]), "video/mp4", Expected())
     link = target.presign("k.mp4", timedelta(minutes=5), filename)
 
     with httpx.Client(trust_env=False) as browser:

@@ -187,6 +187,13 @@ def test_env_example_says_of_each_setting_what_the_code_says() -> None:
     assert said == {name: field.description for name, field in _by_variable().items()}
 
 
+def test_the_readme_names_settings_that_exist() -> None:
+    named = set(re.findall(r"\bNORIA_[A-Z0-9_]+\b", (PROJECT / "README.md").read_text()))
+
+    assert named
+    assert named <= set(_by_variable())
+
+
 def test_what_env_example_comments_out_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORIA_DATABASE_URL", "postgresql+psycopg://noria@localhost/noria")
     monkeypatch.setenv("NORIA_BROKER_URL", "redis://localhost")

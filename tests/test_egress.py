@@ -36,8 +36,8 @@ def settings(*egress_allow: str) -> Settings:
     return Settings.model_validate({"database_url": "", "broker_url": "", "egress_allow": egress_allow})
 
 
-def get(wire: egress.Transport, url: str, deadline: float = 5, cap: int = 1 << 20) -> egress.Answer:
-    return egress.call(wire, "GET", url, Bounds(deadline, cap), {})
+def get(transport: egress.Transport, url: str, deadline: float = 5, cap: int = 1 << 20) -> egress.Answer:
+    return egress.call(transport, "GET", url, Bounds(deadline, cap), {})
 
 
 @contextmanager
@@ -135,11 +135,11 @@ def test_a_name_with_many_dead_addresses_holds_no_call_beyond_its_deadline() -> 
         port = 0
         for address in addresses:
             port = _full_listener(stack, address, port)
-        wire = transports.webhooks(settings("127.0.0.0/8"), resolving({"many": addresses}))
+        transport = transports.webhooks(settings("127.0.0.0/8"), resolving({"many": addresses}))
         started = time.monotonic()
 
         with takes_at_most(0.6), pytest.raises(NotSent):
-            get(wire, f"http://many:{port}", deadline=0.6)
+            get(transport, f"http://many:{port}", deadline=0.6)
 
         assert time.monotonic() - started > 0.5, "the addresses are dead, they do not refuse"
 
@@ -275,17 +275,17 @@ def test_a_link_goes_out_byte_for_byte() -> None:
 def test_a_wire_for_creates_never_uses_a_connection_twice() -> None:
     with peer(peers.answers(200, b"ok")) as provider:
         single, keeping = transports.single(), transports.keeping()
-        for wire in (single, single, single, keeping, keeping, keeping):
-            get(wire, provider.url)
+        for transport in (single, single, single, keeping, keeping, keeping):
+            get(transport, provider.url)
 
     assert provider.connections == 3 + 1
     assert b"connection: close" in provider.requests[0].lower()
 
 
-def test_no_wire_follows_a_redirect_or_keeps_a_cookie() -> None:
+def test_no_transport_follows_a_redirect_or_keeps_a_cookie() -> None:
     with peer(peers.answers(302, b"", location="/elsewhere", set_cookie="a=b")) as sly:
-        wire = transports.webhooks(settings("127.0.0.1/32"))
-        statuses = {get(wire, sly.url).status for _ in range(2)}
+        transport = transports.webhooks(settings("127.0.0.1/32"))
+        statuses = {get(transport, sly.url).status for _ in range(2)}
 
     assert statuses == {302}
     assert len(sly.requests) == 2
@@ -421,10 +421,10 @@ HOSTILE = [
 def test_a_hostile_url_reaches_nobody(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[object] = []
     monkeypatch.setattr(socket.socket, "connect", lambda _self, address: connected.append(address))
-    wire = transports.webhooks(settings(), resolving(NAMES))
+    transport = transports.webhooks(settings(), resolving(NAMES))
 
     with pytest.raises(NotSent):
-        get(wire, url)
+        get(transport, url)
 
     assert connected == []
 
@@ -473,14 +473,14 @@ def test_the_operators_networks_are_reached_on_any_port_without_tls() -> None:
     names = resolving({"hooks.internal": ["127.0.0.1"], "elsewhere.internal": ["10.0.0.1"]})
 
     with peer(peers.answers(200, b"in")) as receiver:
-        wire = transports.webhooks(settings("127.0.0.1/32"), names)
+        transport = transports.webhooks(settings("127.0.0.1/32"), names)
 
-        assert get(wire, receiver.url).body == b"in"
-        assert get(wire, f"http://hooks.internal:{receiver.port}/").body == b"in"
+        assert get(transport, receiver.url).body == b"in"
+        assert get(transport, f"http://hooks.internal:{receiver.port}/").body == b"in"
         with pytest.raises(NotAllowed):
-            get(wire, f"http://elsewhere.internal:{receiver.port}/")
+            get(transport, f"http://elsewhere.internal:{receiver.port}/")
         with pytest.raises(NotAllowed):
-            get(wire, "http://93.184.215.14/")
+            get(transport, "http://93.184.215.14/")
 
 
 @pytest.mark.parametrize(
@@ -523,12 +523,12 @@ def test_a_source_may_redirect_three_times() -> None:
         conn.sendall(there if left else peers.whole(200, b"arrived"))
 
     with peer(hop) as chain:
-        wire, here = transports.sources(settings("127.0.0.1/32")), settings("127.0.0.1/32")
-        with egress.source(wire, f"{chain.url}/3", Bounds(5, 99), here) as answer:
+        transport, here = transports.sources(settings("127.0.0.1/32")), settings("127.0.0.1/32")
+        with egress.source(transport, f"{chain.url}/3", Bounds(5, 99), here) as answer:
             assert b"".join(answer.chunks) == b"arrived"
         with (
             pytest.raises(NotAllowed),
-            egress.source(wire, f"{chain.url}/4", Bounds(5, 99), here) as answer,
+            egress.source(transport, f"{chain.url}/4", Bounds(5, 99), here) as answer,
         ):
             pytest.fail(f"got {answer.status}")
 
@@ -545,10 +545,10 @@ def test_a_source_may_redirect_three_times() -> None:
 )
 def test_a_source_redirects_to_nobody_else(location: str) -> None:
     with peer(peers.answers(302, b"", location=location)) as sly:
-        wire = transports.sources(settings("127.0.0.1/32"), resolving({"attacker.example": ["93.184.215.14"]}))
+        transport = transports.sources(settings("127.0.0.1/32"), resolving({"attacker.example": ["93.184.215.14"]}))
         with (
             pytest.raises(NotAllowed),
-            egress.source(wire, sly.url, Bounds(5, 99), settings("127.0.0.1/32")) as answer,
+            egress.source(transport, sly.url, Bounds(5, 99), settings("127.0.0.1/32")) as answer,
         ):
             pytest.fail(f"got {answer.status}")
 
@@ -580,7 +580,7 @@ def test_inside_the_operators_networks_any_port_may_be_registered() -> None:
 
 
 def test_a_name_that_leads_out_of_the_operators_networks_is_refused_where_it_is_named() -> None:
-    """`localhost` stands for any name that is found: where it leads to is what the wire would refuse for days."""
+    """`localhost` stands for any name that is found: where it leads to is what the transport would refuse for days."""
     for url in ("https://localhost:8443/hook", "http://localhost/hook", "http://localhost:8080/hook"):
         fault = transports.check_url(url, settings("10.0.0.0/8"))
 

@@ -71,7 +71,7 @@ def faults(answer: httpx.Response) -> dict[str, str]:
 def stored(play: Stage, content: bytes = PNG) -> str:
     """The key of a file of the stage's project."""
     key = f"{play.project.id}/files/2026/01/02/0199.png"
-    play.ctx.bucket.put_stream(key, [content], "image/png", Expected(), {})
+    play.ctx.bucket.put_stream(key, [content], "image/png", Expected())
     play.sql(
         "insert into files (project_id, key, name, content_type, bytes, sha256)"
         " values (:project, :key, 'cat.png', 'image/png', :bytes, '')",

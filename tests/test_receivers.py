@@ -128,17 +128,17 @@ def test_a_project_with_many_receivers_has_four_on_their_way_and_starves_no_othe
 
 def test_every_receiver_of_many_has_its_turn(post: Post) -> None:
     spring = post.project("spring")
-    for n in range(450):
+    for n in range(250):  # more than a tick looks at
         post.write(spring, f"https://n{n}.example/")
     done = Counter[str]()
 
-    for _ in range(450):
+    for _ in range(250):
         claimed = post.claim()
         done += post.urls(claimed)
         ended = text("update deliveries set state = 'delivered', run_at = null, claimed = null where id = any(:ids)")
         post.connection.execute(ended, {"ids": [claim.id for claim in claimed]})
 
-    assert len(done) == 450
+    assert len(done) == 250
 
 
 def test_the_next_deliveries_go_as_soon_as_a_receivers_last_ones_are_told(post: Post) -> None:
@@ -159,9 +159,8 @@ def test_an_alarm_of_no_project_goes_too(post: Post) -> None:
     assert len(post.claim(datetime.now(UTC) + timedelta(seconds=1))) == 1
 
 
-@pytest.mark.parametrize("waiting", [100_000])
-def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: Post, waiting: int) -> None:
-    post.write(post.project("spring"), DEAD, waiting, NOW - timedelta(hours=1))
+def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: Post) -> None:
+    post.write(post.project("spring"), DEAD, 20_000, NOW - timedelta(hours=1))
     post.connection.execute(text("analyze deliveries"))
     assert len(post.claim()) == 16
 
@@ -229,8 +228,8 @@ def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
 
 def _tried(tries: int, created_at: datetime, now: datetime) -> webhooks.Tried:
     delivery = Delivery(project_id=None, url="ftp://nobody/", body="{}", tries=tries, created_at=created_at)
-    wire = transports.webhooks(Settings.model_validate({"database_url": "", "broker_url": ""}))
-    return webhooks.deliver(wire, delivery, None, now)
+    transport = transports.webhooks(Settings.model_validate({"database_url": "", "broker_url": ""}))
+    return webhooks.deliver(transport, delivery, None, now)
 
 
 def test_the_last_retry_of_the_table_happens_and_then_the_delivery_ends() -> None:

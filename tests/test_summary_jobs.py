@@ -53,7 +53,7 @@ def store(play: Stage, **files: bytes) -> str:
     prefix = f"inbox/{play.project.name}/"
     for name, data in files.items():
         key = f"{prefix}{name.replace('_', '.')}"
-        play.ctx.bucket.put_stream(key, [data], "application/octet-stream", storage.Expected(), {})
+        play.ctx.bucket.put_stream(key, [data], "application/octet-stream", storage.Expected())
     return prefix
 
 
@@ -112,7 +112,7 @@ def test_a_poisoned_pdf_is_one_line_of_the_results(play: Stage) -> None:
 
 def test_an_inbox_with_a_longer_name_is_another_projects(play: Stage) -> None:
     ours, theirs = f"inbox/{play.project.name}", f"inbox/{play.project.name}-2"
-    play.ctx.bucket.put_stream(f"{theirs}/a.txt", [b"a secret"], "text/plain", storage.Expected(), {})
+    play.ctx.bucket.put_stream(f"{theirs}/a.txt", [b"a secret"], "text/plain", storage.Expected())
     named = [
         {"key": f"{theirs}/a.txt"},
         {"key": f"{ours}/../{play.project.name}-2/a.txt"},
@@ -163,7 +163,7 @@ def test_a_documents_link_reads_nothing_where_webhooks_and_sources_may_go(
     httpserver.expect_request("/secret").respond_with_data("the metrics of another service")
     with stage(environment, sandbox, documents_allow="10.0.0.0/8") as play:  # all here is in EGRESS_ALLOW
         key = "another-project/files/a.txt"
-        play.ctx.bucket.put_stream(key, [b"another's file"], "text/plain", storage.Expected(), {})
+        play.ctx.bucket.put_stream(key, [b"another's file"], "text/plain", storage.Expected())
         links = [httpserver.url_for("/secret"), play.ctx.bucket.presign(key, timedelta(hours=1), None)]
 
         job = play.until(submit(play, documents=[*texts(1), *({"url": url} for url in links)]))

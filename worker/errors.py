@@ -1,15 +1,15 @@
-"""What can go wrong, by who has to do something about it.
+"""Errors, by who has to act on them.
 
     NoriaError
     ├── InvalidInput       the request is wrong: a list of faults, each with a pointer to the field
     ├── NotFound           no such thing in this project
-    ├── Conflict           it exists, but not so (another body under a known Idempotency-Key, a job that has ended)
-    ├── ClaimLost          somebody else holds the row now: drop what you were doing, write nothing
-    └── CallFailed         an outbound call did not give what it should
+    ├── Conflict           it exists in another form (an Idempotency-Key with another body, a job that has ended)
+    ├── ClaimLost          another worker holds the row now: stop, and write nothing
+    └── CallFailed         an outbound call failed
         ├── NotSent        provably nothing left this machine
         └── Ambiguous      it may have been received: timeouts, resets, unreadable answers
 
-A job that fails keeps a `Failure`: the same words in the API, in webhooks and in Flower.
+A job that fails keeps a `Failure`: the API, webhooks and Flower show the same words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-MOST_FAULTS = 100  # that one answer names: nobody corrects more at once, and a body of 1 MB may have 100,000
+MOST_FAULTS = 100  # in one answer: a body of 1 MB may have 100,000, and nobody corrects more than a few
 
 
 class ErrorClass(StrEnum):
@@ -48,9 +48,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job ended without its output, or why an attempt did.
+    """Why a job or an attempt ended without an output.
 
-    `billed`: "yes", "no" or "unknown". `hint` says what to do. `provider` has its `code`, `message`, `request_id`.
+    `billed`: "yes", "no" or "unknown". `hint`: what to do. `provider`: its `code`, `message` and `request_id`.
     """
 
     code: str
@@ -91,7 +91,7 @@ class NotFound(NoriaError):
 
 
 class Conflict(NoriaError):
-    """The thing exists, but the request does not fit it."""
+    """The thing exists, but its present form does not allow the request."""
 
     code = "conflict"
 
@@ -101,13 +101,13 @@ class Conflict(NoriaError):
 
 
 class ClaimLost(NoriaError):
-    """Somebody else holds the row now: write nothing."""
+    """Another worker holds the row now: write nothing."""
 
     code = "claim_lost"
 
 
 class CallFailed(NoriaError):
-    """An outbound call did not give what it should; the message has host and cause, never a query or a key."""
+    """An outbound call failed; the message has host and cause, never a query or a key."""
 
     code = "call_failed"
 
@@ -129,4 +129,4 @@ class Ambiguous(CallFailed):
 
 
 class NotTold(Exception):  # not an error: the caller asks again
-    """The provider did not tell, now: ask again later."""
+    """The provider gave no answer now: ask again later."""

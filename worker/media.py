@@ -1,10 +1,9 @@
-"""What bytes are, by their first few: a name or a header may say anything, and what we store we later serve.
+"""Media types by the first bytes: a name or a header may be wrong, and what is stored is served later.
 
-Only media that a browser shows as media are let through. HTML, SVG, XML and JSON begin with none of these
-marks, so an error page that came with a 200 is never stored as somebody's video.
+Of outputs only media that a browser shows as media are accepted. HTML, SVG, XML and JSON begin with none of these
+marks, so an error page that came with a 200 is never stored as a video.
 
-What users give us as inputs may be text too. That bytes are text can be seen in them, hardly which kind of text: there
-the name has a say.
+Users' inputs may be text too. The bytes show that they are text, but hardly which kind: that the name decides.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pathlib import PurePosixPath
 
 import imagesize
 
-SNIFFED = 64  # bytes that tell
-READ = 4096  # bytes that tell whether all is text
-HEADER = 1 << 20  # bytes of a picture that are looked through for its size: cameras put previews before it
+SNIFFED = 64  # bytes that show the type
+READ = 4096  # bytes that show whether all is text
+HEADER = 1 << 20  # bytes of a picture that are searched for its size: cameras put previews before it
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ MARKS = {
     b"ID3": MP3,
 }
 
-# By the bytes from the eighth on, of what begins with RIFF.
+# Of files that begin with RIFF, by the bytes from the eighth on.
 RIFF = {
     b"WEBP": MediaType("image/webp", "webp"),
     b"WAVE": MediaType("audio/wav", "wav"),
 }
 
-# The major brands that are no video; whatever else has `ftyp` from the fourth byte on is taken for MP4.
+# The major brands that are not MP4 video; anything else with `ftyp` from the fourth byte on counts as MP4.
 BRANDS: dict[bytes, MediaType | None] = {
     b"qt  ": MOV,
     b"M4A ": M4A,
@@ -83,7 +82,7 @@ TEXTS = {
 }
 
 _OPEN_XML = "application/vnd.openxmlformats-officedocument."
-OFFICE = {  # ZIP files, which the name alone tells apart here
+OFFICE = {  # ZIP files, told apart by the name alone
     ".docx": MediaType(_OPEN_XML + "wordprocessingml.document", "docx"),
     ".xlsx": MediaType(_OPEN_XML + "spreadsheetml.sheet", "xlsx"),
     ".pptx": MediaType(_OPEN_XML + "presentationml.presentation", "pptx"),
@@ -94,9 +93,9 @@ _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 
 
 def sniff_input(head: bytes, name: str) -> MediaType | None:
-    """What a user's file is, by the first `READ` bytes of it and by its name; None: nothing that is taken.
+    """The type of a user's file, by its first `READ` bytes and its name; None: not an accepted type.
 
-    Taken are pictures and sound that the provider takes, PDF, Office documents, and text of any kind.
+    Accepted are pictures and sound that the provider takes, PDF, Office documents, and text of any kind.
     """
     if head[:2] == b"BM" and head[6:10] == bytes(4):
         return BMP
@@ -112,7 +111,7 @@ def sniff_input(head: bytes, name: str) -> MediaType | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a picture, as its header says: pixels as it is to be shown, and whether it has an alpha channel."""
+    """A picture's width and height in pixels as shown, and whether it has an alpha channel, by its header."""
 
     width: int
     height: int
@@ -120,7 +119,7 @@ class Shape:
 
 
 def shape(head: bytes) -> Shape | None:
-    """A picture's, by its first `HEADER` bytes; None where they do not say. Nothing of it is decoded."""
+    """A picture's shape, by its first `HEADER` bytes; None where they do not show it. Nothing is decoded."""
     kind = sniff_input(head, "")
     if kind is None or kind.content_type not in PICTURES:
         return None
@@ -134,17 +133,17 @@ def shape(head: bytes) -> Shape | None:
 
 
 def is_document(kind: MediaType | None) -> bool:
-    """Whether what a user's file is can be read as a document."""
+    """Whether a user's file of that type can be read as a document."""
     return kind is not None and kind.content_type not in PICTURES | SOUNDS
 
 
 def sniff(head: bytes) -> MediaType | None:
-    """What the bytes are, by the first `SNIFFED` of them; None: nothing that is let through."""
+    """The type of an output, by its first `SNIFFED` bytes; None: not an accepted type."""
     if head[4:8] == b"ftyp":
         return BRANDS.get(head[8:12], MP4)
     if head.startswith(b"RIFF"):
         return RIFF.get(head[8:12])
-    if head.startswith(b"\x1aE\xdf\xa3"):  # Matroska, of which WebM is the part that browsers play
+    if head.startswith(b"\x1aE\xdf\xa3"):  # Matroska; browsers play its subset WebM
         return WEBM if b"webm" in head[:SNIFFED] else None
     marked = (kind for mark, kind in MARKS.items() if head.startswith(mark))
     return next(marked, MP3 if _is_mpeg_audio(head) else None)
@@ -159,7 +158,7 @@ def _is_mpeg_audio(head: bytes) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether there is nothing in it that no text has, in UTF-8, UTF-16 with its mark, or a Chinese encoding."""
+    """Whether every byte can be text: UTF-8, UTF-16 with a byte-order mark, or a Chinese encoding."""
     return head.startswith(_BOMS) or _CONTROLS.isdisjoint(head)
 
 

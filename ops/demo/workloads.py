@@ -106,7 +106,7 @@ def _run(client: Client, bucket: Bucket, schedule: Body) -> Body:
     inbox = schedule["template"]["input"]["documents"][0]["prefix"]
     for path in brought():
         content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        bucket.put_stream(inbox + path.name, [path.read_bytes()], content_type, Expected(), {})
+        bucket.put_stream(inbox + path.name, [path.read_bytes()], content_type, Expected())
     made = client.make_schedule(schedule)
     client.pause_schedule(made["id"])
     [keyed] = campaign.keyed([(1, schedule)], "demo")

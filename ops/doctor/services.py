@@ -168,13 +168,13 @@ _ADVICE = {
 
 def _put(store: Bucket, key: str, content: bytes) -> None:
     digest = b64encode(md5(content, usedforsecurity=False).digest()).decode()
-    store.put_stream(key, [content], "application/octet-stream", Expected(length=len(content), md5=digest), {})
+    store.put_stream(key, [content], "application/octet-stream", Expected(length=len(content), md5=digest))
 
 
 def _refuses(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
     """What is not what was announced must not be stored."""
     try:
-        store.put_stream(key, [content], "application/octet-stream", Expected(crc64="1"), {})
+        store.put_stream(key, [content], "application/octet-stream", Expected(crc64="1"))
     except Mismatch:
         if store.head(key) is None:
             return

@@ -25,7 +25,7 @@ from worker.errors import Ambiguous
 
 ENDPOINT = "/v1/chat/completions"  # of every line
 NAME_LIMIT, DESCRIPTION_LIMIT = 100, 200  # characters
-FILE_CAP = 600 << 20  # bytes: answers are longer than what was asked, which is 500 MB at most
+_FILE_CAP = 600 << 20  # bytes: answers are longer than what was asked, which is 500 MB at most
 
 _PAGE = 100
 _PAGES = 100  # 10,000 batches in a month
@@ -130,10 +130,10 @@ class Batches:
         return None if answer.status < 300 else responses.refused(answer, read(answer.body))
 
     @contextmanager
-    def content(self, file_id: str, deadline: float, cap: int = FILE_CAP) -> Iterator[Iterator[bytes]]:
+    def content(self, file_id: str, deadline: float) -> Iterator[Iterator[bytes]]:
         """A file's bytes as they come, inside the `with`; raises CallFailed from it and from them."""
         path = f"/files/{quote(file_id, safe='')}/content"
-        with self._session.fetch("GET", Surface.COMPATIBLE, path, Bounds(deadline, cap)) as answer:
+        with self._session.fetch("GET", Surface.COMPATIBLE, path, Bounds(deadline, _FILE_CAP)) as answer:
             if answer.status != 200:
                 whole = egress.whole(answer)
                 raise FileRefused("a file was not given", responses.refused(whole, read(whole.body)))
@@ -147,17 +147,17 @@ class Batches:
 
 def _seen(answer: Answer) -> Batch | Refused:
     body = read(answer.body)
-    no = responses.refused(answer, body)
+    refusal = responses.refused(answer, body)
     is_batch = answer.status < 300 and word(body, "id") and word(body, "status")
-    return _batch(body, no.request_id) if is_batch else no
+    return _batch(body, refusal.request_id) if is_batch else refusal
 
 
 def _unreadable(answer: Answer, body: Mapping[str, Any]) -> Refused:
     """The refusal in a query's answer; raises Ambiguous for a success that cannot be read."""
-    no = responses.refused(answer, body)
-    if answer.status < 300 and not no.code:
-        raise Ambiguous("the answer about a batch is not readable", no.request_id)
-    return no
+    refusal = responses.refused(answer, body)
+    if answer.status < 300 and not refusal.code:
+        raise Ambiguous("the answer about a batch is not readable", refusal.request_id)
+    return refusal
 
 
 def _query(name: str, since: datetime, after: str) -> str:

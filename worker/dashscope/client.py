@@ -68,8 +68,8 @@ class Client:
             answer, is_json = streams.opened(answer)
             if request.streams and not is_json and _may_stream(answer):
                 return streams.assembled(streams.events(answer), answer.headers.get("x-request-id"), request.reasoning)
-            said = responses.created(egress.whole(answer))
-        return said if request.reasoning or isinstance(said, Refused) else responses.without_reasoning(said)
+            made = responses.created(egress.whole(answer))
+        return made if request.reasoning or isinstance(made, Refused) else responses.without_reasoning(made)
 
     def task(self, task_id: str) -> TaskSeen | Refused:
         """What became of a task, whatever its fate; raises CallFailed when there was no readable answer."""

@@ -1,8 +1,8 @@
 """What the provider's errors mean, and what is to be done about each.
 
-One table for three places: an answer that is not 200, a 200 with a code at its top, and a task (or a part of one)
-that failed. The code decides, since statuses drift between editions of the documents; the message only splits a
-code that has two meanings; the status decides where there is no code that we know.
+First the meanings, then one table for three places: an answer that is not 200, a 200 with a code at its top, and a task
+(or a part of one) that failed. The code decides, since statuses differ between editions of the documents; the message
+only splits a code that has two meanings; the status decides where there is no code that we know.
 
 The rows follow Alibaba docs, 'Error messages' (2026), with older and OpenAI-compatible spellings. Refused calls and
 failed tasks are not billed ('Model pricing').
@@ -11,10 +11,12 @@ failed tasks are not billed ('Model pricing').
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from itertools import chain
 
+from worker import text
 from worker.dashscope.responses import WRONG_ADDRESS
 from worker.errors import ErrorClass, Failure
 
@@ -24,7 +26,7 @@ MESSAGE_LIMIT = 1000  # characters kept of what the provider says
 class Verdict(StrEnum):
     """What is to be done."""
 
-    RETRY = "retry"  # the same again after a while; the row's `tries` bounds it
+    RETRY = "retry"  # the same again after a while; `tries` bounds it
     WAIT = "wait"  # for quota or capacity: the job keeps its place, its lane slows down
     FAIL = "fail"  # the job: this input will not pass
     STOP_ACCOUNT = "stop_account"  # nothing passes with this credential until a person acts
@@ -47,341 +49,254 @@ class Scope(StrEnum):
     PERMISSION = "permission"
 
 
-# What stops a model's lane until a person acts, and not the account's other models.
+# A model's lane stops until a person acts; the account's other models go on.
 OF_A_MODEL = frozenset({Scope.FREE_QUOTA, Scope.MODEL})
 
 
 @dataclass(frozen=True)
-class Row:
-    """One meaning. `code` is ours and stable; `codes` are the provider's, with all that is dotted below; none: any.
+class Meaning:
+    """What an error means; `code` is ours and stable.
 
-    `statuses` and `message` (a pattern) narrow the row where they are set. `tries` is how often at most to try
-    again (None: until the phase's deadline); `is_worth_again` whether a person may well send a failed job again.
+    `tries` is how often at most to try again (None: until the phase's deadline); `is_worth_again` whether a person may
+    well send a failed job again.
     """
 
     code: str
     verdict: Verdict
     cls: ErrorClass
-    codes: str = ""
-    statuses: frozenset[int] = frozenset()
-    message: str = ""
     scope: Scope | None = None
     tries: int | None = None
     is_worth_again: bool = False
     hint: str | None = None
 
-    def means(self, status: int, code: str, message: str) -> bool:
-        """Whether such an answer means this; `code` as `_plain` leaves it."""
+
+@dataclass(frozen=True)
+class Row:
+    """Answers of one meaning: by the provider's `codes`, with all that is dotted below them; empty: any code.
+
+    `statuses` and `message` (a pattern) narrow the row where they are set.
+    """
+
+    meaning: Meaning
+    codes: str = ""
+    message: str = ""
+    statuses: frozenset[int] = frozenset()
+
+    def fits(self, status: int, code: str, message: str) -> bool:
+        """Whether the row has such an answer; `code` as `_plain` leaves it."""
         return (
             (not self.statuses or status in self.statuses)
-            and (
-                not self.codes
-                or any(code == known or code.startswith(known + ".") for known in map(_plain, self.codes.split()))
-            )
+            and (not self.codes or f"{code}.".startswith(self._known))
             and re.search(self.message, message, re.IGNORECASE) is not None
         )
 
+    @cached_property
+    def _known(self) -> tuple[str, ...]:
+        return tuple(f"{_plain(code)}." for code in self.codes.split())
 
-_V, _E, _S = Verdict, ErrorClass, Scope
 
+def _stop(code: str, scope: Scope, hint: str) -> Meaning:
+    return Meaning(code, Verdict.STOP_ACCOUNT, ErrorClass.CREDENTIALS, scope, hint=hint)
+
+
+_E, _S = ErrorClass, Scope
+_RETRY, _WAIT, _FAIL, _OURS = Verdict.RETRY, Verdict.WAIT, Verdict.FAIL, Verdict.MISCONFIGURED
+
+# What the job's input is to blame for.
+_INVALID_PARAMETER = Meaning("invalid_parameter", _FAIL, _E.VALIDATION)
+_BAD_REQUEST = Meaning("bad_request", _FAIL, _E.VALIDATION)
+_TOO_LARGE = Meaning("too_large", _FAIL, _E.VALIDATION, hint="give the picture as a link, or smaller")
+_UNSUPPORTED_FILE = Meaning(
+    "unsupported_file", _FAIL, _E.VALIDATION, hint="the model's page names the formats, sizes and lengths that it takes"
+)
+_INPUT_UNREADABLE = Meaning(
+    "input_unreadable",
+    _RETRY,
+    _E.VALIDATION,
+    tries=3,
+    hint="the provider must be able to fetch the link without a login; long-lived, public or oss:// links work",
+)
+_INPUT_REFUSED = Meaning(
+    "input_refused", _FAIL, _E.CONTENT, hint="the provider's inspection refuses this prompt or media; change it"
+)
+_OUTPUT_REFUSED = Meaning(
+    "output_refused",
+    _FAIL,
+    _E.CONTENT,
+    is_worth_again=True,
+    hint="what was made did not pass the provider's inspection; another seed may",
+)
+
+# What a route, a region, a model id or a parameter of ours is to blame for.
+_MALFORMED_REQUEST = Meaning("malformed_request", _OURS, _E.INTERNAL)
+_WRONG_ROUTE = Meaning(
+    "wrong_route",
+    _OURS,
+    _E.INTERNAL,
+    hint="the model is not served on this path; the catalog's entry needs another protocol",
+)
+_WRONG_MODE = Meaning(
+    "wrong_mode", _OURS, _E.INTERNAL, hint="the catalog's entry for this model needs another path, or `sync` changed"
+)
+_THINKING_REFUSED = Meaning(
+    "thinking_refused",
+    _OURS,
+    _E.INTERNAL,
+    hint="enable_thinking does not fit: the model cannot think, cannot stop thinking, or thinks only in a stream",
+)
 _SEE_MODELS = "compare the account's region and host with the model's regions and ids in GET /v1/models"
-_SEE_LINK = "the provider must be able to fetch the link without a login; long-lived, public or oss:// links work"
-_TOP_UP = "the account is in arrears: top it up in Alibaba Cloud's console, then resume the account"
-_OUTPUT_REFUSED = "what was made did not pass the provider's inspection; another seed may"
-_INPUT_REFUSED = "the provider's inspection refuses this prompt or media; change it"
+_MODEL_NOT_SERVED = Meaning("model_not_served", _OURS, _E.PROVIDER, hint=_SEE_MODELS)
+_NOT_FOUND = Meaning("not_found", _OURS, _E.PROVIDER, hint=_SEE_MODELS)
+_STORE_FULL = Meaning(
+    "store_full", _OURS, _E.QUOTA, hint="the account holds as many objects (voices, files) as it may: delete some"
+)
 
-# An inspection's codes: of the gateway, of a model's service, and what these two put it under.
+# What stops an account, or a model of it.
+_BUDGET_SPENT = _stop(
+    "budget_spent",
+    _S.MONEY,
+    "the month's budget in the console's Budget Management is spent: raise it, then resume the account",
+)
+_ARREARS = _stop(
+    "arrears", _S.MONEY, "the account is in arrears: top it up in Alibaba Cloud's console, then resume the account"
+)
+_NOT_PURCHASED = _stop(
+    "not_purchased", _S.PERMISSION, "activate Model Studio for the main account, in the region of this key"
+)
+_MODEL_NOT_PURCHASED = _stop(
+    "not_purchased", _S.MODEL, "activate the model, or Model Studio, for the main account in the region of this key"
+)
+_FREE_QUOTA_SPENT = Meaning(
+    "free_quota_spent",
+    Verdict.STOP_ACCOUNT,
+    _E.QUOTA,
+    _S.FREE_QUOTA,
+    hint="the free quota is used up: turn off 'use free tier only' for the model in the console, or take another model",
+)
+_BAD_KEY = _stop(
+    "bad_key", _S.KEY, "the key is wrong or of another region: key, host and workspace must be of one region"
+)
+_WORKSPACE_UNKNOWN = _stop(
+    "workspace_unknown", _S.KEY, "the workspace id is not of this account or region: see NORIA_DASHSCOPE_WORKSPACE"
+)
+_WORKSPACE_FORBIDDEN = _stop(
+    "workspace_forbidden",
+    _S.PERMISSION,
+    "the key may not use this workspace: see NORIA_DASHSCOPE_WORKSPACE, and the key's rights in the console",
+)
+_MODEL_FORBIDDEN = _stop(
+    "model_forbidden",
+    _S.MODEL,
+    "the key's workspace may not call this model: authorize the model for the workspace in the console",
+)
+_PERMISSION_MISSING = _stop(
+    "permission_missing",
+    _S.PERMISSION,
+    "the RAM user of this key lacks a permission: grant it AliyunBailianFullAccess, or the workspace's own",
+)
+_ACCESS_DENIED = _stop(
+    "access_denied",
+    _S.PERMISSION,
+    "the key may not do this: check its RAM permissions, its workspace and its IP allow list",
+)
+NOT_DASHSCOPE = _stop(
+    "wrong_address",
+    _S.KEY,
+    "DashScope does not answer there: set NORIA_DASHSCOPE_URL (or the account's url) to the host alone, like"
+    " https://dashscope.aliyuncs.com",
+)
+
+# What passes.
+_DAILY_QUOTA_SPENT = Meaning(
+    "daily_quota_spent", _WAIT, _E.QUOTA, _S.DAILY, hint="the day's quota is spent; it is renewed at 00:00 in Shanghai"
+)
+_NO_CAPACITY = Meaning("no_capacity", _WAIT, _E.PROVIDER, _S.CAPACITY)
+_ALLOCATION_EXCEEDED = Meaning("allocation_exceeded", _WAIT, _E.QUOTA, _S.ALLOCATION)
+_BURST_EXCEEDED = Meaning("burst_exceeded", _WAIT, _E.QUOTA, _S.BURST)
+_RATE_EXCEEDED = Meaning("rate_exceeded", _WAIT, _E.QUOTA, _S.RATE)
+_PROVIDER_UNAVAILABLE = Meaning("provider_unavailable", _RETRY, _E.PROVIDER)
+_PROVIDER_ERROR = Meaning("provider_error", _RETRY, _E.PROVIDER)
+_CONNECTION_LOST = Meaning("connection_lost", _RETRY, _E.NETWORK)
+_UPLOAD_POLICY_EXPIRED = Meaning("upload_policy_expired", _RETRY, _E.PROVIDER, tries=3)
+_TASK_TIMED_OUT = Meaning("task_timed_out", _RETRY, _E.PROVIDER, tries=1, hint="it ran for over 3 hours")
+_TASK_FAILED = Meaning("task_failed", _FAIL, _E.PROVIDER, is_worth_again=True)
+_TOO_LATE_TO_CANCEL = Meaning("too_late_to_cancel", Verdict.EXPECTED, _E.PROVIDER)
+
+# An inspection's codes: of the gateway, of a model's service, and codes that it is wrapped in.
 _INSPECTED = "DataInspectionFailed InternalError.DataInspection InternalError.Algo.DataInspectionFailed"
-_INAPPROPRIATE = r"inappropriate content"  # in messages of codes that say nothing of it
+_INFRINGES = f"{_INSPECTED} IPInfringementSuspect"
+_INAPPROPRIATE = r"inappropriate content"  # with codes that name no inspection
 _OF_OUTPUT = r"(?<!input or )\boutput\b"  # anywhere: "<400> InternalError.Algo.DataInspectionFailed: Output data may …"
+_PARAMETER = "InvalidParameter invalid_parameter_error"
+# Alibaba docs, 'Budget management' (2026-09-25), in either language, and at the beginning, so that an echo of an input
+# is not taken for it. The page gives HTTP 429 and no code.
+_BUDGET = r"^\W*(<\d+>\s*[\w.]+:\s*)?(the budget\b.{0,80}\bexhausted|您在.?预算管理.{0,20}用尽)"
+_NOT_DOWNLOADED = r"\bdownload (\w+ )*(failed|error|timed out|timeout)|(failed|unable) to download"
+_400 = frozenset({400})
 
 # The first row that fits is the meaning, so a narrower one stands before a wider one.
 TABLE: tuple[Row, ...] = (
+    Row(_BUDGET_SPENT, message=_BUDGET),
+    Row(_WRONG_ROUTE, "InvalidParameter", r"url error"),
+    Row(_MODEL_NOT_SERVED, "InvalidParameter", r"model (does )?not (exist|found)"),
+    Row(_UNSUPPORTED_FILE, "InvalidURL", r"(longer|larger) than|not supported"),
     Row(
-        # Alibaba docs, 'Budget management' (2026-09-25), in either language, at the beginning, so that no echo of an
-        # input is taken for it. The page gives HTTP 429 and no code.
-        "budget_spent",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        message=r"^\W*(<\d+>\s*[\w.]+:\s*)?(the budget\b.{0,80}\bexhausted|您在.?预算管理.{0,20}用尽)",
-        scope=_S.MONEY,
-        hint="the month's budget in the console's Budget Management is spent: raise it, then resume the account",
-    ),
-    Row(
-        "wrong_route",
-        _V.MISCONFIGURED,
-        _E.INTERNAL,
-        "InvalidParameter",
-        message=r"url error",
-        hint="the model is not served on this path; the catalog's entry needs another protocol",
-    ),
-    Row(
-        "model_not_served",
-        _V.MISCONFIGURED,
-        _E.PROVIDER,
-        "InvalidParameter",
-        message=r"model (does )?not (exist|found)",
-        hint=_SEE_MODELS,
-    ),
-    Row(
-        "unsupported_file",
-        _V.FAIL,
-        _E.VALIDATION,
-        "InvalidURL",
-        message=r"(longer|larger) than|not supported",
-        hint="the model's page names the formats, sizes and lengths that it takes",
-    ),
-    Row(
-        "input_unreadable",
-        _V.RETRY,
-        _E.VALIDATION,
+        _INPUT_UNREADABLE,
         "InvalidParameter.DataInspection InvalidParameter.FileDownload BadRequest.InputDownloadFailed"
         " InvalidFile.DownloadFailed InvalidURL",
-        tries=3,
-        hint=_SEE_LINK,
     ),
+    Row(_INPUT_UNREADABLE, f"{_PARAMETER} InternalError.Algo.InvalidParameter", _NOT_DOWNLOADED),
+    Row(_THINKING_REFUSED, "InvalidParameter.NotSupportEnableThinking"),
+    Row(_THINKING_REFUSED, _PARAMETER, r"enable_thinking"),
+    Row(_OUTPUT_REFUSED, f"InternalError {_PARAMETER}", rf"{_OF_OUTPUT}.*{_INAPPROPRIATE}"),
+    Row(_INPUT_REFUSED, f"InternalError {_PARAMETER}", _INAPPROPRIATE),
+    Row(_INVALID_PARAMETER, f"{_PARAMETER} invalid_value"),
     Row(
-        "input_unreadable",
-        _V.RETRY,
-        _E.VALIDATION,
-        "InvalidParameter invalid_parameter_error InternalError.Algo.InvalidParameter",
-        message=r"\bdownload (\w+ )*(failed|error|timed out|timeout)|(failed|unable) to download",
-        tries=3,
-        hint=_SEE_LINK,
-    ),
-    Row(
-        "thinking_refused",
-        _V.MISCONFIGURED,
-        _E.INTERNAL,
-        "InvalidParameter.NotSupportEnableThinking",
-        hint="the model cannot think, or cannot stop thinking: enable_thinking must be as it wants it",
-    ),
-    Row(
-        "thinking_refused",
-        _V.MISCONFIGURED,
-        _E.INTERNAL,
-        "InvalidParameter invalid_parameter_error",
-        message=r"enable_thinking",
-        hint="send enable_thinking false with calls that do not stream",
-    ),
-    Row(
-        "output_refused",
-        _V.FAIL,
-        _E.CONTENT,
-        "InternalError InvalidParameter invalid_parameter_error",
-        message=rf"{_OF_OUTPUT}.*{_INAPPROPRIATE}",
-        is_worth_again=True,
-        hint=_OUTPUT_REFUSED,
-    ),
-    Row(
-        "input_refused",
-        _V.FAIL,
-        _E.CONTENT,
-        "InternalError InvalidParameter invalid_parameter_error",
-        message=_INAPPROPRIATE,
-        hint=_INPUT_REFUSED,
-    ),
-    Row("invalid_parameter", _V.FAIL, _E.VALIDATION, "InvalidParameter invalid_parameter_error invalid_value"),
-    Row(
-        "malformed_request",
-        _V.MISCONFIGURED,
-        _E.INTERNAL,
+        _MALFORMED_REQUEST,
         "BadRequest.EmptyInput BadRequest.EmptyParameters BadRequest.EmptyModel BadRequest.IllegalInput",
     ),
-    Row("unsupported_file", _V.FAIL, _E.VALIDATION, "BadRequest.UnsupportedFileFormat"),
-    Row("too_large", _V.FAIL, _E.VALIDATION, "BadRequest.TooLarge", hint="give the picture as a link, or smaller"),
-    Row("bad_request", _V.FAIL, _E.VALIDATION, "BadRequest"),
+    Row(_UNSUPPORTED_FILE, "BadRequest.UnsupportedFileFormat"),
+    Row(_TOO_LARGE, "BadRequest.TooLarge"),
+    Row(_BAD_REQUEST, "BadRequest"),
     Row(
-        "unsupported_file",
-        _V.FAIL,
-        _E.VALIDATION,
+        _UNSUPPORTED_FILE,
         "InvalidFile InvalidImage InvalidImageResolution InvalidImageFormat"
         " InvalidPerson InvalidGarment InvalidInputLength",
-        hint="the model's page names the formats, sizes and lengths that it takes",
     ),
+    Row(_OUTPUT_REFUSED, _INFRINGES, _OF_OUTPUT),
+    Row(_INPUT_REFUSED, f"{_INFRINGES} FaqRuleBlocked CustomRoleBlocked"),
+    Row(_ARREARS, "Arrearage PrepaidBillOverdue PostpaidBillOverdue"),
+    Row(_ARREARS, "AccessDenied", r"good standing|overdue"),
+    Row(_NOT_PURCHASED, "CommodityNotPurchased"),
+    Row(_MODEL_NOT_PURCHASED, "AccessDenied.Unpurchased"),
+    Row(_TOO_LATE_TO_CANCEL, "UnsupportedOperation"),
+    Row(_FREE_QUOTA_SPENT, "Throttling.AllocationQuota insufficient_quota", r"free (allocated|tier|quota)"),
+    Row(_FREE_QUOTA_SPENT, "AllocationQuota.FreeTierOnly"),
+    Row(_STORE_FULL, "Throttling.AllocationQuota", statuses=_400),
+    Row(_DAILY_QUOTA_SPENT, "Throttling LimitRequests insufficient_quota", r"\b(daily|per day|today)\b"),
+    Row(_NO_CAPACITY, "Throttling insufficient_quota", r"system capacity"),
+    Row(_ALLOCATION_EXCEEDED, "Throttling.AllocationQuota insufficient_quota"),
+    Row(_BURST_EXCEEDED, "Throttling.BurstRate limit_burst_rate"),
+    Row(_RATE_EXCEEDED, "Throttling LimitRequests"),
+    Row(_MALFORMED_REQUEST, "ServiceUnavailableError", statuses=_400),
+    Row(_PROVIDER_UNAVAILABLE, "ServiceUnavailableError"),
+    Row(_CONNECTION_LOST, "ClientDisconnect APIConnectionError"),
+    Row(_BAD_KEY, "InvalidApiKey NotAuthorized"),
+    Row(_WRONG_MODE, "AccessDenied", r"does not support a?synchronous calls"),
+    Row(_UPLOAD_POLICY_EXPIRED, "AccessDenied", r"policy expired"),
+    Row(_MODEL_FORBIDDEN, "Model.AccessDenied"),
+    Row(_WORKSPACE_FORBIDDEN, "App.AccessDenied Workspace.AccessDenied"),
+    Row(_PERMISSION_MISSING, "Forbidden"),
+    Row(_ACCESS_DENIED, "AccessDenied"),
+    Row(_MODEL_NOT_SERVED, "ModelNotFound Model.NotExist model_not_supported UnsupportedModel"),
+    Row(_WORKSPACE_UNKNOWN, "WorkSpaceNotFound"),
+    Row(_NOT_FOUND, "NotFound"),
+    Row(_TASK_TIMED_OUT, "InternalError.Timeout"),
+    Row(_INVALID_PARAMETER, "InternalError.Algo.InvalidParameter"),
+    Row(_INVALID_PARAMETER, "InternalError.Algo", r"parameter|range of input|must be|should be"),
+    Row(_NO_CAPACITY, "ModelServingError ModelUnavailable ServiceOverloaded ResourceExhausted"),
     Row(
-        "output_refused",
-        _V.FAIL,
-        _E.CONTENT,
-        f"{_INSPECTED} IPInfringementSuspect",
-        message=_OF_OUTPUT,
-        is_worth_again=True,
-        hint=_OUTPUT_REFUSED,
-    ),
-    Row(
-        "input_refused",
-        _V.FAIL,
-        _E.CONTENT,
-        f"{_INSPECTED} IPInfringementSuspect FaqRuleBlocked CustomRoleBlocked",
-        hint=_INPUT_REFUSED,
-    ),
-    Row(
-        "arrears",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "Arrearage PrepaidBillOverdue PostpaidBillOverdue",
-        scope=_S.MONEY,
-        hint=_TOP_UP,
-    ),
-    Row(
-        "arrears",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "AccessDenied",
-        message=r"good standing|overdue",
-        scope=_S.MONEY,
-        hint=_TOP_UP,
-    ),
-    Row(
-        "not_purchased",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "CommodityNotPurchased",
-        scope=_S.PERMISSION,
-        hint="activate Model Studio for the main account, in the region of this key",
-    ),
-    Row(
-        "not_purchased",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "AccessDenied.Unpurchased",
-        scope=_S.MODEL,
-        hint="activate the model, or Model Studio, for the main account in the region of this key",
-    ),
-    Row("too_late_to_cancel", _V.EXPECTED, _E.PROVIDER, "UnsupportedOperation"),
-    Row(
-        "free_quota_spent",
-        _V.STOP_ACCOUNT,
-        _E.QUOTA,
-        "Throttling.AllocationQuota insufficient_quota",
-        message=r"free (allocated|tier|quota)",
-        scope=_S.FREE_QUOTA,
-        hint="the free quota is used up: allow paid use of the model in the console, or take another model",
-    ),
-    Row(
-        "free_quota_spent",
-        _V.STOP_ACCOUNT,
-        _E.QUOTA,
-        "AllocationQuota.FreeTierOnly",
-        scope=_S.FREE_QUOTA,
-        hint="the free quota is used up: turn off 'use free tier only' in the console, or take another model",
-    ),
-    Row(
-        "store_full",
-        _V.MISCONFIGURED,
-        _E.QUOTA,
-        "Throttling.AllocationQuota",
-        frozenset({400}),
-        hint="the account holds as many objects (voices, files) as it may: delete some",
-    ),
-    Row(
-        "daily_quota_spent",
-        _V.WAIT,
-        _E.QUOTA,
-        "Throttling LimitRequests insufficient_quota",
-        message=r"\b(daily|per day|today)\b",
-        scope=_S.DAILY,
-        hint="the day's quota is spent; it is renewed at 00:00 in Shanghai",
-    ),
-    Row(
-        "no_capacity",
-        _V.WAIT,
-        _E.PROVIDER,
-        "Throttling insufficient_quota",
-        message=r"system capacity",
-        scope=_S.CAPACITY,
-    ),
-    Row("allocation_exceeded", _V.WAIT, _E.QUOTA, "Throttling.AllocationQuota insufficient_quota", scope=_S.ALLOCATION),
-    Row("burst_exceeded", _V.WAIT, _E.QUOTA, "Throttling.BurstRate limit_burst_rate", scope=_S.BURST),
-    Row("rate_exceeded", _V.WAIT, _E.QUOTA, "Throttling LimitRequests", scope=_S.RATE),
-    Row("malformed_request", _V.MISCONFIGURED, _E.INTERNAL, "ServiceUnavailableError", frozenset({400})),
-    Row("provider_unavailable", _V.RETRY, _E.PROVIDER, "ServiceUnavailableError"),
-    Row("connection_lost", _V.RETRY, _E.NETWORK, "ClientDisconnect APIConnectionError"),
-    Row(
-        "bad_key",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "InvalidApiKey NotAuthorized",
-        scope=_S.KEY,
-        hint="the key is wrong or of another region: key, host and workspace must be of one region",
-    ),
-    Row(
-        "wrong_mode",
-        _V.MISCONFIGURED,
-        _E.INTERNAL,
-        "AccessDenied",
-        message=r"does not support a?synchronous calls",
-        hint="the catalog's entry for this model needs another path, or `sync` changed",
-    ),
-    Row("upload_policy_expired", _V.RETRY, _E.PROVIDER, "AccessDenied", message=r"policy expired", tries=3),
-    Row(
-        "model_forbidden",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "Model.AccessDenied",
-        scope=_S.MODEL,
-        hint="the key's workspace may not call this model: authorize the model for the workspace in the console",
-    ),
-    Row(
-        "workspace_forbidden",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "App.AccessDenied Workspace.AccessDenied",
-        scope=_S.PERMISSION,
-        hint="the key may not use this workspace: see DASHSCOPE_WORKSPACE, and the key's rights in the console",
-    ),
-    Row(
-        "permission_missing",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "Forbidden",
-        scope=_S.PERMISSION,
-        hint="the RAM user of this key lacks a permission: grant it AliyunBailianFullAccess, or the workspace's own",
-    ),
-    Row(
-        "access_denied",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "AccessDenied",
-        scope=_S.PERMISSION,
-        hint="the key may not do this: check its RAM permissions, its workspace and its IP allow list",
-    ),
-    Row(
-        "model_not_served",
-        _V.MISCONFIGURED,
-        _E.PROVIDER,
-        "ModelNotFound Model.NotExist model_not_supported UnsupportedModel",
-        hint=_SEE_MODELS,
-    ),
-    Row(
-        "workspace_unknown",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        "WorkSpaceNotFound",
-        scope=_S.KEY,
-        hint="the workspace id is not of this account or region: see NORIA_DASHSCOPE_WORKSPACE",
-    ),
-    Row("not_found", _V.MISCONFIGURED, _E.PROVIDER, "NotFound", hint=_SEE_MODELS),
-    Row("task_timed_out", _V.RETRY, _E.PROVIDER, "InternalError.Timeout", tries=1, hint="it ran for over 3 hours"),
-    Row("invalid_parameter", _V.FAIL, _E.VALIDATION, "InternalError.Algo.InvalidParameter"),
-    Row(
-        "invalid_parameter",
-        _V.FAIL,
-        _E.VALIDATION,
-        "InternalError.Algo",
-        message=r"parameter|range of input|must be|should be",
-    ),
-    Row(
-        "no_capacity",
-        _V.WAIT,
-        _E.PROVIDER,
-        "ModelServingError ModelUnavailable ServiceOverloaded ResourceExhausted",
-        scope=_S.CAPACITY,
-    ),
-    Row(
-        "provider_error",
-        _V.RETRY,
-        _E.PROVIDER,
+        _PROVIDER_ERROR,
         "InternalError SystemError ModelServiceFailed RewriteFailed RequestTimeOut ResponseTimeout"
         " InvokePluginFailed AppProcessFailed RetrievalFailed RetrivalFailed",
     ),
@@ -389,33 +304,15 @@ TABLE: tuple[Row, ...] = (
 
 # For answers without a code that we know; of a task (200) we then only know that it failed.
 BY_STATUS: tuple[Row, ...] = (
-    Row("bad_key", _V.STOP_ACCOUNT, _E.CREDENTIALS, statuses=frozenset({401}), scope=_S.KEY, hint="check the key"),
-    Row(
-        "arrears",
-        _V.STOP_ACCOUNT,
-        _E.CREDENTIALS,
-        statuses=frozenset({402}),
-        scope=_S.MONEY,
-        hint="the account is in arrears: top it up",
-    ),
-    Row("access_denied", _V.STOP_ACCOUNT, _E.CREDENTIALS, statuses=frozenset({403}), scope=_S.PERMISSION),
-    Row("not_found", _V.MISCONFIGURED, _E.PROVIDER, statuses=frozenset({404, 405}), hint=_SEE_MODELS),
-    Row("connection_lost", _V.RETRY, _E.NETWORK, statuses=frozenset({408, 499})),
-    Row("rate_exceeded", _V.WAIT, _E.QUOTA, statuses=frozenset({429}), scope=_S.RATE),
-    Row("bad_request", _V.FAIL, _E.VALIDATION, statuses=frozenset(range(400, 500))),
-    Row("provider_error", _V.RETRY, _E.PROVIDER, statuses=frozenset(range(500, 600))),
-    Row("task_failed", _V.FAIL, _E.PROVIDER, is_worth_again=True),
-)
-
-# By status too, of an answer without any code: the provider's own 404 has one.
-NOT_DASHSCOPE = Row(
-    "wrong_address",
-    _V.STOP_ACCOUNT,
-    _E.CREDENTIALS,
-    statuses=WRONG_ADDRESS,
-    scope=_S.KEY,
-    hint="DashScope does not answer there: set NORIA_DASHSCOPE_URL (or the account's url) to the host alone, like"
-    " https://dashscope.aliyuncs.com",
+    Row(_BAD_KEY, statuses=frozenset({401})),
+    Row(_ARREARS, statuses=frozenset({402})),
+    Row(_ACCESS_DENIED, statuses=frozenset({403})),
+    Row(_NOT_FOUND, statuses=frozenset({404, 405})),
+    Row(_CONNECTION_LOST, statuses=frozenset({408, 499})),
+    Row(_RATE_EXCEEDED, statuses=frozenset({429})),
+    Row(_BAD_REQUEST, statuses=frozenset(range(400, 500))),
+    Row(_PROVIDER_ERROR, statuses=frozenset(range(500, 600))),
+    Row(_TASK_FAILED),
 )
 
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -428,39 +325,42 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def classify(status: int, code: str | None, message: str | None) -> Row:
-    """What an error means: of an answer with that status, or with 200 of a task's `code` and `message`."""
-    if not code and status in NOT_DASHSCOPE.statuses:
+def classify(status: int, code: str | None, message: str | None) -> Meaning:
+    """What an error means: an answer's, with its status, or a task's, with 200; `code` and `message` as it has them.
+
+    Of the statuses of a wrong address, the provider's own 404 has a code.
+    """
+    if not code and status in WRONG_ADDRESS:
         return NOT_DASHSCOPE
-    known = _first(TABLE, status, _plain(code or ""), message or "")
-    return known or next(row for row in BY_STATUS if not row.statuses or status in row.statuses)
+    return _row(status, code or "", message or "").meaning
 
 
-def failure(row: Row, code: str | None, message: str | None, request_id: str | None) -> Failure:
-    """What the job keeps of it and shows: the provider's words without keys or signed links, and what to do."""
-    said = scrubbed(message or "")
+def failure(meaning: Meaning, code: str | None, message: str | None, request_id: str | None) -> Failure:
+    """The failure that the job keeps and shows: the provider's words without keys or signed links, and what to do."""
+    words = scrubbed(message or "")
     return Failure(
-        code=row.code,
-        cls=row.cls,
-        message=said or f"the provider answered {code or 'without a code or a message'}",
-        retryable=row.is_worth_again or row.verdict in (Verdict.RETRY, Verdict.WAIT),
+        code=meaning.code,
+        cls=meaning.cls,
+        message=words or f"the provider answered {code or 'without a code or a message'}",
+        retryable=meaning.is_worth_again or meaning.verdict in (Verdict.RETRY, Verdict.WAIT),
         billed="no",
-        hint=row.hint,
-        provider={"code": code, "message": said or None, "request_id": request_id},
+        hint=meaning.hint,
+        provider={"code": code, "message": words or None, "request_id": request_id},
     )
 
 
 def scrubbed(message: str) -> str:
-    """The text without keys and queries of links, storable, and not endless."""
-    # Cut before the patterns look, since they would look for minutes at a page of 100 kB.
-    text = message[: 4 * MESSAGE_LIMIT].encode("utf-8", "replace").decode().replace("\0", "")
+    """The text without keys and queries of links, storable, and of bounded length."""
+    # Cut before the patterns look, which would take minutes over a page of 100 kB.
+    kept = text.storable(message[: 4 * MESSAGE_LIMIT])
     for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text[:MESSAGE_LIMIT]
+        kept = pattern.sub(instead, kept)
+    return kept[:MESSAGE_LIMIT]
 
 
-def _first(rows: Iterable[Row], status: int, code: str, message: str) -> Row | None:
-    return next((row for row in rows if row.means(status, code, message)), None)
+def _row(status: int, code: str, message: str) -> Row:
+    plain = _plain(code)
+    return next(row for row in chain(TABLE, BY_STATUS) if row.fits(status, plain, message))
 
 
 def _plain(code: str) -> str:

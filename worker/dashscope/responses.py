@@ -98,61 +98,61 @@ def created(answer: Answer) -> Accepted | Refused:
     Ambiguous for what proves nothing.
     """
     body = _native(read(answer.body))
-    no, output = refused(answer, body), field(body, "output")
+    refusal, output = refused(answer, body), field(body, "output")
     task_id = word(output, "task_id") or None
-    if _is_success(answer) and (task_id or (output and not no.code)):
+    if _is_success(answer) and (task_id or (output and not refusal.code)):
         status = word(output, "task_status")
-        return Accepted(task_id, status, no.request_id, output, field(body, "usage"), body)
-    return denied(no)
+        return Accepted(task_id, status, refusal.request_id, output, field(body, "usage"), body)
+    return denied(refusal)
 
 
-def denied(no: Refused) -> Refused:
+def denied(refusal: Refused) -> Refused:
     """The definite refusal in a create call's answer; raises as `created` when it is none.
 
     A 429 needs no code: none is documented for a spent budget ('Budget management').
     """
-    if not no.code and no.http_status in WRONG_ADDRESS:
-        return no
-    if not no.code and not (no.http_status == 429 and no.message and no.request_id):
-        raise Ambiguous(f"HTTP {no.http_status} without the provider's envelope", no.request_id)
-    if not is_definite(no):
-        raise ServerTrouble(f"HTTP {no.http_status} {no.code}", no)
-    return no
+    if not refusal.code and refusal.http_status in WRONG_ADDRESS:
+        return refusal
+    if not refusal.code and not (refusal.http_status == 429 and refusal.message and refusal.request_id):
+        raise Ambiguous(f"HTTP {refusal.http_status} without the provider's envelope", refusal.request_id)
+    if not is_definite(refusal):
+        raise ServerTrouble(f"HTTP {refusal.http_status} {refusal.code}", refusal)
+    return refusal
 
 
-def is_definite(no: Refused) -> bool:
+def is_definite(refusal: Refused) -> bool:
     """Whether nothing was made: a 4xx, a code in a 200, or an inspection's refusal, whatever its status."""
-    is_client_error = 400 <= no.http_status < 500 and no.http_status not in _UNSETTLED
-    return no.http_status < 300 or is_client_error or _INSPECTED.search(no.code) is not None
+    is_client_error = 400 <= refusal.http_status < 500 and refusal.http_status not in _UNSETTLED
+    return refusal.http_status < 300 or is_client_error or _INSPECTED.search(refusal.code) is not None
 
 
 def task(answer: Answer) -> TaskSeen | Refused:
     """What a task query's answer says; raises Ambiguous for a success that cannot be read."""
     body = read(answer.body)
-    no, output = refused(answer, body), field(body, "output")
-    if not _is_success(answer) or (no.code and not output):
-        return no
+    refusal, output = refused(answer, body), field(body, "output")
+    if not _is_success(answer) or (refusal.code and not output):
+        return refusal
     if not output:
-        raise Ambiguous("the answer to a task query is not readable", no.request_id)
-    return TaskSeen(word(output, "task_status"), output, field(body, "usage"), no.request_id, body)
+        raise Ambiguous("the answer to a task query is not readable", refusal.request_id)
+    return TaskSeen(word(output, "task_status"), output, field(body, "usage"), refusal.request_id, body)
 
 
 def page(answer: Answer) -> Page | Refused:
     """What a task list's answer says; raises Ambiguous for a success that cannot be read."""
     body = read(answer.body)
-    no, rows = refused(answer, body), body.get("data")
-    if not _is_success(answer) or (no.code and rows is None):
-        return no
+    refusal, rows = refused(answer, body), body.get("data")
+    if not _is_success(answer) or (refusal.code and rows is None):
+        return refusal
     if not isinstance(rows, list):
-        raise Ambiguous("the answer to a task list is not readable", no.request_id)
+        raise Ambiguous("the answer to a task list is not readable", refusal.request_id)
     tasks = tuple(_row(row) for row in rows if isinstance(row, dict) and row.get("task_id"))
     return Page(tasks, number(body, "total"), number(body, "total_page"))
 
 
 def canceled(answer: Answer) -> Refused | None:
     """The refusal in a cancel's answer; None: the task is canceled."""
-    no = refused(answer, read(answer.body))
-    return None if _is_success(answer) and not no.code else no
+    refusal = refused(answer, read(answer.body))
+    return None if _is_success(answer) and not refusal.code else refusal
 
 
 def refused(answer: Answer, body: Mapping[str, Any]) -> Refused:
@@ -167,12 +167,12 @@ def refused(answer: Answer, body: Mapping[str, Any]) -> Refused:
     )
 
 
-def without_reasoning(said: Accepted) -> Accepted:
+def without_reasoning(accepted: Accepted) -> Accepted:
     """The same answer without the model's reasoning."""
-    messages = [field(choice, "message") for choice in listed(said.output, "choices")]
+    messages = [field(choice, "message") for choice in listed(accepted.output, "choices")]
     for message in messages:
         message.pop("reasoning_content", None)
-    return said
+    return accepted
 
 
 def read(data: bytes | str) -> dict[str, Any]:

@@ -161,11 +161,11 @@ def _frame(event: Event, message: _Message) -> dict[str, Any]:
 
 def _error(event: Event, frame: Mapping[str, Any], message: _Message) -> Refused | None:
     """The refusal in an event; None: there is none."""
-    no = responses.refused(Answer(0, {}, b"", message.request_id), frame)
-    if event.name != "error" and not no.code:
+    refusal = responses.refused(Answer(0, {}, b"", message.request_id), frame)
+    if event.name != "error" and not refusal.code:
         return None
-    status = event.status if event.status >= 400 else _status(no.code)
-    return Refused(status, no.code or "InternalError", no.message, no.request_id)
+    status = event.status if event.status >= 400 else _status(refusal.code)
+    return Refused(status, refusal.code or "InternalError", refusal.message, refusal.request_id)
 
 
 def _status(code: str) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -55,29 +54,22 @@ class Unfit(psycopg.OperationalError):
     """
 
 
-@dataclass(frozen=True)
-class _Away:
-    """Why a failure passes by itself, and whether it takes a new connection."""
-
-    reason: str
-    reconnects: bool = False
-
-
-# By SQLSTATE, or by its first two digits for a whole class (PostgreSQL docs, appendix A).
+# The errors that pass by themselves, by SQLSTATE or by its first two digits for a whole class (PostgreSQL docs,
+# appendix A), and whether they pass on a new connection only.
 AWAY = {
-    "08": _Away("the connection was lost, or a pooler does not reach the server", reconnects=True),
-    "0A000": _Away("a cached plan is older than the last migration", reconnects=True),
-    "25006": _Away("the server is read-only: a standby, a primary that was demoted, a full disk", reconnects=True),
-    "25P03": _Away("the server ended a session that idled in a transaction", reconnects=True),
-    "25P04": _Away("the server ended a transaction that took too long", reconnects=True),
-    "26000": _Away("the prepared statement is another session's: a pooler changed the session", reconnects=True),
-    "40": _Away("a deadlock, or a conflict with another transaction or with a standby's replay"),
-    "53": _Away("the server lacks something: disk, memory, connections"),
-    "55": _Away("a row or an object is locked, or not ready"),
-    "57014": _Away("the statement took too long, or was ended by the operator"),
-    "57": _Away("the server starts, stops or recovers, or ended the session", reconnects=True),
-    "58": _Away("an error of the server's disk or system"),
-    "XX000": _Away("an error inside the server, or in a pooler that has no better code; not damaged data"),
+    "08": True,  # the connection was lost, or a pooler does not reach the server
+    "0A000": True,  # a cached plan is older than the last migration
+    "25006": True,  # the server is read-only: a standby, a primary that was demoted, a full disk
+    "25P03": True,  # the server ended a session that idled in a transaction
+    "25P04": True,  # the server ended a transaction that took too long
+    "26000": True,  # the prepared statement is another session's: a pooler changed the session
+    "40": False,  # a deadlock, or a conflict with another transaction or with a standby's replay
+    "53": False,  # the server lacks something: disk, memory, connections
+    "55": False,  # a row or an object is locked, or not ready
+    "57014": False,  # the statement took too long, or was ended by the operator
+    "57": True,  # the server starts, stops or recovers, or ended the session
+    "58": False,  # an error of the server's disk or system
+    "XX000": False,  # an error inside the server, or in a pooler that has no better code; not damaged data
 }
 
 
@@ -173,15 +165,16 @@ def is_away(error: BaseException) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
-    if error.connection_invalidated or _away(error.orig) is not None:
+    if error.connection_invalidated or _needs_reconnect(error.orig) is not None:
         return True
     # Without a SQLSTATE the connection failed, unless the driver refused a value.
     return _sqlstate(error.orig) is None and isinstance(error, OperationalError | InterfaceError)
 
 
-def _away(driver: BaseException | None) -> _Away | None:
+def _needs_reconnect(driver: BaseException | None) -> bool | None:
+    """What `AWAY` says of the error; None: it is not listed."""
     state = _sqlstate(driver) or ""
-    return AWAY.get(state) or AWAY.get(state[:2])
+    return AWAY.get(state, AWAY.get(state[:2]))
 
 
 def _sqlstate(driver: BaseException | None) -> str | None:
@@ -190,7 +183,7 @@ def _sqlstate(driver: BaseException | None) -> str | None:
 
 def _reconnect(failed: Any) -> None:
     """Throws the pool's connections away when the error asks for new ones."""
-    if (away := _away(failed.original_exception)) and away.reconnects:
+    if _needs_reconnect(failed.original_exception):
         failed.is_disconnect = True
 
 

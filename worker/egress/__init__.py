@@ -47,7 +47,6 @@ class Bounds:
     deadline: float
     cap: int
     idle: float | None = None  # seconds without a byte; None: the deadline alone
-    connect: float = timeouts.CONNECT.total_seconds()
 
 
 @dataclass(frozen=True)
@@ -143,15 +142,6 @@ def fetch(transport: Transport, url: str, bounds: Bounds) -> Answer:
         return whole(answer)
 
 
-@cache
-def user_agent() -> str:
-    """`noria/<version>`."""
-    try:
-        return f"noria/{version('noria')}"
-    except PackageNotFoundError:  # run from a checkout
-        return "noria/0"
-
-
 @contextmanager
 def _followed(transport: Transport, url: str, bounds: Bounds, hop: Callable[[str], str]) -> Iterator[Streamed]:
     with transports.until(bounds.deadline):
@@ -175,10 +165,20 @@ def _over_https(url: str, settings: Settings) -> str:
     return url
 
 
+@cache
+def _user_agent() -> str:
+    """`noria/<version>`."""
+    try:
+        return f"noria/{version('noria')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "noria/0"
+
+
 def _request(method: str, url: str, bounds: Bounds, headers: Mapping[str, str], content: Content) -> httpx.Request:
     # Compressed bodies are not asked for: a small one can unpack to gigabytes.
-    plain = httpx.Headers({"User-Agent": user_agent(), "Accept-Encoding": "identity"})
-    waits = {"connect": bounds.connect, "pool": bounds.connect, "read": bounds.idle, "write": bounds.idle}
+    plain = httpx.Headers({"User-Agent": _user_agent(), "Accept-Encoding": "identity"})
+    connect = timeouts.CONNECT.total_seconds()
+    waits = {"connect": connect, "pool": connect, "read": bounds.idle, "write": bounds.idle}
     try:
         plain.update(headers)
         request = httpx.Request(method, url, headers=plain, content=content, extensions={"timeout": waits})

@@ -73,7 +73,7 @@ def single() -> httpx.BaseTransport:
 
 def webhooks(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
     """To receivers: https on 443 to public addresses, any scheme and port inside EGRESS_ALLOW."""
-    return _Guarded(_is_https, settings.networks, resolver)
+    return _Guarded(_is_https, settings.egress_allow, resolver)
 
 
 def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
@@ -82,12 +82,12 @@ def sources(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseT
     def is_public(url: httpx.URL) -> bool:
         return _is_https(url) and is_source_host(url, settings)
 
-    return _Guarded(is_public, settings.networks, resolver)
+    return _Guarded(is_public, settings.egress_allow, resolver)
 
 
 def documents(settings: Settings, resolver: Resolver | None = None) -> httpx.BaseTransport:
     """To users' documents: https on 443 to public addresses, any scheme and port inside DOCUMENTS_ALLOW."""
-    return _Guarded(_is_https, settings.document_networks, resolver)
+    return _Guarded(_is_https, settings.documents_allow, resolver)
 
 
 def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | None:
@@ -96,9 +96,9 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
     The address of its name is checked at each connect. It is looked up here too where such a URL is called inside
     EGRESS_ALLOW alone: else each delivery would be refused, until its tries are spent.
     """
-    public, inside = _policies(settings.networks)
+    public, inside = _policies(settings.egress_allow)
     try:
-        policy = public if _is_https(httpx.URL(url)) or not settings.networks else inside
+        policy = public if _is_https(httpx.URL(url)) or not settings.egress_allow else inside
         target = policy.check_url(url)
     except (BlockedURLError, BlockedAddressError) as blocked:
         return Fault(pointer, "url_not_allowed", f"this address is not called: {blocked.reason}")
@@ -107,9 +107,9 @@ def check_url(url: str, settings: Settings, pointer: str = "/url") -> Fault | No
     last = target.host.rstrip(".").rpartition(".")[2]
     if target.address is None and last[:1].isdigit():  # 0x7f000001 and its like: no domain ends so
         return Fault(pointer, "url_not_allowed", "this address is not called: its host is a number in disguise")
-    if last == "localhost" and not settings.networks:
+    if last == "localhost" and not settings.egress_allow:
         return Fault(pointer, "url_not_allowed", "this address is not called: it is this machine's own")
-    if policy is inside and target.address is None and (outside := _outside(target.host, settings.networks)):
+    if policy is inside and target.address is None and (outside := _outside(target.host, settings.egress_allow)):
         where = "outside EGRESS_ALLOW, where only https on port 443 is called"
         return Fault(pointer, "url_not_allowed", f"this address is not called: it leads to {outside}, {where}")
     return None

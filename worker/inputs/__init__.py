@@ -79,14 +79,14 @@ def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Map
 
 def links(wanted: Mapping[str, Any]) -> dict[str, str]:
     """Pointer → key, of the fields that hold a key where a link may stand."""
-    said = ((name, wanted.get(name)) for name in _RULES)
-    return {f"/input/{name}": value for name, value in said if isinstance(value, str) and is_key(value)}
+    given = ((name, wanted.get(name)) for name in _RULES)
+    return {f"/input/{name}": value for name, value in given if isinstance(value, str) and is_key(value)}
 
 
 def user_of(connection: Connection, project_id: uuid.UUID, key: str) -> uuid.UUID | None:
     """A job of the project that has not ended and names the object; None where there is none."""
-    said = {"project": project_id, "key": key, "document": [{"key": key}]}
-    user: uuid.UUID | None = connection.execute(_USER, said).scalar_one_or_none()
+    named = {"project": project_id, "key": key, "document": [{"key": key}]}
+    user: uuid.UUID | None = connection.execute(_USER, named).scalar_one_or_none()
     return user
 
 
@@ -187,10 +187,9 @@ def _documents(project_id: uuid.UUID, documents: Any) -> Iterator[tuple[str, str
 
 
 def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -> dict[str, _Object]:
-    said = {"project": project_id, "keys": keys}
-    found = {row.key: row for row in connection.execute(_FILES, said)}
+    found = {row.key: row for row in connection.execute(_FILES, {"project": project_id, "keys": keys})}
     if missing := [key for key in keys if key not in found]:
-        found |= {row.key: row for row in connection.execute(_OUTPUTS, said | {"keys": missing})}
+        found |= {row.key: row for row in connection.execute(_OUTPUTS, {"project": project_id, "keys": missing})}
     return found
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from os import SEEK_END
 from typing import BinaryIO
 
-from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy import Connection, Engine, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import inputs, media
@@ -25,7 +25,6 @@ from worker.storage import Bucket
 from worker.tables import File
 
 NAME_LIMIT = 255  # characters
-_CHUNK = 1 << 20
 # Controls, marks that change a text's direction, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -73,8 +72,7 @@ def keep(engine: Engine, bucket: Bucket, project_id: uuid.UUID, given: Draft, no
 
 def one(connection: Connection, project_id: uuid.UUID, file_id: uuid.UUID) -> File:
     """The project's file; raises NotFound."""
-    statement = select(*File.__table__.c).where(File.project_id == project_id, File.id == file_id)
-    row = connection.execute(statement).mappings().one_or_none()
+    row = connection.execute(_ONE, {"project": project_id, "id": file_id}).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no file {file_id}")
     return File.of(row)
@@ -93,12 +91,12 @@ def remove(connection: Connection, bucket: Bucket, project_id: uuid.UUID, file_i
 
     The caller commits. If that fails the row is left without its object, and can be removed again.
     """
-    locked = select(File.id).where(File.project_id == project_id, File.id == file_id).with_for_update()
-    connection.execute(locked)  # a submission that names the file ends before this, or waits for it
+    # A submission that names the file ends before this, or waits for it.
+    connection.execute(_LOCK, {"project": project_id, "id": file_id})
     found = one(connection, project_id, file_id)
     if user := inputs.user_of(connection, project_id, found.key):
         raise Conflict("file_in_use", f"job {user} names it and has not ended")
-    connection.execute(delete(File).where(File.id == found.id))
+    connection.execute(_REMOVE, {"id": found.id})
     bucket.delete(found.key)
 
 
@@ -115,24 +113,14 @@ _TAKEN = (
 
 def _measured(body: BinaryIO) -> tuple[int, str]:
     """The length in bytes, and the SHA-256 in hex."""
-    size, digest = 0, hashlib.sha256()
-    for chunk in _chunks(body):
-        size += len(chunk)
-        digest.update(chunk)
-    return size, digest.hexdigest()
-
-
-def _chunks(body: BinaryIO) -> Iterator[bytes]:
+    size = body.seek(0, SEEK_END)
     body.seek(0)
-    while chunk := body.read(_CHUNK):
-        yield chunk
+    return size, hashlib.file_digest(body, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _known(connection: Connection, project_id: uuid.UUID, given: Draft) -> File | None:
-    statement = select(*File.__table__.c).where(
-        File.project_id == project_id, File.sha256 == given.sha256, File.name == given.name
-    )
-    row = connection.execute(statement).mappings().one_or_none()
+    same = {"project": project_id, "sha256": given.sha256, "name": given.name}
+    row = connection.execute(_SAME, same).mappings().one_or_none()
     return File.of(row) if row else None
 
 
@@ -153,12 +141,21 @@ def _record(connection: Connection, project_id: uuid.UUID, given: Draft, key: st
         "sha256": given.sha256,
         **(asdict(given.shape) if given.shape else {}),
     }
-    first = (
-        upsert(File)
-        .values(row)
-        .on_conflict_do_update(
-            index_elements=["project_id", "sha256", "name"],
-            set_={"name": given.name},  # or nothing would be returned
-        )
-    )
-    return File.of(connection.execute(first.returning(*File.__table__.c)).mappings().one())
+    return File.of(connection.execute(_RECORD, row).mappings().one())
+
+
+# A file of a project, and the same row locked.
+_ONE = select(*File.__table__.c).where(File.project_id == bindparam("project"), File.id == bindparam("id"))
+_LOCK = _ONE.with_for_update()
+# The file of the same bytes and name.
+_SAME = select(*File.__table__.c).where(
+    File.project_id == bindparam("project"),
+    File.sha256 == bindparam("sha256"),
+    File.name == bindparam("name"),
+)
+_REMOVE = delete(File).where(File.id == bindparam("id"))
+_NEW = upsert(File)
+# A new file's row, or the row that is there: set to the name that it has, since DO NOTHING would return nothing.
+_RECORD = _NEW.on_conflict_do_update(
+    index_elements=["project_id", "sha256", "name"], set_={"name": _NEW.excluded.name}
+).returning(*File.__table__.c)

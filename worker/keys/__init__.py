@@ -45,13 +45,8 @@ def create_project(connection: Connection, name: str, weight: int = 1, time_zone
     faults = [fault for fault in (_name_fault(name), *_faults(weight, time_zone)) if fault]
     if faults:
         raise InvalidInput(faults)
-    row = (
-        upsert(Project)
-        .values(name=name, weight=weight, time_zone=time_zone, webhook_secret=webhooks.new_secret())
-        .on_conflict_do_nothing(index_elements=[Project.name])
-        .returning(*Project.__table__.c)
-    )
-    made = connection.execute(row).mappings().one_or_none()
+    row = {"name": name, "weight": weight, "time_zone": time_zone, "webhook_secret": webhooks.new_secret()}
+    made = connection.execute(_CREATE, row).mappings().one_or_none()
     if made is None:
         raise Conflict("project_exists", f"there is a project {name} already")
     return Project.of(made)
@@ -59,10 +54,7 @@ def create_project(connection: Connection, name: str, weight: int = 1, time_zone
 
 def project(connection: Connection, name: str) -> Project:
     """The project of that name; raises NotFound."""
-    row = None
-    if _NAME.fullmatch(name):
-        statement = select(*Project.__table__.c).where(Project.name == name)
-        row = connection.execute(statement).mappings().one_or_none()
+    row = connection.execute(_NAMED, {"name": name}).mappings().one_or_none() if _NAME.fullmatch(name) else None
     if row is None:
         raise NotFound("no such project")
     return Project.of(row)
@@ -70,8 +62,7 @@ def project(connection: Connection, name: str) -> Project:
 
 def projects(connection: Connection) -> list[Project]:
     """Every project, by name."""
-    statement = select(*Project.__table__.c).order_by(Project.name)
-    return [Project.of(row) for row in connection.execute(statement).mappings()]
+    return [Project.of(row) for row in connection.execute(_PROJECTS).mappings()]
 
 
 def set_project(
@@ -88,8 +79,8 @@ def set_project(
     faults = [fault for fault in _faults(weight, time_zone) if fault]
     if faults:
         raise InvalidInput(faults)
-    said = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
-    columns = {column: value for column, value in said.items() if value is not None}
+    given = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+    columns = {column: value for column, value in given.items() if value is not None}
     return _change(connection, name, columns | ({"max_in_flight": None} if max_in_flight == 0 else {}))
 
 
@@ -106,18 +97,14 @@ def new_key(
     `until` is when it stops working; None: never.
     """
     plain = "noria_" + secrets.token_urlsafe(32)
-    row = (
-        insert(ApiKey)
-        .values(
-            project_id=owner.id if owner else None,
-            name=name,
-            prefix=plain[:_PREFIX],
-            hash=_hash(plain),
-            revoked_at=until,
-        )
-        .returning(*ApiKey.__table__.c)
-    )
-    return ApiKey.of(connection.execute(row).mappings().one()), plain
+    row = {
+        "project_id": owner.id if owner else None,
+        "name": name,
+        "prefix": plain[:_PREFIX],
+        "hash": _hash(plain),
+        "revoked_at": until,
+    }
+    return ApiKey.of(connection.execute(_NEW_KEY, row).mappings().one()), plain
 
 
 def keys(connection: Connection, owner: Project | None = None) -> list[ApiKey]:
@@ -153,28 +140,14 @@ def authenticate(connection: Connection, plain: str) -> Caller | None:
     if row is None:
         return None
     if row["last_used_at"] is None or row["last_used_at"] < row["now"] - _NOTED:
-        _note_use(connection, row["key_id"], row["now"])
+        connection.execute(_NOTE_USE, {"key_id": row["key_id"], "now": row["now"], "before": row["now"] - _NOTED})
     return Caller(row["key_id"], _project_of(row), row["now"])
-
-
-_PROJECT = {column.name: column.label(f"project_{column.name}") for column in Project.__table__.c}
-# A key that works and its project. Built once: building it takes as long as running it, and every request needs it.
-_HOLDER = (
-    select(ApiKey.id.label("key_id"), ApiKey.last_used_at, NOW.label("now"), *_PROJECT.values())
-    .outerjoin(Project, Project.id == ApiKey.project_id)
-    .where(ApiKey.hash == bindparam("hash"), or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW))
-)
 
 
 def _project_of(row: Mapping[Any, Any]) -> Project | None:
     if row["project_id"] is None:
         return None
     return Project.of({name: row[label.name] for name, label in _PROJECT.items()})
-
-
-def _note_use(connection: Connection, key_id: uuid.UUID, now: datetime) -> None:
-    unnoted = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - _NOTED)
-    connection.execute(update(ApiKey).where(ApiKey.id == key_id, unnoted).values(last_used_at=now))
 
 
 def _change(connection: Connection, name: str, columns: dict[str, Any]) -> Project:
@@ -210,3 +183,27 @@ def _id(which: str) -> uuid.UUID | None:
 
 def _hash(plain: str) -> bytes:
     return hashlib.sha256(plain.encode()).digest()
+
+
+# A new project, unless the name is taken.
+_CREATE = upsert(Project).on_conflict_do_nothing(index_elements=[Project.name]).returning(*Project.__table__.c)
+# The project of a name.
+_NAMED = select(*Project.__table__.c).where(Project.name == bindparam("name"))
+# Every project.
+_PROJECTS = select(*Project.__table__.c).order_by(Project.name)
+# A new key.
+_NEW_KEY = insert(ApiKey).returning(*ApiKey.__table__.c)
+_PROJECT = {column.name: column.label(f"project_{column.name}") for column in Project.__table__.c}
+# A key that works and its project. Built once: building it takes as long as running it, and every request needs it.
+_HOLDER = (
+    select(ApiKey.id.label("key_id"), ApiKey.last_used_at, NOW.label("now"), *_PROJECT.values())
+    .outerjoin(Project, Project.id == ApiKey.project_id)
+    .where(ApiKey.hash == bindparam("hash"), or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW))
+)
+# A key's use, unless another request has noted it just before.
+_NOTE_USE = (
+    update(ApiKey)
+    .where(ApiKey.id == bindparam("key_id"))
+    .where(or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < bindparam("before")))
+    .values(last_used_at=bindparam("now"))
+)

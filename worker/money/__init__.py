@@ -66,11 +66,11 @@ def book(
     and an earlier charge is taken back.
     """
     amount = cost if billed == "yes" and cost is not None else job.estimate
-    said = {"job": job.parent_id or job.id, "attempt": attempt_id, "now": now}
+    booked = {"job": job.parent_id or job.id, "attempt": attempt_id, "now": now}
     if billed == "no":
-        connection.execute(_UNSETTLE, said)
+        connection.execute(_UNSETTLE, booked)
     elif amount is not None:
-        connection.execute(_SETTLE, said | {"cost": amount})
+        connection.execute(_SETTLE, booked | {"cost": amount})
 
 
 def release(connection: Connection, job: Job, now: datetime) -> None:

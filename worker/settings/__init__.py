@@ -1,12 +1,13 @@
 """The settings, read once from the environment, prefix `NORIA_`.
 
-Every setting stands in `ops/env.example` too; a test holds the two together.
+Every setting is in `ops/env.example` too, with the same description; a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -27,6 +29,19 @@ from worker.settings import addresses
 
 Network = IPv4Network | IPv6Network
 ProviderUrl = Annotated[str, AfterValidator(addresses.provider_root)]
+
+
+def _secret(read: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda value: SecretStr(read(value.get_secret_value())))
+
+
+def _networks(value: Any) -> Any:
+    """`10.0.0.0/8,127.0.0.1/32`, since a list of networks reads better without JSON."""
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    return tuple(ip_network(part) for part in parts if part)
+
+
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
 
 
 class Limit(BaseModel):
@@ -57,19 +72,21 @@ class Account(BaseModel):
 
 
 class Settings(BaseSettings):
-    """All of them; the defaults fit one machine."""
+    """All settings; the defaults fit one machine."""
 
     model_config = SettingsConfigDict(
         env_prefix="NORIA_",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        hide_input_in_errors=True,  # addresses have passwords in them, and accounts keys
+        hide_input_in_errors=True,  # addresses hold passwords, and accounts keys
         populate_by_name=True,
     )
 
-    database_url: SecretStr = Field(description="postgresql://user:password@host/database, without a pooler between")
-    broker_url: SecretStr = Field(
+    database_url: Annotated[SecretStr, _secret(addresses.database_url)] = Field(
+        description="postgresql://user:password@host/database, without a pooler between"
+    )
+    broker_url: Annotated[SecretStr, _secret(addresses.broker_url)] = Field(
         description="redis://:password@host:6379/0 (Valkey is the same); rediss:// for TLS, with ?ssl_ca_certs=FILE"
     )
 
@@ -103,11 +120,11 @@ class Settings(BaseSettings):
         default_factory=dict, description='JSON: model → {"concurrency","rps","rpm","tpm","tpd"}'
     )
     calls_concurrency: int = Field(8, ge=1, description="synchronous calls at once where the provider sets none")
-    egress_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+    egress_allow: Networks = Field(
         (),
         description="networks where webhooks and sources may lie though private, on any port, plain http too",
     )
-    documents_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+    documents_allow: Networks = Field(
         (),
         description="networks where users' document links may lead though private: all there can be read by any user",
     )
@@ -138,16 +155,6 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
-    @field_validator("database_url")
-    @classmethod
-    def _database(cls, value: SecretStr) -> SecretStr:
-        return SecretStr(addresses.database_url(value.get_secret_value()))
-
-    @field_validator("broker_url")
-    @classmethod
-    def _broker(cls, value: SecretStr) -> SecretStr:
-        return SecretStr(addresses.broker_url(value.get_secret_value()))
-
     @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
     @classmethod
     def _store(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -161,20 +168,6 @@ class Settings(BaseSettings):
         except ValueError:  # the error quotes the text, which holds keys
             raise ValueError("must be JSON") from None
 
-    @field_validator("egress_allow", "documents_allow", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """`10.0.0.0/8,127.0.0.1/32`, since a list of networks reads better without JSON."""
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        return tuple(part for part in parts if part)
-
-    @field_validator("egress_allow", "documents_allow")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
-            ip_network(network)
-        return value
-
     @field_validator("source_hosts")
     @classmethod
     def _pattern(cls, value: str) -> str:
@@ -185,18 +178,8 @@ class Settings(BaseSettings):
         return value
 
     @cached_property
-    def networks(self) -> tuple[Network, ...]:
-        """`egress_allow`, parsed."""
-        return tuple(ip_network(network) for network in self.egress_allow)
-
-    @cached_property
-    def document_networks(self) -> tuple[Network, ...]:
-        """`documents_allow`, parsed."""
-        return tuple(ip_network(network) for network in self.documents_allow)
-
-    @cached_property
     def all_accounts(self) -> tuple[Account, ...]:
-        """`accounts`, or the one that the DASHSCOPE settings describe; never empty."""
+        """`accounts`, or the one of the DASHSCOPE settings; never empty."""
         if self.accounts:
             return self.accounts
         return (

@@ -152,7 +152,7 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Move:
         for n, source in enumerate(job.sources or ()):
             with ctx.client(job).batches.content(source["url"], deadline) as chunks:
                 key = f"{storage.stem(job)}/{n}-{source['role']}.jsonl"
-                stored = ctx.bucket.put_stream(key, bill.read(chunks), "application/jsonl", storage.Expected(), {})
+                stored = ctx.bucket.put_stream(key, bill.read(chunks), "application/jsonl", storage.Expected())
             outputs.append(storage.row(n, source["role"], stored, None))
     except NoriaError as trouble:
         return _not_copied(job, trouble, clock())

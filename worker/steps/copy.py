@@ -62,7 +62,7 @@ def _written(ctx: Context, job: Job, clock: Clock) -> Move:
     body = json.dumps(job.result, ensure_ascii=False, indent=2).encode()
     key = f"{storage.stem(job)}/0-answer.json"
     try:
-        stored = ctx.bucket.put_stream(key, (body,), "application/json", storage.Expected(len(body)), {})
+        stored = ctx.bucket.put_stream(key, (body,), "application/json", storage.Expected(len(body)))
     except NoriaError as trouble:
         return Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
     return Move(State.SUCCEEDED, columns={"error": None}, outputs=(storage.row(0, "answer", stored, None),))

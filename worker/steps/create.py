@@ -234,7 +234,7 @@ def _misrouted(ctx: Context, job: Job) -> str:
     )
 
 
-def _until(row: errors.Row, refused: Refused, now: datetime) -> datetime:
+def _until(row: errors.Meaning, refused: Refused, now: datetime) -> datetime:
     """When creates may go on after a refusal that is about the lane or the account."""
     if row.scope is errors.Scope.DAILY:
         return throttle.renewal(now)

@@ -236,7 +236,7 @@ class _KindStore:
     def put(self, name: str, chunks: Iterable[bytes], content_type: str) -> Stored:
         """Working material, under the job's own name."""
         made = self.ctx.bucket.put_stream(
-            f"{storage.stem(self.job)}/work/{name}", chunks, content_type, storage.Expected(), {}
+            f"{storage.stem(self.job)}/work/{name}", chunks, content_type, storage.Expected()
         )
         return Stored("work", made.key, made.bytes, None)
 
@@ -251,7 +251,7 @@ class _KindStore:
     def keep(self, n: int, piece: Piece) -> dict[str, Any]:
         """An output, stored and checked: its row."""
         key = f"{storage.stem(self.job)}/{n}-{piece.role}.{piece.extension}"
-        made = self.ctx.bucket.put_stream(key, self._in_time(piece.chunks), piece.content_type, storage.Expected(), {})
+        made = self.ctx.bucket.put_stream(key, self._in_time(piece.chunks), piece.content_type, storage.Expected())
         return storage.row(n, piece.role, made, piece.duration)
 
     def _in_time(self, chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -203,7 +203,7 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     return _look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
 
 
-def _look_again(job: Job, clock: Clock, why: str, row: errors.Row | None = None) -> Move:
+def _look_again(job: Job, clock: Clock, why: str, row: errors.Meaning | None = None) -> Move:
     """The wait after a look that told nothing; the end of the job, a day after its task must have ended."""
     now = clock()
     if job.deadline_at and now > job.deadline_at + timeouts.LINKS:

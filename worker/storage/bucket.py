@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import unicodedata
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +33,7 @@ from worker.settings import Settings
 PART = 8 << 20  # bytes; S3 takes 10,000 parts of an object, so 80 GB
 SINGLE = 16 << 20  # bytes; up to here one PUT, which is a quarter of the requests
 
+_CHUNK = 1 << 20  # bytes, of an object that is read
 _OSS = ".aliyuncs.com"
 
 
@@ -93,21 +94,14 @@ class Bucket:
         self._name = settings.s3_bucket
         self._s3 = _client(settings, settings.s3_endpoint_url)
 
-    def put_stream(
-        self,
-        key: str,
-        chunks: Iterable[bytes],
-        content_type: str,
-        expected: Expected,
-        metadata: Mapping[str, str],
-    ) -> Stored:
+    def put_stream(self, key: str, chunks: Iterable[bytes], content_type: str, expected: Expected) -> Stored:
         """Store the chunks: compared with what was expected before they are visible, and verified after.
 
         An error of the chunks passes to the caller; raises Mismatch when they are not what was expected. In both cases
         nothing is left behind.
         """
         seen = _Seen(chunks, expected)
-        about = {"Key": key, "ContentType": content_type, "Metadata": dict(metadata)}
+        about = {"Key": key, "ContentType": content_type}
         parts = _parts(seen)
         first = next(parts)
         with _trouble("put"):
@@ -136,8 +130,8 @@ class Bucket:
                 raise
             return Head(found["ContentLength"], found.get("ContentType", ""))
 
-    def chunks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
-        """An object's bytes, `size` at a time; raises NotFound where there is none."""
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """An object's bytes, a megabyte at a time; raises NotFound where there is none."""
         with _trouble("get"):
             try:
                 body = self._s3.get_object(Bucket=self._name, Key=key)["Body"]
@@ -146,7 +140,7 @@ class Bucket:
                     raise NotFound(f"no object {key}") from None
                 raise
             with body:
-                yield from body.iter_chunks(size)
+                yield from body.iter_chunks(_CHUNK)
 
     def read(self, key: str, limit: int) -> bytes:
         """An object's bytes; raises NotFound where there is none, TooLarge where it has more than `limit` of them."""

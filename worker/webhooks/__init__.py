@@ -22,7 +22,7 @@ from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, DateTime, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy import Connection, DateTime, bindparam, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
@@ -88,17 +88,13 @@ def enqueue(
     connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, event_id: int, url: str, body: str
 ) -> None:
     """Writes the delivery of an event, once: a second call changes nothing."""
-    row = (
-        upsert(Delivery)
-        .values(project_id=project_id, job_id=job_id, event_id=event_id, url=url, receiver=receiver(url), body=body)
-        .on_conflict_do_nothing()
-    )
-    connection.execute(row)
+    row = {"project_id": project_id, "job_id": job_id, "event_id": event_id, "url": url, "body": body}
+    connection.execute(_ENQUEUE, row | {"receiver": receiver(url)})
 
 
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
     """Writes the delivery of an alarm to the operator: of no project, so nothing signs it."""
-    connection.execute(insert(Delivery).values(url=url, receiver=receiver(url), body=body))
+    connection.execute(_ENQUEUE, {"url": url, "receiver": receiver(url), "body": body})
 
 
 def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str]:
@@ -151,8 +147,8 @@ def failed(delivery: Delivery, status: int | None, error: str, now: datetime) ->
 
 def claim_due(connection: Connection, now: datetime) -> list[Claim]:
     """Claims for deliveries that are due, in the order in which they should go; their group is their receiver."""
-    said = {"now": now, "start": random.randrange(_ANYWHERE)}  # noqa: S311 - not a secret
-    rows = connection.execute(_CLAIM, said | _LIMITS).all()
+    start = random.randrange(_ANYWHERE)  # noqa: S311 - not a secret
+    rows = connection.execute(_CLAIM, {"now": now, "start": start, **_LIMITS}).all()
     return [Claim(row.id, row.claim, row.crashes, row.receiver) for row in sorted(rows, key=lambda row: row.place)]
 
 
@@ -166,6 +162,9 @@ def resume(connection: Connection, project_id: uuid.UUID, receiver: int) -> None
     """Ends a receiver's pause."""
     connection.execute(_RESUME, {"project": project_id, "receiver": receiver})
 
+
+# A new delivery, unless the event has one to that receiver.
+_ENQUEUE = upsert(Delivery).on_conflict_do_nothing()
 
 # The deliveries that have waited for too long, some thousands of them, and their end.
 _OLD = (

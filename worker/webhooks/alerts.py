@@ -75,14 +75,14 @@ def deliver(transport: egress.Transport, delivery: Delivery, robot: Robot | None
 
 def _refusal(robot: Robot, answer: egress.Answer) -> str:
     """Why the group does not have the message; empty where it has."""
-    said = responses.read(answer.body)
-    code = next((said[name] for name in robot.codes if name in said), None)
+    body = responses.read(answer.body)
+    code = next((body[name] for name in robot.codes if name in body), None)
     if 200 <= answer.status < 300 and code == 0:
         return ""
-    words = scrubbed(str(said.get(robot.words) or "nothing"))[:_SAID]
+    words = scrubbed(str(body.get(robot.words) or "nothing"))[:_SAID]
     return f"the robot said HTTP {answer.status}, code {code}: {words}"
 
 
 def _text(alarm: str) -> str:
-    said = json.loads(alarm)["data"]
-    return f"Noria: the account {said['account']} is stopped: {said['why']}. Next try: {said['next_try_at']}"
+    stop = json.loads(alarm)["data"]
+    return f"Noria: the account {stop['account']} is stopped: {stop['why']}. Next try: {stop['next_try_at']}"
