@@ -37,7 +37,7 @@ PORT_NAMES = (
     *(role + suffix for role in WEED_ROLES for suffix in ("", "_grpc")),
 )
 SECRET_NAMES = ("postgres", "valkey", "s3_access_key_id", "s3_secret_access_key", "flower")
-FREE_BYTES = 256 * 1024 * 1024  # less, and nothing is started: a full disk damages what is on it
+FREE_BYTES = 256 * 1024 * 1024  # with less, nothing is started: a full disk damages data
 DATABASE = "noria"
 BUCKET = "noria"
 NAMES = frozenset({"postgres", "valkey", "seaweedfs"})
@@ -46,18 +46,18 @@ Kept = TypeVar("Kept", int, str)
 
 
 class AlreadyRunning(LocalError):
-    """Another process holds this home."""
+    """Another `noria up` runs in this home."""
 
     exit_code = 3
 
 
 class PortTaken(LocalError):
-    """A port that was asked for by number belongs to somebody else."""
+    """The port of --port is in use."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the three servers listen, and the credentials that open them."""
+    """Where the three servers listen, and their credentials."""
 
     home: Path
     database_url: str  # of the maintenance database; `environment` names another
@@ -191,13 +191,13 @@ def hold(home: Path) -> Iterator[None]:
 
 
 def announce(home: Path, addresses: Mapping[str, str]) -> None:
-    """Note in the lock who holds it and what runs where, for whoever comes second."""
+    """Write into the lock who holds it and what runs where, for a second start to show."""
     # Written in place: the lock is on the file, not on its name.
     (home / "lock").write_text(json.dumps({"pid": os.getpid(), "addresses": dict(addresses)}))
 
 
 def announced(home: Path) -> dict[str, str]:
-    """What ran where by the last note of whoever held the home; empty where there is none yet."""
+    """The addresses in the lock; empty if nothing has run in this home yet."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         addresses: dict[str, str] = json.loads((home / "lock").read_text())["addresses"]
         return addresses
@@ -314,7 +314,7 @@ def _seaweedfs(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path
 
 
 def seaweedfs_is_ready(ports: Mapping[str, int]) -> bool:
-    """Its ports answer seconds before anything can be stored, so something is stored."""
+    """Its ports answer seconds before it can store anything, so something is stored."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         stored = ask(ports["filer"], "PUT", "/.noria/ready", b"ready") == 201
         return stored and ask(ports["s3"], "GET", "/healthz") == 200
@@ -332,14 +332,14 @@ def ask(port: int, method: str, path: str, body: bytes | None = None, seconds: f
 
 
 def _remove_stray_sockets(ports: Mapping[str, int]) -> None:
-    """SeaweedFS makes a socket for each gRPC port where no option leads, and leaves some when it stops."""
+    """SeaweedFS makes a socket in /tmp for each gRPC port, which no option moves, and leaves some when it stops."""
     for role in WEED_ROLES:
         with contextlib.suppress(OSError):
             Path("/tmp", f"seaweedfs-{role}-grpc-{ports[role + '_grpc']}.sock").unlink()  # noqa: S108, its choice
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """What the servers see of ours: no key, no proxy, and no settings file of the user's."""
+    """The servers' environment: no key, no proxy and no settings file of the user's."""
     return {"PATH": os.defpath, "HOME": str(home), "LC_ALL": "C", "TZ": "UTC"}
 
 
@@ -364,7 +364,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _who_runs(home: Path, note: str) -> str:
-    """What a second start tells its user."""
+    """The message of a second start."""
     try:
         holder = json.loads(note)
     except ValueError:  # it was being written at that moment
