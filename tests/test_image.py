@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -171,17 +172,17 @@ def test_noria_up_runs_from_the_wheel_for_real_and_says_that_the_sandbox_needs_a
         command = [sys.executable, "-m", "ops.cli", "up", "--json"]
 
         play = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        with subprocess.Popen(
-            [*command, "--real"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as running:
-            assert running.stdout is not None
-            first = running.stdout.readline()
-            told = json.loads(first + "".join(iter(running.stdout.readline, "}\n")) + "}") if first else {}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running = subprocess.Popen([*command, "--real"], cwd=folder, env=environment, **pipes)
+        try:
+            lines = list(itertools.takewhile(lambda line: line != "}\n", running.stdout))
+        finally:
             running.terminate()
             _, errors = running.communicate(timeout=60)
 
     assert (play.returncode, "source checkout" in play.stderr) == (1, True)
-    assert set(told.get("addresses", ())) == {"API", "Flower", "S3"}, errors
+    assert lines, errors
+    assert set(json.loads("".join(lines) + "}")["addresses"]) == {"API", "Flower", "S3"}
     assert errors.strip() == "Stopped; nothing is left running."
 
 
