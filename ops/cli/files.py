@@ -103,6 +103,8 @@ def delete(*, ids: Annotated[list[str], typer.Argument(metavar="ID...")], api: A
     with api.client() as client:
         for file_id in ids:
             client.delete_file(file_id)
+    if api.as_json:
+        show.document({"deleted": ids})
 
 
 def say_left_out(uploads: Uploads) -> None:
