@@ -16,6 +16,7 @@ from ops.cli.campaign import Row
 from ops.cli.files import Uploads
 from ops.cli.reach import Api, command, pairs, read_object
 from ops.cli.show import Job
+from worker.kinds import OFFERED
 from worker.kinds.reading import decoding
 
 app = typer.Typer()
@@ -26,7 +27,7 @@ Model = Annotated[
 ]
 Kind = Annotated[
     str | None,
-    typer.Argument(metavar="[KIND]", help="text-to-video, image-to-video, text-to-image, speech, text, summary."),
+    typer.Argument(metavar="[KIND]", help=f"{', '.join(OFFERED)}."),
 ]
 
 
