@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 from serving import CLIP, Served, served
 from structlog.testing import capture_logs
 
@@ -82,6 +83,29 @@ def api(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterato
         monkeypatch.setenv("NORIA_KEY", made.key("spring"))
         monkeypatch.setenv("NORIA_DATABASE_URL", environment["NORIA_DATABASE_URL"])
         yield made
+
+
+def test_every_command_takes_the_options_that_commands_share() -> None:
+    """They are written once, in `ops.cli.reach`; `sandbox` hands its options on."""
+    leaves = {name: {opt for param in leaf.params for opt in param.opts} for name, leaf in commands("noria", cli.app)}
+
+    assert len(leaves) > 30
+    assert [name for name, options in leaves.items() if not {"--json", "--home"} <= options] == ["noria sandbox"]
+    assert {"--url", "--key"} <= leaves["noria schedules runs"]
+    assert "--database-url" in leaves["noria keys create"]
+    assert not [name for name, options in leaves.items() if ("--url" in options) is not ("--key" in options)]
+
+
+def commands(path: str, app: typer.Typer) -> Iterator[tuple[str, Any]]:
+    """Every command without commands of its own, by all of its words."""
+
+    def below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from below(f"{path} {name}", inner)
+        if not hasattr(command, "commands"):
+            yield path, command
+
+    yield from below(path, typer.main.get_command(app))
 
 
 def test_a_submitted_job_is_printed_as_its_id_alone(noria: Shell, api: Served) -> None:

@@ -39,8 +39,7 @@ class Row:
     """One job to submit; `line` is where it begins in the file, from 1."""
 
     line: int
-    body: Mapping[str, Any]
-    key: str  # its Idempotency-Key
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,11 @@ class Quote:
         return sum((price for price in self.prices if price is not None), Decimal(0))
 
 
-def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[Row]:
-    """The rows of the file; `shared` is a body that fills in what a row leaves out. `BadCampaign` if it is none.
-
-    `key` goes into the Idempotency-Keys: another one submits the same rows once more.
-    """
+def read(path: Path, shared: Mapping[str, Any]) -> list[Row]:
+    """The rows of the file; `shared` is a body that fills in what a row leaves out. `BadCampaign` if it is none."""
     content = path.read_bytes()
     try:
-        rows = keyed(_bodies(content.decode("utf-8-sig"), shared), key)
+        rows = list(_rows(content.decode("utf-8-sig"), shared))
     except UnicodeDecodeError:
         raise BadCampaign(f"{path} is not in UTF-8: save it as 'CSV UTF-8'.") from None
     except csv.Error as error:
@@ -72,15 +68,15 @@ def read(path: Path, shared: Mapping[str, Any], key: str | None = None) -> list[
     return rows
 
 
-def keyed(bodies: Iterable[tuple[int, Mapping[str, Any]]], key: str | None) -> list[Row]:
-    """The bodies that begin in those lines as rows, each with an Idempotency-Key made from what it says."""
-    rows: list[Row] = []
-    seen: Counter[str] = Counter()  # rows that are equal are jobs of their own
-    for line, body in bodies:
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+def keys(rows: Sequence[Row], key: str | None) -> list[str]:
+    """An Idempotency-Key for each row, by a hash of its body. Another `key` submits the same rows once more."""
+    made: list[str] = []
+    seen: Counter[str] = Counter()  # equal rows are jobs of their own
+    for row in rows:
+        digest = hashlib.sha256(json.dumps(row.body, sort_keys=True).encode()).hexdigest()[:32]
         seen[digest] += 1
-        rows.append(Row(line, body, f"{key or 'csv'}-{digest}-{seen[digest]}"))
-    return rows
+        made.append(f"{key or 'csv'}-{digest}-{seen[digest]}")
+    return made
 
 
 def quote(client: Client, rows: Sequence[Row]) -> Quote:
@@ -118,7 +114,7 @@ def faults_of(error: ApiError) -> list[str]:
     ] or [str(error)]
 
 
-def _bodies(text: str, shared: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(text: str, shared: Mapping[str, Any]) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_TOO_MANY, strict=True)
     _check(reader.fieldnames or [])
     line = reader.line_num + 1
@@ -127,7 +123,7 @@ def _bodies(text: str, shared: Mapping[str, Any]) -> Iterator[tuple[int, dict[st
             raise BadCampaign(f"Line {line} has more cells than there are columns: is a comma not in quotes?")
         filled = {column: cell.strip() for column, cell in cells.items() if cell and cell.strip()}
         if filled:
-            yield line, _body(filled, shared)
+            yield Row(line, _body(filled, shared))
         line = reader.line_num + 1  # a cell may hold line breaks
 
 

@@ -7,7 +7,7 @@ Idempotency-Keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -103,6 +103,8 @@ def delete(*, ids: Annotated[list[str], typer.Argument(metavar="ID...")], api: A
     with api.client() as client:
         for file_id in ids:
             client.delete_file(file_id)
+    if api.as_json:
+        show.document({"deleted": ids})
 
 
 def say_left_out(uploads: Uploads) -> None:
@@ -112,10 +114,10 @@ def say_left_out(uploads: Uploads) -> None:
         show.ERR.print(f"left out: {each}", markup=False, soft_wrap=True)
 
 
-def placed(uploads: Uploads, rows: Sequence[Row], folder: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Line and body of each row, with keys for the files that it names, relative to the folder.
+def placed(uploads: Uploads, rows: Sequence[Row], folder: Path) -> list[Row]:
+    """The rows with keys in place of the files that they name, relative to the folder.
 
-    `BadCampaign` with every line that names a file which is not there; nothing is uploaded then.
+    `BadCampaign` with every row that names a missing file; nothing is uploaded then.
     """
     missing = [
         f"line {row.line}: {name}: there is no file {value}"
@@ -125,7 +127,11 @@ def placed(uploads: Uploads, rows: Sequence[Row], folder: Path) -> list[tuple[in
     ]
     if missing:
         raise BadCampaign("\n".join(["Nothing was submitted. What is wrong:", *missing]))
-    return [(row.line, _placed(row.body, lambda value: uploads.key(folder / value))) for row in rows]
+    made = []
+    for row in rows:
+        keys = {name: uploads.key(folder / value) for name, value in _local(row.body)}
+        made.append(Row(row.line, {**row.body, "input": {**row.body["input"], **keys}}))
+    return made
 
 
 def documents(uploads: Uploads, paths: Sequence[Path]) -> list[dict[str, str]]:
@@ -171,8 +177,3 @@ def _local(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         value = body.get("input", {}).get(name)
         if isinstance(value, str) and "://" not in value and not value.startswith("data:") and not is_key(value):
             yield name, value
-
-
-def _placed(body: Mapping[str, Any], key: Callable[[str], str]) -> dict[str, Any]:
-    found = {name: key(value) for name, value in _local(body)}
-    return {**body, "input": {**body["input"], **found}} if found else {**body}

@@ -70,10 +70,20 @@ HOME = Path(".noria")
 
 
 @dataclass(frozen=True)
-class Api:
-    """Options of a command that talks to the API: where it is, as whom, and how the answer is printed."""
+class Output:
+    """The option that says how an answer is printed."""
 
     as_json: Json = False
+
+    def answer(self, document: object, shown: RenderableType, nothing: str = "") -> None:
+        """Print the document with --json, else what is shown; of an empty document only `nothing`, on stderr."""
+        show.answer(self.as_json, document, shown, nothing)
+
+
+@dataclass(frozen=True)
+class Api(Output):
+    """Options of a command that talks to the API: where it is, and with which key."""
+
     url: Url = None
     key: Key = None
     home: Home = HOME
@@ -82,26 +92,17 @@ class Api:
         """A client of the API; `NotReachable` where nobody answers."""
         return api(door(self.home, self.url, self.key))
 
-    def answer(self, document: object, shown: RenderableType, nothing: str = "") -> None:
-        """Print the document with --json, else what is shown; of an empty document only `nothing`, on stderr."""
-        show.answer(self.as_json, document, shown, nothing)
-
 
 @dataclass(frozen=True)
-class Database:
-    """Options of a command that talks to the database: where it is, and how the answer is printed."""
+class Database(Output):
+    """Options of a command that talks to the database: where it is."""
 
-    as_json: Json = False
     home: Home = HOME
     database_url: DatabaseUrl = None
 
     def connection(self) -> AbstractContextManager[sqlalchemy.Connection]:
         """A transaction; `NotReachable` where the database does not answer or has no schema."""
         return database(self.home, self.database_url)
-
-    def answer(self, document: object, shown: RenderableType) -> None:
-        """Print the document with --json, else what is shown."""
-        show.answer(self.as_json, document, shown)
 
 
 def command(app: typer.Typer, name: str | None = None, **how: Any) -> Callable[[Callable[..., None]], object]:
@@ -171,10 +172,7 @@ class Door:
 
 def keep(home: Path, door: Door) -> None:
     """Leave the door for later commands, for its owner's eyes only."""
-    draft = home / f"client.json.{os.getpid()}"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(asdict(door), file)
-    draft.replace(home / "client.json")
+    servers.write_private(home / "client.json", json.dumps(asdict(door)))
 
 
 def kept(home: Path) -> Door | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -64,7 +63,7 @@ def answer(as_json: bool, value: object, shown: RenderableType, nothing: str = "
 
 def document(value: object) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(_json(value, indent=2) + "\n")
+    print(_json(value, indent=2), flush=True)  # `noria up` stays after it: whoever reads a pipe must get it
 
 
 def line(value: object) -> None:

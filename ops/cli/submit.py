@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from ops.cli.campaign import Row
 from ops.cli.files import Uploads
 from ops.cli.reach import Api, command, pairs, read_object
 from ops.cli.show import Job
+from worker.kinds import OFFERED
 from worker.kinds.reading import decoding
 
 app = typer.Typer()
@@ -26,7 +27,7 @@ Model = Annotated[
 ]
 Kind = Annotated[
     str | None,
-    typer.Argument(metavar="[KIND]", help="text-to-video, image-to-video, text-to-image, speech, text, summary."),
+    typer.Argument(metavar="[KIND]", help=f"{', '.join(OFFERED)}."),
 ]
 
 
@@ -39,6 +40,9 @@ class Input:
     resolution: Annotated[str | None, typer.Option(help="For models that take no size, like 720P.")] = None
     ratio: Annotated[str | None, typer.Option(help="With --resolution, like 16:9.")] = None
     duration: Annotated[int | None, typer.Option(help="Seconds.")] = None
+    image: Annotated[str | None, typer.Option(metavar="FILE|LINK", help="The picture that the clip begins with.")] = (
+        None
+    )
     text_file: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="The text to speak; the Markdown of an .md file is left out."),
@@ -55,9 +59,9 @@ class Input:
         """The input: the fields of --input-file, then those of --input, then the other options."""
         made = read_object(self.input_file, "--input-file") if self.input_file else {}
         made |= {name: _value(value) for name, value in pairs(self.given, "--input").items()}
-        for name in ("prompt", "size", "resolution", "ratio", "duration"):
-            if (value := getattr(self, name)) is not None:
-                made[name] = value
+        named = {"img_url": self.image, "prompt": self.prompt, "size": self.size, "duration": self.duration}
+        named |= {"resolution": self.resolution, "ratio": self.ratio}
+        made |= {name: value for name, value in named.items() if value is not None}
         return made | _spoken(self.text_file, made)
 
 
@@ -104,9 +108,6 @@ def submit(
     kind: Kind = None,
     model: Model = None,
     wanted: Input,
-    image: Annotated[
-        str | None, typer.Option(metavar="FILE|LINK", help="The picture that the clip begins with.")
-    ] = None,
     documents: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", exists=True, help="Documents to summarise: a file, or a folder with files."),
@@ -129,16 +130,18 @@ def submit(
 
     A field that takes a link (img_url, last_frame_url, audio_url) may name a local file, in a CSV relative to the CSV.
     """
-    image_field = {"img_url": image} if image is not None else {}
     named = {name: value for name, value in {"kind": kind, "model": model}.items() if value is not None}
-    body = {**named, "input": wanted.fields() | image_field, **labels.fields()}
-    rows = _rows(csv, body, idempotency_key)
+    body = {**named, "input": wanted.fields(), **labels.fields()}
+    if not csv and kind is None:
+        raise typer.BadParameter("a job needs a KIND; many jobs come from a file: --csv")
+    rows = campaign.read(csv, body) if csv else [Row(1, body)]
     with api.client() as client:
-        rows = _uploaded(client, rows, csv, documents, idempotency_key)
+        rows = _uploaded(client, rows, csv, documents)
         if afterwards.dry_run:
             _price(client, rows, api)
         else:
-            _submit(client, rows, csv is not None, afterwards, api)
+            keys = campaign.keys(rows, idempotency_key) if csv else [idempotency_key]
+            _submit(client, rows, keys, csv is not None, afterwards, api)
 
 
 @command(app)
@@ -149,9 +152,15 @@ def estimate(
     wanted: Input,
     api: Api,
 ) -> None:
-    """Show what a job would cost; nothing is made."""
+    """Show what a job would cost; nothing is made.
+
+    A local file that the input names is uploaded, as `noria submit --dry-run` does.
+    """
     with api.client() as client:
-        priced = client.dry_run({"kind": kind, "model": model, "input": wanted.fields()})
+        [row] = files.placed(
+            Uploads(client), [Row(1, {"kind": kind, "model": model, "input": wanted.fields()})], Path()
+        )
+        priced = client.dry_run(row.body)
     api.answer(priced, show.price([campaign.price(priced)]))
     if not api.as_json:
         show.warnings(campaign.warnings([priced]))
@@ -178,27 +187,14 @@ def _spoken(path: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text, **({"markup": "markdown"} if is_markdown else {})}
 
 
-def _rows(csv: Path | None, body: dict[str, Any], key: str | None) -> list[Row]:
-    if csv:
-        return campaign.read(csv, body, key)
-    if "kind" not in body:
-        raise typer.BadParameter("a job needs a KIND; many jobs come from a file: --csv")
-    return [Row(1, body, key or "")]
-
-
-def _uploaded(
-    client: Client, rows: list[Row], csv: Path | None, documents: list[Path] | None, key: str | None
-) -> list[Row]:
+def _uploaded(client: Client, rows: list[Row], csv: Path | None, documents: list[Path] | None) -> list[Row]:
     """The rows with keys in place of the local files that they name."""
     uploads = Uploads(client)
     if documents:
         found = {"documents": files.documents(uploads, documents)}
         files.say_left_out(uploads)
-        rows = [replace(row, body={**row.body, "input": row.body["input"] | found}) for row in rows]
-    bodies = files.placed(uploads, rows, csv.parent if csv else Path())
-    if csv:
-        return campaign.keyed(bodies, key)
-    return [Row(line, body, key or "") for line, body in bodies]
+        rows = [Row(row.line, {**row.body, "input": row.body["input"] | found}) for row in rows]
+    return files.placed(uploads, rows, csv.parent if csv else Path())
 
 
 def _price(client: Client, rows: Sequence[Row], api: Api) -> None:
@@ -209,10 +205,12 @@ def _price(client: Client, rows: Sequence[Row], api: Api) -> None:
         show.warnings(quote.warnings)
 
 
-def _submit(client: Client, rows: Sequence[Row], is_many: bool, afterwards: Afterwards, api: Api) -> None:
+def _submit(
+    client: Client, rows: Sequence[Row], keys: Sequence[str | None], is_many: bool, afterwards: Afterwards, api: Api
+) -> None:
     if is_many:
         show.ERR.print(show.price(campaign.quote(client, rows).prices))
-    jobs: Sequence[Job] = [client.submit(row.body, row.key or None) for row in rows]
+    jobs: Sequence[Job] = [client.submit(row.body, key) for row, key in zip(rows, keys, strict=True)]
     show.warnings(campaign.warnings(jobs))
     waits = afterwards.wait or afterwards.download is not None
     if waits:

@@ -71,7 +71,8 @@ def offered(client: Client, shared: Mapping[str, Any], count: int | None) -> Wor
 def submitted(client: Client, bucket: Bucket, work: Work) -> list[Job]:
     """The jobs, all on their way. `LocalError` where the schedule makes none."""
     run = _run(client, bucket, work.schedule)
-    jobs = [client.submit(row.body, row.key) for row in (*work.rows, work.narration)]
+    rows = (*work.rows, work.narration)
+    jobs = [client.submit(row.body, key) for row, key in zip(rows, campaign.keys(rows, "demo"), strict=True)]
     return [*jobs, client.job(run["job_id"])]
 
 
@@ -89,8 +90,7 @@ def bucket(environment: Mapping[str, str]) -> Bucket:
 def _narration(shared: Mapping[str, Any]) -> Row:
     parts = [{"text": part, "voice": _VOICES[part.isascii()]} for part in script.paragraphs(_text())]
     body = {**shared, "kind": "speech", "custom_id": "narration", "input": {"paragraphs": parts}}
-    [row] = campaign.keyed([(1, body)], "demo")
-    return row
+    return Row(1, body)
 
 
 def _schedule(shared: Mapping[str, Any]) -> Body:
@@ -109,8 +109,7 @@ def _run(client: Client, bucket: Bucket, schedule: Body) -> Body:
         bucket.put_stream(inbox + path.name, [path.read_bytes()], content_type, Expected())
     made = client.make_schedule(schedule)
     client.pause_schedule(made["id"])
-    [keyed] = campaign.keyed([(1, schedule)], "demo")
-    run = client.run_schedule(made["id"], keyed.key)
+    run = client.run_schedule(made["id"], *campaign.keys([Row(1, schedule)], "demo"))
     if run["job_id"] is None:
         raise LocalError(f"The schedule made no job: {run['why']}.")
     return run

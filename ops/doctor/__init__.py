@@ -50,7 +50,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Exam:
-    """What is examined. `flower`: its address, None where it is not known; `fix`: whether to set right what is safe."""
+    """What is examined. `flower` is its address, None if unknown; `fix`: whether to repair what can be repaired."""
 
     settings: Settings
     catalog: Catalog
@@ -65,7 +65,7 @@ Look = Callable[[Exam], Iterator[Found]]
 
 @dataclass(frozen=True)
 class Check:
-    """`name` what is looked at; `needs` the check without which there is nothing to look at; `advice` if it raises."""
+    """A check: its name, its function, what to do if that raises, and the check that it needs."""
 
     name: str
     look: Look
@@ -89,7 +89,7 @@ def failure(what: str, advice: str) -> Found:
 
 
 def examine(exam: Exam, checks: Sequence[Check]) -> Iterator[Diagnosis]:
-    """What each check found, as they are made; those whose ground has failed are skipped."""
+    """What each check found, one after another; a check is skipped where the one that it needs has failed."""
     failed: set[str] = set()
     for check in checks:
         if check.needs in failed:

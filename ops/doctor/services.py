@@ -1,4 +1,4 @@
-"""What the broker, the bucket, the provider, the webhooks' wire and Flower do when they are asked to."""
+"""Whether the broker, the workers, the bucket, the provider, the webhooks, the alarms and Flower do their work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BOUNDS = Bounds(timeouts.QUERY.total_seconds(), cap=1 << 20)
 
 
 def broker(exam: Exam) -> Iterator[Found]:
-    """It answers, and keeps what it is given."""
+    """It answers, drops no message, and no queue grows."""
     with redis.Redis.from_url(exam.settings.broker_url.get_secret_value(), socket_timeout=5) as client:
         client.ping()
         info = client.info()
@@ -57,7 +57,7 @@ def broker(exam: Exam) -> Iterator[Found]:
 
 
 def workers(exam: Exam) -> Iterator[Found]:
-    """A worker at each queue, by their own word."""
+    """Each queue has a worker, as the workers themselves answer."""
     at = messages.consumers(messages.celery_app(exam.settings), seconds=2.0)
     for queue in messages.QUEUES:
         if not at.get(queue):
@@ -68,7 +68,7 @@ def workers(exam: Exam) -> Iterator[Found]:
 
 
 def bucket(exam: Exam) -> Iterator[Found]:
-    """Put, get, in parts, compared, linked to, deleted: as a copy does it."""
+    """Objects can be stored, whole and in parts, checked, read, linked to and deleted: through the code that copies."""
     exam.bucket.check()
     stem = f"noria-doctor/{uuid.uuid4()}"
     small, large = secrets.token_bytes(2000), bytes(SINGLE + 1)
@@ -86,7 +86,7 @@ def bucket(exam: Exam) -> Iterator[Found]:
 
 
 def uploads(exam: Exam) -> Iterator[Found]:
-    """Uploads in parts that were begun long ago and never ended; their parts are paid for, and nobody sees them."""
+    """No upload in parts was abandoned: its parts are stored and paid for, though no listing of objects shows them."""
     old = [upload for upload in exam.bucket.uploads() if upload.began_at < datetime.now(UTC) - _ABANDONED]
     if old and exam.fix:
         for upload in old:
@@ -95,11 +95,11 @@ def uploads(exam: Exam) -> Iterator[Found]:
     elif old:
         yield warning(f"{len(old)} uploads were begun over a day ago and never ended", "`noria doctor --fix` ends them")
     else:
-        yield well("none was left unfinished")
+        yield well("no upload was abandoned")
 
 
 def provider(exam: Exam) -> Iterator[Found]:
-    """Each account: whether its key is accepted, what it may call, how long a page is, and whose clock it has."""
+    """Each account's key is accepted, its region has models, inputs reach it, and its clock agrees with ours."""
     for account in exam.settings.all_accounts:
         client = Client(account, transports.keeping(), transports.single())
         now = datetime.now(UTC)
@@ -120,7 +120,7 @@ def provider(exam: Exam) -> Iterator[Found]:
 
 
 def webhooks(exam: Exam) -> Iterator[Found]:
-    """The guard of the webhooks' wire: it must not let us reach what is private."""
+    """The guard of outgoing webhooks refuses private addresses."""
     try:
         with egress.stream(transports.webhooks(exam.settings), "GET", _METADATA, _BOUNDS, {}, b""):
             pass
@@ -133,7 +133,7 @@ def webhooks(exam: Exam) -> Iterator[Found]:
 
 
 def alerted(exam: Exam) -> Iterator[Found]:
-    """Where alarms go, and in which form; none is sent."""
+    """Alarms have an allowed address; none is sent."""
     url = exam.settings.alert_url
     if url is None:
         yield Found(Verdict.SKIPPED, "none is set: a stopped account is told in the log alone", "NORIA_ALERT_URL")
@@ -149,7 +149,7 @@ def alerted(exam: Exam) -> Iterator[Found]:
 
 
 def flower(exam: Exam) -> Iterator[Found]:
-    """It answers, where its address is known."""
+    """It answers, if its address is known."""
     if exam.flower is None:
         yield Found(Verdict.SKIPPED, "its address was not given", "--flower URL")
         return
@@ -172,7 +172,7 @@ def _put(store: Bucket, key: str, content: bytes) -> None:
 
 
 def _refuses(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
-    """What is not what was announced must not be stored."""
+    """The bucket must refuse bytes with a wrong checksum."""
     try:
         store.put_stream(key, [content], "application/octet-stream", Expected(crc64="1"))
     except Mismatch:
@@ -182,7 +182,7 @@ def _refuses(store: Bucket, key: str, content: bytes) -> Iterator[Found]:
 
 
 def _linked(exam: Exam, key: str, content: bytes) -> Iterator[Found]:
-    """Links as users get them, and as the provider does; those that it gets must work, users may be elsewhere."""
+    """Signed links work: a failure where the provider gets links too, else a warning, since users may be elsewhere."""
     link = exam.bucket.presign(key, timedelta(minutes=1), None)
     given = [account for account in exam.settings.all_accounts if not inputs.why_uploaded(exam.settings, account.url)]
     told = failure if given else warning
@@ -201,18 +201,18 @@ def _linked(exam: Exam, key: str, content: bytes) -> Iterator[Found]:
 
 
 def _cause(error: NotSent) -> str:
-    """What was wrong, and how: a certificate that does not verify, say."""
+    """What went wrong, with its cause, such as a certificate that does not verify."""
     return f"{error} ({error.__cause__})" if error.__cause__ else str(error)
 
 
 def _private_addresses(link: str) -> str:
-    """Those that its name leads to from here, if it leads to no other."""
+    """The addresses of the link's host, if all of them are private; else nothing."""
     found = {str(row[4][0]) for row in socket.getaddrinfo(urlsplit(link).hostname, None)}
     return "" if any(ip_address(each).is_global for each in found) else ", ".join(sorted(found))
 
 
 def _handed_over(exam: Exam, account: Account, client: Client) -> Iterator[Found]:
-    """A file on its way to the provider where inputs are uploaded; it is the provider's to drop, after 48 h."""
+    """A small file can be uploaded to the provider, where inputs are; the provider drops it after 48 h."""
     why = inputs.why_uploaded(exam.settings, account.url)
     models = (model.region(account.region) for model in exam.catalog.models("image-to-video"))
     here = next((model for model in models if model), None)
@@ -231,7 +231,7 @@ def _handed_over(exam: Exam, account: Account, client: Client) -> Iterator[Found
 
 
 def _provider_clock(exam: Exam, account: Account) -> Iterator[Found]:
-    """Lost answers are looked for in a window of time, so the two clocks must agree within minutes."""
+    """The provider's clock agrees with ours within minutes: lost answers are looked for in a window of time."""
     answer = egress.call(transports.keeping(), "GET", account.url, _BOUNDS, {})
     stamp = answer.headers.get("date")
     if stamp is None:

@@ -1,7 +1,7 @@
 """PostgreSQL, Valkey and SeaweedFS from Python wheels, on loopback, in one home folder.
 
-What must outlive a run is in the home: data, passwords (`secrets.json`, 0600), ports (`ports.json`), logs.
-Addresses follow from those files alone, so they can be handed out before anything runs.
+Everything that outlives a run is in the home: data, passwords (`secrets.json`, 0600), ports (`ports.json`), logs.
+Addresses follow from those files alone, so they are known before anything runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from psycopg import sql
@@ -35,25 +36,28 @@ PORT_NAMES = (
     *("api", "flower", "sandbox", "postgres", "valkey"),
     *(role + suffix for role in WEED_ROLES for suffix in ("", "_grpc")),
 )
-FREE_BYTES = 256 * 1024 * 1024  # less, and nothing is started: a full disk damages what is on it
+SECRET_NAMES = ("postgres", "valkey", "s3_access_key_id", "s3_secret_access_key", "flower")
+FREE_BYTES = 256 * 1024 * 1024  # with less, nothing is started: a full disk damages data
 DATABASE = "noria"
 BUCKET = "noria"
 NAMES = frozenset({"postgres", "valkey", "seaweedfs"})
 
+Kept = TypeVar("Kept", int, str)
+
 
 class AlreadyRunning(LocalError):
-    """Another process holds this home."""
+    """Another `noria up` runs in this home."""
 
     exit_code = 3
 
 
 class PortTaken(LocalError):
-    """A port that was asked for by number belongs to somebody else."""
+    """The port of --port is in use."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the three servers listen, and the credentials that open them."""
+    """Where the three servers listen, and their credentials."""
 
     home: Path
     database_url: str  # of the maintenance database; `environment` names another
@@ -187,13 +191,13 @@ def hold(home: Path) -> Iterator[None]:
 
 
 def announce(home: Path, addresses: Mapping[str, str]) -> None:
-    """Note in the lock who holds it and what runs where, for whoever comes second."""
+    """Write into the lock who holds it and what runs where, for a second start to show."""
     # Written in place: the lock is on the file, not on its name.
     (home / "lock").write_text(json.dumps({"pid": os.getpid(), "addresses": dict(addresses)}))
 
 
 def announced(home: Path) -> dict[str, str]:
-    """What ran where by the last note of whoever held the home; empty where there is none yet."""
+    """The addresses in the lock; empty if nothing has run in this home yet."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         addresses: dict[str, str] = json.loads((home / "lock").read_text())["addresses"]
         return addresses
@@ -202,11 +206,7 @@ def announced(home: Path) -> dict[str, str]:
 
 def kept_ports(home: Path) -> dict[str, int]:
     """The home's ports by name, chosen when first asked for."""
-    path = home / "ports.json"
-    if not path.exists():
-        _write_private(path, json.dumps(dict(zip(PORT_NAMES, _free_ports(), strict=False)), indent=1))
-    ports: dict[str, int] = json.loads(path.read_text())
-    return ports
+    return _kept(home / "ports.json", lambda: dict(zip(PORT_NAMES, _free_ports(), strict=False)))
 
 
 def renew_ports(home: Path, say: Callable[[str], None]) -> dict[str, int]:
@@ -216,7 +216,7 @@ def renew_ports(home: Path, say: Callable[[str], None]) -> dict[str, int]:
     for name in [name for name, port in ports.items() if not is_free(port)]:
         taken, ports[name] = ports[name], next(free)
         say(f"Port {taken} ({name}) is taken by {port_owner(taken)}: {name} moves to {ports[name]}.")
-    _write_private(home / "ports.json", json.dumps(ports, indent=1))
+    write_private(home / "ports.json", json.dumps(ports, indent=1))
     return ports
 
 
@@ -234,12 +234,7 @@ def is_free(port: int) -> bool:
 
 def kept_secrets(home: Path) -> dict[str, str]:
     """The home's passwords and keys by name, made up when first asked for, readable by their owner alone."""
-    path = home / "secrets.json"
-    if not path.exists():
-        names = ("postgres", "valkey", "s3_access_key_id", "s3_secret_access_key", "flower")
-        _write_private(path, json.dumps({name: secrets.token_hex(16) for name in names}, indent=1))
-    keys: dict[str, str] = json.loads(path.read_text())
-    return keys
+    return _kept(home / "secrets.json", lambda: {name: secrets.token_hex(16) for name in SECRET_NAMES})
 
 
 def find_binaries() -> dict[str, Path]:
@@ -269,7 +264,7 @@ def _valkey(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path]) 
         *("appendonly yes", "appendfsync everysec", 'save ""'),
     )
     configuration = home / "valkey.conf"  # in a file, because every user can read a command line
-    _write_private(configuration, "\n".join(settings) + "\n")
+    write_private(configuration, "\n".join(settings) + "\n")
     return Program(
         name="valkey",
         command=(str(binaries["valkey"]), str(configuration)),
@@ -295,7 +290,7 @@ def _seaweedfs(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path
     rights = ["Admin", "Read", "Write", "List", "Tagging"]
     identities = [{"name": "noria", "credentials": credentials, "actions": rights}]
     configuration = home / "s3.json"
-    _write_private(configuration, json.dumps({"identities": identities}))
+    write_private(configuration, json.dumps({"identities": identities}))
     options = (
         *(f"-dir={home / 'seaweedfs'}", f"-ip={HOST}", f"-ip.bind={HOST}", "-filer", "-s3"),
         *(f"-{role}.port={ports[role]}" for role in WEED_ROLES),
@@ -319,7 +314,7 @@ def _seaweedfs(home: Path, ports: Mapping[str, int], binaries: Mapping[str, Path
 
 
 def seaweedfs_is_ready(ports: Mapping[str, int]) -> bool:
-    """Its ports answer seconds before anything can be stored, so something is stored."""
+    """Its ports answer seconds before it can store anything, so something is stored."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         stored = ask(ports["filer"], "PUT", "/.noria/ready", b"ready") == 201
         return stored and ask(ports["s3"], "GET", "/healthz") == 200
@@ -337,14 +332,14 @@ def ask(port: int, method: str, path: str, body: bytes | None = None, seconds: f
 
 
 def _remove_stray_sockets(ports: Mapping[str, int]) -> None:
-    """SeaweedFS makes a socket for each gRPC port where no option leads, and leaves some when it stops."""
+    """SeaweedFS makes a socket in /tmp for each gRPC port, which no option moves, and leaves some when it stops."""
     for role in WEED_ROLES:
         with contextlib.suppress(OSError):
             Path("/tmp", f"seaweedfs-{role}-grpc-{ports[role + '_grpc']}.sock").unlink()  # noqa: S108, its choice
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """What the servers see of ours: no key, no proxy, and no settings file of the user's."""
+    """The servers' environment: no key, no proxy and no settings file of the user's."""
     return {"PATH": os.defpath, "HOME": str(home), "LC_ALL": "C", "TZ": "UTC"}
 
 
@@ -352,7 +347,15 @@ def _free_ports() -> Iterator[int]:
     return (port for port in random.sample(PORTS, len(PORTS)) if is_free(port))
 
 
-def _write_private(path: Path, text: str) -> None:
+def _kept(path: Path, make: Callable[[], dict[str, Kept]]) -> dict[str, Kept]:
+    """The mapping in the file, made where there is none yet."""
+    if not path.exists():
+        write_private(path, json.dumps(make(), indent=1))
+    kept: dict[str, Kept] = json.loads(path.read_text())
+    return kept
+
+
+def write_private(path: Path, text: str) -> None:
     """Write a file whole or not at all, for its owner's eyes only."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -361,7 +364,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _who_runs(home: Path, note: str) -> str:
-    """What a second start tells its user."""
+    """The message of a second start."""
     try:
         holder = json.loads(note)
     except ValueError:  # it was being written at that moment

@@ -23,7 +23,7 @@ from typing import Self
 
 import psutil
 
-MARK = "NORIA_STACK_HOME"  # nobody sets this by hand: whatever carries it is ours to end
+MARK = "NORIA_STACK_HOME"  # nobody sets this by hand: a process that carries it is ours to end
 
 FIRST_PAUSE_SECONDS = 0.5  # before the first restart; doubled each time
 LONGEST_PAUSE_SECONDS = 30.0
@@ -45,17 +45,17 @@ CAUSES = (
     ("could not create shared memory", "the kernel gives it no shared memory"),
     ("Cannot allocate memory", "there is not enough memory"),
     ("Permission denied", "a file or folder is closed to it"),
-)  # what a process's own words mean, first match first
+)  # what a process's last words mean; the first match counts
 
 
 class LocalError(Exception):
-    """The stack cannot run here; the message tells a person why. `exit_code` is for the shell."""
+    """Noria cannot do this here; the message tells a person why. `exit_code` is the command's."""
 
     exit_code = 1
 
 
 class StartFailed(LocalError):
-    """A process was never ready; the message has its last lines and its log's path."""
+    """A process did not become ready; the message has its last lines and its log's path."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def spawn(program: Program, home: Path) -> Run:
         log_start = log.tell()
         process = subprocess.Popen(
             program.command,
-            # unbuffered, or what a program says of its readiness stays in its hands
+            # Unbuffered: else the line that says it is ready may stay in its buffer.
             env={**program.environment, "PYTHONUNBUFFERED": "1", MARK: str(home)},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -279,12 +279,12 @@ def has_logged(text: str) -> Callable[[Run], bool]:
 
 
 def explain(output: str) -> str | None:
-    """What a process's last words mean, in a person's terms; None where we know of nothing."""
+    """What a process's last words mean in plain words; None if they are unknown."""
     return next((cause for words, cause in CAUSES if words in output), None)
 
 
 def _enter(parent: int, death_signal: int, before_exec: Callable[[], None] | None) -> None:
-    """In the child: change who it is, then ask to die with the parent (a change of user would clear that)."""
+    """In the child: change the user, then ask to die with the parent (a change of user would undo that)."""
     if before_exec is not None:
         before_exec()
     if _libc is not None:
@@ -298,7 +298,7 @@ def _how_it_ended(code: int) -> str:
 
 
 def _account(child: _Child, how: str) -> tuple[str, str]:
-    """A line that says what happened; and, for a person to go on with, the last lines and the log's path."""
+    """A line that says what happened; and the last lines of the log, with its path."""
     output = child.run.output() if child.run else how
     cause = explain(output)
     headline = f"{child.program.name} {how}" + (f": {cause}." if cause else ".")
@@ -333,7 +333,7 @@ def _set_aside(log: Path) -> None:
 
 
 def _unbreakable(say: Callable[[str], None]) -> Callable[[str], None]:
-    """A closed terminal must not end the thread that everything hangs on."""
+    """A closed terminal must not end the supervisor's thread."""
 
     def quietly(line: str) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -77,7 +77,7 @@ PROCESSES = {
 
 @dataclass(frozen=True)
 class UpOptions:
-    """What a person may choose. `port` is the API's; None: the one kept in the home."""
+    """The options of `noria up`. `port` is the API's; None: the one kept in the home."""
 
     home: Path = Path(".noria")
     port: int | None = None
@@ -87,7 +87,7 @@ class UpOptions:
 
 @dataclass(frozen=True)
 class Stack:
-    """Everything, running: the environment of its processes, and in it what `prepare` gave; where it listens."""
+    """A running stack: the environment of its processes, what `prepare` added to it, and the addresses."""
 
     environment: Mapping[str, str]
     prepared: Mapping[str, str]
@@ -105,7 +105,7 @@ Prepare = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 @contextlib.contextmanager
 def stack(options: UpOptions, prepare: Prepare, say: Callable[[str], None] = print) -> Iterator[Stack]:
-    """Bring it all up, ready to use; take it down at the end. `LocalError` tells a person why it cannot be.
+    """Start everything, and stop it at the end. `LocalError` tells a person why it cannot start.
 
     `prepare` gets the processes' settings once the schema and the bucket are there; what it returns (a demo key,
     say) is added to the stack's environment and shown to the user.
@@ -135,9 +135,9 @@ def interruptible() -> Iterator[None]:
 
 
 def outer_environment(environment: Mapping[str, str], real: bool) -> dict[str, str]:
-    """What processes see of the caller's environment: no key, no setting of Noria's, unless it is for real.
+    """The caller's environment for the processes: without `real`, no key and no setting of Noria's.
 
-    `LocalError` where it is for real and there is no key.
+    `LocalError` with `real` and without a key.
     """
     if real and not any(environment.get(name) for name in KEYS):
         raise LocalError(f"--real spends real money, and needs one of {', '.join(KEYS)} in the environment.")
@@ -147,7 +147,7 @@ def outer_environment(environment: Mapping[str, str], real: bool) -> dict[str, s
 
 
 def settings(stored: servers.Servers, ports: Mapping[str, int], outer: Mapping[str, str], real: bool) -> dict[str, str]:
-    """The settings of all processes; without `real` they lead to the sandbox and let loopback links be read."""
+    """The settings of all processes; without `real` they name the sandbox, and allow links to loopback."""
     password = servers.kept_secrets(stored.home)["flower"]
     common = {
         **stored.environment(),
@@ -245,7 +245,7 @@ def _addresses(stored: servers.Servers, ports: Mapping[str, int], real: bool) ->
 
 @contextlib.contextmanager
 def _in_plain_words(home: Path) -> Iterator[None]:
-    """The operating system's refusals that a user can do something about, as `LocalError`."""
+    """A full disk and a closed folder as `LocalError`."""
     try:
         yield
     except OSError as error:
