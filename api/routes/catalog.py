@@ -1,4 +1,4 @@
-"""What there is: the models of the catalog; and whether this process lives and can do its work."""
+"""The models of the catalog, and the health of this process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelDocument(BaseModel):
     resolutions: list[str]
     ratios: list[str]
     durations: list[int] = Field(description="seconds")
-    default: dict[str, Any] = Field(description="what is sent when the input says nothing")
+    default: dict[str, Any] = Field(description="what is sent where the input leaves it out")
     regions: dict[str, dict[str, Any]]
     currency: Literal["CNY"]
     retired: date | None = Field(description="when the provider ended it")
@@ -53,14 +53,14 @@ class ModelList(Page[ModelDocument]):
 
 
 class Check(Answer):
-    """Whether something that the API needs is there; why it is not."""
+    """Whether a service answers, and why it does not."""
 
     ok: bool
     why: str | None
 
 
 class Readiness(Answer):
-    """`degraded`: something is away that can be done without for a while."""
+    """`degraded`: a service is away that is not needed at once."""
 
     status: Status
     checks: dict[str, Check]
