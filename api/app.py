@@ -79,8 +79,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
         components = made.setdefault("components", {}).setdefault("schemas", {})
         shown = {form.__name__: form.model_json_schema(ref_template=forms.REF) for form in _FORMS}
         shown["JobCreate"] = forms.job_schema()
-        update = {name: value for name, value in shown["ScheduleCreate"].items() if name != "required"}
-        shown["ScheduleUpdate"] = {**update, "title": "ScheduleUpdate", "description": forms.UPDATE}
+        shown["ScheduleUpdate"] = forms.update_schema(shown["ScheduleCreate"])
         for name, schema in shown.items():
             components |= {**schema.pop("$defs", {}), name: schema}
         app.openapi_schema = made

@@ -32,7 +32,6 @@ from worker.states import State
 from worker.webhooks import JOB_EVENTS
 
 REF = "#/components/schemas/{model}"
-UPDATE = "The fields to change; the others stay. A template is replaced as a whole."  # of a schedule
 METADATA_PREFIX = "metadata."
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
 _TEMPLATE = (
@@ -221,6 +220,21 @@ def job_schema() -> dict[str, Any]:
         "oneOf": [{"$ref": reference} for reference in mapping.values()],
         "discriminator": {"propertyName": "kind", "mapping": mapping},
         **made,
+    }
+
+
+def update_schema(create: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a change, by that of what is changed: nothing is required, and nothing is filled in."""
+    fields = {name: {**field} for name, field in create["properties"].items()}
+    for field in fields.values():
+        field.pop("default", None)
+    about = "The fields to change; the others stay. A template is replaced as a whole."
+    return {
+        "title": "ScheduleUpdate",
+        "description": about,
+        "type": "object",
+        "properties": fields,
+        "additionalProperties": False,
     }
 
 
