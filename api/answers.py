@@ -1,4 +1,4 @@
-"""Answers as responses: the models that OpenAPI shows, written as they are; FastAPI does not look at them again."""
+"""Answers as responses: the models that OpenAPI shows, written as built. FastAPI does not validate them again."""
 
 from __future__ import annotations
 

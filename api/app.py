@@ -1,4 +1,4 @@
-"""The HTTP API: `uvicorn api.app:app`.
+"""The HTTP API: `uvicorn api.app:app`; and what every request has: an id, a line in the log, headers, an answer.
 
 The app is made when `app` is first asked for, so that importing this module needs no settings.
 """
@@ -6,7 +6,10 @@ The app is made when `app` is first asked for, so that importing this module nee
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -17,15 +20,20 @@ from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems
-from api.middleware import Frame
 from api.routes import catalog, files, jobs, operator, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
-_THREADS = 64  # more than all gates together let in, so that a key is looked up and a stream is read meanwhile
-_LAST_WORDS = 2.0  # seconds that hints and events may still take at the end
+_THREADS = 64  # more than all gates together let in, so that some are left to look up keys and to read streams
+_LAST_WORDS = 2.0  # seconds that are left at the end to send hints and events
+_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+_QUIET = frozenset({"/healthz", "/readyz"})  # asked every few seconds by machines
 _TITLE = "Noria"
 _ABOUT = """\
 A job queue for generated media on DashScope: submit a job, and find its output in your own bucket.
@@ -37,11 +45,13 @@ A job queue for generated media on DashScope: submit a job, and find its output 
 """
 _FORMS = (forms.ResolveCreate, forms.ScheduleCreate, problems.ProblemDocument)
 
+_log = log.get(__name__)
+
 
 def create_app(given: Settings) -> FastAPI:
     """The app for these settings; it opens no connection before the first request."""
     made = context.make(given)
-    # Its page at /docs needs nothing from elsewhere: the usual one loads its scripts from a CDN that many cannot reach.
+    # /docs is served offline: FastAPI's own page loads its scripts from a CDN that many cannot reach.
     app = FastAPIOffline(redoc_url=None, title=_TITLE, version=_version(), lifespan=_lifespan, redirect_slashes=False)
     app.state.context = made
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
@@ -62,28 +72,90 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI description of the app, made once: FastAPI's, and the bodies and problems that it does not find."""
+    """The OpenAPI description of the app, made once: FastAPI's, with the bodies and problems that it cannot find."""
     if app.openapi_schema is None:
         made = get_openapi(title=_TITLE, version=app.version, description=_ABOUT, routes=app.routes)
         components = made.setdefault("components", {}).setdefault("schemas", {})
         shown = {form.__name__: form.model_json_schema(ref_template=forms.REF) for form in _FORMS}
         shown["JobCreate"] = forms.job_schema()
-        update = {name: value for name, value in shown["ScheduleCreate"].items() if name != "required"}
-        shown["ScheduleUpdate"] = {**update, "title": "ScheduleUpdate", "description": forms.UPDATE}
+        shown["ScheduleUpdate"] = forms.update_schema(shown["ScheduleCreate"])
         for name, schema in shown.items():
             components |= {**schema.pop("$defs", {}), name: schema}
         app.openapi_schema = made
     return app.openapi_schema
 
 
+class Frame:
+    """The middleware next to routing, so that every answer passes it, refusals and failures too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        framed = _Framed(scope, send)
+        try:
+            await self._app(scope, receive, framed.send)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except Exception as error:  # noqa: BLE001 - the client gets an answer, the log gets the cause
+            answer = problems.answer(Request(scope), error)
+            if not framed.status:
+                await answer(scope, receive, framed.send)
+        finally:
+            framed.note()
+
+
+class _Framed:
+    """One request on its way."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        self.status = 0
+        self._scope = scope
+        self._send = send
+        self._began = time.monotonic()
+        scope.setdefault("state", {})["request_id"] = self.request_id
+
+    async def send(self, message: Message) -> None:
+        """Passes the answer on, with the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers.update({"x-request-id": self.request_id, **_HEADERS})
+            if self._scope["path"].startswith("/v1/"):
+                headers.setdefault("cache-control", "no-store")
+        await self._send(message)
+
+    def note(self) -> None:
+        """Writes one line to the log: with the route's template, never the address with its query."""
+        route = getattr(self._scope.get("route"), "path", None)
+        if route in _QUIET and self.status < 500:
+            return
+        state: dict[str, Any] = self._scope["state"]
+        _log.info(
+            "request",
+            request=self.request_id,
+            method=self._scope["method"],
+            route=route,
+            status=self.status or None,  # none: the client went away first
+            ms=round((time.monotonic() - self._began) * 1000, 1),
+            project=state.get("project"),
+        )
+
+
 @cache
 def _app() -> FastAPI:
     given = settings.load()
     log.configure(given.log_level)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # through our formatter, as everything
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # through our formatter, like everything else
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # it writes queries; the frame logs each request
+    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # it would write queries; `Frame` logs each request
     made = create_app(given)
     if why := database.why_unfit(made.state.context.engine):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")

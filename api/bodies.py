@@ -10,8 +10,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from dataclasses import dataclass
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
@@ -26,20 +25,12 @@ BODY_LIMIT = 1 << 20  # bytes
 FIELD = "file"  # the part of a form that holds a file
 _SECONDS = 60
 _FILE_SECONDS = 600
-_FRAMING = 64 << 10  # bytes beside a file's own: boundaries, and the part's headers
+_FRAMING = 64 << 10  # bytes of a form beside the file: boundaries and the part's headers
 _DIGITS = 20  # of an integer: 2^63 has 19, and a sign
-_DEPTH = 32  # of objects and lists in one another; an input needs four
-_NUMBERS = 2**63  # Postgres keeps integers below it, and no field of ours comes near it
+_DEPTH = 32  # of nested objects and lists; an input needs four
+_NUMBERS = 2**63  # the limit of integers in Postgres; no field of ours comes near it
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file that came, and what its sender calls it."""
-
-    name: str
-    body: BinaryIO
 
 
 async def json_body(request: Request) -> Any:
@@ -50,7 +41,7 @@ async def json_body(request: Request) -> Any:
     too_large = f"a body may have {BODY_LIMIT} bytes: {advice}"
     body = await _in_time(_whole(_chunks(request, BODY_LIMIT, too_large)), _SECONDS, "body")
     try:
-        return json.loads(body, parse_int=_integer)  # infinite and NaN go on too, to be refused where they stand
+        return json.loads(body, parse_int=_integer)  # infinity and NaN too: they are refused by name later
     except RecursionError:
         raise InvalidInput([Fault("", "too_deep", f"is nested more than {_DEPTH} levels deep")]) from None
     except ValueError as error:  # also bytes that are not UTF-8
@@ -61,7 +52,7 @@ async def json_body(request: Request) -> Any:
 JsonBody = Annotated[Any, Depends(json_body)]
 
 
-async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator[Upload]:
+async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator[UploadFile]:
     """The file of a multipart body, for as long as the request lasts.
 
     Raises problems: 408 where it is not whole in ten minutes, 413 over the limit, 415 and 400 for what is no multipart
@@ -76,7 +67,7 @@ async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator
         await form.close()
 
 
-Given = Annotated[Upload, Depends(upload)]
+Given = Annotated[UploadFile, Depends(upload)]
 
 
 def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
@@ -90,7 +81,7 @@ def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
         return _refused(None, where, found, "too_deep", f"lies more than {_DEPTH} levels deep")
     if isinstance(value, str):
         return _text(value, where, found)
-    if isinstance(value, int | float) and not -_NUMBERS <= value < _NUMBERS:  # also what is no number
+    if isinstance(value, int | float) and not -_NUMBERS <= value < _NUMBERS:  # NaN too
         return _refused(None, where, found, "bad_number", "must be a number below 2^63")
     if isinstance(value, list):
         return [_scrub(item, (*where, n), found) for n, item in enumerate(value)]
@@ -149,13 +140,13 @@ async def _form(request: Request, limit: int) -> FormData:
         raise problem(400, "invalid_form", f"the form cannot be read: {error.message}") from None
 
 
-def _only(form: FormData, limit: int) -> Upload:
+def _only(form: FormData, limit: int) -> UploadFile:
     found = form.get(FIELD)
     if not isinstance(found, UploadFile):
         raise InvalidInput([Fault(f"/{FIELD}", "required", f"is required: a part called {FIELD}, with a file name")])
     if (found.size or 0) > limit:
         raise problem(413, "body_too_large", _too_large(limit))
-    return Upload(found.filename or "", found.file)
+    return found
 
 
 def _too_large(limit: int) -> str:

@@ -32,7 +32,7 @@ from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project
 
-_CONNECTIONS = 28  # as many as the gates let handlers run that hold one; looks at keys are short
+_CONNECTIONS = 28  # as many as handlers may run at once by the gates; keys are looked up quickly
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="key", bearerFormat="noria_…", description="an API key of a project: noria_…"
 )
@@ -41,12 +41,12 @@ _CHALLENGE = {"www-authenticate": "Bearer"}
 
 @dataclass(frozen=True)
 class Context:
-    """The process's settings, catalog, database, bucket, word to the broker, and limits."""
+    """The process's settings, catalog, database, bucket, sender to the broker, and limits."""
 
     settings: Settings
     catalog: Catalog
     engine: Engine
-    beside: Engine  # for whether the database answers, whatever the requests hold of the other
+    beside: Engine  # for readiness checks, so that requests cannot use up its connections
     bucket: Bucket
     sender: Sender
     rates: Rates
@@ -57,11 +57,11 @@ class Context:
 
     @cached_property
     def provider(self) -> worker_context.Context:
-        """What a step works with, for the few requests that ask the provider itself; made at the first of them."""
+        """A step's context, for the few requests that ask the provider; made at the first of them."""
         return replace(worker_context.make(self.settings, patience=timedelta(0)), engine=self.engine)
 
     def tell(self, job: Job, project: Project) -> None:
-        """Tells Flower of the job's state, and asks for a tick; waits for nobody."""
+        """Tells Flower the job's state and asks for a tick, without waiting for either."""
         if event := document.flower_event(job, project.name, []):
             self.sender.tell(event)
         self.sender.hint()
@@ -88,7 +88,7 @@ def make(settings: Settings) -> Context:
 
 
 def moment(connection: Connection) -> datetime:
-    """Postgres's time now, in the transaction that uses it."""
+    """Postgres's time, read in the transaction that uses it."""
     now: datetime = connection.exec_driver_sql("select statement_timestamp()").scalar_one()
     return now
 
@@ -130,7 +130,7 @@ def _caller(
 
 
 def through(gate: Callable[[Gates, Request], Gate]) -> Callable[..., AsyncIterator[Caller]]:
-    """A dependency: who asks, with a place in a gate of the project's until the answer is sent."""
+    """A dependency: who asks; the request holds a place of its project in the gate until the answer is sent."""
 
     async def caller(request: Request, here: Here, who: Annotated[Caller, Depends(_caller)]) -> AsyncIterator[Caller]:
         async with gate(here.gates, request).place(who.project.id if who.project else None):
@@ -142,7 +142,7 @@ def through(gate: Callable[[Gates, Request], Gate]) -> Callable[..., AsyncIterat
 def tenant_of(caller: Callable[..., AsyncIterator[Caller]]) -> Callable[..., Awaitable[Tenant]]:
     """A dependency: the project that such a request is about; raises a problem, 400, when an operator named none."""
 
-    async def tenant(who: Caller = Depends(caller)) -> Tenant:  # noqa: B008 - as an annotation it would not be found
+    async def tenant(who: Caller = Depends(caller)) -> Tenant:  # noqa: B008 - FastAPI finds no local name in an annotation
         if who.project is None:
             raise problem(400, "project_required", "an operator's key names the project in the header Noria-Project")
         return Tenant(who.project, who.now)
@@ -151,12 +151,12 @@ def tenant_of(caller: Callable[..., AsyncIterator[Caller]]) -> Callable[..., Awa
 
 
 def _narrows(request: Request) -> bool:
-    """Whether a list's query asks for more than the next page, so that much may be looked through."""
+    """Whether a list is filtered, so that many rows may be read for one page."""
     return bool(request.query_params.keys() - {"cursor", "limit"})
 
 
 def follows(request: Request) -> bool:
-    """Whether a history is asked for as it grows."""
+    """Whether a stream of events is asked for."""
     return "text/event-stream" in request.headers.get("accept", "")
 
 
@@ -166,15 +166,15 @@ _history = through(lambda gates, request: gates.streams if follows(request) else
 _file = through(lambda gates, _: gates.files)
 
 Anyone = Annotated[Caller, Depends(_at_once)]
-Asking = Annotated[Caller, Depends(through(lambda gates, _: gates.lookups))]  # of the provider
+Asking = Annotated[Caller, Depends(through(lambda gates, _: gates.lookups))]  # questions to the provider
 Mine = Annotated[Tenant, Depends(tenant_of(_at_once))]
 Searching = Annotated[Tenant, Depends(tenant_of(_search))]
 Following = Annotated[Tenant, Depends(tenant_of(_history))]
-Transferring = Annotated[Tenant, Depends(tenant_of(_file))]  # to the bucket
+Transferring = Annotated[Tenant, Depends(tenant_of(_file))]  # to or from the bucket
 
 
 def _known(here: Context, plain: str, acting: str | None) -> Caller | None:
-    # autocommit: one round trip, where a transaction would take three
+    # autocommit: one round trip; a transaction would take three
     with here.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         known = keys.authenticate(connection, plain)
         if known is None or acting is None:

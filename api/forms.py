@@ -32,13 +32,10 @@ from worker.states import State
 from worker.webhooks import JOB_EVENTS
 
 REF = "#/components/schemas/{model}"
-UPDATE = "What is to be different; what is not said stays. A template is replaced whole."  # of a schedule
 METADATA_PREFIX = "metadata."
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
-
-
 _TEMPLATE = (
-    "a job as POST /v1/jobs takes it; in its texts stand, told from the fire time in the schedule's zone: "
+    "a job as POST /v1/jobs takes it; its strings may hold variables, told from the fire time in the schedule's zone: "
     + "; ".join(f"{{{{{name}}}}} {meaning}" for name, meaning in VARIABLES.items())
     + ". {{{{ stands for two braces."
 )
@@ -46,13 +43,13 @@ _TEMPLATE = (
 
 def _known_event(name: str) -> str:
     if name not in JOB_EVENTS:
-        raise no("not_allowed", f"is none of {', '.join(sorted(JOB_EVENTS))}")
+        raise no("not_allowed", f"must be one of {', '.join(sorted(JOB_EVENTS))}")
     return name
 
 
 def _known_state(name: str) -> str:
     if name not in list(State):
-        raise no("not_allowed", f"is none of {', '.join(State)}")
+        raise no("not_allowed", f"must be one of {', '.join(State)}")
     return name
 
 
@@ -94,10 +91,10 @@ class JobForm(BaseModel):
     custom_id: Line | None = Field(None, min_length=1, max_length=128, description="your own id", examples=["row-17"])
     priority: Literal["high", "normal", "low"] = Field("normal", description="among this project's jobs")
     webhook_url: str | None = Field(
-        None, max_length=2048, description="is told how the job ends", examples=["https://example.com/hooks/noria"]
+        None, max_length=2048, description="is called when the job ends", examples=["https://example.com/hooks/noria"]
     )
     webhook_events: list[EventName] | None = Field(
-        None, max_length=len(JOB_EVENTS), description="what the receiver is told; null: how the job ends"
+        None, max_length=len(JOB_EVENTS), description="the events it is called for; null: those that end the job"
     )
 
     @field_validator("webhook_url")
@@ -109,63 +106,8 @@ class JobForm(BaseModel):
         return value
 
 
-def job_schema() -> dict[str, Any]:
-    """The JSON schema of a submission: one of the kinds' forms, told apart by `kind`; with `$defs`.
-
-    It is shown, and not validated with: pydantic names no other fault where the kind is unknown, it puts the kind into
-    every pointer, and an input is whole only with the defaults of its model.
-    """
-    forms = {kind.name: _of_kind(kind) for kind in OFFERED.values()}
-    _, made = models_json_schema([(form, "validation") for form in forms.values()], ref_template=REF)
-    mapping = {name: REF.format(model=form.__name__) for name, form in forms.items()}
-    return {
-        "title": "JobCreate",
-        "description": "A job to submit.",
-        "oneOf": [{"$ref": reference} for reference in mapping.values()],
-        "discriminator": {"propertyName": "kind", "mapping": mapping},
-        **made,
-    }
-
-
-def _of_kind(kind: Kind) -> type[JobForm]:
-    """The form of one kind's jobs."""
-    types = {"kind": Literal[kind.name], "input": kind.input}
-    fields: Any = {name: (of, Field(description=JobForm.model_fields[name].description)) for name, of in types.items()}
-    made: type[JobForm] = create_model(
-        f"{kind.input.__name__}Job", __base__=JobForm, __doc__=f"A job to submit: {kind.name}.", **fields
-    )
-    return made
-
-
-def example(kind: str) -> dict[str, Any]:
-    """A body that can be sent as it is: the kind's first model, and what that needs; or its first field, if nothing."""
-    model = next(model for model in catalog.load().models(kind) if not model.retired)
-    fields = {name: field for name, field in OFFERED[kind].input.model_fields.items() if field.examples}
-    needed = [name for name, field in fields.items() if field.is_required() or name in model.requires]
-    wanted = {name: (fields[name].examples or [None])[0] for name in needed or list(fields)[:1]}
-    return {"kind": kind, "model": model.id, "input": wanted}
-
-
-def body(name: str, **more: Any) -> dict[str, Any]:
-    """The request body, for OpenAPI, of a route that reads it itself, by the name of its form."""
-    content = {"application/json": {"schema": {"$ref": REF.format(model=name)}, **more}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def job_body() -> dict[str, Any]:
-    """The request body of a submission, with an example for each kind."""
-    return body("JobCreate", examples={kind: {"summary": kind, "value": example(kind)} for kind in OFFERED})
-
-
-def file_body() -> dict[str, Any]:
-    """The request body of the route that takes a file."""
-    file = {"type": "string", "format": "binary", "description": "the file, with its name"}
-    form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
-
-
 class ResolveCreate(BaseModel):
-    """What a person decides of a job of which nobody can prove what became."""
+    """What a person decides about a job whose outcome nobody can prove."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -188,21 +130,21 @@ class ScheduleCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Line = Field(min_length=1, max_length=100, description="yours, and no other's", examples=["nightly"])
+    name: Line = Field(min_length=1, max_length=100, description="unique in the project", examples=["nightly"])
     cron: str = Field(
         max_length=200,
         description="minute, hour, day, month, weekday; where clocks change, Debian's rules hold",
         examples=["30 2 * * *"],
     )
     time_zone: str | None = Field(
-        None, max_length=64, description="of the tz database; the project's own unless said", examples=["Asia/Shanghai"]
+        None, max_length=64, description="of the tz database; by default the project's", examples=["Asia/Shanghai"]
     )
     template: dict[str, Any] = Field(description=_TEMPLATE, examples=[{"kind": "text-to-video"}])
     overlap: Literal["skip", "queue", "cancel"] = Field(
-        "skip", description="what a fire time does while the job of the run before has not ended"
+        "skip", description="what happens at a fire time while the job of the run before has not ended"
     )
     missed: Literal["run_once", "skip"] = Field(
-        "run_once", description="what becomes of fire times at which no clock ran: the latest is made up for, or none"
+        "run_once", description="what becomes of fire times at which no clock ran: run the latest once, or none"
     )
 
 
@@ -230,9 +172,9 @@ class JobQuery(BaseModel):
             if not name.startswith(METADATA_PREFIX):
                 near = difflib.get_close_matches(name[:40], type(self).model_fields, n=1)
                 advice = f"; did you mean {near[0]}?" if near else ""
-                raise _no_filter(name, "unknown_filter", f"is no filter{advice}")
+                raise _no_filter(name, "unknown_filter", f"is not a filter{advice}")
             if not isinstance(value, str) or "\0" in name + value:
-                raise _no_filter(name, "bad_text", "is to be one value that can be stored")
+                raise _no_filter(name, "bad_text", "must be one value that can be stored")
         return self
 
     def filter(self, model: str | None) -> reading.Filter:
@@ -240,14 +182,10 @@ class JobQuery(BaseModel):
         extra: Mapping[str, str] = self.model_extra or {}
         return reading.Filter(
             states=tuple(self.state),
-            kind=self.kind,
             model=model,
-            custom_id=self.custom_id,
             metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
-            created_after=self.created_after,
-            created_before=self.created_before,
-            q=self.q,
             before=self.cursor,
+            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q"}),
         )
 
 
@@ -265,3 +203,73 @@ class ChildQuery(BaseModel):
         """The (round, place) that was listed last."""
         number, _, place = (self.cursor or "0-0").partition("-")
         return int(number), int(place)
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON schema of a submission: one of the kinds' forms, told apart by `kind`; with `$defs`.
+
+    It is shown and not validated with. Where the kind is unknown, pydantic would name no other fault; it would put the
+    kind into every pointer; and the kind's own check, with the defaults and rules of the model, reads the input anyway.
+    """
+    forms = {kind.name: _of_kind(kind) for kind in OFFERED.values()}
+    _, made = models_json_schema([(form, "validation") for form in forms.values()], ref_template=REF)
+    mapping = {name: REF.format(model=form.__name__) for name, form in forms.items()}
+    return {
+        "title": "JobCreate",
+        "description": "A job to submit.",
+        "oneOf": [{"$ref": reference} for reference in mapping.values()],
+        "discriminator": {"propertyName": "kind", "mapping": mapping},
+        **made,
+    }
+
+
+def update_schema(create: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a change, by that of what is changed: nothing is required, and nothing is filled in."""
+    fields = {name: {**field} for name, field in create["properties"].items()}
+    for field in fields.values():
+        field.pop("default", None)
+    about = "The fields to change; the others stay. A template is replaced as a whole."
+    return {
+        "title": "ScheduleUpdate",
+        "description": about,
+        "type": "object",
+        "properties": fields,
+        "additionalProperties": False,
+    }
+
+
+def _of_kind(kind: Kind) -> type[JobForm]:
+    """The form of one kind's jobs."""
+    types = {"kind": Literal[kind.name], "input": kind.input}
+    fields: Any = {name: (of, Field(description=JobForm.model_fields[name].description)) for name, of in types.items()}
+    made: type[JobForm] = create_model(
+        f"{kind.input.__name__}Job", __base__=JobForm, __doc__=f"A job to submit: {kind.name}.", **fields
+    )
+    return made
+
+
+def example(kind: str) -> dict[str, Any]:
+    """A body that can be sent as it is: the kind's first model, and the fields that it needs, or its first field."""
+    model = next(model for model in catalog.load().models(kind) if not model.retired)
+    fields = {name: field for name, field in OFFERED[kind].input.model_fields.items() if field.examples}
+    needed = [name for name, field in fields.items() if field.is_required() or name in model.requires]
+    wanted = {name: (fields[name].examples or [None])[0] for name in needed or list(fields)[:1]}
+    return {"kind": kind, "model": model.id, "input": wanted}
+
+
+def body(name: str, **more: Any) -> dict[str, Any]:
+    """The request body, for OpenAPI, of a route that reads it itself, by the name of its form."""
+    content = {"application/json": {"schema": {"$ref": REF.format(model=name)}, **more}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def job_body() -> dict[str, Any]:
+    """The request body of a submission, with an example for each kind."""
+    return body("JobCreate", examples={kind: {"summary": kind, "value": example(kind)} for kind in OFFERED})
+
+
+def file_body() -> dict[str, Any]:
+    """The request body of the route that takes a file."""
+    file = {"type": "string", "format": "binary", "description": "the file, with its name"}
+    form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}

@@ -1,4 +1,4 @@
-"""What one caller may take, so that it delays nobody else: requests a second, unfinished jobs, and places.
+"""Limits of one caller, so that it delays nobody else: requests a second, unfinished jobs, and places.
 
 The requests of a key are counted in the broker's Redis, over all processes of the API, and in this process alone while
 Redis does not answer. The unfinished jobs of a project are counted from the rows. A place is needed for whatever may be
@@ -16,7 +16,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage, RedisStorage
@@ -37,7 +37,7 @@ _REDIS_SECONDS = 0.2  # that a request waits for Redis before it counts as away
 _AWAY_SECONDS = 3.0  # between two looks whether Redis answers again
 _COUNTED_SECONDS = 1.0  # for which a count of unfinished jobs is used while there is room
 _ROOM_SECONDS = 10  # after which a project that is full may ask again
-_SPOOL = 400 << 20  # bytes of uploads that may lie on the disk at once; in a container that is its memory
+_SPOOL = 400 << 20  # bytes of uploads on the disk at once; in a container /tmp is memory
 
 _log = log.get(__name__)
 
@@ -107,9 +107,9 @@ class _Count:
 
 
 class Waiting:
-    """How many unfinished jobs each project has, nearly.
+    """About how many unfinished jobs each project has.
 
-    They are counted once a second at the most while there is room: to count a hundred thousand for each submission
+    While there is room they are counted at most once a second: to count a hundred thousand for each submission
     would cost more than the submission. A project is never refused before it was counted anew.
     """
 
@@ -118,7 +118,7 @@ class Waiting:
         self._counts: dict[uuid.UUID, _Count] = {}
 
     def is_full(self, connection: Connection, project_id: uuid.UUID) -> bool:
-        """Whether the project may not submit now; if it may, the job that it is about to submit is counted."""
+        """Whether the project is full; if not, the job that it is about to submit is counted."""
         count = self._counts.get(project_id)
         if count is None or count.jobs >= self._most or time.monotonic() - count.at > _COUNTED_SECONDS:
             count = self._counts[project_id] = _Count(_unfinished(connection, project_id), time.monotonic())
@@ -128,7 +128,7 @@ class Waiting:
         return False
 
     def refuse(self) -> Exception:
-        """The problem of a project that is full."""
+        """The problem for a project that is full."""
         detail = f"this project has {self._most} unfinished jobs, as many as it may"
         return problem(429, "too_many_waiting", detail, retry_after=_ROOM_SECONDS)
 
@@ -138,24 +138,20 @@ def _unfinished(connection: Connection, project_id: uuid.UUID) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-@dataclass(frozen=True)
 class Gate:
-    """At most `each` of `what` at once for a project, and `most` for all; whoever finds no place in time is refused."""
+    """At most `each` of `what` at once for a project, and `most` for all.
 
-    what: str
-    each: int
-    most: int
-    patience: float  # seconds
-    _own: dict[uuid.UUID | None, asyncio.Semaphore] = field(init=False, repr=False)
-    _all: asyncio.Semaphore = field(init=False, repr=False)
+    A request that gets no place within `patience`, in seconds, is refused.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_own", defaultdict(lambda: asyncio.Semaphore(self.each)))
-        object.__setattr__(self, "_all", asyncio.Semaphore(self.most))
+    def __init__(self, what: str, each: int, most: int, patience: float) -> None:
+        self.what, self.each, self.most, self.patience = what, each, most, patience
+        self._own: dict[uuid.UUID | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(each))
+        self._all = asyncio.Semaphore(most)
 
     @asynccontextmanager
     async def place(self, project_id: uuid.UUID | None) -> AsyncIterator[None]:
-        """A place for as long as the block lasts; raises a problem: 429 over the project's share, 503 over all's."""
+        """A place for as long as the block lasts; raises a problem: 429 over `each`, 503 over `most`."""
         own = f"this project has {self.each} {self.what} under way, as many as it may"
         others = f"this server has {self.most} {self.what} under way, as many as it takes"
         async with AsyncExitStack() as held:
@@ -175,7 +171,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Gates:
-    """What each request passes one of, by what it holds up: threads and connections, the bucket, the provider."""
+    """Each request passes one of them, by what it may hold up: threads and connections, the bucket, the provider."""
 
     requests: Gate
     searches: Gate
@@ -185,7 +181,7 @@ class Gates:
 
 
 def gates(max_input_bytes: int) -> Gates:
-    """The gates of this process; together they leave some of its threads to looking up keys."""
+    """The gates of this process; together they leave some of its threads free to look up keys."""
     files = max(1, min(8, _SPOOL // max_input_bytes))
     return Gates(
         requests=Gate("requests", each=8, most=20, patience=10),

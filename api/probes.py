@@ -1,4 +1,4 @@
-"""Whether what the API needs is there. A look never holds a request for longer than a second.
+"""Whether the services that the API needs answer. A check never holds a request for longer than a second.
 
 A server that hangs may hold a look for minutes. So each thing is looked at by one thread of its own, and whoever asks
 meanwhile waits for that look's end with the rest, and is told after a second that there was no answer.
@@ -20,17 +20,17 @@ from worker.settings import Settings
 from worker.storage import Bucket
 
 PATIENCE = 1.0  # seconds
-NEEDED = frozenset({"database", "migrations"})  # without these nothing is answered; the rest may be away for a while
+NEEDED = frozenset({"database", "migrations"})  # nothing works without these; the others may be away for a while
 
 Look = Callable[[], None]
 
 
 class NotThere(Exception):
-    """What is missing, in words that hold no secret."""
+    """A service is missing; the message holds no secret."""
 
 
 class Probes:
-    """The looks, by the name of what they look at."""
+    """The checks, by the name of the service."""
 
     def __init__(self, looks: Mapping[str, Look]) -> None:
         self._looks = looks
@@ -38,9 +38,9 @@ class Probes:
         self._lock = threading.Lock()
 
     async def found(self) -> dict[str, str | None]:
-        """What is wrong with each thing; None: nothing."""
+        """What is wrong with each service; None: nothing."""
         looks = {name: self._begin(name) for name in self._looks}
-        # shielded, or a client that goes away would end the look for all
+        # shielded, or a client that goes away would end the check for all
         await asyncio.wait([asyncio.shield(asyncio.wrap_future(look)) for look in looks.values()], timeout=PATIENCE)
         return {name: _outcome(look) for name, look in looks.items()}
 
@@ -56,7 +56,7 @@ class Probes:
 
 
 def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
-    """Looks at the database, its migrations, the broker and the bucket."""
+    """Checks of the database, its migrations, the broker and the bucket."""
     return Probes(
         {
             "database": lambda: _answers(engine),
@@ -90,7 +90,7 @@ def _pings(url: str) -> None:
 def _carry_out(look: Look, told: Future[None]) -> None:
     try:
         look()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+    except Exception as error:  # noqa: BLE001 - any error is the answer
         told.set_exception(error)
     else:
         told.set_result(None)
@@ -102,5 +102,5 @@ def _outcome(look: Future[None]) -> str | None:
     error = look.exception()
     if error is None:
         return None
-    # another error's text may hold an address or a password, its name does not
+    # another error's text may hold an address or a password; its name does not
     return str(error) if isinstance(error, NotThere) else type(error).__name__

@@ -37,7 +37,7 @@ _CODES = {
     "string_pattern_mismatch": "not_allowed",
     "literal_error": "not_allowed",
 }
-_MESSAGES = {"missing": "is required", "extra_forbidden": "is no field here"}
+_MESSAGES = {"missing": "is required", "extra_forbidden": "is not a field here"}
 _STATUS_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allowed"}
 _SAYS = {400: "the request cannot be read", 404: "there is no such route; /docs shows those that there are"}
 _AWAY_SECONDS = 2  # before a client asks a database again that is away
@@ -108,7 +108,7 @@ def _invalid(_: Any, __: Request, error: errors.InvalidInput) -> Problem:
 def _unreadable(_: Any, __: Request, error: RequestValidationError) -> Problem:
     slips = error.errors()
     if any(slip["loc"][0] == "path" for slip in slips):
-        return problem(404, errors.NotFound.code, "an id of that form belongs to nothing")
+        return problem(404, errors.NotFound.code, "nothing has an id of that form")
     return _of_faults([fault(slip) for slip in slips[:MOST_FAULTS]])
 
 
@@ -119,12 +119,8 @@ def _of_faults(found: list[Fault]) -> Problem:
     return problem(422, errors.InvalidInput.code, wrong + more, errors=[asdict(fault) for fault in found])
 
 
-def _not_found(_: Any, __: Request, error: errors.NotFound) -> Problem:
-    return problem(404, error.code, str(error))
-
-
-def _conflict(_: Any, __: Request, error: errors.Conflict) -> Problem:
-    return problem(409, error.code, str(error))
+def _refused(_: Any, __: Request, error: errors.NotFound | errors.Conflict) -> Problem:
+    return problem(404 if isinstance(error, errors.NotFound) else 409, error.code, str(error))
 
 
 def _http(_: Any, __: Request, error: HTTPException) -> Problem:
@@ -151,7 +147,7 @@ def _internal(_: str = "") -> Problem:
 
 
 def _finished(content: dict[str, Any], request: Request, response: JSONResponse) -> tuple[dict[str, Any], Response]:
-    """What every problem says: its code, and which request it was."""
+    """Adds to every problem its code and the request's id."""
     code = content["type"].removeprefix(TYPE)
     content |= {"code": code, "request_id": request.scope["state"]["request_id"]}
     response.body = response.render(content)
@@ -160,8 +156,8 @@ def _finished(content: dict[str, Any], request: Request, response: JSONResponse)
 
 _HANDLERS: dict[type[Exception], Callable[..., Problem]] = {
     errors.InvalidInput: _invalid,
-    errors.NotFound: _not_found,
-    errors.Conflict: _conflict,
+    errors.NotFound: _refused,
+    errors.Conflict: _refused,
     StorageTrouble: _storage,
     DBAPIError: _database,
     PoolTimeout: _away,

@@ -23,7 +23,7 @@ from worker.jobs.reading import EventDocument
 from worker.states import TERMINAL, State
 from worker.tables import Event, Job
 
-HEARTBEAT = 15.0  # seconds; proxies close what is silent for longer, thirty at the least
+HEARTBEAT = 15.0  # seconds; proxies close a silent connection, after thirty seconds at the earliest
 _LOOK_SECONDS = 1.0
 _PAGE = 500  # events in one read
 
@@ -31,7 +31,7 @@ _log = log.get(__name__)
 
 
 class Follower:
-    """One stream's place: the job, how far it was read, and what wakes the stream."""
+    """One stream: its job, how far it was read, and what wakes it."""
 
     def __init__(self, job_id: uuid.UUID, seen: int) -> None:
         self.job_id = job_id
@@ -49,7 +49,7 @@ class Follower:
 
 
 class Watch:
-    """The one look for all followers; it runs while there are any."""
+    """One query a second for all followers; it runs while there are any."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -61,7 +61,7 @@ class Watch:
 
     @contextmanager
     def follow(self, job_id: uuid.UUID, seen: int) -> Iterator[Follower]:
-        """A place in the look, for as long as the block lasts."""
+        """Follows the job for as long as the block lasts."""
         follower = Follower(job_id, seen)
         self._followers.add(follower)
         if self._looking is None or self._looking.done():
@@ -93,7 +93,7 @@ async def stream(engine: Engine, watch: Watch, job: Job, after: int) -> AsyncIte
 
     It also ends when the database goes away: a client comes back by itself, with the last number that it saw.
     """
-    yield KEEPALIVE_COMMENT  # so that the headers reach a client of a job that stands still
+    yield KEEPALIVE_COMMENT  # sends the headers, even if the job does not move
     with watch.follow(job.id, after) as follower:
         while True:
             try:

@@ -24,7 +24,7 @@ from worker.schedules import clock, plan
 from worker.schedules.plan import Plan
 from worker.settings import Settings
 
-_NO_ZONE = "UTC"  # for looking at a template whose zone is wrong
+_NO_ZONE = "UTC"  # in which a template is checked whose own zone is wrong
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -42,7 +42,7 @@ def job(here: Context, body: Any, on: datetime) -> Prepared:
 
 
 def decision(here: Context, body: Any) -> ResolveCreate:
-    """What a body decides of a job; raises InvalidInput with every fault."""
+    """The decision about a job in a body; raises InvalidInput with every fault."""
     clean, found = scrubbed(body)
     said, of_form = _read(ResolveCreate, clean, here.settings)
     if said is None or found:
@@ -74,13 +74,13 @@ def _read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[
 
 
 def _unsaid(found: list[Fault], already: list[Fault]) -> list[Fault]:
-    """Those of the faults that are about other fields than the faults before, and not about a field inside one."""
+    """The faults about other fields than those that have a fault already, and about no field inside one of them."""
     said = {fault.pointer for fault in already}
     return [fault for fault in found if not said.intersection(_around(fault.pointer))]
 
 
 def _around(pointer: str) -> Iterator[str]:
-    """The pointer, and those to all that hold what it points to."""
+    """The pointer, and the pointers to all values around it."""
     while pointer:
         yield pointer
         pointer = pointer.rpartition("/")[0]
@@ -98,7 +98,7 @@ def _priced(here: Context, said: JobForm | None, body: Any, on: datetime) -> tup
 
 
 def _legible(body: Any) -> Submission:
-    """What can be read of a body that is wrong somewhere; the fields that cannot have their faults already."""
+    """What can be read of a body that is wrong somewhere; the other fields have their faults already."""
     said = body if isinstance(body, dict) else {}
     kind, model, wanted = said.get("kind"), said.get("model"), said.get("input")
     return Submission(

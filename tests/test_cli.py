@@ -269,7 +269,7 @@ def test_projects_are_set_up_and_their_secret_shown_and_rotated(noria: Shell, ap
 def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -> None:
     assert noria("projects", "secret", "nobody").code == 5
     assert (
-        "time_zone is no zone of the tz database, like Asia/Shanghai"
+        "time_zone is not a zone of the tz database, like Asia/Shanghai"
         in noria("projects", "set", "spring", "--time-zone", "Mars").err
     )
 

@@ -30,6 +30,7 @@ from serving import CLIP, Served, served
 from api import answers, forms, problems
 from api.routes import catalog, files, jobs, operator, schedules
 from worker import document
+from worker.catalog import load
 from worker.kinds import OFFERED
 
 CHECKS = [
@@ -109,6 +110,16 @@ def test_the_input_is_documented_for_each_kind_with_an_example(described: dict[s
     }
 
 
+def test_a_change_of_a_schedule_requires_nothing_and_fills_nothing_in(described: dict[str, Any]) -> None:
+    schemas = described["components"]["schemas"]
+    create, update = schemas["ScheduleCreate"], schemas["ScheduleUpdate"]
+
+    assert update["properties"].keys() == create["properties"].keys()
+    assert "required" not in update
+    assert not [name for name, field in update["properties"].items() if "default" in field]
+    assert create["properties"]["overlap"]["default"] == "skip"
+
+
 def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
     with api.http(api.key("spring")) as http:
         job = http.post("/v1/jobs", json=CLIP | {"custom_id": "row-17"}).json()
@@ -143,6 +154,15 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
     for form, answer in said.items():
         form.model_validate_json(json.dumps(answer))
     assert said[answers.JobList]["data"][0]["outputs"][0]["duration"] == 5.04
+
+
+def test_a_models_answer_is_described_by_the_catalogs_own_class() -> None:
+    shown = [model.as_json() for model in load().models()]
+
+    described = [catalog.ModelDocument.model_validate(model).model_dump_json(by_alias=True) for model in shown]
+
+    assert [json.loads(model) for model in described] == shown
+    assert [list(json.loads(model)) for model in described] == [list(model) for model in shown]
 
 
 # what no generated request of a project's key can get an answer from: an output, a model's name, an operator's words

@@ -57,21 +57,21 @@ class Clockwork:
 
     def run_now(self, schedule: Schedule, now: datetime, key: str | None = None) -> Made:
         with self.engine.begin() as connection:
-            held = plans.held(connection, self.project.id, schedule.id)
+            held = plans.locked(connection, self.project.id, schedule.id)
             return firing.run_now(FireContext(connection, CATALOG, self.settings, now), held, key)
 
     def change(self, schedule: Schedule, now: datetime, **said: Any) -> Schedule:
         with self.engine.begin() as connection:
-            held = plans.held(connection, self.project.id, schedule.id)
+            held = plans.locked(connection, self.project.id, schedule.id)
             return plans.change(connection, held, replace(Plan.of(held), **said), now)
 
     def pause(self, schedule: Schedule, now: datetime) -> None:
         with self.engine.begin() as connection:
-            plans.pause(connection, plans.held(connection, self.project.id, schedule.id), now)
+            plans.pause(connection, plans.locked(connection, self.project.id, schedule.id), now)
 
     def resume(self, schedule: Schedule, now: datetime) -> Schedule:
         with self.engine.begin() as connection:
-            return plans.resume(connection, plans.held(connection, self.project.id, schedule.id), now)
+            return plans.resume(connection, plans.locked(connection, self.project.id, schedule.id), now)
 
     def look(self, schedule: Schedule) -> Schedule:
         with self.engine.connect() as connection:
@@ -178,7 +178,7 @@ class TestFireTimes:
     def test_another_offset_is_answered_without_a_wrong_guess(self) -> None:
         for zone in ("UTC+9", "GMT-5", "-03:30"):
             (fault,) = cron.faults("0 2 * * *", zone)
-            assert fault.message.endswith("an offset is none, name a place")
+            assert fault.message.endswith("an offset is not a zone, name a place")
 
     def test_a_zone_whose_sign_is_inverted_is_taken_with_a_warning(self) -> None:
         assert cron.faults("0 2 * * *", "Etc/GMT+8") == []
@@ -311,7 +311,7 @@ class TestFiring:
         held, free = clock.make(), clock.make(replace(HOURLY, name="free"))
 
         with clock.engine.begin() as connection:
-            plans.held(connection, clock.project.id, held.id)
+            plans.locked(connection, clock.project.id, held.id)
             assert len(clock.fire(START + HOUR)) == 1
 
         assert clock.runs(free) == [("20 01:00", "clock", "submitted")]
@@ -494,7 +494,7 @@ class TestRefusals:
         ("spoilt", "why"),
         [
             ("update schedules set template = '{\"nonsense\": 1}' where id = :id", "a fault of Noria's own"),
-            ("update schedules set time_zone = 'Mars/Olympus' where id = :id", "is no zone of the tz database"),
+            ("update schedules set time_zone = 'Mars/Olympus' where id = :id", "is not a zone of the tz database"),
             ('update schedules set template = \'{"kind": "{{then}}"}\' where id = :id', "has {{then}}"),
         ],
     )
@@ -584,7 +584,7 @@ class TestChanging:
         clock.fire(START + HOUR)
 
         with clock.engine.begin() as connection:
-            plans.remove(connection, plans.held(connection, clock.project.id, schedule.id))
+            plans.remove(connection, plans.locked(connection, clock.project.id, schedule.id))
 
         assert clock.runs(schedule) == []
         assert clock.sql("select state from jobs") == [{"state": "queued"}]
@@ -670,7 +670,7 @@ class TestRunningNow:
         again = clock.run_now(schedule, START + 2 * MINUTE, "k1")
 
         assert (again.run, again.replayed) == (first.run, True)
-        with pytest.raises(Conflict, match="this very second"):
+        with pytest.raises(Conflict, match="this second"):
             clock.run_now(schedule, START + MINUTE, "k2")
 
 

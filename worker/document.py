@@ -24,7 +24,7 @@ from worker.tables import Attempt, Job, Output
 from worker.text import moment
 
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
-STATES: dict[str, Any] = {"enum": [*State]}  # named to readers, who must bear with a state that is added later
+STATES: dict[str, Any] = {"enum": [*State]}  # as of today: a state may be added
 
 _PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
@@ -38,7 +38,7 @@ Amount = Annotated[str, Field(pattern=r"^-?\d+\.\d{2,6}$", examples=["3.00"])]  
 
 
 class Answer(BaseModel):
-    """What others are told. Every field is always there, and there are no others."""
+    """What others are told: always with all of its fields, and no others."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -67,7 +67,7 @@ class Cost(Answer):
 class Waiting:
     """What an unfinished job waits for: a code, a sentence, and when that may change (null: unknown)."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
     code: Annotated[str, Field(examples=["slot"])]
     detail: str

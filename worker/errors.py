@@ -41,9 +41,11 @@ class ErrorClass(StrEnum):
 class Fault:
     """One wrong field: a JSON pointer into the body, a stable code, and a sentence for a person."""
 
-    pointer: Annotated[str, Field(description="into the body, or /query/… or /header/…", examples=["/input/size"])]
-    code: Annotated[str, Field(examples=["not_allowed"])]
-    message: str
+    pointer: Annotated[
+        str, Field(description="a JSON pointer into the body, or /query/… or /header/…", examples=["/input/size"])
+    ]
+    code: Annotated[str, Field(description="stable, for programs", examples=["not_allowed"])]
+    message: Annotated[str, Field(description="for people")]
 
 
 @dataclass(frozen=True)

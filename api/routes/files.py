@@ -53,7 +53,7 @@ def give(here: Here, mine: Transferring, given: Given) -> Response:
     Taken are pictures (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), PDF and text of any kind (plain, Markdown, HTML, CSV,
     JSONL), by their bytes. The same bytes under the same name are one file, so it is safe to repeat.
     """
-    draft = files.draft(given.name, given.body)
+    draft = files.draft(given.filename or "", given.file)
     kept, is_new = files.keep(here.engine, here.bucket, mine.project.id, draft, mine.now)
     shown = FileDocument.model_validate(kept)
     return answers.answer(shown, 201 if is_new else 200, {"location": f"/v1/files/{kept.id}"})

@@ -45,7 +45,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=refusals(400, 401
 class Submitted(JobDocument):
     """The job that was made, or the first one under the same Idempotency-Key."""
 
-    warnings: list[Fault] = Field(description="of what was taken all the same: a model that others report as retired")
+    warnings: list[Fault] = Field(description="of what is accepted nevertheless: a model that others report as retired")
 
 
 class EstimatedCost(Answer):
@@ -63,11 +63,11 @@ class Estimate(Answer):
     model: str
     input: dict[str, Any]
     cost: EstimatedCost
-    warnings: list[Fault] = Field(description="of what would be taken all the same")
+    warnings: list[Fault] = Field(description="of what would be accepted nevertheless")
 
 
 class Cancellation(Answer):
-    """What became of the wish: canceled, requested (the provider is asked), too_late (billed), already_finished."""
+    """What a cancel led to: canceled, requested (the provider is asked), too_late (billed), already_finished."""
 
     object: Literal["cancellation"] = "cancellation"
     outcome: Literal["canceled", "requested", "too_late", "already_finished"]
@@ -119,7 +119,7 @@ def submit(
     try:
         prepared = submissions.job(here, body, mine.now)
     except InvalidInput:
-        # it may have been right when it came first, by the catalog of that day
+        # a repeated submission may have been right by the catalog of its day
         if dry_run or (first := _first(here, mine, body, idempotency_key)) is None:
             raise
         return _replay(first, [])
@@ -228,7 +228,7 @@ def fetch(
 
 @router.post("/{job_id}/cancel", response_model=Cancellation)
 def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
-    """Ask a job to stop. The provider drops only what has not started: `outcome` says what became of the wish."""
+    """Ask a job to stop. The provider drops only what has not started: `outcome` says what will happen."""
     with here.engine.begin() as connection:
         job, outcome = submission.cancel(connection, mine.project.id, job_id, moment(connection))
         shown = _document(connection, mine, job)
@@ -265,7 +265,7 @@ def _submission(made: JobDocument, warnings: list[Fault]) -> Submitted:
 
 
 def _first(here: Context, mine: Tenant, body: Any, key: str | None) -> JobDocument | None:
-    """What the same body made under this key before; None: nothing."""
+    """The document of the job that the same body made under this key before; None: there is none."""
     if key is None:
         return None
     with suppress(Conflict, RecursionError), here.engine.connect() as connection:
@@ -280,7 +280,7 @@ def _replay(first: JobDocument, warnings: list[Fault]) -> Response:
 
 
 def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, JobDocument | None]:
-    """The job, committed; and where it was made before, its document. Raises a problem when the project is full."""
+    """The job, committed; and its document if it was made before. Raises a problem when the project is full."""
     for _ in range(_RACES):
         with suppress(submission.IdempotencyRace), here.engine.begin() as connection:
             is_full = here.waiting.is_full(connection, mine.project.id)
@@ -299,14 +299,14 @@ def _document(connection: Connection, mine: Tenant, job: Job) -> JobDocument:
 def _stream(here: Context, job: Job, after: int) -> Response:
     if after == job.sequence and State(job.state) in TERMINAL:
         return Response(status_code=204)  # tells an EventSource not to come back
-    # a proxy that gathers the answer before it passes it on would keep the stream to itself
+    # a proxy that buffers answers would not pass the events on
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return EventSourceResponse(streams.stream(here.engine, here.watch, job, after), headers=headers)
 
 
 @contextmanager
 def _in_time(connection: Connection) -> Iterator[None]:
-    """Bounds what a search may take; raises a problem, 503, for one that takes more."""
+    """Bounds the time of a search; raises a problem, 503, for one that takes longer."""
     connection.exec_driver_sql(f"set local statement_timeout = '{_SEARCH_SECONDS}s'")
     try:
         yield

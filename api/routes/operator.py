@@ -25,7 +25,7 @@ from worker.keys import Caller
 from worker.lanes import slots
 from worker.tables import ApiKey, Job, Project
 
-_AWAY_SECONDS = 5  # before a provider is asked again that did not tell
+_AWAY_SECONDS = 5  # before a provider is asked again that did not answer
 
 router = APIRouter()
 
@@ -39,7 +39,7 @@ class CandidateDocument(Answer):
     request_id: str | None
     status: str
     created_at: Moment | None
-    differs: list[str] | None = Field(description="what it repeats of another request; null: not known")
+    differs: list[str] | None = Field(description="what differs from the job's request; null: not known")
 
 
 class AtStake(Answer):
@@ -141,7 +141,7 @@ def decide(
 
 
 def _found(here: Context, who: Caller, job_id: Any) -> tuple[Job, Project]:
-    """The job, of the project that the operator named, or of any."""
+    """The job and its project: the one that the operator named, or any."""
     with here.engine.connect() as connection:
         project = who.project or _project_of(connection, job_id)
         return reading.one(connection, project.id, job_id), project
@@ -160,7 +160,7 @@ def _at_stake(job: Job) -> AtStake:
 
 
 def _away(error: NotTold) -> Exception:
-    return problem(503, "provider_away", f"the provider does not tell: {error}", retry_after=_AWAY_SECONDS)
+    return problem(503, "provider_away", f"the provider does not answer: {error}", retry_after=_AWAY_SECONDS)
 
 
 @router.get("/v1/limits", tags=["limits"], response_model=LaneList, responses=refusals(401, 404, 422, 429, 503))

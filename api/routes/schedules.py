@@ -43,7 +43,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="on a page")]
     status_code=201,
     response_model=ScheduleDocument,
     responses={
-        200: {"model": ScheduleDocument, "description": "it is there already, in the same words"},
+        200: {"model": ScheduleDocument, "description": "it was made before with the same fields"},
         **refusals(409, 413, 415),
     },
     openapi_extra=forms.body("ScheduleCreate"),
@@ -87,35 +87,35 @@ def show(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     openapi_extra=forms.body("ScheduleUpdate"),
 )
 def change(here: Here, mine: Mine, schedule_id: ScheduleId, body: JsonBody) -> Response:
-    """Change a schedule; what is not said stays. What is due by the old times and not fired yet is left out."""
+    """Change a schedule; fields that are left out stay. Old fire times that are due and not fired yet are skipped."""
     with here.engine.begin() as connection:
-        held = plan.held(connection, mine.project.id, schedule_id)
-        wanted = submissions.schedule(here, body, asdict(Plan.of(held)), mine.now)
-        return _shown(plan.change(connection, held, wanted, moment(connection)))
+        found = plan.locked(connection, mine.project.id, schedule_id)
+        wanted = submissions.schedule(here, body, asdict(Plan.of(found)), mine.now)
+        return _shown(plan.change(connection, found, wanted, moment(connection)))
 
 
 @router.delete("/{schedule_id}", status_code=204)
 def remove(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """Delete a schedule with its history. Its jobs stay, and go on."""
     with here.engine.begin() as connection:
-        plan.remove(connection, plan.held(connection, mine.project.id, schedule_id))
+        plan.remove(connection, plan.locked(connection, mine.project.id, schedule_id))
     return Response(status_code=204)
 
 
 @router.post("/{schedule_id}/pause", response_model=ScheduleDocument)
 def pause(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
-    """Let a schedule fire no more; runs that wait are dropped, jobs go on."""
+    """Pause a schedule: it does not fire, runs that wait are dropped, jobs go on."""
     with here.engine.begin() as connection:
-        held = plan.held(connection, mine.project.id, schedule_id)
-        return _shown(plan.pause(connection, held, moment(connection)))
+        found = plan.locked(connection, mine.project.id, schedule_id)
+        return _shown(plan.pause(connection, found, moment(connection)))
 
 
 @router.post("/{schedule_id}/resume", response_model=ScheduleDocument)
 def resume(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
-    """Let a schedule fire again, from its next fire time on; what a pause left out is not made up for."""
+    """Resume a schedule from its next fire time on; what the pause left out is not made up for."""
     with here.engine.begin() as connection:
-        held = plan.held(connection, mine.project.id, schedule_id)
-        return _shown(plan.resume(connection, held, moment(connection)))
+        found = plan.locked(connection, mine.project.id, schedule_id)
+        return _shown(plan.resume(connection, found, moment(connection)))
 
 
 @router.post(
@@ -130,9 +130,9 @@ def resume(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
 def run(here: Here, mine: Mine, schedule_id: ScheduleId, idempotency_key: IdempotencyKey = None) -> Response:
     """Run a schedule now, as if this were a fire time: `outcome` says what became of it. A pause does not stop it."""
     with here.engine.begin() as connection:
-        held = plan.held(connection, mine.project.id, schedule_id)
+        found = plan.locked(connection, mine.project.id, schedule_id)
         ctx = FireContext(connection, here.catalog, here.settings, moment(connection))
-        made = fire.run_now(ctx, held, idempotency_key)
+        made = fire.run_now(ctx, found, idempotency_key)
         shown = RunDocument.model_validate(plan.run(connection, made.run))
     if made.job:
         here.tell(made.job, mine.project)

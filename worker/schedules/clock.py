@@ -36,7 +36,7 @@ def faults(expression: str, time_zone: str) -> list[Fault]:
 
 
 def after(expression: str, time_zone: str, moment: datetime) -> datetime | None:
-    """The first fire time later than the moment, in UTC; None when there is none in 50 years.
+    """The first fire time later than `moment`, in UTC; None when there is none in 50 years.
 
     Raises InvalidInput for an expression or a zone that this machine cannot read.
     """
@@ -68,15 +68,15 @@ def zone_fault(name: str) -> Fault | None:
     if name in _zones():
         return None
     if advice := _of_an_offset(name):
-        return Fault("/time_zone", "unknown_zone", f"is no zone of the tz database, like Asia/Shanghai{advice}")
+        return Fault("/time_zone", "unknown_zone", f"is not a zone of the tz database, like Asia/Shanghai{advice}")
     known = {zone.lower(): zone for zone in _zones()}
     near = difflib.get_close_matches(name[:40].lower(), known, n=1)
     advice = f"; did you mean {known[near[0]]}?" if near else ""
-    return Fault("/time_zone", "unknown_zone", f"is no zone of the tz database, like Asia/Shanghai{advice}")
+    return Fault("/time_zone", "unknown_zone", f"is not a zone of the tz database, like Asia/Shanghai{advice}")
 
 
 def zone_warning(name: str) -> str | None:
-    """What a zone that there is may not be meant by; None: nothing."""
+    """Why an existing zone is probably not the one that is meant; None: it is."""
     found = _INVERTED.fullmatch(name)
     if found is None or found[2] == "0":
         return None
@@ -85,20 +85,20 @@ def zone_warning(name: str) -> str | None:
 
 
 def _of_an_offset(name: str) -> str:
-    """Advice for what people call a zone by its distance, or China's by another name; empty for other names."""
+    """Advice for an offset or another name of China's zone, given as a zone; empty for other names."""
     plain = re.sub(r"[\s_]", "", name).lower()
     if plain in _CHINA or _UTC_8.fullmatch(plain):
         return "; did you mean Asia/Shanghai?"
-    return ": an offset is none, name a place" if _OFFSET.fullmatch(plain) else ""
+    return ": an offset is not a zone, name a place" if _OFFSET.fullmatch(plain) else ""
 
 
 def _cron_fault(expression: str) -> Fault | None:
     fields = len(expression.split())
     if fields != _FIELDS:
-        message = f"has five fields (minute, hour, day, month, weekday), this has {fields}"
+        message = f"must have five fields (minute, hour, day, month, weekday), this has {fields}"
         return Fault("/cron", "bad_cron", message)
     try:
         ever = list(islice(CronSim(expression, _EPOCH), 1))
     except CronSimError as error:
         return Fault("/cron", "bad_cron", f"has a {str(error).lower()}")
-    return None if ever else Fault("/cron", "never", "is a time that never comes")
+    return None if ever else Fault("/cron", "never", "must be a time that comes")

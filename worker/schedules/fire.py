@@ -66,7 +66,7 @@ class Made:
 
 
 def is_due(now: Now) -> ColumnElement[bool]:
-    """Whether a fire time has come, or what a run waited for has ended."""
+    """Whether a fire time has come, or the job that a run waits for has ended."""
     waits = select(Schedule.id).join(Run, Run.schedule_id == Schedule.id)
     waits = waits.where(Run.outcome == Outcome.WAITING, _is_free())
     return or_(exists().where(Schedule.next_at <= now), waits.exists())
@@ -90,9 +90,9 @@ def fire_due(engine: Engine, catalog: Catalog, settings: Settings, now: Now = NO
 
 
 def run_now(ctx: FireContext, schedule: Schedule, key: str | None) -> Made:
-    """A run that a person asks for, of this very second; under the same Idempotency-Key the first one.
+    """A run that a person asks for, of this second; under the same Idempotency-Key the first one.
 
-    `schedule` is held. Raises Conflict when this second has a run already.
+    `schedule` is locked. Raises Conflict when this second has a run already.
     """
     if key is not None:
         first = select(Run.id).where(Run.schedule_id == schedule.id, Run.key == key)
@@ -100,14 +100,14 @@ def run_now(ctx: FireContext, schedule: Schedule, key: str | None) -> Made:
             return Made(run_id, replayed=True)
     made = _run(ctx, schedule, ctx.now.replace(microsecond=0), Trigger.PERSON, key)
     if made is None:
-        raise Conflict("run_exists", "there is a run of this very second: ask again in a second")
+        raise Conflict("run_exists", "there is a run of this second: ask again in a second")
     _keep(ctx, schedule)
     return made
 
 
 def _is_free() -> ColumnElement[bool]:
     """Whether the job of the schedule's last run has ended."""
-    # a scalar, which the planner looks up by its key: an anti-join would read all jobs for it
+    # a scalar, which the planner looks up by key: it would read all jobs for an anti-join
     ended = select(Job.finished_at.is_not(None)).where(Job.id == Schedule.job_id).scalar_subquery()
     return func.coalesce(ended, True)
 
@@ -124,26 +124,26 @@ def _next(seen: Sequence[uuid.UUID], now: Now) -> Any:
 
 
 def _fire(ctx: FireContext, schedule: Schedule) -> list[Job]:
-    """The jobs of one schedule; none when it stumbled, and is left for the next word."""
+    """The jobs of one schedule; none when it failed: the next message tries it again."""
     try:
         with ctx.connection.begin_nested():
             made = [*_go_on(ctx, schedule), *_timed(ctx, schedule)]
             _keep(ctx, schedule)
     except Exception:  # noqa: BLE001 - one schedule's trouble is no other's
-        _log.exception("a schedule stumbled; it is tried again", schedule=str(schedule.id))
+        _log.exception("a schedule failed; it is tried again", schedule=str(schedule.id))
         return []
     return [run.job for run in made if run.job]
 
 
 def _timed(ctx: FireContext, schedule: Schedule) -> list[Made]:
-    """The runs of the fire times that have come; a long row of missed ones is put on record piece by piece."""
+    """The runs of the fire times that have come; many missed ones are recorded in several goes."""
     times = plan.due_times(schedule, ctx.now, plan.AT_ONCE)
     if not times:
         return []
     schedule.next_at = plan.following(schedule, times[-1])
     wanted = _wanted(schedule, times, ctx.now)
     if schedule.next_at is not None and schedule.next_at <= ctx.now:
-        wanted = {}  # a later one is the latest; those on time are among the next piece
+        wanted = {}  # a later one is the latest; those on time come in the next go
         times = [fires for fires in times if ctx.now - fires > timeouts.MISSED]
         schedule.next_at = plan.following(schedule, times[-1])
     passed = [fires for fires in times if fires not in wanted]
@@ -161,7 +161,7 @@ def _wanted(schedule: Schedule, times: Sequence[datetime], now: datetime) -> dic
 
 
 def _run(ctx: FireContext, schedule: Schedule, fire_at: datetime, trigger: Trigger, key: str | None) -> Made | None:
-    """The run of a fire time, made and seen to; None when it has one already. `schedule` is held; `_keep` it after."""
+    """The run of a fire time, made; None when it has one already. `schedule` is locked; `_keep` it afterwards."""
     taken = upsert(Run).on_conflict_do_nothing().returning(Run.id)
     said = {"fire_at": fire_at, "trigger": trigger, "outcome": Outcome.WAITING, "key": key, "at": ctx.now}
     whose = {"schedule_id": schedule.id, "project_id": schedule.project_id}
@@ -172,7 +172,7 @@ def _run(ctx: FireContext, schedule: Schedule, fire_at: datetime, trigger: Trigg
 
 
 def _go_on(ctx: FireContext, schedule: Schedule) -> list[Made]:
-    """The first run that waited, submitted, where the job before it has ended."""
+    """The first waiting run, submitted, if the job before it has ended."""
     first = (
         select(Run.id, Run.fire_at)
         .where(Run.schedule_id == schedule.id, Run.outcome == Outcome.WAITING)
@@ -231,16 +231,16 @@ def _ahead(ctx: FireContext, schedule: Schedule, run_id: uuid.UUID) -> int:
 
 
 def _submitted(ctx: FireContext, schedule: Schedule, fire_at: datetime, run_id: uuid.UUID) -> Verdict:
-    """A job submitted, and the window of what it is about closed; or refused, which leaves the window open."""
+    """Submits the job and moves the window on; a refusal leaves the window open."""
     try:
         with ctx.connection.begin_nested():
             occasion = Occasion.of(fire_at, schedule.time_zone, schedule.since, run_id)
             job = _job(ctx, schedule, occasion)
     except NoriaError as error:
         return Verdict(Outcome.REFUSED, str(error))
-    except DBAPIError:  # it may be the moment's: all of it is tried again
+    except DBAPIError:  # it may be temporary: all of it is tried again
         raise
-    except Exception:  # noqa: BLE001 - a mistake of ours in one kind stops no other schedule
+    except Exception:  # noqa: BLE001 - our own mistake in one kind stops no other schedule
         _log.exception("a schedule's submission failed", schedule=str(schedule.id))
         return Verdict(Outcome.REFUSED, _OURS)
     schedule.job_id, schedule.since = job.id, occasion.until
@@ -268,7 +268,7 @@ def _check_room(ctx: FireContext, schedule: Schedule) -> None:
 
 
 def _replaced(ctx: FireContext, schedule: Schedule, before: Job, verdict: Verdict) -> Verdict:
-    """The verdict, and the job before asked to stop, if there is another now."""
+    """The verdict; if there is a new job, the job before is asked to stop."""
     if verdict.job is None:
         return verdict
     try:

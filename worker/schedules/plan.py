@@ -46,7 +46,7 @@ VARIABLES = {
 }
 _EDGE = timedelta(minutes=1)
 _FIRST = timedelta(days=1)
-# A name is read once and never given back (`*+`): else blanks are tried in as many ways as there are pairs of them.
+# Possessive (`*+`): else a row of blanks is tried in quadratically many ways.
 _SPOKEN = re.compile(r"(?P<braces>\{\{\{\{)|\{\{(?P<name>[^{}]*+)\}\}|(?P<open>\{\{)")
 _NO_RUN = uuid.UUID(int=0)
 _SKIPPED = upsert(Run).on_conflict_do_nothing()
@@ -54,7 +54,7 @@ _SHOWN = 5  # of the next fire times
 
 
 class Overlap(StrEnum):
-    """What a fire time does while the job of the run before has not ended."""
+    """What happens at a fire time while the job of the run before has not ended."""
 
     SKIP = "skip"
     QUEUE = "queue"
@@ -64,7 +64,7 @@ class Overlap(StrEnum):
 class Missed(StrEnum):
     """What becomes of fire times at which no clock ran."""
 
-    RUN_ONCE = "run_once"  # the latest is made up for, unless the next has come meanwhile
+    RUN_ONCE = "run_once"  # the latest is run late, unless the next has come meanwhile
     SKIP = "skip"
 
 
@@ -72,7 +72,7 @@ class Trigger(StrEnum):
     """Why there is a run."""
 
     CLOCK = "clock"
-    LATE = "late"  # missed, and made up for
+    LATE = "late"  # missed, and run late
     PERSON = "person"
 
 
@@ -87,7 +87,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a user says of a schedule; `template` is a submission with variables in its strings."""
+    """The fields of a schedule that a user sets; `template` is a submission with variables in its strings."""
 
     name: str
     cron: str
@@ -98,7 +98,7 @@ class Plan:
 
     @classmethod
     def of(cls, schedule: Schedule) -> Self:
-        """What was said of that schedule."""
+        """The plan of that schedule."""
         return cls(**{field.name: getattr(schedule, field.name) for field in fields(cls)})
 
 
@@ -179,7 +179,7 @@ class ScheduleDocument(Answer):
 
 
 class RunDocument(Answer):
-    """What became of one fire time, or of a person's wish."""
+    """What became of one fire time, or of a run that a person asked for."""
 
     id: uuid.UUID
     object: Literal["run"] = "run"
@@ -190,7 +190,7 @@ class RunDocument(Answer):
     why: str
     job_id: uuid.UUID | None
     job_state: str | None = Field(description="where its job is now")
-    at: Moment = Field(description="when it was seen to")
+    at: Moment = Field(description="when it was handled")
 
 
 def one(connection: Connection, project_id: uuid.UUID, schedule_id: uuid.UUID) -> Schedule:
@@ -198,8 +198,8 @@ def one(connection: Connection, project_id: uuid.UUID, schedule_id: uuid.UUID) -
     return _found(connection, _one(project_id, schedule_id), schedule_id)
 
 
-def held(connection: Connection, project_id: uuid.UUID, schedule_id: uuid.UUID) -> Schedule:
-    """The project's schedule, which nobody else fires or changes until the transaction ends; raises NotFound."""
+def locked(connection: Connection, project_id: uuid.UUID, schedule_id: uuid.UUID) -> Schedule:
+    """The project's schedule, locked: nobody else fires or changes it in this transaction; raises NotFound."""
     return _found(connection, _one(project_id, schedule_id).with_for_update(), schedule_id)
 
 
@@ -228,7 +228,7 @@ def runs(connection: Connection, schedule: Schedule, before: datetime | None, li
 
 
 def run(connection: Connection, run_id: uuid.UUID) -> Any:
-    """That run, as `runs` gives them."""
+    """That run, as `runs` gives it."""
     return connection.execute(_RUNS.where(Run.id == run_id)).one()
 
 
@@ -251,22 +251,22 @@ def following(schedule: Schedule, at: datetime) -> datetime | None:
 
 
 def rehearse(template: Any, fire_at: datetime, time_zone: str) -> tuple[Any, list[Fault]]:
-    """The template as that fire time would fill it, and what in it is no variable."""
+    """The template as that fire time would fill it, and the faults of its variables."""
     return fill(template, Occasion.of(fire_at, time_zone, None, _NO_RUN).values())
 
 
 def fill(template: Any, values: Mapping[str, str]) -> tuple[Any, list[Fault]]:
-    """The template with its variables replaced, and what was no variable, by where it stands."""
+    """The template with its variables replaced, and the faults of those that are none."""
     found: list[Fault] = []
     return _filled(template, values, "", found), found
 
 
 def make(connection: Connection, project: Project, plan: Plan, most: int, now: datetime) -> tuple[Schedule, bool]:
-    """The schedule, and whether it was there before, in the same words: so making one may be repeated.
+    """The schedule, and whether it was there before, with the same fields: so making one may be repeated.
 
     Raises Conflict when the name is another schedule's, or the project has `most` of them.
     """
-    # the count holds until the commit: whoever else makes a schedule waits, who submits a job does not
+    # locked, so that the count holds until the commit; submissions of jobs do not wait for it
     connection.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
     first = _named(connection, project.id, plan.name)
     if first is not None and Plan.of(first) == plan:
@@ -283,7 +283,7 @@ def make(connection: Connection, project: Project, plan: Plan, most: int, now: d
 
 
 def change(connection: Connection, schedule: Schedule, plan: Plan, now: datetime) -> Schedule:
-    """The schedule with another plan; `schedule` is held. Raises Conflict when the name is another's."""
+    """The schedule with another plan; `schedule` is locked. Raises Conflict when the name is another's."""
     other = _named(connection, schedule.project_id, plan.name)
     if other is not None and other.id != schedule.id:
         raise _taken(plan.name)
@@ -297,7 +297,7 @@ def change(connection: Connection, schedule: Schedule, plan: Plan, now: datetime
 
 
 def pause(connection: Connection, schedule: Schedule, now: datetime) -> Schedule:
-    """The schedule, which fires no more; what waited for the run before is dropped. `schedule` is held."""
+    """The schedule, which fires no more; what waited for the run before is dropped. `schedule` is locked."""
     if schedule.paused_at is not None:
         return schedule
     why = "the schedule was paused before"
@@ -307,7 +307,7 @@ def pause(connection: Connection, schedule: Schedule, now: datetime) -> Schedule
 
 
 def resume(connection: Connection, schedule: Schedule, now: datetime) -> Schedule:
-    """The schedule, which fires again from its next fire time on; nothing is made up for. `schedule` is held."""
+    """The schedule, which fires again from its next fire time on; nothing is made up for. `schedule` is locked."""
     if schedule.paused_at is None:
         return schedule
     next_at = clock.after(schedule.cron, schedule.time_zone, now)
@@ -320,7 +320,7 @@ def remove(connection: Connection, schedule: Schedule) -> None:
 
 
 def skip(connection: Connection, schedule: Schedule, times: Sequence[datetime], why: str, now: datetime) -> None:
-    """Puts fire times on record as skipped, but those that have a run."""
+    """Records fire times as skipped, except those that have a run."""
     if times:
         words = {"trigger": Trigger.CLOCK, "outcome": Outcome.SKIPPED, "why": why, "at": now}
         whose = {"schedule_id": schedule.id, "project_id": schedule.project_id}
@@ -348,7 +348,7 @@ def _upcoming(schedule: Schedule) -> list[datetime]:
 
 
 def _warnings(schedule: Schedule) -> list[Fault]:
-    """What is taken and hardly meant: a zone with its sign inverted, a model that others report as retired."""
+    """What is accepted but probably not meant: a zone with its sign inverted, a model that others report as retired."""
     template, zone = schedule.template, clock.zone_warning(schedule.time_zone)
     of_template = kinds.warnings(catalog.load(), template["kind"], template.get("model"), template.get("input") or {})
     found = [replace(warning, pointer=f"/template{warning.pointer}") for warning in of_template]
@@ -411,7 +411,7 @@ def _spoken(words: str, values: Mapping[str, str], where: str, found: list[Fault
 
 def _fault(match: re.Match[str], name: str, values: Mapping[str, str], where: str) -> Fault:
     if match["open"]:
-        return Fault(where, "bad_variable", "has {{ that begins no variable; {{{{ stands for two braces")
+        return Fault(where, "bad_variable", "has {{ that does not begin a variable; {{{{ stands for two braces")
     known = ", ".join(values)
     return Fault(where, "unknown_variable", f"has {{{{{name[:40]}}}}}, and variables are: {known}")
 
