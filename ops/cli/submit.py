@@ -17,6 +17,7 @@ from ops.cli.following import Job
 from ops.cli.options import Home, Json, Key, Url, pairs
 from ops.cli.uploads import Uploads
 from ops.doctor import reach
+from worker.kinds import OFFERED
 from worker.kinds.reading import decoding
 
 Model = Annotated[
@@ -25,7 +26,7 @@ Model = Annotated[
 ]
 Kind = Annotated[
     str | None,
-    typer.Argument(help="text-to-video, image-to-video, text-to-image, speech, text or summary."),
+    typer.Argument(help=f"{', '.join(OFFERED)}."),
 ]
 Prompt = Annotated[str | None, typer.Option(help="What happens in it, in any language.")]
 Size = Annotated[str | None, typer.Option(help="Width and height: 1280*720.")]

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, text
-from worker.kinds.speech.input import Speech
 
 from api.client import Client
 from ops.cli import show
@@ -33,6 +32,7 @@ from ops.sandbox.testing import Sandbox
 from tests.bench import lateness
 from worker import log
 from worker.kinds.speech import script
+from worker.kinds.speech.input import Speech
 from worker.projects import keys
 from worker.states import TERMINAL
 
