@@ -14,10 +14,11 @@ from test_edges import with_queries
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker.catalog import Model, Usage
+from worker.catalog import Catalog, Model, Usage
 from worker.jobs import submission
-from worker.kinds import KINDS, OFFERED, text_batch
-from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
+from worker.kinds import KINDS, OFFERED
+from worker.kinds.kind import Child, Expansion, Parent, ParentKind, Piece, Store
+from worker.kinds.summary import text_batch
 from worker.steps.batch import Bill
 from worker.tables import Job
 
@@ -55,27 +56,20 @@ def _assemble(parent: Parent, store: Store) -> Iterator[Piece]:
         yield Piece(output.role, "jsonl", "application/jsonl", store.chunks(output.key))
 
 
-def _check(_model: Model, raw: Any, _region: str | None) -> BaseModel:
+def _check(_catalog: Catalog, _model: Model, raw: Any, _region: str | None) -> BaseModel:
     return Bulk.model_validate(raw)
 
 
-def _request(_model: Model, _region: str, _wanted: BaseModel) -> Request:
-    raise AssertionError("a parent calls nobody")
-
-
-BULK = Kind(
+BULK = ParentKind(
     name="bulk",
     input=Bulk,
     check=_check,
-    request=_request,
-    outputs=lambda _: (),
-    failures=lambda _: (),
-    usage=lambda _wanted, _answer: Usage(),
     estimate=lambda _model, _wanted: Usage(),
     words=lambda _: "bulk",
-    echoes=lambda _: {},
-    echoed=lambda _: {},
-    fan_out=FanOut(_expand, _assemble, lambda parent: dict(parent.ended[0].usage or {}), all_or_none=True),
+    expand=_expand,
+    assemble=_assemble,
+    usage=lambda parent: dict(parent.ended[0].usage or {}),
+    all_or_none=True,
 )
 
 

@@ -20,7 +20,7 @@ from tests.chaos import chaos, load, provider, stack
 from tests.chaos.__main__ import app
 from tests.chaos.lines import COMMITTED, Chance, Line, breaks_off, loses_commits
 from tests.chaos.lines import running as lines
-from worker import catalog
+from worker import catalog, kinds
 from worker.dashscope.client import Client
 from worker.dashscope.responses import Accepted
 from worker.egress import transports
@@ -58,7 +58,7 @@ def test_the_load_has_narrations_and_summaries_among_its_clips_and_each_is_what_
 
     for body in bodies:
         kind, model = KINDS[body["kind"]], known.model(body["model"])
-        kind.check(model, body["input"], stack.REGION)
+        kind.check(known, model, body["input"], stack.REGION)
     assert {body["kind"] for body in bodies} == {"text-to-video", "text-to-image", "speech", "summary"}
     assert {body["input"].get("mode") for body in bodies if body["kind"] == "summary"} == {"calls", "batch"}
 
@@ -79,8 +79,8 @@ def test_every_model_of_the_load_takes_words_alone() -> None:
     with running() as sandbox:
         client = Client(Account(url=sandbox.url, key=SecretStr("sk-test")), transports.keeping(), transports.single())
         for name, kind_name in stack.models().items():
-            kind, model = KINDS[kind_name], known.model(name)
-            wanted = kind.check(model, {"prompt": "a heron"}, stack.REGION)
+            kind, model = kinds.call(kind_name), known.model(name)
+            wanted = kind.check(known, model, {"prompt": "a heron"}, stack.REGION)
             assert isinstance(client.create(kind.request(model, stack.REGION, wanted), 10), Accepted), name
 
 

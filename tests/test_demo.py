@@ -25,7 +25,7 @@ from ops.demo import judge, receiver, workloads
 from ops.demo.workloads import CAMPAIGN
 from ops.local.supervise import MARK, end_leftovers
 from worker import webhooks
-from worker.kinds.speech import script, subtitles
+from worker.kinds.speech import script, timeline
 from worker.kinds.summary import documents
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -206,9 +206,9 @@ def _narration(folder: Path, missing: int = 0, subtitles_end: float = 1.7) -> tu
     segments = [{"paragraph": n, "start": a, "end": b, "text": text} for n, (text, (a, b)) in enumerate(spoken)]
     told = {"samples": 40_800, "seconds": 1.7, "segments": segments}
     files["json"].write_text(json.dumps(told))
-    lines = [subtitles.Line(text, start, end) for text, (start, end) in zip(texts, places, strict=True)]
+    lines = [timeline.Line(text, start, end) for text, (start, end) in zip(texts, places, strict=True)]
     for form in ("srt", "vtt"):
-        files[form].write_text(subtitles.written(lines, form))
+        files[form].write_text(timeline.subtitles(lines, form))
     asked = {"paragraphs": [{"text": text} for text in texts], "pause": 0.25, "paragraph_pause": 0.7}
     return {"kind": "speech", "input": asked}, files
 

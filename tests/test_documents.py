@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader, PdfWriter
-from worker.kinds.json_answers import Unfitting
 
-from worker.kinds import json_answers
-from worker.kinds.reading import child, decoding, extract
-from worker.kinds.summary import chunks, documents
+from worker.kinds import answers, reading
+from worker.kinds.answers import Unfitting
+from worker.kinds.reading import decoding, extract
+from worker.kinds.summary import documents, prompts
 from worker.kinds.summary.documents import Unreadable
 from worker.kinds.text import tokens
 
@@ -439,8 +439,8 @@ def test_mail_in_html_alone_is_read() -> None:
 def test_mail_within_mail_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each head was read by a program of its own, until the stack ended."""
     forms: list[str] = []
-    run = child.run
-    monkeypatch.setattr(child, "run", lambda form, *rest: forms.append(form) or run(form, *rest))
+    run = reading.run
+    monkeypatch.setattr(reading, "run", lambda form, *rest: forms.append(form) or run(form, *rest))
 
     found = documents.text_of(b"From: a\nMIME-Version: 1.0\n\n" * 400 + b"Up twelve.\n")
 
@@ -504,9 +504,9 @@ def test_no_page_is_parsed_in_our_own_process() -> None:
 def test_what_a_parser_complains_of_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "loud.py"
     program.write_text("import sys; sys.stdin.read(); sys.stderr.write('x' * 5_000_000); print('{}')")
-    monkeypatch.setattr(child, "_PROGRAM", str(program))
+    monkeypatch.setattr(reading, "_PROGRAM", str(program))
 
-    assert child.run("pdf", b"", 1, 10.0) == {}  # a pipe that nobody reads would have filled up
+    assert reading.run("pdf", b"", 1, 10.0) == {}  # a pipe that nobody reads would have filled up
 
 
 def test_an_archive_that_says_it_unpacks_to_more_than_memory_is_not_unpacked() -> None:
@@ -517,10 +517,10 @@ def test_an_archive_that_says_it_unpacks_to_more_than_memory_is_not_unpacked() -
 
 
 def test_a_parser_that_says_too_much_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "_ANSWER", 1_000)
+    monkeypatch.setattr(reading, "_ANSWER", 1_000)
 
-    with pytest.raises(child.Exhausted):
-        child.run("html", b"<p>words</p>" * 1_000, 10**6, 20.0)
+    with pytest.raises(reading.Exhausted):
+        reading.run("html", b"<p>words</p>" * 1_000, 10**6, 20.0)
 
 
 def test_a_parser_writes_no_file_and_is_the_first_to_go_where_memory_runs_out(tmp_path: Path) -> None:
@@ -533,11 +533,11 @@ def test_a_parser_writes_no_file_and_is_the_first_to_go_where_memory_runs_out(tm
 
 
 def test_json_that_takes_long_to_mend_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_answers, "_SECONDS", 1.5)
+    monkeypatch.setattr(answers, "_SECONDS", 1.5)
     began = time.monotonic()
 
     with pytest.raises(Unfitting):
-        json_answers.read('{"a":' * 8_000 + '"' * 40_000 + "[" * 8_000, None)
+        answers.parsed_json('{"a":' * 8_000 + '"' * 40_000 + "[" * 8_000, None)
 
     assert time.monotonic() - began < 15
 
@@ -557,7 +557,7 @@ def test_json_that_takes_long_to_mend_is_given_up(monkeypatch: pytest.MonkeyPatc
     ids=["sentences", "no pause", "Han", "mixed", "marks"],
 )
 def test_a_long_document_is_cut_into_parts_that_fit_and_loses_nothing(text: str) -> None:
-    parts = chunks.cut(text, 1_000)
+    parts = prompts.cut(text, 1_000)
 
     assert max(map(tokens, parts)) <= 1_000
     assert "".join("".join(parts).split()) == "".join(text.split())
@@ -565,14 +565,14 @@ def test_a_long_document_is_cut_into_parts_that_fit_and_loses_nothing(text: str)
 
 
 def test_a_document_that_fits_is_not_touched() -> None:
-    assert chunks.cut("  as it is  ", 100) == ["  as it is  "]
+    assert prompts.cut("  as it is  ", 100) == ["  as it is  "]
 
 
 @given(st.lists(st.integers(0, 3_000), min_size=1, max_size=60))
 def test_answers_are_grouped_in_order_and_get_fewer(sizes: list[int]) -> None:
     texts = [f"{n}:" + "x" * size for n, size in enumerate(sizes)]
 
-    groups = chunks.grouped(texts, 1_000)
+    groups = prompts.grouped(texts, 1_000)
 
     assert [text for group in groups for text in group] == texts
     assert len(groups) <= (len(texts) + 1) // 2

@@ -21,7 +21,7 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import storage, timeouts
 from worker.jobs import submission
-from worker.kinds import KINDS, OFFERED, json_answers
+from worker.kinds import KINDS, OFFERED, answers
 from worker.kinds.kind import Expansion, Parent, Store
 from worker.kinds.summary import documents
 from worker.moves import children
@@ -41,7 +41,7 @@ def _dies(_parent: Parent, _store: Store) -> Expansion:
 @pytest.fixture(autouse=True)
 def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     album = _album(True)
-    broken = replace(album, name="broken", fan_out=replace(album.fan_out, expand=_dies))  # type: ignore[type-var]
+    broken = replace(album, name="broken", expand=_dies)
     for kind in (album, _album(False), broken):
         monkeypatch.setitem(KINDS, kind.name, kind)
         monkeypatch.setitem(OFFERED, kind.name, kind)
@@ -134,7 +134,7 @@ def test_a_regular_expression_in_a_users_schema_is_not_run() -> None:
     answer = json.dumps({"a" * 32 + "!": 1})
 
     in_time(
-        f"from worker.kinds import json_answers; json_answers.slip({schema}) or json_answers.read({answer!r}, {schema})"
+        f"from worker.kinds import answers; answers.schema_fault({schema}) or answers.parsed_json({answer!r}, {schema})"
     )
 
 
@@ -171,10 +171,12 @@ def test_a_parent_that_three_workers_died_on_waits_for_a_person(play: Stage) -> 
     ],
 )
 def test_a_reference_that_leads_to_no_schema_is_a_misfit_and_no_crash(schema: dict[str, Any]) -> None:
-    assert json_answers.slip(schema) is None, "a schema by its form: it is seen only when an answer is held against it"
+    assert answers.schema_fault(schema) is None, (
+        "a schema by its form: it is seen only when an answer is held against it"
+    )
 
-    with pytest.raises(json_answers.Unfitting, match="the schema cannot be followed"):
-        json_answers.read('{"a": 1}', schema)
+    with pytest.raises(answers.Unfitting, match="the schema cannot be followed"):
+        answers.parsed_json('{"a": 1}', schema)
 
 
 @pytest.mark.parametrize(

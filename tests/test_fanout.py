@@ -15,11 +15,11 @@ from stage import Stage, stage
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import money
-from worker.catalog import Model, Usage
+from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict
 from worker.jobs import submission
 from worker.kinds import KINDS, OFFERED
-from worker.kinds.kind import Child, Expansion, FanOut, Kind, Parent, Piece, Request, Store
+from worker.kinds.kind import Child, Expansion, Parent, ParentKind, Piece, Store
 from worker.moves import children
 from worker.tables import Job
 
@@ -58,26 +58,20 @@ def _assemble(parent: Parent, store: Store) -> Iterator[Piece]:
             yield Piece(f"page-{part.place}", "png", "image/png", store.chunks(output.key))
 
 
-def _album(all_or_none: bool) -> Kind:
-    def check(_model: Model, raw: Any, _region: str | None) -> BaseModel:
+def _album(all_or_none: bool) -> ParentKind:
+    def check(_catalog: Catalog, _model: Model, raw: Any, _region: str | None) -> BaseModel:
         return Album.model_validate(raw)
 
-    def request(_model: Model, _region: str, _wanted: BaseModel) -> Request:
-        raise AssertionError("a parent calls nobody")
-
-    return Kind(
+    return ParentKind(
         name="album" if all_or_none else "scrapbook",
         input=Album,
         check=check,
-        request=request,
-        outputs=lambda _: (),
-        failures=lambda _: (),
-        usage=lambda _wanted, _answer: Usage(),
         estimate=lambda _model, wanted: Usage({"images": sum(map(len, wanted.model_dump()["rounds"]))}),
         words=lambda _: "album",
-        echoes=lambda _: {},
-        echoed=lambda _: {},
-        fan_out=FanOut(_expand, _assemble, lambda parent: {"images": len(parent.ended)}, all_or_none),
+        expand=_expand,
+        assemble=_assemble,
+        usage=lambda parent: {"images": len(parent.ended)},
+        all_or_none=all_or_none,
     )
 
 
@@ -356,9 +350,7 @@ def test_a_parent_that_cannot_go_on_sees_its_children_to_their_end_first(
             store.read("somebody-elses/key", 100)
         return replace(_expand(parent, store), more=True)
 
-    album = KINDS["album"]
-    assert album.fan_out is not None
-    monkeypatch.setitem(KINDS, "album", replace(album, fan_out=replace(album.fan_out, expand=expand)))
+    monkeypatch.setitem(KINDS, "album", replace(_album(True), expand=expand))
     play.sql("update lanes set concurrency = 0 where model = :model", model=MODEL)
     job = _make(play, [["one", "two"]])
 

@@ -16,10 +16,10 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import inputs, media, text, timeouts
+from worker import inputs, kinds, media, text, timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
 from worker.inputs import Handover
-from worker.kinds import KINDS, Request
+from worker.kinds import Request
 from worker.lanes import throttle
 from worker.states import State
 from worker.storage import Expected
@@ -83,7 +83,7 @@ def stored(play: Stage, content: bytes = PNG) -> str:
 
 
 def request_of(play: Stage, job: Job) -> Request:
-    kind = KINDS[job.kind]
+    kind = kinds.call(job.kind)
     return kind.request(play.ctx.catalog.model(job.model), "cn-beijing", kind.input.model_validate(job.input))
 
 

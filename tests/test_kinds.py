@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker import catalog
+from worker import catalog, kinds
 from worker.catalog import Model
 from worker.errors import Fault, InvalidInput
-from worker.kinds import KINDS, Kind, Request, Source, checks, fields
+from worker.kinds import KINDS, Kind, ParentKind, Request, Source, fields, visual
 from worker.states import Mode
 
 TODAY = date(2026, 11, 21)
@@ -27,7 +27,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "image-to-video": {"img_url": PICTURE},
     "text-to-image": {"prompt": PROMPT},
 }
-MEDIA = [model for model in catalog.load().models() if model.kinds[0] in INPUTS]
+CATALOG = catalog.load()
+MEDIA = [model for model in CATALOG.models() if model.kinds[0] in INPUTS]
 
 
 def complete(model: Model, **more: Any) -> dict[str, Any]:
@@ -38,21 +39,21 @@ def complete(model: Model, **more: Any) -> dict[str, Any]:
 def checked(name: str, region: str | None = BEIJING, /, **raw: Any) -> dict[str, Any]:
     """The checked input as it is stored."""
     model = catalog.load().model(name)
-    return KINDS[model.kinds[0]].check(model, raw, region).model_dump(exclude_none=True)
+    return KINDS[model.kinds[0]].check(CATALOG, model, raw, region).model_dump(exclude_none=True)
 
 
 def faults(name: str, raw: Any, region: str | None = BEIJING, kind: str | None = None) -> dict[str, Fault]:
     """The faults of such an input by pointer."""
     model = catalog.load().model(name)
     with pytest.raises(InvalidInput) as raised:
-        KINDS[kind or model.kinds[0]].check(model, raw, region)
+        KINDS[kind or model.kinds[0]].check(CATALOG, model, raw, region)
     return {fault.pointer: fault for fault in raised.value.faults}
 
 
 def request(name: str, region: str = BEIJING, **raw: Any) -> Request:
     model = catalog.load().model(name)
     kind = KINDS[model.kinds[0]]
-    return kind.request(model, region, kind.check(model, raw, region))
+    return kind.request(model, region, kind.check(CATALOG, model, raw, region))
 
 
 def storable(value: Any) -> bool:
@@ -206,7 +207,7 @@ def test_a_retired_model_is_refused() -> None:
     retired = catalog.load().model("wan2.6-t2v").model_copy(update=ended)
 
     with pytest.raises(InvalidInput) as raised:
-        KINDS["text-to-video"].check(retired, INPUTS["text-to-video"], None)
+        KINDS["text-to-video"].check(CATALOG, retired, INPUTS["text-to-video"], None)
 
     assert raised.value.faults[0].code == "retired_model"
     assert "on 2026-11-01: take wan2.7-t2v;" in raised.value.faults[0].message
@@ -220,7 +221,7 @@ def test_a_summary_is_reduced_by_no_model_that_has_ended() -> None:
     model, documents = catalog.load().model("qwen-flash"), [{"text": "words"}]
 
     with pytest.raises(InvalidInput) as raised:
-        KINDS["summary"].check(model, {"documents": documents, "reduce_model": "qwen-turbo"}, None)
+        KINDS["summary"].check(CATALOG, model, {"documents": documents, "reduce_model": "qwen-turbo"}, None)
 
     assert [(fault.pointer, fault.code) for fault in raised.value.faults] == [("/input/reduce_model", "retired_model")]
     assert "take qwen3.6-flash" in raised.value.faults[0].message
@@ -329,11 +330,15 @@ def test_a_check_gives_a_sendable_input_or_faults_that_can_be_stored(
     kind: Kind, model: Model, raw: Any, region: str | None
 ) -> None:
     try:
-        taken = kind.check(model, raw, region)
+        taken = kind.check(CATALOG, model, raw, region)
     except InvalidInput as invalid:
         found: list[Any] = [[fault.pointer, fault.code, fault.message] for fault in invalid.faults]
     else:
-        sent = kind.request(model, region or next(iter(model.regions)), taken).body if not kind.fan_out else None
+        sent = (
+            kind.request(model, region or next(iter(model.regions)), taken).body
+            if not isinstance(kind, ParentKind)
+            else None
+        )
         found = [sent or taken.model_dump(mode="json")]
 
     assert found
@@ -452,7 +457,7 @@ def test_every_model_makes_a_complete_request_of_every_shape(model: Model) -> No
     billed = {*model.choices, *({"prompt_extend", "watermark", "audio", "thinking_mode"} & model.fields)}
     for shape in shapes(model):
         for region, there in model.regions.items():
-            taken = kind.check(model, complete(model, **shape), region)
+            taken = kind.check(CATALOG, model, complete(model, **shape), region)
 
             sent = kind.request(model, region, taken)
 
@@ -470,7 +475,7 @@ def test_every_priced_shape_has_an_estimate(model: Model) -> None:
     kind = KINDS[model.kinds[0]]
     for shape in shapes(model):
         for region, there in model.regions.items():
-            taken = kind.check(model, complete(model, **shape), region)
+            taken = kind.check(CATALOG, model, complete(model, **shape), region)
 
             cost = model.price(kind.estimate(model, taken), region, TODAY)
 
@@ -564,9 +569,9 @@ def test_seconds_and_tier_are_read_from_every_generation(
 ) -> None:
     model = catalog.load().model(name)
     kind = KINDS[model.kinds[0]]
-    taken = kind.check(model, complete(model, **raw), None)
+    taken = kind.check(CATALOG, model, complete(model, **raw), None)
 
-    units = kind.usage(taken, {"output": {}, "usage": reported}).units
+    units = kind.usage(model, taken, {"output": {}, "usage": reported}).units
 
     assert units["seconds"] == seconds
     assert units["tier"] == tier
@@ -576,9 +581,9 @@ def test_seconds_and_tier_are_read_from_every_generation(
 def test_whether_a_clip_has_sound_moves_its_price(reported: dict[str, Any], audio: bool) -> None:
     model = catalog.load().model("wan2.6-i2v-flash")
     kind = KINDS["image-to-video"]
-    taken = kind.check(model, {"img_url": PICTURE, "audio": False}, None)
+    taken = kind.check(CATALOG, model, {"img_url": PICTURE, "audio": False}, None)
 
-    usage = kind.usage(taken, {"usage": {"duration": 10, "SR": 720, **reported}})
+    usage = kind.usage(model, taken, {"usage": {"duration": 10, "SR": 720, **reported}})
 
     assert usage.units["audio"] is audio
     assert model.price(usage, BEIJING, TODAY) == (3_000_000 if audio else 1_500_000)
@@ -599,18 +604,18 @@ def test_whether_a_clip_has_sound_moves_its_price(reported: dict[str, Any], audi
 def test_pictures_are_counted_as_the_provider_or_the_links_say(answer: dict[str, Any], images: int) -> None:
     model = catalog.load().model("wan2.6-t2i")
     kind = KINDS["text-to-image"]
-    taken = kind.check(model, {"prompt": PROMPT, "n": 4}, None)
+    taken = kind.check(CATALOG, model, {"prompt": PROMPT, "n": 4}, None)
 
-    assert kind.usage(taken, answer).units["images"] == images
+    assert kind.usage(model, taken, answer).units["images"] == images
 
 
 def test_what_else_was_reported_is_kept_where_it_can_be_stored() -> None:
     model = catalog.load().model("wan2.6-t2v")
     kind = KINDS["text-to-video"]
-    taken = kind.check(model, {"prompt": PROMPT}, None)
+    taken = kind.check(CATALOG, model, {"prompt": PROMPT}, None)
 
     odd = {"novelty": "x", "nan": float("nan"), "vast": 10**400, "nul": "\0", "list": [1]}
-    units = kind.usage(taken, {"usage": {"duration": 5, "SR": 720, "video_count": 1, **odd}}).units
+    units = kind.usage(model, taken, {"usage": {"duration": 5, "SR": 720, "video_count": 1, **odd}}).units
 
     assert units["video_count"] == 1
     assert units["novelty"] == "x"
@@ -631,14 +636,14 @@ def test_what_else_was_reported_is_kept_where_it_can_be_stored() -> None:
 )
 def test_no_answer_is_too_odd_to_be_billed(model: Model, answer: dict[str, Any]) -> None:
     kind = KINDS[model.kinds[0]]
-    taken = kind.check(model, complete(model), None)
+    taken = kind.check(CATALOG, model, complete(model), None)
     output = answer.get("output")
 
-    usage = kind.usage(taken, answer)
+    usage = kind.usage(model, taken, answer)
 
     assert usage.units["images" if model.n_max else "seconds"] > 0
     assert storable(usage.units)
-    assert isinstance(kind.echoed(answer), dict)
+    assert isinstance(kind.echoed(model, answer), dict)
     assert isinstance(kind.outputs(output if isinstance(output, Mapping) else {}), tuple)
 
 
@@ -658,7 +663,7 @@ def test_an_input_is_described_without_its_prompt(name: str, raw: dict[str, Any]
     model = catalog.load().model(name)
     kind = KINDS[model.kinds[0]]
 
-    assert kind.words(kind.check(model, complete(model, prompt=PROMPT, **raw), None)) == words
+    assert kind.words(kind.check(CATALOG, model, complete(model, prompt=PROMPT, **raw), None)) == words
 
 
 @pytest.mark.parametrize(
@@ -676,9 +681,9 @@ def test_an_input_is_described_without_its_prompt(name: str, raw: dict[str, Any]
 def test_a_tasks_echoes_are_those_of_its_own_request(name: str, answer: dict[str, Any]) -> None:
     model = catalog.load().model(name)
     kind = KINDS[model.kinds[0]]
-    own = kind.echoes(kind.check(model, complete(model, prompt=PROMPT), None))
+    own = kind.echoes(model, kind.check(CATALOG, model, complete(model, prompt=PROMPT), None))
 
-    echoed = kind.echoed(answer)
+    echoed = kind.echoed(model, answer)
 
     assert echoed["orig_prompt"] == PROMPT
     assert echoed.items() <= own.items()
@@ -687,9 +692,11 @@ def test_a_tasks_echoes_are_those_of_its_own_request(name: str, answer: dict[str
 def test_a_task_of_another_request_differs_in_an_echo() -> None:
     model = catalog.load().model("wan2.6-t2v")
     kind = KINDS["text-to-video"]
-    own = kind.echoes(kind.check(model, {"prompt": PROMPT, "size": "720*1280"}, None))
+    own = kind.echoes(model, kind.check(CATALOG, model, {"prompt": PROMPT, "size": "720*1280"}, None))
 
-    other = kind.echoed({"output": {"orig_prompt": PROMPT}, "usage": {"duration": 5, "SR": 720, "size": "1280*720"}})
+    other = kind.echoed(
+        model, {"output": {"orig_prompt": PROMPT}, "usage": {"duration": 5, "SR": 720, "size": "1280*720"}}
+    )
 
     assert other["size"] != own["size"]
     assert other["tier"] == own["tier"]
@@ -713,7 +720,25 @@ def test_every_field_of_the_catalog_is_a_field_of_its_kind() -> None:
             assert model.fields <= KINDS[kind].input.model_fields.keys(), model.id
 
 
+def test_the_fields_that_may_name_a_file_are_found_by_their_types() -> None:
+    assert fields.media(KINDS["image-to-video"].input) == {
+        "audio_url": "sound",
+        "img_url": "picture",
+        "last_frame_url": "picture",
+    }
+    assert fields.media(KINDS["summary"].input) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_a_kind_is_asked_only_as_what_it_is(kind: Kind) -> None:
+    right, wrong = (kinds.parent, kinds.call) if isinstance(kind, ParentKind) else (kinds.call, kinds.parent)
+
+    assert right(kind.name) is kind
+    with pytest.raises(AssertionError, match=kind.name):
+        wrong(kind.name)
+
+
 def test_an_input_that_is_read_back_is_not_held_against_the_catalog() -> None:
     taken = KINDS["text-to-video"].input.model_validate({"prompt": "x" * 5000, "size": "1*1", "duration": 99})
 
-    assert isinstance(taken, checks.MediaInput)
+    assert isinstance(taken, visual.MediaInput)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.kinds.speech import cutting, script
+from worker.kinds.speech import script
 from worker.kinds.speech.script import Paragraph
 
 FAMILY = "👨‍👩‍👧‍👦"
@@ -22,7 +22,7 @@ MARKS = ["。", "！”", ". ", "? ", "，", "、", "; ", "Dr. ", "1,299.00", "�
 ODD = ["字", "word ", "مرحبا ", "สวัสดี", "\x07", "\u2028", "\u200d", "\u202e", "\ufeff", "\u0301"]
 SCRAPS = st.sampled_from([*MARKS, *ODD, FAMILY, FLAG, ACCENTED, HANGUL])
 HOSTILE = st.lists(SCRAPS | st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=60).map("".join)
-MEASURES = st.sampled_from([cutting.in_bytes, len, cutting.in_columns])
+MEASURES = st.sampled_from([script.in_bytes, len, script.in_columns])
 
 
 def paragraph(text: str, pause: float = 0.7) -> Paragraph:
@@ -30,7 +30,7 @@ def paragraph(text: str, pause: float = 0.7) -> Paragraph:
 
 
 def pieces(text: str, limit: int = 60) -> list[str]:
-    return list(cutting.cut(text, limit, cutting.in_bytes))
+    return list(script.cut(text, limit, script.in_bytes))
 
 
 def spoken(text: str) -> str:
@@ -42,12 +42,12 @@ def spoken(text: str) -> str:
 
 @settings(max_examples=300, deadline=None)
 @given(text=HOSTILE, limit=st.integers(4, 80), measure=MEASURES)
-@example(text="a" + "\u0301" * 200, limit=10, measure=cutting.in_bytes)
-@example(text=FAMILY * 20, limit=26, measure=cutting.in_bytes)
+@example(text="a" + "\u0301" * 200, limit=10, measure=script.in_bytes)
+@example(text=FAMILY * 20, limit=26, measure=script.in_bytes)
 def test_pieces_are_within_the_limit_and_joined_they_are_the_text(
     text: str, limit: int, measure: Callable[[str], int]
 ) -> None:
-    found = list(cutting.cut(text, limit, measure))
+    found = list(script.cut(text, limit, measure))
 
     assert "".join(found) == text
     assert all(0 < measure(piece) <= limit for piece in found)
@@ -127,11 +127,11 @@ def test_a_hundred_thousand_characters_are_cut_in_seconds(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(HOSTILE, max_size=4), limit=st.integers(8, 80))
 def test_every_character_that_can_be_spoken_is_sent_once_and_in_order(texts: list[str], limit: int) -> None:
-    found = script.segments(map(paragraph, texts), 0.25, limit, cutting.in_bytes)
+    found = script.segments(map(paragraph, texts), 0.25, limit, script.in_bytes)
 
     sent = "".join(segment.text for segment in found)
     assert [c for c in sent if c.isalnum()] == [c for text in texts for c in text if c.isalnum()]
-    assert all(segment.text == segment.text.strip() and cutting.is_spoken(segment.text) for segment in found)
+    assert all(segment.text == segment.text.strip() and script.is_spoken(segment.text) for segment in found)
     assert all(0 <= segment.pause <= script.LONGEST_PAUSE for segment in found)
     assert not found or found[-1].pause == 0
 
@@ -139,15 +139,15 @@ def test_every_character_that_can_be_spoken_is_sent_once_and_in_order(texts: lis
 def test_a_hundred_thousand_mixed_characters_are_sent_whole() -> None:
     text = MIXED * (100_000 // len(MIXED))
 
-    found = script.segments([paragraph(text)], 0.25, 600, cutting.in_bytes)
+    found = script.segments([paragraph(text)], 0.25, 600, script.in_bytes)
 
     assert spoken("".join(segment.text for segment in found)) == spoken(text)
-    assert max(cutting.in_bytes(segment.text) for segment in found) <= 600
-    assert len(found) < cutting.in_bytes(text) / 500  # few calls: they are filled
+    assert max(script.in_bytes(segment.text) for segment in found) <= 600
+    assert len(found) < script.in_bytes(text) / 500  # few calls: they are filled
 
 
 def test_pauses_tell_segments_from_paragraphs() -> None:
-    found = script.segments([paragraph("One. Two."), paragraph("Three!")], 0.25, 6, cutting.in_bytes)
+    found = script.segments([paragraph("One. Two."), paragraph("Three!")], 0.25, 6, script.in_bytes)
 
     assert [(segment.paragraph, segment.text, segment.pause) for segment in found] == [
         (1, "One.", 0.25),
@@ -159,7 +159,7 @@ def test_pauses_tell_segments_from_paragraphs() -> None:
 def test_what_cannot_be_spoken_is_a_longer_pause_and_no_call() -> None:
     lines = ["…", "Before.", "* * *", "——", "After."]
 
-    found = script.segments(map(paragraph, lines), 0.25, 600, cutting.in_bytes)
+    found = script.segments(map(paragraph, lines), 0.25, 600, script.in_bytes)
 
     assert [segment.text for segment in found] == ["Before.", "After."]
     assert found[0].pause == pytest.approx(3 * 0.7)
@@ -168,7 +168,7 @@ def test_what_cannot_be_spoken_is_a_longer_pause_and_no_call() -> None:
 def test_silence_upon_silence_ends_somewhere() -> None:
     lines = ["Before.", *["***"] * 1000, "After."]
 
-    assert script.segments(map(paragraph, lines), 0.25, 600, cutting.in_bytes)[0].pause == script.LONGEST_PAUSE
+    assert script.segments(map(paragraph, lines), 0.25, 600, script.in_bytes)[0].pause == script.LONGEST_PAUSE
 
 
 def test_blank_lines_divide_paragraphs_whatever_ends_a_line() -> None:

@@ -10,7 +10,6 @@ import uuid
 import wave
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import av
@@ -18,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examined
 from hypothesis import strategies as st
-from worker.kinds.speech.subtitles import Line
-from worker.kinds.speech.wav_files import BadSound, Format
 
 from worker import catalog
 from worker.kinds import speech
 from worker.kinds.kind import Ended, Expansion, Found, Parent, Piece, Stored, Unfit
-from worker.kinds.speech import mp3, narration, subtitles, wav_files
+from worker.kinds.speech import audio, timeline
+from worker.kinds.speech.audio import BadSound, Format
+from worker.kinds.speech.timeline import Line
 from worker.settings import Settings
 
 MODEL = catalog.load().model("qwen3-tts-flash")
@@ -77,17 +76,15 @@ class Shelf:
 
 def parent(**raw: Any) -> Parent:
     return Parent(
-        id=uuid.uuid4(),
         model=MODEL.id,
-        input=speech.KIND.check(MODEL, raw, None),
+        input=speech.KIND.check(catalog.load(), MODEL, raw, None),
         note={},
         round=0,
         made=0,
         ended=(),
-        created_at=datetime(2026, 11, 21, tzinfo=UTC),
-        deadline_at=None,
         prefixes=("p/",),
         settings=SETTINGS,
+        catalog=catalog.load(),
     )
 
 
@@ -96,7 +93,7 @@ def expanded(made: Parent) -> tuple[Parent, list[Any]]:
     children: list[Any] = []
     said = Expansion(more=True)
     while said.more:
-        said = narration.expand(replace(made, made=len(children)), Shelf())
+        said = speech.expand(replace(made, made=len(children)), Shelf())
         made = replace(made, note=said.note or made.note)
         children += said.children
     return replace(made, round=1), children
@@ -128,11 +125,11 @@ def spoken(made: Parent, files: list[bytes]) -> tuple[Parent, Shelf]:
 
 def joined(made: Parent, shelf: Shelf) -> tuple[Parent, dict[str, tuple[Piece, bytes]]]:
     """The parent as it was put together, and its pieces by extension."""
-    said = narration.expand(made, shelf)
+    said = speech.expand(made, shelf)
     assert said.failure is None
     assert (said.children, said.more) == ((), False)
     made = replace(made, note=said.note or made.note)
-    return made, {piece.extension: (piece, b"".join(piece.chunks)) for piece in narration.assemble(made, shelf)}
+    return made, {piece.extension: (piece, b"".join(piece.chunks)) for piece in speech.assemble(made, shelf)}
 
 
 def played(content: bytes) -> tuple[int, bytes]:
@@ -166,7 +163,7 @@ def test_the_whole_is_the_sum_of_segments_and_pauses_to_the_sample(
     assert content == bytes(2 * round(pause * 24_000)).join(sounds)
     assert frames == sum(n for n, _, _ in segments) + (len(files) - 1) * round(pause * 24_000)
     assert pieces["wav"][0].duration == frames / 24_000
-    assert narration.usage(made)["seconds"] == round(frames / 24_000, 3)
+    assert speech.usage(made)["seconds"] == round(frames / 24_000, 3)
 
 
 def test_what_follows_the_sound_is_not_heard() -> None:
@@ -192,7 +189,7 @@ def test_what_follows_the_sound_is_not_heard() -> None:
 def test_segments_that_do_not_go_together_are_refused_by_number(second: bytes, reason: str) -> None:
     made, shelf = spoken(parent(paragraphs=[{"text": "One."}, {"text": "Two."}]), [wav(bytes(100)), second])
 
-    failure = narration.expand(made, shelf).failure
+    failure = speech.expand(made, shelf).failure
 
     assert failure is not None
     assert failure.code == "parts_unfit"
@@ -204,7 +201,7 @@ def test_all_that_are_to_blame_are_named_at_once_and_the_format_of_most_is_right
     odd, good = wav(bytes(100), Format(16_000, 1)), wav(bytes(100))
     made, shelf = spoken(parent(paragraphs=[{"text": "Hello."}] * 5), [odd, good, b"RIFF", good, wav(b"")])
 
-    said = narration.expand(made, shelf)
+    said = speech.expand(made, shelf)
 
     assert said.failure is not None
     assert said.failure.message.startswith("segment 1 cannot be joined: it has 1 channels at 16000 Hz")
@@ -224,11 +221,11 @@ def test_a_narration_that_is_made_again_is_measured_anew() -> None:
 
 
 def test_more_than_a_wav_can_tell_of_is_refused_before_a_byte_is_joined() -> None:
-    vast = wav_files.Sound(MONO, 44, wav_files.LONGEST // 2 - 10)
+    vast = audio.Sound(MONO, 44, audio.LONGEST // 2 - 10)
     made, shelf = spoken(parent(paragraphs=[{"text": "One."}, {"text": "Two."}]), [wav(bytes(2)), wav(bytes(40))])
     before = {**made.note, "sounds": [[24_000, 1, vast.offset, vast.frames]]}
 
-    failure = narration.expand(replace(made, note=before), shelf).failure
+    failure = speech.expand(replace(made, note=before), shelf).failure
 
     assert failure is not None
     assert failure.code == "too_long"
@@ -237,7 +234,7 @@ def test_more_than_a_wav_can_tell_of_is_refused_before_a_byte_is_joined() -> Non
 def test_segments_are_made_in_portions_of_hundreds() -> None:
     made = parent(paragraphs=[{"text": f"Line {n}."} for n in range(600)])
 
-    first = narration.expand(made, Shelf())
+    first = speech.expand(made, Shelf())
     _, children = expanded(made)
 
     assert (len(first.children), first.more) == (250, True)
@@ -246,24 +243,24 @@ def test_segments_are_made_in_portions_of_hundreds() -> None:
 
 def test_the_limit_of_the_first_portion_holds_for_all() -> None:
     made = parent(text="字" * 1000 + "。")
-    first = narration.expand(made, Shelf())
+    first = speech.expand(made, Shelf())
     changed = replace(
         made, note=first.note or {}, settings=SETTINGS.model_copy(update={"speech_limit_unit": "characters"})
     )
 
-    again = narration.expand(changed, Shelf())
+    again = speech.expand(changed, Shelf())
 
     assert again.children == first.children
     assert max(len(child.input["text"].encode()) for child in first.children) == 600
-    assert len(narration.expand(replace(changed, note={}), Shelf()).children) == 2
+    assert len(speech.expand(replace(changed, note={}), Shelf()).children) == 2
 
 
 def test_a_step_that_has_had_its_time_goes_on_where_it_was() -> None:
     made, shelf = spoken(parent(paragraphs=[{"text": "Hello."}] * 5), [wav(bytes(2 * n)) for n in range(1, 6)])
     shelf.late_after = 3
 
-    part = narration.expand(made, shelf)
-    rest = narration.expand(replace(made, note=part.note or {}), replace(shelf, late_after=1 << 30, seen=0))
+    part = speech.expand(made, shelf)
+    rest = speech.expand(replace(made, note=part.note or {}), replace(shelf, late_after=1 << 30, seen=0))
 
     assert (part.more, part.failure) == (True, None)
     assert [frames for *_, frames in (rest.note or {})["sounds"]] == [1, 2, 3, 4, 5]
@@ -271,9 +268,9 @@ def test_a_step_that_has_had_its_time_goes_on_where_it_was() -> None:
 
 def test_a_text_that_is_cut_otherwise_than_it_was_spoken_is_not_joined() -> None:
     made, shelf = spoken(parent(text="Hello."), [wav(bytes(100))])
-    changed = replace(made, input=speech.KIND.check(MODEL, {"text": "Hello there."}, None))
+    changed = replace(made, input=speech.KIND.check(catalog.load(), MODEL, {"text": "Hello there."}, None))
 
-    failure = narration.expand(changed, shelf).failure
+    failure = speech.expand(changed, shelf).failure
 
     assert failure is not None
     assert "submit it again" in failure.message
@@ -281,11 +278,11 @@ def test_a_text_that_is_cut_otherwise_than_it_was_spoken_is_not_joined() -> None
 
 def test_a_segment_that_shrank_in_the_bucket_is_noticed() -> None:
     made, shelf = spoken(parent(text="Hello."), [wav(bytes(5000))])
-    made = replace(made, note=narration.expand(made, shelf).note or {})
+    made = replace(made, note=speech.expand(made, shelf).note or {})
     shelf.objects["p/0"] = shelf.objects["p/0"][:-100]
 
     with pytest.raises(Unfit, match=r"segment 1 .* 100 bytes early"):
-        list(next(iter(narration.assemble(made, shelf))).chunks)
+        list(next(iter(speech.assemble(made, shelf))).chunks)
 
 
 def test_the_manifest_says_where_each_segment_is() -> None:
@@ -307,7 +304,7 @@ def test_the_manifest_says_where_each_segment_is() -> None:
         "cost": "0.000048",
         "text": "谁啊？",
     }
-    assert narration.usage(made) == {"characters": 16, "segments": 2, "seconds": 2.5}
+    assert speech.usage(made) == {"characters": 16, "segments": 2, "seconds": 2.5}
 
 
 def test_only_the_formats_asked_for_are_made() -> None:
@@ -333,27 +330,27 @@ def test_an_mp3_plays_as_long_as_the_wav() -> None:
 
 
 def test_an_mp3_of_two_channels_is_made_as_well() -> None:
-    content = b"".join(mp3.encoded([bytes(30_000), bytes(66_000)], Format(24_000, 2)))
+    content = b"".join(audio.mp3([bytes(30_000), bytes(66_000)], Format(24_000, 2)))
 
     with av.open(io.BytesIO(content)) as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) / 24_000 == pytest.approx(1.0, abs=0.15)
 
 
 def test_a_header_is_right_up_to_four_gigabytes() -> None:
-    head = wav_files.header(MONO, wav_files.LONGEST // 2)
+    head = audio.header(MONO, audio.LONGEST // 2)
 
     with wave.open(io.BytesIO(head)) as reader:
-        assert reader.getnframes() == wav_files.LONGEST // 2
+        assert reader.getnframes() == audio.LONGEST // 2
 
 
 def test_silence_is_exact_and_holds_no_memory() -> None:
-    assert sum(map(len, wav_files.silence(MONO, 240_001))) == 480_002
-    assert max(map(len, wav_files.silence(MONO, 240_001))) <= 64 * 1024
+    assert sum(map(len, audio.silence(MONO, 240_001))) == 480_002
+    assert max(map(len, audio.silence(MONO, 240_001))) <= 64 * 1024
 
 
 def test_fewer_samples_than_were_measured_are_an_error() -> None:
     with pytest.raises(BadSound, match="6 bytes early"):
-        list(wav_files.samples([bytes(44), bytes(4)], wav_files.Sound(MONO, 44, 5)))
+        list(audio.samples([bytes(44), bytes(4)], audio.Sound(MONO, 44, 5)))
 
 
 # Subtitles
@@ -367,7 +364,7 @@ TALK = Line(
 
 
 def test_cues_fit_a_screen_and_share_the_time_of_their_segment() -> None:
-    found = list(subtitles.cues(TALK))
+    found = list(timeline.cues(TALK))
 
     assert [cue.text for cue in found] == [
         "Once upon a time a wheel turned in the river. 有一天，水车停了下来。",
@@ -378,11 +375,11 @@ def test_cues_fit_a_screen_and_share_the_time_of_their_segment() -> None:
 
 
 def test_subtitles_are_written_in_both_formats() -> None:
-    assert subtitles.written([Line("Hello\n  there.", 3599.5, 3601.25)], "srt") == (
+    assert timeline.subtitles([Line("Hello\n  there.", 3599.5, 3601.25)], "srt") == (
         "1\n00:59:59,500 --> 01:00:01,250\nHello there.\n\n"
     )
     assert (
-        subtitles.written([Line("Hello.", 0, 1.0)], "vtt") == "WEBVTT\n\n1\n00:00:00.000 --> 00:00:01.000\nHello.\n\n"
+        timeline.subtitles([Line("Hello.", 0, 1.0)], "vtt") == "WEBVTT\n\n1\n00:00:00.000 --> 00:00:01.000\nHello.\n\n"
     )
 
 
@@ -390,7 +387,7 @@ def test_subtitles_are_written_in_both_formats() -> None:
 def test_no_text_is_taken_for_a_command(odd: str) -> None:
     line = Line(f"Look: {odd}", 0, 5)
 
-    srt, vtt = subtitles.written([line], "srt"), subtitles.written([line], "vtt")
+    srt, vtt = timeline.subtitles([line], "srt"), timeline.subtitles([line], "vtt")
 
     assert srt.replace("\u2060", "").splitlines()[2] == line.text
     assert vtt.count("-->") == srt.count("-->") == 1

@@ -22,11 +22,14 @@ from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
 from worker.kinds import speech
 from worker.kinds.kind import Source
-from worker.kinds.speech import cutting, form, mp3, speech_segment
+from worker.kinds.speech import audio, speech_segment
+from worker.kinds.speech import input as form
+from worker.kinds.speech import script as scripts
 from worker.tables import Job
 
+CATALOG = catalog.load()
 MODEL, INSTRUCTED, OLD = (
-    catalog.load().model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts-2025-04-10")
+    CATALOG.model(name) for name in ("qwen3-tts-flash", "qwen3-tts-instruct-flash", "qwen-tts-2025-04-10")
 )
 LINK = "http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.wav?Expires=1"
 BILINGUAL = (
@@ -37,12 +40,12 @@ TEXT = "\n\n".join([BILINGUAL * (1000 // len(BILINGUAL) + 1)] * 3)
 
 
 def checked(**raw: Any) -> dict[str, Any]:
-    return speech.KIND.check(MODEL, raw, None).model_dump(mode="json", exclude_none=True)
+    return speech.KIND.check(CATALOG, MODEL, raw, None).model_dump(mode="json", exclude_none=True)
 
 
 def faults(model: Any = MODEL, **raw: Any) -> dict[str, Fault]:
     with pytest.raises(InvalidInput) as raised:
-        speech.KIND.check(model, raw, None)
+        speech.KIND.check(CATALOG, model, raw, None)
     return {fault.pointer: fault for fault in raised.value.faults}
 
 
@@ -123,7 +126,7 @@ def test_what_cannot_be_spoken_is_refused_before_it_is_paid_for(raw: dict[str, A
 
 def spoken(**raw: Any) -> list[tuple[str, float]]:
     """The paragraphs as they are spoken, and the silence after each."""
-    wanted = speech.KIND.check(MODEL, raw, None)
+    wanted = speech.KIND.check(CATALOG, MODEL, raw, None)
     assert isinstance(wanted, form.Speech)
     return [(part.text.strip(), part.pause) for part in wanted.voiced]
 
@@ -142,7 +145,7 @@ def test_a_pause_that_a_text_asks_for_is_silence_and_not_spoken(mark: str) -> No
 
 
 def test_a_pause_of_no_length_is_a_second_and_is_not_billed() -> None:
-    wanted = speech.KIND.check(MODEL, {"text": "<speak>水。（停顿）[pause]<break/>好。</speak>"}, None)
+    wanted = speech.KIND.check(CATALOG, MODEL, {"text": "<speak>水。（停顿）[pause]<break/>好。</speak>"}, None)
 
     assert spoken(text="水。（停顿）[pause]<break/>好。") == [("水。", 3.0), ("好。", 0.7)]
     assert speech.estimate(MODEL, wanted).units["characters"] == len(" 水水。好好。 ")
@@ -187,7 +190,7 @@ def test_a_text_of_marks_is_looked_through_in_seconds(sign: str) -> None:
 
     for said in ("pauses", "markdown"):
         with suppress(InvalidInput):
-            speech.KIND.check(MODEL, {"text": text, "markup": said}, None)
+            speech.KIND.check(CATALOG, MODEL, {"text": text, "markup": said}, None)
 
     assert time.process_time() - began < 10  # of ours; Markdown is read by a process of its own
 
@@ -199,22 +202,24 @@ def test_a_misspelled_voice_is_told_the_nearest_and_a_strange_one_all() -> None:
 
 
 def test_an_mp3_is_refused_where_it_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mp3.importlib.util, "find_spec", lambda _: None)  # as on a machine without PyAV
+    monkeypatch.setattr(audio.importlib.util, "find_spec", lambda _: None)  # as on a machine without PyAV
 
     assert "`media`" in faults(text="x", formats=["mp3"])["/input/formats"].message
     assert checked(text="x")["formats"] == ["wav"]
 
 
 def test_an_input_that_is_read_back_stays_as_it_was_taken() -> None:
-    taken = speech.KIND.check(INSTRUCTED, {"paragraphs": [{"text": "x", "instructions": "slowly"}]}, None)
+    taken = speech.KIND.check(
+        catalog.load(), INSTRUCTED, {"paragraphs": [{"text": "x", "instructions": "slowly"}]}, None
+    )
 
     assert form.Speech.model_validate(taken.model_dump(mode="json", exclude_none=True)) == taken
 
 
 def test_words_hold_no_text_and_the_estimate_counts_every_character() -> None:
     script = [{"text": "字" * 1000}, {"text": "word", "voice": "Ethan"}]
-    dialogue = speech.KIND.check(MODEL, {"paragraphs": script}, None)
-    plain = speech.KIND.check(MODEL, {"text": "x" * 12_300}, None)
+    dialogue = speech.KIND.check(CATALOG, MODEL, {"paragraphs": script}, None)
+    plain = speech.KIND.check(CATALOG, MODEL, {"text": "x" * 12_300}, None)
 
     assert speech.words(dialogue) == "1,004 characters, 2 voices"
     assert speech.words(plain) == "12,300 characters, Cherry"
@@ -250,11 +255,11 @@ def test_a_han_character_is_billed_twice_and_all_others_once(text: str, billed: 
 
     assert speech_segment.estimate(MODEL, segment).units["characters"] == billed
     assert speech.estimate(MODEL, whole).units["characters"] == billed
-    assert speech_segment.usage(segment, {}).units["characters"] == billed
+    assert speech_segment.usage(MODEL, segment, {}).units["characters"] == billed
 
 
 def test_models_that_bill_tokens_have_an_estimate_too() -> None:
-    wanted = speech.KIND.check(OLD, {"text": "字" * 100}, None)
+    wanted = speech.KIND.check(CATALOG, OLD, {"text": "字" * 100}, None)
 
     assert OLD.price(speech.estimate(OLD, wanted), "cn-beijing", date(2026, 11, 21)) == 160 + 13_000
 
@@ -307,7 +312,7 @@ def test_the_recording_is_where_the_answer_says(output: dict[str, Any], links: l
 def test_use_is_what_the_provider_counted(answer: dict[str, Any], units: dict[str, Any]) -> None:
     wanted = speech_segment.SpeechSegment(text="你好", voice="Cherry", language="Auto")
 
-    assert speech_segment.usage(wanted, answer).units == units
+    assert speech_segment.usage(MODEL, wanted, answer).units == units
 
 
 # Stories
@@ -450,5 +455,5 @@ def test_a_limit_in_bytes_is_never_overstepped(play: Stage) -> None:
 
     assert done.state == "succeeded"
     sent = play.sandbox.ledger()["creates"]
-    assert max(cutting.in_bytes(create["prompt"]) for create in sent) <= 600
+    assert max(scripts.in_bytes(create["prompt"]) for create in sent) <= 600
     assert [create["refusal"] for create in sent] == [None] * len(sent)

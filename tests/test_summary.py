@@ -13,31 +13,28 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from test_documents import pdf
-from worker.kinds.summary.lines import Part
 
 from worker import catalog
 from worker.egress import NotAllowed, TooLarge
 from worker.errors import Ambiguous, Fault, InvalidInput, NotFound
 from worker.kinds import KINDS, summary
-from worker.kinds.kind import Child, Ended, Expansion, FanOut, Found, Parent, Stored
-from worker.kinds.summary import lines, modes, rounds
+from worker.kinds.kind import Child, Ended, Expansion, Found, Parent, Stored
+from worker.kinds.summary import rounds, text_batch
+from worker.kinds.summary.text_batch import Part
 from worker.settings import Settings
 
 MODEL, REDUCE, COMPATIBLE = "qwen-flash", "qwen-plus", "qwen3.5-plus"
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
+CATALOG = catalog.load()
 SETTINGS = Settings(database_url=SecretStr("postgresql://"), broker_url=SecretStr("redis://"))
 USAGE = {"input_tokens": 100, "output_tokens": 10, "cached_tokens": 40}
 SCHEMA = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
 REFUSAL = {"code": "AccessDenied", "message": "current user api does not support asynchronous calls."}
 LONG = "\n\n".join(f"Paragraph {n} says that the sales of week {n} went up." for n in range(2_400))
 
-FAN_OUT = summary.KIND.fan_out
-assert FAN_OUT is not None
-fan_out: FanOut = FAN_OUT
-
 
 @dataclass
-class Shelf:
+class Store:
     """A bucket and a web, in memory; `patience`: how many looks at the clock a step has."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -95,13 +92,13 @@ def material(child: Child) -> str:
 
 @dataclass
 class Play:
-    """A job in the hands of a small engine: rounds in portions, as `gather` makes them."""
+    """A job in the hands of a small engine: rounds in pages, as `gather` makes them."""
 
     raw: dict[str, Any]
     says: Says = digests
-    shelf: Shelf = field(default_factory=Shelf)
+    store: Store = field(default_factory=Store)
     model: str = MODEL
-    portion: int = 1_000_000  # looks at the clock that each step has
+    page: int = 1_000_000  # looks at the clock that each step has
     rounds: list[list[Child]] = field(default_factory=list)
     whys: list[str] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
@@ -127,7 +124,7 @@ class Play:
         raise AssertionError("it goes on for ever")
 
     def round(self) -> Expansion:
-        """One round, portion by portion."""
+        """One round, page by page."""
         made: list[Child] = []
         for _ in range(20_000):
             said = self.step(len(made))
@@ -138,9 +135,9 @@ class Play:
         raise AssertionError("the round goes on for ever")
 
     def step(self, made: int) -> Expansion:
-        self.shelf.patience = self.portion
+        self.store.patience = self.page
         before = self.parent(made)
-        said = fan_out.expand(before, self.shelf)
+        said = summary.KIND.expand(before, self.store)
         self.note = self.note if said.note is None else json.loads(json.dumps(said.note))
         self.whys += [said.why] if said.why else []
         self.steps += 1
@@ -150,20 +147,18 @@ class Play:
 
     def parent(self, made: int = 0) -> Parent:
         model = catalog.load().model(self.model)
-        wanted = summary.KIND.check(model, self.raw, None).model_dump(mode="json", exclude_none=True)
+        wanted = summary.KIND.check(CATALOG, model, self.raw, None).model_dump(mode="json", exclude_none=True)
         read = summary.KIND.input.model_validate(wanted)
         return Parent(
-            uuid.UUID(int=1),
             model.id,
             read,
             self.note,
             len(self.rounds),
             made,
             list(self.ended),
-            NOW,
-            None,
             ("mine/",),
             SETTINGS,
+            CATALOG,
         )
 
     def end(self, number: int, place: int, child: Child) -> Ended:
@@ -176,30 +171,30 @@ class Play:
         return replace(told, **said)
 
     def outputs(self) -> dict[str, bytes]:
-        pieces = fan_out.assemble(self.parent(), self.shelf)
+        pieces = summary.KIND.assemble(self.parent(), self.store)
         return {f"{piece.role}.{piece.extension}": b"".join(piece.chunks) for piece in pieces}
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.outputs()["summaries.jsonl"].splitlines()]
 
     def usage(self) -> dict[str, Any]:
-        return fan_out.usage(self.parent())
+        return summary.KIND.usage(self.parent())
 
 
 def texts(count: int) -> list[dict[str, Any]]:
     return [{"text": f"Document {n} is about the sales of week {n}."} for n in range(count)]
 
 
-def in_batch(shelf: Shelf, is_answered: Callable[[str], bool] = lambda _: True, says: str = "short") -> Says:
+def in_batch(store: Store, is_answered: Callable[[str], bool] = lambda _: True, says: str = "short") -> Says:
     """A provider that answers the lines of a batch that it is told to, last line first; and calls."""
 
     def answer(child: Child) -> Any:
         if child.kind != "text-batch":
             return digests(child)
-        asked = [json.loads(line) for line in shelf.objects[child.input["key"]].splitlines()]
+        asked = [json.loads(line) for line in store.objects[child.input["key"]].splitlines()]
         assert len(asked) == child.input["lines"]
         done = [line(each["custom_id"], says) for each in reversed(asked) if is_answered(each["custom_id"])]
-        stored = shelf.put(f"results-{uuid.uuid4()}", done, "application/jsonl")
+        stored = store.put(f"results-{uuid.uuid4()}", done, "application/jsonl")
         return {"outputs": (replace(stored, role="results"),)}
 
     return answer
@@ -228,13 +223,13 @@ def failed(code: str = "content_refused", provider: dict[str, Any] | None = None
 
 
 def checked(model: str = MODEL, **raw: Any) -> dict[str, Any]:
-    wanted = summary.KIND.check(catalog.load().model(model), raw, None)
+    wanted = summary.KIND.check(CATALOG, catalog.load().model(model), raw, None)
     return wanted.model_dump(mode="json", exclude_none=True)
 
 
 def faults(model: str = MODEL, **raw: Any) -> dict[str, Fault]:
     with pytest.raises(InvalidInput) as raised:
-        summary.KIND.check(catalog.load().model(model), raw, None)
+        summary.KIND.check(CATALOG, catalog.load().model(model), raw, None)
     return {fault.pointer: fault for fault in raised.value.faults}
 
 
@@ -310,8 +305,8 @@ def test_an_input_that_is_read_back_stays_as_it_was_taken() -> None:
 
 def test_the_estimate_counts_the_documents_that_are_there() -> None:
     model = catalog.load().model(MODEL)
-    there = summary.KIND.check(model, {"documents": texts(3), "max_tokens": 200}, None)
-    elsewhere = summary.KIND.check(model, {"documents": [*texts(3), {"key": "mine/a"}]}, None)
+    there = summary.KIND.check(CATALOG, model, {"documents": texts(3), "max_tokens": 200}, None)
+    elsewhere = summary.KIND.check(CATALOG, model, {"documents": [*texts(3), {"key": "mine/a"}]}, None)
 
     units = summary.KIND.estimate(model, there).units
     assert units["output_tokens"] == 600
@@ -323,7 +318,7 @@ def test_words_tell_how_many_and_nothing_of_them() -> None:
     model = catalog.load().model(MODEL)
     raw = {"documents": [*texts(2), {"prefix": "mine/"}], "style": {"schema": SCHEMA}, "digest": True}
 
-    assert summary.KIND.words(summary.KIND.check(model, raw, None)) == "2 documents, 1 prefix, json, digest"
+    assert summary.KIND.words(summary.KIND.check(CATALOG, model, raw, None)) == "2 documents, 1 prefix, json, digest"
 
 
 # By calls
@@ -409,10 +404,10 @@ def test_a_document_with_a_part_that_failed_has_no_summary_and_says_which() -> N
 
 
 def test_a_document_that_cannot_be_read_is_an_error_of_its_own() -> None:
-    shelf = Shelf({"mine/a.pdf": pdf("a page"), "mine/b.pdf": b"%PDF-1.7 broken", "theirs/c.txt": b"secret"})
+    store = Store({"mine/a.pdf": pdf("a page"), "mine/b.pdf": b"%PDF-1.7 broken", "theirs/c.txt": b"secret"})
     keys = [{"key": key} for key in ("mine/a.pdf", "mine/b.pdf", "theirs/c.txt", "mine/none.txt")]
 
-    play = Play({"documents": keys}, shelf=shelf).run()
+    play = Play({"documents": keys}, store=store).run()
 
     assert [line["error"] and line["error"]["code"] for line in play.lines()] == [
         None,
@@ -424,9 +419,9 @@ def test_a_document_that_cannot_be_read_is_an_error_of_its_own() -> None:
 
 
 def test_a_document_that_was_read_in_part_says_so_in_its_line_and_in_the_digest() -> None:
-    shelf = Shelf({"mine/a.pdf": pdf("a cover", *[""] * 9), "mine/b.txt": b"all of it"})
+    store = Store({"mine/a.pdf": pdf("a cover", *[""] * 9), "mine/b.txt": b"all of it"})
 
-    play = Play({"documents": [{"key": key} for key in shelf.objects], "digest": True}, shelf=shelf).run()
+    play = Play({"documents": [{"key": key} for key in store.objects], "digest": True}, store=store).run()
 
     assert [line.get("warnings") for line in play.lines()] == [["9 of 10 pages hold no text"], None]
     assert b"## Read in part\n\n- mine/a.pdf: 9 of 10 pages hold no text\n" in play.outputs()["digest.md"]
@@ -448,7 +443,7 @@ def test_a_job_whose_documents_are_not_there_may_be_made_again_when_they_are() -
     play = Play({"documents": [{"key": "mine/late.txt"}]})
     assert play.until_last().failure is not None
 
-    play.shelf.objects["mine/late.txt"] = b"now it is there"
+    play.store.objects["mine/late.txt"] = b"now it is there"
     play.rounds.clear()
     play.run()
 
@@ -456,8 +451,8 @@ def test_a_job_whose_documents_are_not_there_may_be_made_again_when_they_are() -
 
 
 def test_a_link_that_does_not_answer_is_tried_in_a_later_pass() -> None:
-    shelf = Shelf(links={"https://example.com/a": [b"an article"], "https://example.com/b": []})
-    fetched = shelf.fetch
+    store = Store(links={"https://example.com/a": [b"an article"], "https://example.com/b": []})
+    fetched = store.fetch
     silent = iter([True])
 
     def fetch(url: str, limit: int) -> tuple[bytes, str]:
@@ -465,10 +460,10 @@ def test_a_link_that_does_not_answer_is_tried_in_a_later_pass() -> None:
             raise Ambiguous("example.com did not answer")
         return fetched(url, limit)
 
-    shelf.fetch = fetch  # type: ignore[method-assign]
-    urls = [{"url": url} for url in shelf.links]
+    store.fetch = fetch  # type: ignore[method-assign]
+    urls = [{"url": url} for url in store.links]
 
-    play = Play({"documents": [*urls, *texts(1)]}, shelf=shelf).run()
+    play = Play({"documents": [*urls, *texts(1)]}, store=store).run()
 
     assert [len(made) for made in play.rounds] == [1, 1, 0]
     assert play.lines()[0]["error"] is None
@@ -476,7 +471,7 @@ def test_a_link_that_does_not_answer_is_tried_in_a_later_pass() -> None:
 
 
 def test_a_link_that_does_not_answer_is_left_in_peace_for_longer_each_time() -> None:
-    play = Play({"documents": [{"url": "https://example.com/a"}]}, shelf=Shelf(links={"https://example.com/a": []}))
+    play = Play({"documents": [{"url": "https://example.com/a"}]}, store=Store(links={"https://example.com/a": []}))
 
     first, second, last = play.step(0), play.step(0), play.step(0)
 
@@ -490,7 +485,7 @@ def test_a_link_is_told_by_its_host_and_file_alone() -> None:
     links = {f"https://example.com/{n}/report.pdf?Signature=secret": [b"a report"] for n in range(2)}
     links["https://example.com/?Signature=secret"] = [b"a page"]
 
-    play = Play({"documents": [{"url": url} for url in links], "digest": True}, shelf=Shelf(links=links)).run()
+    play = Play({"documents": [{"url": url} for url in links], "digest": True}, store=Store(links=links)).run()
 
     assert [line["id"] for line in play.lines()] == [
         "example.com/report.pdf",
@@ -504,9 +499,9 @@ def test_what_a_note_keeps_of_an_error_is_short() -> None:
     def fetch(_url: str, _limit: int) -> tuple[bytes, str]:
         raise NotAllowed("x" * 10_000)
 
-    shelf = Shelf()
-    shelf.fetch = fetch  # type: ignore[method-assign]
-    play = Play({"documents": [{"url": "https://example.com/a"}, *texts(1)]}, shelf=shelf).run()
+    store = Store()
+    store.fetch = fetch  # type: ignore[method-assign]
+    play = Play({"documents": [{"url": "https://example.com/a"}, *texts(1)]}, store=store).run()
 
     assert len(play.note["errors"]["0"]["message"]) == 200
 
@@ -569,21 +564,21 @@ def test_only_the_last_call_of_a_long_document_has_to_answer_in_json() -> None:
 
 def test_a_prefix_gives_the_objects_that_changed_in_its_window() -> None:
     hours = {"mine/in/a": 0, "mine/in/b": 1, "mine/in/c": 2, "mine/in/d": 3, "mine/other": 1}
-    shelf = Shelf({key: f"text of {key}".encode() for key in hours} | {"mine/in/": b""})
-    shelf.changed = {key: NOW + timedelta(hours=n) for key, n in hours.items()} | {"mine/in/": NOW}
+    store = Store({key: f"text of {key}".encode() for key in hours} | {"mine/in/": b""})
+    store.changed = {key: NOW + timedelta(hours=n) for key, n in hours.items()} | {"mine/in/": NOW}
     window = {"since": NOW.isoformat(), "until": (NOW + timedelta(hours=2)).isoformat()}
 
-    play = Play({"documents": [{"text": "first"}, {"prefix": "mine/in/", **window}]}, shelf=shelf).run()
+    play = Play({"documents": [{"text": "first"}, {"prefix": "mine/in/", **window}]}, store=store).run()
 
     assert [line["id"] for line in play.lines()] == ["1", "mine/in/a", "mine/in/b"]
 
 
 def test_what_comes_after_the_listing_belongs_to_the_next_job() -> None:
-    shelf = Shelf({f"mine/in/{n}": b"some text" for n in range(3)})
-    play = Play({"documents": [{"prefix": "mine/in/"}]}, shelf=shelf, portion=1)
+    store = Store({f"mine/in/{n}": b"some text" for n in range(3)})
+    play = Play({"documents": [{"prefix": "mine/in/"}]}, store=store, page=1)
     play.step(0)
 
-    shelf.objects["mine/in/00"] = b"later"
+    store.objects["mine/in/00"] = b"later"
     play.run()
 
     assert [line["id"] for line in play.lines()] == ["mine/in/0", "mine/in/1", "mine/in/2"]
@@ -599,19 +594,19 @@ def test_nothing_new_below_a_prefix_is_a_job_well_done() -> None:
 
 def test_a_prefix_of_others_is_an_error_and_too_many_objects_end_the_job() -> None:
     theirs = Play({"documents": [{"prefix": "theirs/"}, {"text": "x"}]}).run()
-    shelf = Shelf({f"mine/{n}": b"x" for n in range(10_001)})
+    store = Store({f"mine/{n}": b"x" for n in range(10_001)})
 
     assert theirs.lines()[0]["error"]["code"] == "not_found"
-    said = Play({"documents": [{"prefix": "mine/"}]}, shelf=shelf).until_last()
+    said = Play({"documents": [{"prefix": "mine/"}]}, store=store).until_last()
     assert said.failure is not None
     assert said.failure.code == "too_many_documents"
 
 
 def test_a_prefix_that_takes_too_long_to_list_ends_the_job() -> None:
-    shelf = Shelf({f"mine/{n}": b"x" for n in range(3_000)})
+    store = Store({f"mine/{n}": b"x" for n in range(3_000)})
     window = {"since": "2030-01-01T00:00:00Z"}
 
-    said = Play({"documents": [{"prefix": "mine/", **window}]}, shelf=shelf, portion=1).until_last()
+    said = Play({"documents": [{"prefix": "mine/", **window}]}, store=store, page=1).until_last()
 
     assert said.failure is not None
     assert "longer prefix" in said.failure.message
@@ -632,9 +627,9 @@ def test_more_parts_than_a_job_is_given_are_refused_before_one_is_made(
 
 def test_parts_that_a_batch_left_are_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "PARTS", 12)
-    shelf = Shelf()
+    store = Store()
 
-    play = Play({"mode": "batch", "documents": [{"text": LONG}] * 3}, in_batch(shelf, lambda _: False), shelf).run()
+    play = Play({"mode": "batch", "documents": [{"text": LONG}] * 3}, in_batch(store, lambda _: False), store).run()
 
     assert [len(made) for made in play.rounds] == [1, 12, 3, 0]
 
@@ -643,9 +638,9 @@ def test_parts_that_a_batch_left_are_not_counted_twice(monkeypatch: pytest.Monke
 
 
 def test_two_hundred_documents_are_one_batch_and_no_call() -> None:
-    shelf = Shelf()
+    store = Store()
 
-    play = Play({"documents": texts(200), "mode": "batch"}, in_batch(shelf), shelf).run()
+    play = Play({"documents": texts(200), "mode": "batch"}, in_batch(store), store).run()
 
     [batch] = play.rounds[0]
     assert (batch.kind, batch.model) == ("text-batch", "qwen-flash@batch")
@@ -657,10 +652,10 @@ def test_two_hundred_documents_are_one_batch_and_no_call() -> None:
 
 
 def test_a_line_of_a_batch_is_a_call_as_openai_has_it() -> None:
-    shelf = Shelf()
-    Play({"documents": texts(1), "mode": "batch", "max_tokens": 77}, in_batch(shelf), shelf).run()
+    store = Store()
+    Play({"documents": texts(1), "mode": "batch", "max_tokens": 77}, in_batch(store), store).run()
 
-    said = json.loads(shelf.objects["work/batch-0.jsonl"])
+    said = json.loads(store.objects["work/batch-0.jsonl"])
     assert (said["custom_id"], said["method"], said["url"]) == ("0.0.1", "POST", "/v1/chat/completions")
     assert (said["body"]["model"], said["body"]["max_tokens"]) == (MODEL, 77)
     assert said["body"]["enable_thinking"] is False
@@ -668,11 +663,11 @@ def test_a_line_of_a_batch_is_a_call_as_openai_has_it() -> None:
 
 
 def test_what_the_batch_left_goes_by_calls_and_only_that() -> None:
-    shelf = Shelf()
+    store = Store()
     documents = [*texts(4), {"text": LONG}]
-    says = in_batch(shelf, lambda name: name not in ("1.0.1", "4.2.4"))
+    says = in_batch(store, lambda name: name not in ("1.0.1", "4.2.4"))
 
-    play = Play({"documents": documents, "mode": "batch"}, says, shelf).run()
+    play = Play({"documents": documents, "mode": "batch"}, says, store).run()
 
     assert [child.kind for child in play.rounds[1]] == ["text", "text"]
     assert [(child.note["document"], child.note["place"]) for child in play.rounds[1]] == [(1, 0), (4, 2)]
@@ -693,16 +688,16 @@ def test_a_batch_that_gave_nothing_is_made_by_calls(state: str) -> None:
 
 
 def test_an_odd_results_file_loses_no_document() -> None:
-    shelf = Shelf()
+    store = Store()
 
     def says(child: Child) -> Any:
         if child.kind != "text-batch":
             return digests(child)
         odd = b'not json\n[1]\n{"custom_id": "x.y"}\n{"custom_id": "0.0.1", "response": null}\n'
         done = [odd, line("1.0.1", "refused", status=400), line("2.0.1", "good").rstrip()]
-        return {"outputs": (replace(shelf.put("odd", done, ""), role="results"),)}
+        return {"outputs": (replace(store.put("odd", done, ""), role="results"),)}
 
-    play = Play({"documents": texts(3), "mode": "batch"}, says, shelf).run()
+    play = Play({"documents": texts(3), "mode": "batch"}, says, store).run()
 
     assert [child.note["document"] for child in play.rounds[1]] == [0, 1]
     assert play.lines()[2]["summary"] == "good 2.0.1"
@@ -711,10 +706,10 @@ def test_an_odd_results_file_loses_no_document() -> None:
 def test_lines_are_one_file_as_long_as_a_file_takes_them() -> None:
     parts = [Part(str(n), 200, 4_000_000, 0, 0) for n in range(300)]
 
-    groups = list(lines.files(parts))
+    groups = list(text_batch.files(parts))
 
     assert [part for group in groups for part in group] == parts
-    assert [sum(part.bytes for part in group) <= lines.BYTES_LIMIT for group in groups] == [True] * len(groups)
+    assert [sum(part.bytes for part in group) <= text_batch.BYTES_LIMIT for group in groups] == [True] * len(groups)
     assert len(groups) == 3
 
 
@@ -733,7 +728,7 @@ def test_one_task_goes_ahead_and_calls_are_made_when_it_is_refused() -> None:
 
 def test_tasks_are_made_where_they_are_served_and_calls_where_a_refusal_is_remembered() -> None:
     served = Play({"documents": texts(3), "mode": "tasks"}).run()
-    refused = Play({"documents": texts(3), "mode": "tasks"}, shelf=Shelf(refused="AccessDenied")).run()
+    refused = Play({"documents": texts(3), "mode": "tasks"}, store=Store(refused="AccessDenied")).run()
 
     assert [[child.model for child in made] for made in served.rounds] == [
         ["qwen-flash@tasks"],
@@ -749,27 +744,27 @@ def test_tasks_are_made_where_they_are_served_and_calls_where_a_refusal_is_remem
 @pytest.mark.parametrize(
     ("model", "more", "count", "mode", "why"),
     [
-        (MODEL, {}, modes.FEW, "batch", "half the price, and there is no deadline"),
-        (MODEL, {"deadline_hours": 24}, modes.FEW, "batch", "there are 24 hours"),
-        (MODEL, {"deadline_hours": 8}, modes.FEW, "calls", "8 hours are too few"),
-        (MODEL, {"deadline_hours": 24, "window": "2d"}, modes.FEW, "calls", "which may take 48"),
-        (MODEL, {}, modes.FEW - 1, "calls", "they are few"),
-        (MODEL, {"enable_thinking": True}, modes.FEW, "calls", "think only in calls"),
+        (MODEL, {}, rounds.FEW, "batch", "half the price, and there is no deadline"),
+        (MODEL, {"deadline_hours": 24}, rounds.FEW, "batch", "there are 24 hours"),
+        (MODEL, {"deadline_hours": 8}, rounds.FEW, "calls", "8 hours are too few"),
+        (MODEL, {"deadline_hours": 24, "window": "2d"}, rounds.FEW, "calls", "which may take 48"),
+        (MODEL, {}, rounds.FEW - 1, "calls", "they are few"),
+        (MODEL, {"enable_thinking": True}, rounds.FEW, "calls", "think only in calls"),
         (
             "qwen-max",
             {},
-            modes.FEW,
+            rounds.FEW,
             "calls",
-            "is not had in batches",
+            "is not offered in batches",
         ),  # in Singapore alone, and the account is Beijing's
     ],
 )
 def test_auto_takes_the_cheaper_way_that_the_deadline_allows_and_says_why(
     model: str, more: dict[str, Any], count: int, mode: str, why: str
 ) -> None:
-    shelf = Shelf()
+    store = Store()
 
-    play = Play({"documents": texts(count), "mode": "auto", **more}, in_batch(shelf), shelf, model).run()
+    play = Play({"documents": texts(count), "mode": "auto", **more}, in_batch(store), store, model).run()
 
     assert play.whys[0].startswith(f"{count} documents by {mode}: ")
     assert why in play.whys[0]
@@ -827,11 +822,11 @@ def test_a_digest_of_one_document_is_written_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("mode", ["calls", "batch"])
-def test_a_round_in_portions_is_the_round_made_at_once(mode: str) -> None:
+def test_a_round_in_pages_is_the_round_made_at_once(mode: str) -> None:
     raw = {"documents": [*texts(20), {"text": LONG}, {"key": "mine/none"}], "mode": mode, "digest": True}
-    shelves = Shelf(), Shelf()
+    shelves = Store(), Store()
     at_once = Play(raw, in_batch(shelves[0]), shelves[0]).run()
-    bit_by_bit = Play(raw, in_batch(shelves[1]), shelves[1], portion=2).run()
+    bit_by_bit = Play(raw, in_batch(shelves[1]), shelves[1], page=2).run()
 
     assert bit_by_bit.steps > at_once.steps + 5
     assert bit_by_bit.rounds == at_once.rounds
@@ -841,11 +836,11 @@ def test_a_round_in_portions_is_the_round_made_at_once(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["calls", "batch"])
-def test_a_portion_that_was_lost_is_made_again_the_same(mode: str) -> None:
-    play = Play({"documents": texts(7), "mode": mode}, portion=1)
+def test_a_page_that_was_lost_is_made_again_the_same(mode: str) -> None:
+    play = Play({"documents": texts(7), "mode": mode}, page=1)
     made = 0
     for _ in range(20):
-        lost = fan_out.expand(play.parent(made), replace(play.shelf, patience=1))
+        lost = summary.KIND.expand(play.parent(made), replace(play.store, patience=1))
         said = play.step(made)
         made += len(said.children)
         assert said == lost
@@ -855,8 +850,8 @@ def test_a_portion_that_was_lost_is_made_again_the_same(mode: str) -> None:
     assert made == (7 if mode == "calls" else 1)
 
 
-def test_a_portion_is_bounded_whatever_the_time() -> None:
-    play = Play({"documents": texts(450)}, portion=1_000_000)
+def test_a_page_is_bounded_whatever_the_time() -> None:
+    play = Play({"documents": texts(450)}, page=1_000_000)
 
     sizes = [len(play.step(made).children) for made in itertools.accumulate([0, 200, 200])]
 

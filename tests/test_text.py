@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worker.kinds.json_answers import Unfitting
 
 from worker import catalog
 from worker.catalog import Surface, Variant
 from worker.errors import Fault, InvalidInput
-from worker.kinds import Request, json_answers, text
+from worker.kinds import Request, answers, text
+from worker.kinds.answers import Unfitting
 from worker.kinds.text import Conversation
 
 TODAY = date(2026, 11, 21)
+QWEN = catalog.load().model("qwen-plus")
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
 ASKED = {"prompt": "Name three colours."}
 THINKS = {**ASKED, "enable_thinking": True}
@@ -36,7 +37,7 @@ CALLED = [{"id": "call_1", "type": "function", "function": {"name": "weather", "
 
 
 def checked(name: str, **raw: Any) -> Conversation:
-    wanted = text.KIND.check(catalog.load().model(name), raw, BEIJING)
+    wanted = text.KIND.check(catalog.load(), catalog.load().model(name), raw, BEIJING)
     assert isinstance(wanted, Conversation)
     return wanted
 
@@ -290,14 +291,14 @@ def test_an_answer_is_its_words_its_calls_and_why_it_ended(output: dict[str, Any
 def test_what_is_billed_is_read_in_either_surfaces_words(usage: Any, units: dict[str, Any]) -> None:
     wanted = checked("qwen-plus", **ASKED)
 
-    assert text.KIND.usage(wanted, {**ANSWER, "usage": usage}).units == {**units, "thinking": False}
+    assert text.KIND.usage(QWEN, wanted, {**ANSWER, "usage": usage}).units == {**units, "thinking": False}
 
 
 def test_a_completion_as_a_batch_has_it_is_read_alike() -> None:
     completion = {"choices": ANSWER["output"]["choices"], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}  # type: ignore[index]
 
     assert text.result(completion)["content"] == "Red."  # type: ignore[index]
-    assert text.KIND.usage(Conversation.model_construct(), completion).units["input_tokens"] == 3
+    assert text.KIND.usage(QWEN, Conversation.model_construct(), completion).units["input_tokens"] == 3
 
 
 def test_the_estimate_is_never_below_what_the_longest_answer_costs() -> None:
@@ -336,8 +337,8 @@ def test_the_words_of_a_job_hold_nothing_of_the_conversation() -> None:
     ],
 )
 def test_json_is_mended_where_it_can_be(content: str, value: Any) -> None:
-    assert text.parsed({"content": content}, "json") == value
-    assert text.parsed({"content": content}, COLOURS) == value
+    assert answers.parsed_json(content, None) == value
+    assert answers.parsed_json(content, COLOURS) == value
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_json_is_mended_where_it_can_be(content: str, value: Any) -> None:
 )
 def test_an_answer_that_does_not_fit_says_why(content: str, told: str) -> None:
     with pytest.raises(Unfitting, match=told):
-        text.parsed({"content": content}, COLOURS)
+        answers.parsed_json(content, COLOURS)
 
 
 DEEP = functools.reduce(
@@ -381,7 +382,7 @@ def test_a_schema_without_end_ends(schema: dict[str, Any]) -> None:
     began = time.monotonic()
 
     with pytest.raises(Unfitting, match="cannot be followed"):
-        json_answers.read('{"a": 1}', schema)
+        answers.parsed_json('{"a": 1}', schema)
 
     assert time.monotonic() - began < 5
 
@@ -389,8 +390,8 @@ def test_a_schema_without_end_ends(schema: dict[str, Any]) -> None:
 def test_a_schemas_pattern_is_told_and_not_run() -> None:
     slow = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
 
-    assert json_answers.read(json.dumps({"a": "a" * 40 + "!"}), slow) == {"a": "a" * 40 + "!"}
-    assert "(a+)+" in (json_answers.told(slow, "") or "")
+    assert answers.parsed_json(json.dumps({"a": "a" * 40 + "!"}), slow) == {"a": "a" * 40 + "!"}
+    assert "(a+)+" in (answers.instruction(slow, "") or "")
 
 
 @pytest.mark.parametrize(
@@ -410,17 +411,17 @@ def test_a_schemas_pattern_is_told_and_not_run() -> None:
 def test_no_way_leads_to_a_schemas_pattern(schema: dict[str, Any]) -> None:
     answer = {"a" * 40 + "!": 1}
 
-    assert json_answers.read(json.dumps(answer), schema) == answer
+    assert answers.parsed_json(json.dumps(answer), schema) == answer
 
 
 def test_a_schema_that_python_takes_and_no_parser_else_is_refused() -> None:
-    assert "too large" in (json_answers.slip({"pattern": "a{99999999999999}"}) or "")
-    assert "JSON" in (json_answers.slip({"const": float("nan")}) or "")
+    assert "too large" in (answers.schema_fault({"pattern": "a{99999999999999}"}) or "")
+    assert "JSON" in (answers.schema_fault({"const": float("nan")}) or "")
 
 
 def test_what_additional_properties_are_is_held_against_the_answer_where_no_pattern_says_otherwise() -> None:
     with pytest.raises(Unfitting, match="'b' was unexpected"):
-        json_answers.read('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
+        answers.parsed_json('{"a": 1, "b": 2}', {"properties": {"a": {}}, "additionalProperties": False})
 
 
 @pytest.mark.parametrize("broken", ['["a" ', "{", '{"a": "b" '])
@@ -428,7 +429,7 @@ def test_mending_a_long_answer_takes_no_time_of_this_process_and_ends(broken: st
     began, busy = time.monotonic(), time.process_time()
 
     with contextlib.suppress(Unfitting):
-        json_answers.read(broken * (40_000 // len(broken)), None)
+        answers.parsed_json(broken * (40_000 // len(broken)), None)
 
     assert time.process_time() - busy < 1
     assert time.monotonic() - began < 15
@@ -438,15 +439,15 @@ def test_a_long_answer_is_mended_too() -> None:
     items = [{"n": n, "words": "half of a pair: \ud83d"} for n in range(1000)]
     content = "```json\n" + json.dumps(items, ensure_ascii=False)[:-1] + ",]\n```"
 
-    assert [item["n"] for item in json_answers.read(content, None)] == list(range(1000))
+    assert [item["n"] for item in answers.parsed_json(content, None)] == list(range(1000))
 
 
 def test_items_that_should_be_unique_are_compared_by_their_text() -> None:
     items = [{"n": n} for n in range(20_000)]
 
-    assert json_answers.read(json.dumps(items), {"uniqueItems": True}) == items
+    assert answers.parsed_json(json.dumps(items), {"uniqueItems": True}) == items
     with pytest.raises(Unfitting, match="twice"):
-        json_answers.read(json.dumps([*items, {"n": 7}]), {"uniqueItems": True})
+        answers.parsed_json(json.dumps([*items, {"n": 7}]), {"uniqueItems": True})
 
 
 def test_an_answer_is_kept_with_marks_for_what_cannot_be_stored() -> None:
@@ -486,4 +487,4 @@ def test_a_check_gives_a_sendable_conversation_or_faults(raw: dict[str, Any]) ->
 def test_no_answer_is_too_odd_to_be_read(output: Any, usage: Any) -> None:
     answer = {"output": output, "usage": usage}
 
-    assert isinstance(text.KIND.usage(checked("qwen-plus", **ASKED), answer).units["input_tokens"], int | float)
+    assert isinstance(text.KIND.usage(QWEN, checked("qwen-plus", **ASKED), answer).units["input_tokens"], int | float)

@@ -12,7 +12,7 @@ from stage import Stage, stage
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker.dashscope.responses import Accepted
-from worker.kinds import KINDS
+from worker.kinds import text_to_video
 from worker.steps import find
 
 MODEL = "wan2.5-t2v-preview"
@@ -34,8 +34,8 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
 def made_elsewhere(play: Stage, hours_ago: float = 1, **wanted: Any) -> str:
     """A task made with our key by somebody else."""
     play.sandbox.set(clock_offset_seconds=-hours_ago * HOUR)
-    kind, model = KINDS["text-to-video"], play.ctx.catalog.model(MODEL)
-    asked = kind.check(model, {"prompt": "not ours", **wanted}, None)
+    kind, model = text_to_video.KIND, play.ctx.catalog.model(MODEL)
+    asked = kind.check(play.ctx.catalog, model, {"prompt": "not ours", **wanted}, None)
     answer = play.ctx.clients["default"].create(kind.request(model, "cn-beijing", asked), 5)
     play.sandbox.set(clock_offset_seconds=0)
     assert isinstance(answer, Accepted)

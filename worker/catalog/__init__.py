@@ -25,20 +25,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from worker.catalog.models import (
-    MICRO,
-    Entry,
-    Model,
-    ModelInRegion,
-    Price,
-    Protocol,
-    RunSeconds,
-    Sizes,
-    Surface,
-    Thinking,
-    Usage,
-    Variant,
-)
+from worker.catalog.models import MICRO, Entry, Model, Protocol, Sizes, Surface, Thinking, Usage, Variant
 from worker.errors import Fault, InvalidInput
 from worker.states import Mode
 
@@ -47,10 +34,7 @@ __all__ = [
     "Catalog",
     "CatalogError",
     "Model",
-    "ModelInRegion",
-    "Price",
     "Protocol",
-    "RunSeconds",
     "Sizes",
     "Surface",
     "Thinking",
@@ -247,5 +231,5 @@ def _model(entry: dict[str, Any]) -> Model:
     try:
         return Model.model_validate(entry)
     except ValidationError as error:
-        slips = (f"{'.'.join(map(str, slip['loc']))}: {slip['msg']}" for slip in error.errors())
-        raise CatalogError(f"{entry['id']}: {'; '.join(slips)}") from None
+        faults = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise CatalogError(f"{entry['id']}: {'; '.join(faults)}") from None

@@ -24,8 +24,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from worker import catalog, media, timeouts
 from worker.dashscope.client import Client
 from worker.errors import CallFailed, Fault, InvalidInput, NotFound
-from worker.kinds import Request
-from worker.kinds.fields import is_key
+from worker.kinds import OFFERED, Request, fields
+from worker.kinds.fields import Medium, is_key
 from worker.media import Shape
 from worker.settings import Settings, addresses
 from worker.storage import Bucket, Head
@@ -59,7 +59,9 @@ class _Put:
 # Alibaba docs, 'Wan image-to-video API reference' and 'Wan text-to-video API reference'
 _PICTURE = Rule(media.PICTURES, 20 << 20, "a picture (JPEG, PNG, BMP, WEBP) of at most 20 MB")
 _SOUND = Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB")
-_RULES = {"img_url": _PICTURE, "last_frame_url": _PICTURE, "audio_url": _SOUND}
+_OF = {Medium.PICTURE: _PICTURE, Medium.SOUND: _SOUND}
+_RULES = {name: _OF[medium] for kind in OFFERED.values() for name, medium in fields.media(kind.input).items()}
+_LISTS = [name for kind in OFFERED.values() for name in kind.keyed]
 
 
 def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:
@@ -68,7 +70,7 @@ def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Map
     A picture must be one that the model takes. To be called in the submission's transaction: a file that is named
     cannot be removed before it ends.
     """
-    named = {**links(wanted), **dict(_documents(project_id, wanted.get("documents")))}
+    named = {**links(wanted), **_documents(project_id, wanted)}
     if not named:
         return
     there = _there(connection, project_id, sorted(set(named.values())))
@@ -177,13 +179,16 @@ def why_uploaded(settings: Settings, provider: str) -> str | None:
     return None
 
 
-def _documents(project_id: uuid.UUID, documents: Any) -> Iterator[tuple[str, str]]:
-    """Pointer and key of each document that is a file; others only the bucket knows."""
-    prefix = f"{project_id}/files/"
+def _documents(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Pointer → key, of the documents that are said to be files of ours; of others the bucket alone knows."""
+    return dict(pair for name in _LISTS for pair in _keys_of(name, wanted.get(name), f"{project_id}/files/"))
+
+
+def _keys_of(name: str, documents: Any, prefix: str) -> Iterator[tuple[str, str]]:
     for n, document in enumerate(documents if isinstance(documents, list) else ()):
         key = document.get("key") if isinstance(document, dict) else None
         if isinstance(key, str) and key.startswith(prefix):
-            yield f"/input/documents/{n}/key", key
+            yield f"/input/{name}/{n}/key", key
 
 
 def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -> dict[str, _Object]:
@@ -245,7 +250,7 @@ _USER = (
     .where(
         or_(
             *(Job.input[name].astext == bindparam("key") for name in _RULES),
-            Job.input["documents"].op("@>")(bindparam("document", type_=JSONB)),
+            *(Job.input[name].op("@>")(bindparam("document", type_=JSONB)) for name in _LISTS),
         )
     )
     .limit(1)

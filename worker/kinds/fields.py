@@ -10,8 +10,9 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from ipaddress import ip_address
-from typing import Annotated, Any, ClassVar, LiteralString, TypeVar
+from typing import Annotated, Any, ClassVar, LiteralString, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -33,6 +34,14 @@ LINK_LIMIT = 4096  # characters; signed links are long
 KEY_LIMIT = 1024  # characters; S3 takes no longer keys
 INLINE_LIMIT = 28_000_000  # characters of base64 that a 20 MB picture makes, the provider's cap
 SEED_LIMIT = 2**31 - 1
+
+
+class Medium(StrEnum):
+    """What the file is, whose key may stand in a field in place of a link."""
+
+    PICTURE = "picture"
+    SOUND = "sound"
+
 
 # (model, value, fields validated before) → None, or raises `no`; the value may be None.
 Rule = Callable[[Model, Any, Mapping[str, Any]], None]
@@ -131,8 +140,8 @@ Text = Annotated[str, AfterValidator(_storable)]
 Filled = Annotated[Text, AfterValidator(_filled)]
 Line = Annotated[Text, AfterValidator(_line)]
 Link = Annotated[str, AfterValidator(_link)]
-Sound = Annotated[str, AfterValidator(_sound)]
-Picture = Annotated[str, AfterValidator(_picture)]
+Sound = Annotated[str, AfterValidator(_sound), Medium.SOUND]
+Picture = Annotated[str, AfterValidator(_picture), Medium.PICTURE]
 Size = Annotated[Text, BeforeValidator(_star)]
 Tier = Annotated[Text, BeforeValidator(_upper)]
 
@@ -157,6 +166,16 @@ class Input(BaseModel):
             if rule := cls.rules.get(info.field_name):
                 rule(info.context["model"], value, info.data)
         return value
+
+
+def media(form: type[BaseModel]) -> dict[str, Medium]:
+    """The fields in which a file's key may stand in place of a link."""
+    found: dict[str, Medium] = {}
+    for name, field in form.model_fields.items():
+        marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part)[1:])]
+        if medium := next((mark for mark in marks if isinstance(mark, Medium)), None):
+            found[name] = medium
+    return found
 
 
 def check(kind: str, form: type[_Form], catalog: Catalog, model: Model, raw: Any, region: str | None) -> _Form:

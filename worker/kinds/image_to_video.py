@@ -5,19 +5,37 @@ The clip has the picture's shape, so there is a resolution and no size.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import AliasChoices, Field
 
-from worker.kinds import fields, text_to_video, visual
-from worker.kinds.fields import Filled, Picture, Rule, Text
+from worker import media
+from worker.catalog import Model
+from worker.kinds import fields, text_to_video
+from worker.kinds.fields import Filled, Picture, Rule, Text, no
 from worker.kinds.kind import CallKind
 from worker.kinds.visual import VideoInput
 
 NAME = "image-to-video"
+
+
+def _picture_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> None:
+    # Files in our bucket are checked by `worker/inputs`; what is behind a link only the provider sees.
+    if value is None or model.pictures is None or not value.startswith("data:"):
+        return
+    encoded = value.partition(",")[2]
+    head = b64decode(encoded[: media.HEADER * 4 // 3 // 4 * 4] + "==")
+    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.shape(head)):
+        raise no("picture_unfit", f"{why}, for {model.id}")
+
+
+def _sound_fits(_model: Model, value: bool | None, given: Mapping[str, Any]) -> None:
+    if value is False and given.get("audio_url"):
+        raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
 
 
 class ImageToVideo(VideoInput):
@@ -31,9 +49,9 @@ class ImageToVideo(VideoInput):
 
     rules: ClassVar[Mapping[str, Rule]] = {
         **VideoInput.rules,
-        "img_url": visual.picture_fits,
-        "last_frame_url": visual.picture_fits,
-        "audio": visual.sound_fits,
+        "img_url": _picture_fits,
+        "last_frame_url": _picture_fits,
+        "audio": _sound_fits,
     }
 
     prompt: Filled | None = Field(None, description="what happens", examples=["the cat looks up and yawns"])

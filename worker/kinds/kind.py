@@ -98,15 +98,12 @@ class Parent:
     them have ended. `prefixes` are where the project's keys begin: an object elsewhere does not exist for it.
     """
 
-    id: uuid.UUID
     model: str
-    input: BaseModel
+    input: Any  # as the kind's own model
     note: dict[str, Any]
     round: int
     made: int  # children of the open round so far
     ended: Sequence[Ended]
-    created_at: datetime
-    deadline_at: datetime | None
     prefixes: tuple[str, ...]
     settings: Settings
     catalog: Catalog
@@ -191,13 +188,14 @@ class Store(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What every kind has.
+    """What every kind has. Its functions take the input as their own model, which is `Any` here.
 
     `input`     what users send: a model that refuses fields it does not know; a stored input is read back with it
     `check`     (catalog, model, raw input, region or None for any) → the input, complete; raises InvalidInput with
                 every fault
     `estimate`  (model, input) → what will be billed if all goes well
     `words`     the input in a few words without any prompt: "1280*720 5 s"
+    `keyed`     fields of the input that are lists of objects, whose `key` may name a file
     `models`    fields of the input that name further models
     `variant`   the input → the variant of its model that it insists on; None: the model itself will do
     `internal`  made only as a child
@@ -206,10 +204,11 @@ class Kind:
     name: str
     input: type[BaseModel]
     check: Callable[[Catalog, Model, Any, str | None], BaseModel]
-    estimate: Callable[[Model, BaseModel], Usage]
-    words: Callable[[BaseModel], str]
+    estimate: Callable[[Model, Any], Usage]
+    words: Callable[[Any], str]
+    keyed: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    variant: Callable[[BaseModel], str | None] = lambda _input: None
+    variant: Callable[[Any], str | None] = lambda _input: None
     internal: bool = False
 
 
@@ -226,13 +225,13 @@ class CallKind(Kind):
     `result`    (input, the `output` of a finished call) → the answer to keep in the job's row; None: it has links only
     """
 
-    request: Callable[[Model, str, BaseModel], Request]
+    request: Callable[[Model, str, Any], Request]
     outputs: Callable[[Mapping[str, Any]], tuple[Source, ...]] = lambda _output: ()
     failures: Callable[[Mapping[str, Any]], tuple[dict[str, Any], ...]] = lambda _output: ()
-    usage: Callable[[Model, BaseModel, Mapping[str, Any]], Usage] = lambda _model, _input, _answer: Usage()
-    echoes: Callable[[Model, BaseModel], dict[str, Any]] = lambda _model, _input: {}
+    usage: Callable[[Model, Any, Mapping[str, Any]], Usage] = lambda _model, _input, _answer: Usage()
+    echoes: Callable[[Model, Any], dict[str, Any]] = lambda _model, _input: {}
     echoed: Callable[[Model, Mapping[str, Any]], dict[str, Any]] = lambda _model, _answer: {}
-    result: Callable[[BaseModel, Mapping[str, Any]], dict[str, Any] | None] = lambda _input, _output: None
+    result: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] = lambda _input, _output: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,9 +182,8 @@ def body(model: Model, region: str, wanted: Conversation, surface: Surface, *, s
     return {"model": here.id, "input": {"messages": messages(wanted)}, "parameters": asked}
 
 
-def request(model: Model, region: str, wanted: BaseModel) -> Request:
+def request(model: Model, region: str, wanted: Conversation) -> Request:
     """The create call; it streams where the model thinks."""
-    assert isinstance(wanted, Conversation)
     streams = model.mode is Mode.CALL and _thinks(model, wanted)
     return Request(
         model.path,
@@ -215,9 +214,8 @@ def _content(content: Any) -> Any:
     return "".join(str(answers.mapping(part).get("text") or "") for part in content)
 
 
-def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
+def answered(wanted: Conversation, output: Mapping[str, Any]) -> dict[str, Any]:
     """The answer as a job keeps it: with `json`, the value that was asked for, or `json_error`, why it holds none."""
-    assert isinstance(wanted, Conversation)
     answer: dict[str, Any] = answers.storable(result(output))
     form = wanted.response_format
     if form in (None, "text") or answer.get("tool_calls"):
@@ -229,27 +227,24 @@ def answered(wanted: BaseModel, output: Mapping[str, Any]) -> dict[str, Any]:
         return {**answer, "json_error": str(error)}
 
 
-def usage(_model: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
+def usage(_model: Model, wanted: Conversation, answer: Mapping[str, Any]) -> Usage:
     """Tokens in and out, those of them from the cache or for reasoning; counted by us where the answer lacks them."""
-    assert isinstance(wanted, Conversation)
     output = answers.mapping(answer.get("output")) or answer
     reported = answers.tokens(answers.mapping(answer.get("usage")))
     ours = {"input_tokens": _input_tokens(wanted), "output_tokens": tokens(str(result(output)["content"]))}
     return Usage({**ours, **reported, "thinking": bool(wanted.enable_thinking)})
 
 
-def estimate(model: Model, wanted: BaseModel) -> Usage:
+def estimate(model: Model, wanted: Conversation) -> Usage:
     """The messages by a count that is rather too high, and the longest answer that is allowed."""
-    assert isinstance(wanted, Conversation)
     thinks = _thinks(model, wanted)
     thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
     most = (wanted.max_tokens or model.max_output or 0) + thought
     return Usage({"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks})
 
 
-def words(wanted: BaseModel) -> str:
+def words(wanted: Conversation) -> str:
     """ "3 messages, 1,200 tokens"."""
-    assert isinstance(wanted, Conversation)
     count = len(messages(wanted))
     return f"{count} message{'s' if count > 1 else ''}, {_input_tokens(wanted):,} tokens"
 

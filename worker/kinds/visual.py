@@ -8,13 +8,12 @@ the provider's defaults. Where an answer lacks what is billed, the input's own n
 from __future__ import annotations
 
 import re
-from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from worker import media, text
+from worker import text
 from worker.catalog import Model, Protocol, Usage
 from worker.kinds import answers
 from worker.kinds.fields import SEED_LIMIT, Filled, Input, Rule, Sound, Text, Tier, no
@@ -26,27 +25,25 @@ _NUMBER_LIMIT = 2**63
 _WORD_LIMIT = 200  # characters; longer texts are no measure of use
 _TIER = re.compile(r"(\d{3,4})P?", re.IGNORECASE)
 
+_PROMPTS = {"prompt": "input.prompt", "negative_prompt": "input.negative_prompt"}
 _PLACES: dict[Protocol, dict[str, str]] = {
     # Alibaba docs, 'Wan text-to-video', 'image-to-video (first frame)' and 'text-to-image V2 API reference'
     Protocol.PROMPT: {
-        "prompt": "input.prompt",
-        "negative_prompt": "input.negative_prompt",
+        **_PROMPTS,
         "audio_url": "input.audio_url",
         "img_url": "input.img_url",
         "template": "input.template",
     },
     # 'Wan first-and-last-frame-to-video API reference'
     Protocol.FRAMES: {
-        "prompt": "input.prompt",
-        "negative_prompt": "input.negative_prompt",
+        **_PROMPTS,
         "img_url": "input.first_frame_url",
         "last_frame_url": "input.last_frame_url",
         "template": "input.template",
     },
     # 'Wan 2.7 - image-to-video API'
     Protocol.MEDIA: {
-        "prompt": "input.prompt",
-        "negative_prompt": "input.negative_prompt",
+        **_PROMPTS,
         "img_url": "media.first_frame",
         "last_frame_url": "media.last_frame",
         "audio_url": "media.driving_audio",
@@ -54,22 +51,6 @@ _PLACES: dict[Protocol, dict[str, str]] = {
     # 'Wan text-to-image V2 API reference', wan2.6; 'Qwen-Image text-to-image API reference'
     Protocol.MESSAGES: {"prompt": "messages.text"},
 }
-
-
-def picture_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> None:
-    """Raises the fault of a picture within the input itself; files in our bucket are checked by `worker/inputs`."""
-    if value is None or model.pictures is None or not value.startswith("data:"):
-        return
-    encoded = value.partition(",")[2]
-    head = b64decode(encoded[: media.HEADER * 4 // 3 // 4 * 4] + "==")
-    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.shape(head)):
-        raise no("picture_unfit", f"{why}, for {model.id}")
-
-
-def sound_fits(_model: Model, value: bool | None, given: Mapping[str, Any]) -> None:
-    """Raises the fault of a clip that is to have no sound and a given one."""
-    if value is False and given.get("audio_url"):
-        raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
 
 
 def _prompt_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> None:

@@ -166,15 +166,12 @@ def _failed(part: Job | None) -> Move:
 
 def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
     return Parent(
-        id=job.id,
         model=job.model,
         input=KINDS[job.kind].input.model_validate(job.input),
         note=job.note or {},
         round=rounds,
         made=made,
         ended=ctx.read(lambda connection: children.ended(connection, job, rounds)),
-        created_at=job.created_at,
-        deadline_at=job.deadline_at,
         prefixes=(f"{job.project_id}/", f"inbox/{ctx.project_name(job)}/"),
         settings=ctx.settings,
         catalog=ctx.catalog,

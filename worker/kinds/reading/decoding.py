@@ -1,14 +1,15 @@
-"""Bytes → text in the encoding that they have; or None, since no decoder that never fails is used.
+"""Bytes → text in the encoding that they have; None where no encoding gives a text that a person could have written.
 
 A wrong encoding often decodes without an error: Korean bytes are Chinese characters in GB 18030, any bytes are letters
-in cp1252. So what a decoder gives is judged:
+in cp1252. So the decoded text is judged:
 
-- `implausible` holds for every text, also for what a PDF gave: damage, and characters that nobody writes.
-- Of the East Asian encodings that one is taken which gives the most everyday characters. In real text they are about
-  half of all or more, in a wrong encoding mostly a quarter at most (EUC-JP as GB 18030 keeps its kana: more).
-- Of the others charset-normalizer chooses, by the letters of each language. Where it sees two as good, none is taken.
+- `implausible` looks at every text, also at that of a PDF: for damage, and for characters that nobody writes.
+- Among the East Asian encodings the one with the most everyday characters is taken. They are about half of a real text
+  or more, in a wrong encoding mostly a quarter at most (more for EUC-JP read as GB 18030, which keeps its kana).
+- Among the others charset-normalizer chooses, by the letters of each language. Of two that are equally good none is
+  taken.
 
-A label (of a content type, of a page) decides only between encodings that are as good.
+A label (of a content type or a page) decides only between encodings that are equally good.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from unicodedata import category, name
 
 from charset_normalizer import from_bytes
 
-_SAMPLE = 65_536  # bytes that tell an encoding
-_WINDOW = 4_000  # characters looked at, each tenth of a text
-_DAMAGE = 0.05  # of the characters may be damaged, and of those beyond ASCII twice as many
-_RARE = 0.2  # of the Han and Hangul may be rare, in names, chemistry or Cantonese more,
-_SELDOM = 0.25  # unless of the characters beyond ASCII so few are everyday ones; read wrongly, a sixth is at most
+_SAMPLE = 65_536  # bytes that are enough to find the encoding
+_WINDOW = 4_000  # characters judged in each tenth of a text
+_DAMAGE = 0.05  # of the characters may be damaged, and twice as many of those beyond ASCII
+_RARE = 0.2  # of the Han and Hangul may be rare; more in names, chemistry or Cantonese,
+_SELDOM = 0.25  # where at least this share beyond ASCII are everyday ones; in a wrong encoding a sixth at most is
 _MIXED = 0.3  # of the words beyond ASCII may have letters of two scripts
-_LABEL = 0.05  # by so much less everyday is what is read as the label says
+_LABEL = 0.05  # added to the share of everyday characters of the encoding that the label names
 _EVERYDAY = 0.35  # of the characters beyond ASCII, in an East Asian encoding that is taken
-_AS_GOOD = (0.08, 0.1)  # so much less chaos, or more coherence, of charset-normalizer's measures is no difference
+_AS_GOOD = (0.08, 0.1)  # charset-normalizer's chaos and coherence: differences up to these count as equal
 _STRAY = 0.002  # of the bytes may be beyond ASCII in what is read as ASCII with marks
 
-# As browsers read them: the WHATWG's Encoding Standard. By the names that Python gives them.
+# As browsers read them (the WHATWG's Encoding Standard), by Python's names.
 _AS_BROWSERS = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -45,14 +46,14 @@ _AS_BROWSERS = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
 }
-# Not all that Python knows: the time that some take grows with the square.
+# Not all that Python has: some decoders take quadratic time.
 _KNOWN = re.compile(
     r"ascii|utf-(8|16|32)(-[bl]e|-sig)?|cp\d+|iso8859-\d+|gb(2312|k|18030)|hz|big5(hkscs)?|shift_jis\w*|euc_\w+|"
     r"iso2022_\w+|koi8-[rtu]|tis-620|johab|mac-\w+"
 )
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, which it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
@@ -76,12 +77,12 @@ _COMMON = frozenset(
     "화설간명단월달야식민역업체와거같네데저히든려미비바각통표심교금산본력료법강행길집손눈천날매번점품름르올"
 ) | frozenset(map(chr, [*range(0x3041, 0x3097), *range(0x30A1, 0x30FB)]))
 _WESTERN = frozenset("àáâãäåæçèéêëìíîïñòóôõöøùúûüÿßœÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŸŒ¿¡«»“”„‘’‹›–—…•€£§©®™°²³½¼·ªº\u00a0")
-_SIGN_IN_WORD = re.compile(r"[a-zß-ÿ][¿¡§©®°²³½¼·ªº£€][a-zß-ÿ]")
+_SYMBOL_IN_WORD = re.compile(r"[a-zß-ÿ][¿¡§©®°²³½¼·ªº£€][a-zß-ÿ]")
 _TERMINAL = frozenset("\t\n\r\f\x07\x08\x1b\x85")  # control characters that texts and logs do have
 
 
 def known(label: str) -> str | None:
-    """The encoding that a label means, as browsers read it; None: none that we know."""
+    """The encoding that a label means to browsers; None: we know none by that label."""
     try:
         name = codecs.lookup(label).name
     except (LookupError, ValueError):
@@ -90,20 +91,20 @@ def known(label: str) -> str | None:
 
 
 def decoded(data: bytes, declared: str | None = None) -> str | None:
-    """The text of plain bytes; None where no encoding gives any. `declared` is what `known` made of a label.
+    """The text of plain bytes; None where no encoding fits. `declared` is what `known` made of a label.
 
-    What is damaged in it is a U+FFFD; a character that the end cuts is left out.
+    Damaged characters are U+FFFD; a character that is cut off at the end is left out.
     """
     return next(_readings(data, declared), None)
 
 
 def implausible(text: str) -> str | None:
-    """Why it is no text that a person wrote, as the rest of a sentence; None: it may be."""
+    """Why no person can have written it, as the rest of a sentence; None: it may be a text."""
     looked_at = _windows(text)
     if _damaged(looked_at) > _DAMAGE * len(looked_at):
         return "is damaged, or no text: too many of its characters are none"
-    east = [sign for sign in looked_at if _is_east(sign)]
-    rare = sum(1 for sign in east if not _is_usual(sign))
+    east = [char for char in looked_at if _is_east(char)]
+    rare = sum(1 for char in east if not _is_usual(char))
     if rare > 3 and rare > _RARE * len(east) and _everyday(looked_at) < _SELDOM:
         return "has characters that nobody writes, as if read in a wrong encoding"
     words = [] if looked_at.isascii() else [word for word in looked_at.split() if not word.isascii()]
@@ -117,10 +118,10 @@ def _readings(data: bytes, declared: str | None) -> Iterator[str]:
     """The plausible texts, the likeliest first."""
     marked = next((encoding for bom, encoding in _BOMS.items() if data.startswith(bom)), None)
     if marked:
-        yield from _kept(data, marked)
+        yield from _plausible(data, marked)
         return
     if b"\0" in data[:_SAMPLE]:
-        yield from (text for encoding in _wide(data[:_SAMPLE]) for text in _kept(data, encoding))
+        yield from (text for encoding in _wide(data[:_SAMPLE]) for text in _plausible(data, encoding))
         return
     if b"\x1b$" in data[:_SAMPLE] or declared == "hz":
         yield from _escaped(data, declared)
@@ -129,10 +130,10 @@ def _readings(data: bytes, declared: str | None) -> Iterator[str]:
     yield from _east(data, declared)
     yield from _others(data, declared)
     if sum(byte > 0x7F for byte in data[:_SAMPLE]) <= _STRAY * len(data[:_SAMPLE]):
-        yield from _kept(data, "ascii")
+        yield from _plausible(data, "ascii")
 
 
-def _kept(data: bytes, encoding: str) -> Iterator[str]:
+def _plausible(data: bytes, encoding: str) -> Iterator[str]:
     """The text in that encoding, if it is plausible."""
     try:
         text = codecs.getincrementaldecoder(encoding)("replace").decode(data)
@@ -143,14 +144,14 @@ def _kept(data: bytes, encoding: str) -> Iterator[str]:
 
 
 def _utf8(data: bytes) -> Iterator[str]:
-    """As UTF-8, where what does not fit is little beside what does: letters of cp1252 fit nowhere."""
-    for text in _kept(data, "utf-8"):
-        if "\ufffd" not in text or text.count("\ufffd") <= 2 * _DAMAGE * sum(sign > "\x7f" for sign in text):
+    """As UTF-8, if few characters are damaged: in a text of another encoding nearly all beyond ASCII are."""
+    for text in _plausible(data, "utf-8"):
+        if "\ufffd" not in text or text.count("\ufffd") <= 2 * _DAMAGE * sum(char > "\x7f" for char in text):
             yield text
 
 
 def _wide(sample: bytes) -> Iterator[str]:
-    """UTF-16 without a mark: the zeros of its plain letters are all on one side."""
+    """UTF-16 without a mark: the zero bytes of ASCII letters are all at even or all at odd places."""
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     if odd > 20 * even:
         yield "utf-16-le"
@@ -159,24 +160,24 @@ def _wide(sample: bytes) -> Iterator[str]:
 
 
 def _escaped(data: bytes, declared: str | None) -> Iterator[str]:
-    """As mail from Japan or Korea, or HZ if it is said to be: ASCII to all others, so nothing may be damaged in it."""
+    """As ISO 2022, or HZ if declared: both are ASCII to other decoders, so only undamaged text counts."""
     encodings = ("hz",) if declared == "hz" else ("iso2022_jp", "iso2022_kr")
-    yield from (text for encoding in encodings for text in _kept(data, encoding) if "\ufffd" not in text)
+    yield from (text for encoding in encodings for text in _plausible(data, encoding) if "\ufffd" not in text)
 
 
 def _east(data: bytes, declared: str | None) -> Iterator[str]:
-    """As the encoding whose text has the most everyday characters, and enough of them."""
+    """As the East Asian encoding whose text has the most everyday characters, if they are enough."""
     sample = data[:_SAMPLE]
     shares = {encoding: _everyday(sample.decode(encoding, "replace")) for encoding in _EAST}
     best = max(shares, key=lambda encoding: shares[encoding] + _LABEL * (encoding == declared))
     if shares[best] >= _EVERYDAY:
-        yield from _kept(data, best)
+        yield from _plausible(data, best)
 
 
 def _others(data: bytes, declared: str | None) -> Iterator[str]:
-    """As the encoding with an alphabet that charset-normalizer finds, if none gives another text that is as good.
+    """As the encoding that charset-normalizer finds, if no other one gives a different text that is equally good.
 
-    Latin letters that all Western languages use are the exception: there the one for them is taken.
+    If all letters are those of Western languages, cp1252 is taken all the same.
     """
     tried = [*_OTHERS, declared] if declared and declared not in _EAST else _OTHERS
     found = list(from_bytes(data[:_SAMPLE], cp_isolation=tried))
@@ -184,25 +185,25 @@ def _others(data: bytes, declared: str | None) -> Iterator[str]:
     equals = [each for each in equals if each.coherence >= max(each.coherence for each in equals) - _AS_GOOD[1]]
     texts = {name: str(each) for each in equals for name in [each.encoding, *each.could_be_from_charset]}
     if "cp1252" in texts and _is_western(texts["cp1252"]):
-        yield from _kept(data, "cp1252")
+        yield from _plausible(data, "cp1252")
     elif declared and declared.replace("-", "_") in texts:
-        yield from _kept(data, declared)
+        yield from _plausible(data, declared)
     elif len(set(texts.values())) == 1:
-        yield from _kept(data, equals[0].encoding)
+        yield from _plausible(data, equals[0].encoding)
 
 
 def _is_western(text: str) -> bool:
-    return all(sign <= "\x7f" or sign in _WESTERN for sign in text) and not _SIGN_IN_WORD.search(text)
+    return all(char <= "\x7f" or char in _WESTERN for char in text) and not _SYMBOL_IN_WORD.search(text)
 
 
 def _everyday(text: str) -> float:
     """The share of everyday characters among those beyond ASCII."""
-    signs = [sign for sign in text if sign > "\x7f" and not sign.isspace()]
-    return sum(sign in _COMMON for sign in signs) / max(1, len(signs))
+    chars = [char for char in text if char > "\x7f" and not char.isspace()]
+    return sum(char in _COMMON for char in chars) / max(1, len(chars))
 
 
 def _windows(text: str) -> str:
-    """All of a short text; of a long one ten windows from its beginning to its end, and no less of each."""
+    """All of a short text; of a long one ten windows, from its beginning to its end."""
     if len(text) <= 10 * _WINDOW:
         return text
     step = (len(text) - _WINDOW) // 9
@@ -210,70 +211,46 @@ def _windows(text: str) -> str:
 
 
 def _damaged(text: str) -> int:
-    """How many characters are marks of damage, controls, of private use or none at all.
+    """How many characters are U+FFFD, controls, of private use or unassigned.
 
-    Bullets and arrows of Office's symbol fonts are not counted: they are of private use, and usual.
+    Bullets and arrows of Office's symbol fonts are not counted: they are of private use, but common.
     """
-    odd = (sign for sign in text if not sign.isprintable() or sign == "\ufffd")
-    return sum(1 for sign in odd if _is_damage(sign))
+    odd = (char for char in text if not char.isprintable() or char == "\ufffd")
+    return sum(1 for char in odd if _is_damage(char))
 
 
-def _is_damage(sign: str) -> bool:
-    if sign == "\ufffd":
+def _is_damage(char: str) -> bool:
+    if char == "\ufffd":
         return True
-    if "\uf000" <= sign <= "\uf0ff" or sign in _TERMINAL:
+    if "\uf000" <= char <= "\uf0ff" or char in _TERMINAL:
         return False
-    return category(sign) in ("Cc", "Co", "Cn", "Cs")
+    return category(char) in ("Cc", "Co", "Cn", "Cs")
 
 
-def _is_east(sign: str) -> bool:
-    return "\u3400" <= sign <= "\u9fff" or "\uac00" <= sign <= "\ud7a3" or sign >= "\U00020000"
+def _is_east(char: str) -> bool:
+    return "\u3400" <= char <= "\u9fff" or "\uac00" <= char <= "\ud7a3" or char >= "\U00020000"
 
 
 @cache
-def _script(sign: str) -> str | None:
-    """The script of a letter that may not stand in a word with letters of another; None of all others.
+def _script(char: str) -> str | None:
+    """The script of a letter that cannot be mixed with other scripts in a word; None for all other characters.
 
     East Asian texts have no blanks between words, and Latin letters anywhere.
     """
-    first = name(sign, "").partition(" ")[0] if sign.isalpha() and not sign.isascii() else ""
-    return first if first and first not in _ANYWHERE else None
+    first = name(char, "").partition(" ")[0] if char.isalpha() and not char.isascii() else ""
+    return first if first and not _ANYWHERE.fullmatch(first) else None
 
 
 @cache
-def _is_usual(sign: str) -> bool:
+def _is_usual(char: str) -> bool:
     """Whether it is of the first level of GB 2312, Big5 or JIS X 0208, or of the Hangul of KS X 1001."""
-    return any(first <= sign.encode(encoding, "ignore") <= last for encoding, first, last in _LEVELS)
+    return any(first <= char.encode(encoding, "ignore") <= last for encoding, first, last in _LEVELS)
 
 
-_ANYWHERE = frozenset(
-    [
-        "CJK",
-        "HIRAGANA",
-        "KATAKANA",
-        "KATAKANA-HIRAGANA",
-        "HANGUL",
-        "HALFWIDTH",
-        "FULLWIDTH",
-        "IDEOGRAPHIC",
-        "MATHEMATICAL",
-        "MODIFIER",
-        "SUPERSCRIPT",
-        "SUBSCRIPT",
-        "MASCULINE",
-        "FEMININE",
-        "MICRO",
-        "DOUBLE-STRUCK",
-        "SCRIPT",
-        "BLACK-LETTER",
-        "OHM",
-        "KELVIN",
-        "ANGSTROM",
-        "INFORMATION",
-        "PLANCK",
-        "EULER",
-        "VULGAR",
-    ]
+_ANYWHERE = re.compile(
+    "CJK|HIRAGANA|KATAKANA|KATAKANA-HIRAGANA|HANGUL|HALFWIDTH|FULLWIDTH|IDEOGRAPHIC|MATHEMATICAL|MODIFIER|SUPERSCRIPT|"
+    "SUBSCRIPT|MASCULINE|FEMININE|MICRO|DOUBLE-STRUCK|SCRIPT|BLACK-LETTER|OHM|KELVIN|ANGSTROM|INFORMATION|PLANCK|EULER|"
+    "VULGAR"
 )
 _LEVELS = (
     ("gb2312", b"\xb0\xa1", b"\xd7\xf9"),

@@ -1,8 +1,8 @@
-"""Text out of HTML, PDF, Office documents, mail and Markdown, and JSON that has to be mended: anybody made them.
+"""Text out of HTML, PDF, Office documents, mail and Markdown of strangers, and JSON that has to be repaired.
 
-A parser can be kept busy for hours, or fill the memory, by a small file made for it, and no thread can be stopped.
-So this is a program, which `child` runs: bytes on stdin, JSON on stdout, bounded in memory and in seconds of CPU. It
-imports nothing of ours, so that it needs neither settings nor secrets, and each library only where it is needed.
+A small file can be made to keep a parser busy for hours or to fill the memory, and a thread cannot be stopped. So this
+is a program, which `reading.run` starts: bytes on stdin, JSON on stdout, bounded in memory and in seconds of CPU. It
+imports nothing of ours, so that it needs neither settings nor secrets, and each library only where it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zipfile import BadZipFile, ZipFile
 MEMORY = 1 << 30  # bytes
 SECONDS = 30  # of CPU
 
-_UNPACKED = 400 << 20  # bytes that an Office document may say it unpacks to
+_UNPACKED = 400 << 20  # bytes of an unpacked Office document, by its own directory
 _ENTRIES = 20_000  # of its archive
 _MESSAGE_PARTS = 1_000
 _UNSEEN = frozenset({"script", "style", "noscript", "template", "svg", "iframe", "object"})
@@ -38,7 +38,7 @@ _LINES = re.compile(r" ?\n[ \n]*")
 
 
 class Refused(Exception):
-    """The bytes give no text: a stable code, and a sentence for a person."""
+    """The bytes give no text: a stable code, and a message for a person."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 def html(data: bytes, _: int) -> dict[str, Any]:
-    """What a reader of the page sees, a line for each block, scripts and styles out. The bytes are UTF-8."""
+    """The text that a reader of the page sees, a line for each block, without scripts and styles. Bytes are UTF-8."""
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup
 
@@ -85,26 +85,26 @@ def office(data: bytes, most: int) -> dict[str, Any]:
 
 
 def mail(data: bytes, _: int) -> dict[str, Any]:
-    """Who wrote what to whom, the body as it was sent, and the names of the attachments, which are not read."""
+    """The main headers, the body as it was sent, and the names of the attachments, which are not read."""
     try:
         message = email.message_from_bytes(data, policy=email.policy.default)
         parts = [part for part, _ in zip(message.walk(), range(_MESSAGE_PARTS), strict=False)]
         body = message.get_body(("plain", "html"))
         sent = body.get_payload(decode=True) if body is not None else b""
         names = [part.get_filename() or part.get_content_type() for part in parts if part.is_attachment()]
-        said = [f"{name}: {message[name]}" for name in ("From", "To", "Cc", "Date", "Subject") if message[name]]
+        headers = [f"{name}: {message[name]}" for name in ("From", "To", "Cc", "Date", "Subject") if message[name]]
         charset = f"; charset={body.get_content_charset('')}" if body is not None else ""
         form = f"{body.get_content_type()}{charset}" if body is not None else "text/plain"
     except Exception as error:  # noqa: BLE001 - the parser of headers has many ways to fail
         raise Refused("unreadable", f"is broken mail ({type(error).__name__})") from None
-    return {"head": "\n".join(said), "body": b64encode(bytes(sent)).decode(), "type": form, "left_out": names}
+    return {"head": "\n".join(headers), "body": b64encode(bytes(sent)).decode(), "type": form, "left_out": names}
 
 
 def markdown(data: bytes, _: int) -> dict[str, Any]:
-    """What is said in it: links by their words, rows of tables as lists; blocks of code are left out."""
+    """The text to be spoken: links by their words, rows of tables as lists; blocks of code are left out."""
     from markdown_it import MarkdownIt
 
-    # Indented text is no code here: the paragraphs of a novel begin so. A picture is read as a link after a "!".
+    # Indented text is no code: the paragraphs of a novel begin so. A picture is parsed as a link after a "!".
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(["code", "image"])
     blocks: list[str] = []
     cells: list[str] | None = None
@@ -121,20 +121,20 @@ def markdown(data: bytes, _: int) -> dict[str, Any]:
 
 
 def mended(data: bytes, _: int) -> dict[str, Any]:
-    """The JSON that was meant, as text; raises Refused where it is none."""
+    """The repaired JSON, as text; raises Refused where there is none in it."""
     import json_repair
 
     try:
         value = json_repair.loads(data.decode())
     except (ValueError, RecursionError):
         value = ""
-    if not isinstance(value, dict | list) or not value:  # prose is mended to nothing
+    if not isinstance(value, dict | list) or not value:  # prose is repaired to nothing
         raise Refused("unreadable", "the answer is no JSON")
     return {"json": json.dumps(value)}
 
 
 def _seen(soup: Any) -> Iterator[str]:
-    """The page's texts in order. No recursion and no edits of the tree: pages may be nested tens of thousands deep."""
+    """The page's texts in order, without recursion: pages may be nested tens of thousands deep."""
     from bs4.element import CData, NavigableString, Tag
 
     waiting: list[Any] = [soup]
@@ -144,18 +144,18 @@ def _seen(soup: Any) -> Iterator[str]:
             edge = "\n" if _BLOCK.fullmatch(node.name) else " " if node.name in _CELLS else ""
             inside = () if node.name in _UNSEEN else reversed(node.contents)
             waiting += [edge, *inside, edge]
-        elif type(node) in (str, NavigableString, CData):  # not comments and the like, which are strings too
+        elif type(node) in (str, NavigableString, CData):  # not comments, which are strings too
             yield str(node)
 
 
 def _inline(tokens: Any) -> str:
-    said: list[str] = []
+    texts: list[str] = []
     for token in tokens:
-        if token.type == "link_open" and said and said[-1].endswith("!"):
-            said[-1] = said[-1][:-1]
+        if token.type == "link_open" and texts and texts[-1].endswith("!"):
+            texts[-1] = texts[-1][:-1]
         text = _COMMENT.sub("", token.content) if token.type.startswith("html") else token.content
-        said.append("\n" if token.type in ("softbreak", "hardbreak") else text)
-    return "".join(said)
+        texts.append("\n" if token.type in ("softbreak", "hardbreak") else text)
+    return "".join(texts)
 
 
 def _pages(data: bytes) -> Iterator[str]:
@@ -202,7 +202,7 @@ def _xlsx(archive: ZipFile) -> Iterator[str]:
     import openpyxl
 
     for sheet in openpyxl.load_workbook(archive.fp, read_only=True, data_only=True).worksheets:
-        sheet.reset_dimensions()  # which anybody may write into it
+        sheet.reset_dimensions()  # the file's own may be false
         yield sheet.title
         for row in sheet.iter_rows(values_only=True):
             cells = [str(cell) for cell in row if cell is not None]
@@ -220,7 +220,7 @@ def _parts(archive: ZipFile, wanted: re.Pattern[str]) -> Iterator[str]:
 
 
 def _paragraphs(element: Any) -> Iterator[str]:
-    """A line for each paragraph of Office's XML. What stands there twice, for old readers too, is read once."""
+    """A line for each paragraph of Office's XML, without the copies that are there for old readers."""
     from lxml import etree
 
     line: list[str] = []
@@ -257,7 +257,7 @@ _FORMS: dict[str, Callable[[bytes, int], dict[str, Any]]] = {
 
 
 def _bound() -> None:
-    """It has so much memory and CPU, writes no file, and is the first to go where memory runs out."""
+    """Limits memory and CPU, forbids files, and makes the process the first to be killed when memory runs out."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -274,7 +274,7 @@ def main(form: str, most: str) -> None:
         answer = {"code": refused.code, "message": str(refused)}
     except MemoryError:
         answer = {"code": "too_large", "message": "unpacks to more than is read of one document"}
-    # plain ASCII, so that half of a surrogate pair gets through as well
+    # ASCII, so that lone surrogates pass too
     sys.stdout.write(json.dumps(answer))
 
 

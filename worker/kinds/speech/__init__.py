@@ -14,8 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
-
 from worker.catalog import Model, Usage
 from worker.errors import ErrorClass, Failure
 from worker.kinds import fields
@@ -34,16 +32,15 @@ _PAGE = 250  # children in one commit
 _MEASURES: dict[str, script.Measure] = {"bytes": script.in_bytes, "characters": len}
 
 
-def estimate(_: Model, wanted: BaseModel) -> Usage:
+def estimate(_: Model, wanted: Speech) -> Usage:
     """Every character, as the provider counts them."""
-    return speech_segment.spoken(_read(wanted).spoken)
+    return speech_segment.spoken(wanted.spoken)
 
 
-def words(wanted: BaseModel) -> str:
+def words(wanted: Speech) -> str:
     """ "12,300 characters, Cherry", "840 characters, 2 voices"."""
-    asked = _read(wanted)
-    voices = {part.voice for part in asked.voiced}
-    return f"{len(asked.spoken):,} characters, {voices.pop() if len(voices) == 1 else f'{len(voices)} voices'}"
+    voices = {part.voice for part in wanted.voiced}
+    return f"{len(wanted.spoken):,} characters, {voices.pop() if len(voices) == 1 else f'{len(voices)} voices'}"
 
 
 def expand(parent: Parent, store: Store) -> Expansion:
@@ -59,7 +56,8 @@ def expand(parent: Parent, store: Store) -> Expansion:
 
 def assemble(parent: Parent, store: Store) -> Iterator[Piece]:
     """The sound in each format asked for, subtitles, and a manifest of what is where."""
-    wanted, takes = _read(parent.input), _takes(parent, parent.note)
+    wanted: Speech = parent.input
+    takes = _takes(parent, parent.note)
     form, length = takes[0].sound.format, takes[-1].end
     if "wav" in wanted.formats:
         yield Piece("audio", "wav", "audio/wav", _wav(takes, length, store), form.seconds(length))
@@ -78,11 +76,6 @@ def usage(parent: Parent) -> dict[str, Any]:
     return {**shown, "seconds": parent.note["seconds"]} if "seconds" in parent.note else shown
 
 
-def _read(wanted: BaseModel) -> Speech:
-    assert isinstance(wanted, Speech)
-    return wanted
-
-
 def _limits(parent: Parent) -> dict[str, Any]:
     limit = parent.catalog.model(parent.model).text_limit
     assert limit is not None, "the catalog has a limit for each model of speech"
@@ -94,7 +87,7 @@ def _unmeasured(note: dict[str, Any]) -> dict[str, Any]:
 
 
 def _segments(parent: Parent, note: dict[str, Any]) -> list[Segment]:
-    wanted = _read(parent.input)
+    wanted: Speech = parent.input
     return script.segments(wanted.voiced, wanted.pause, note["limit"], _MEASURES[note["unit"]])
 
 

@@ -143,10 +143,10 @@ class Speech(Voiced):
     def _is_a_script(cls, value: tuple[Part, ...] | None, info: ValidationInfo) -> tuple[Part, ...] | None:
         if value is None or not info.context:
             return value
-        marked, texts = info.data.get("markup"), [part.text for part in value]
+        markup, texts = info.data.get("markup"), [part.text for part in value]
         _hold_length(texts)
-        _hold(marked != "markdown", "contradiction", "is given with markup: markdown, which only a text can have")
-        _hold_text(texts, marked)
+        _hold(markup != "markdown", "contradiction", "is given with markup: markdown, which only a text can have")
+        _hold_text(texts, markup)
         return value
 
     @field_validator("text")
@@ -182,23 +182,7 @@ class Speech(Voiced):
         return value
 
 
-def pieces(text: str) -> list[tuple[str, float | None]]:
-    """The text cut at its pauses: each piece, and the seconds of silence after it; None after the last."""
-    found: list[tuple[str, float | None]] = []
-    at = 0
-    text = _SPOKEN_AROUND.sub(" ", text)
-    for mark in _MARK.finditer(text):
-        piece = text[at : mark.start()]
-        if found and not piece.strip():
-            found[-1] = (found[-1][0], (found[-1][1] or 0) + _seconds(mark[0]))
-        else:
-            found.append((piece, _seconds(mark[0])))
-        at = mark.end()
-    rest = text[at:]
-    return [*found, (rest, None)] if rest.strip() or not found else found
-
-
-def strange_tag(text: str) -> str | None:
+def _strange_tag(text: str) -> str | None:
     """The name of the first tag that is not followed; None: there is none."""
     tags = (tag[1] for tag in _TAG.finditer(_MARK.sub("", _SPOKEN_AROUND.sub("", text))))
     return next(tags, None)
@@ -209,8 +193,21 @@ def _seconds(mark: str) -> float:
     return _PAUSE if found is None else float(found[1]) / (1000 if found[2] else 1)
 
 
-def _pieces(text: str, marked: Markup | None) -> list[tuple[str, float | None]]:
-    return [(text, None)] if marked in (None, "none") else pieces(text)
+def _pieces(text: str, markup: Markup | None) -> list[tuple[str, float | None]]:
+    """The text cut at its pauses: each piece, and the seconds of silence after it; None after the last."""
+    if markup in (None, "none"):
+        return [(text, None)]
+    found: list[tuple[str, float | None]] = []
+    at, text = 0, _SPOKEN_AROUND.sub(" ", text)
+    for mark in _MARK.finditer(text):
+        piece = text[at : mark.start()]
+        if found and not piece.strip():
+            found[-1] = (found[-1][0], (found[-1][1] or 0) + _seconds(mark[0]))
+        else:
+            found.append((piece, _seconds(mark[0])))
+        at = mark.end()
+    rest = text[at:]
+    return [*found, (rest, None)] if rest.strip() or not found else found
 
 
 def _parts(paragraphs: Sequence[Part] | None, text: str | None) -> Sequence[Part]:
@@ -245,14 +242,14 @@ def _hold_length(texts: Sequence[str]) -> None:
     _hold(length <= LONGEST, "too_long", f"{length:,} characters; at most {LONGEST:,} are taken")
 
 
-def _hold_text(texts: Sequence[str], marked: Markup | None) -> None:
-    found = [piece for text in texts for piece in _pieces(text, marked)]
+def _hold_text(texts: Sequence[str], markup: Markup | None) -> None:
+    found = [piece for text in texts for piece in _pieces(text, markup)]
     _hold(any(script.is_spoken(text) for text, _ in found), "blank", "no letter and no digit, so nothing is spoken")
     _hold(len(found) <= MOST, "too_many", f"{len(found):,} paragraphs and pauses; at most {MOST:,} are taken")
     longest, most = max(pause or 0 for _, pause in found), script.LONGEST_PAUSE
     _hold(longest <= most, "too_long", f"a pause of {longest:g} s; at most {most:g} s are made")
-    for place, text in enumerate(texts if marked in ("pauses", "markdown") else (), 1):
-        tag = strange_tag(text)
+    for place, text in enumerate(texts if markup in ("pauses", "markdown") else (), 1):
+        tag = _strange_tag(text)
         _hold(tag is None, "tag_not_taken", f"paragraph {place} has the tag <{tag}>, which would be read out: {_TAGS}")
 
 

@@ -43,15 +43,10 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """What one call speaks: of which paragraph (from 1), in whose voice, and the seconds of silence after it."""
+class Segment(Paragraph):
+    """A part of a paragraph (counted from 1), which one call speaks."""
 
     paragraph: int
-    text: str
-    voice: str
-    language: str
-    instructions: str | None
-    pause: float
 
 
 def paragraphs(text: str) -> list[str]:
@@ -68,7 +63,7 @@ def segments(script: Iterable[Paragraph], pause: float, limit: int, measure: Mea
         for left, piece in zip(reversed(range(len(pieces))), pieces, strict=True):
             rest = pause if left else part.pause
             if is_spoken(piece):
-                found.append(Segment(number, piece, part.voice, part.language, part.instructions, rest))
+                found.append(Segment(piece, part.voice, part.language, part.instructions, rest, number))
             elif found:
                 found[-1] = replace(found[-1], pause=min(found[-1].pause + rest, LONGEST_PAUSE))
     return [*found[:-1], *(replace(last, pause=0.0) for last in found[-1:])]

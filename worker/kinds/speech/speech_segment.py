@@ -37,7 +37,7 @@ class SpeechSegment(BaseModel):
     instructions: Text | None = Field(None, description="how to speak")
 
 
-def request(model: Model, region: str, wanted: BaseModel) -> Request:
+def request(model: Model, region: str, wanted: SpeechSegment) -> Request:
     """The call; its own answer has the link."""
     here, asked = model.region(region), wanted.model_dump(exclude_none=True)
     assert here is not None, "a job goes only to a region that serves its model"
@@ -51,16 +51,16 @@ def outputs(output: Mapping[str, Any]) -> tuple[Source, ...]:
     return (Source(link, "audio", "wav"),) if answers.is_link(link) else ()
 
 
-def usage(_: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
+def usage(_: Model, wanted: SpeechSegment, answer: Mapping[str, Any]) -> Usage:
     """Characters as the provider counted them, else as they were sent; tokens, of the models that bill those."""
     told = answers.mapping(answer.get("usage"))
     counted = answers.known({name: answers.number(told.get(name)) for name in _BILLED})
-    return Usage({"characters": billed(wanted.model_dump().get("text", "")), **counted})
+    return Usage({"characters": billed(wanted.text), **counted})
 
 
-def estimate(_: Model, wanted: BaseModel) -> Usage:
+def estimate(_: Model, wanted: SpeechSegment) -> Usage:
     """The characters; tokens as for slow speech."""
-    return spoken(wanted.model_dump()["text"])
+    return spoken(wanted.text)
 
 
 def spoken(text: str) -> Usage:
@@ -79,10 +79,9 @@ def billed(text: str) -> int:
     return len(text) + len(_HAN.findall(text))
 
 
-def words(wanted: BaseModel) -> str:
+def words(wanted: SpeechSegment) -> str:
     """ "187 characters, Cherry"."""
-    asked = wanted.model_dump()
-    return f"{len(asked['text']):,} characters, {asked['voice']}"
+    return f"{len(wanted.text):,} characters, {wanted.voice}"
 
 
 KIND = CallKind(

@@ -44,7 +44,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Line:
-    """What is said from one second to another."""
+    """Words that are spoken from one second to another."""
 
     text: str
     start: float
@@ -63,9 +63,9 @@ def subtitles(lines: Iterable[Line], form: str) -> str:
 def cues(line: Line) -> Iterator[Line]:
     """The line in pieces that fit a screen, cut at sentence ends if possible; each has time by its length."""
     pieces = [" ".join(piece.split()) for piece in script.cut(line.text, _COLUMNS, script.in_columns)]
-    said = [piece for piece in pieces if script.is_spoken(piece)]
-    total, passed = sum(map(script.in_columns, said)), 0
-    for piece in said:
+    spoken = [piece for piece in pieces if script.is_spoken(piece)]
+    total, passed = sum(map(script.in_columns, spoken)), 0
+    for piece in spoken:
         start, passed = passed, passed + script.in_columns(piece)
         yield Line(piece, _between(line, start / total), _between(line, passed / total))
 

@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Fault, InvalidInput
 from worker.kinds import answers, fields, text
@@ -39,30 +37,28 @@ def check(catalog: Catalog, model: Model, raw: Any, region: str | None) -> Summa
     return wanted
 
 
-def estimate(model: Model, wanted: BaseModel) -> Usage:
+def estimate(model: Model, wanted: Summary) -> Usage:
     """The documents read and summarized, if all their texts are in the input; nothing if some are to be fetched."""
-    asked = _read(wanted)
-    texts = [document.text for document in asked.documents if document.text is not None]
-    if len(texts) < len(asked.documents):
+    texts = [document.text for document in wanted.documents if document.text is not None]
+    if len(texts) < len(wanted.documents):
         return Usage()
     read = sum(map(text.tokens, texts)) + _RULES_TOKENS * len(texts)
-    most = prompts.whole(asked, "").max_tokens
-    units = {"input_tokens": read, "output_tokens": most * len(texts), "thinking": bool(asked.enable_thinking)}
+    most = prompts.whole(wanted, "").max_tokens
+    units = {"input_tokens": read, "output_tokens": most * len(texts), "thinking": bool(wanted.enable_thinking)}
     return Usage({**units, "tier": model.token_tier(min(read / len(texts), prompts.FULL))})  # of one call
 
 
-def words(wanted: BaseModel) -> str:
+def words(wanted: Summary) -> str:
     """ "40 documents, bullets", "a prefix, json"."""
-    asked = _read(wanted)
-    style = asked.style if isinstance(asked.style, str) else "json"
-    prefixes = sum(document.prefix is not None for document in asked.documents)
-    counts = ((len(asked.documents) - prefixes, "document", ""), (prefixes, "prefix", "e"))
-    return ", ".join([*_counted(counts), style, *(["digest"] if asked.digest else [])])
+    style = wanted.style if isinstance(wanted.style, str) else "json"
+    prefixes = sum(document.prefix is not None for document in wanted.documents)
+    counts = ((len(wanted.documents) - prefixes, "document", ""), (prefixes, "prefix", "e"))
+    return ", ".join([*_counted(counts), style, *(["digest"] if wanted.digest else [])])
 
 
-def variant(wanted: BaseModel) -> str | None:
+def variant(wanted: Summary) -> str | None:
     """The other way to have its model that the input insists on; None where calls will do too."""
-    mode = _read(wanted).mode
+    mode = wanted.mode
     return str(mode) if mode in (Mode.BATCH, Mode.TASKS) else None
 
 
@@ -83,11 +79,6 @@ def usage(parent: Parent) -> dict[str, Any]:
     used = [child.usage or {} for child in parent.ended]
     tokens = {name: sum(int(answers.number(usage.get(name)) or 0) for usage in used) for name in COUNTED}
     return {"documents": count, "failed": count, "calls": len(list(filter(None, used))), **tokens}
-
-
-def _read(wanted: BaseModel) -> Summary:
-    assert isinstance(wanted, Summary)
-    return wanted
 
 
 def _counted(counts: Iterable[tuple[int, str, str]]) -> list[str]:
@@ -168,6 +159,7 @@ KIND = ParentKind(
     check=check,
     estimate=estimate,
     words=words,
+    keyed=("documents",),
     models=("reduce_model",),
     variant=variant,
     expand=rounds.expand,

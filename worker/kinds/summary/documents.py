@@ -86,7 +86,7 @@ class Item:
     text: str | None = None
     url: str | None = None
     key: str | None = None
-    slip: str | None = None  # why there is no document: a prefix that is not the project's
+    slip: str | None = None  # why there is no document: a prefix that is not the project's; so called in stored lists
 
 
 class TooMany(Exception):

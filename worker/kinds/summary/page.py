@@ -54,8 +54,8 @@ class Page:
     @property
     def wanted(self) -> Summary:
         """The job's input."""
-        assert isinstance(self.parent.input, Summary)
-        return self.parent.input
+        wanted: Summary = self.parent.input
+        return wanted
 
     @cached_property
     def reading(self) -> Model:

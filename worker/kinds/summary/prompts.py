@@ -14,7 +14,7 @@ from typing import Any
 from semantic_text_splitter import TextSplitter
 
 from worker.catalog import Catalog, Model, Thinking
-from worker.kinds import text
+from worker.kinds import fields, text
 from worker.kinds.summary.input import Digest, Summary
 from worker.kinds.text import Conversation
 
@@ -97,9 +97,7 @@ def asked(catalog: Catalog, model: Model, prompt: Prompt, wanted: Summary) -> Co
         "response_format": prompt.schema,
         "enable_thinking": wanted.enable_thinking or (False if may_think else None),
     }
-    checked = text.KIND.check(catalog, model, raw, None)
-    assert isinstance(checked, Conversation)
-    return checked
+    return fields.check(text.NAME, Conversation, catalog, model, raw, None)
 
 
 def room(model: Model, answer: int) -> int:

@@ -41,7 +41,6 @@ def expand(parent: Parent, store: Store) -> Expansion:
 
 def reopened(parent: Parent, store: Store) -> Page:
     """A page of a job whose documents are listed already."""
-    assert isinstance(parent.input, Summary)
     items = documents.given(parent.input.documents) or documents.listed_before(store.chunks(parent.note["listed"]))
     return Page(parent, store, items, dict(parent.note))
 
@@ -75,8 +74,7 @@ def _surveyed(parent: Parent, store: Store) -> tuple[Page, str]:
     """The page to make, and in the first step the reason for its mode."""
     if parent.note:
         return reopened(parent, store), ""
-    wanted = parent.input
-    assert isinstance(wanted, Summary)
+    wanted: Summary = parent.input
     items, listed = documents.given(wanted.documents), None
     if items is None:
         items = documents.listed(wanted.documents, store)

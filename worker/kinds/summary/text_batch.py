@@ -48,29 +48,28 @@ class Part:
     output_tokens: int
 
 
-def check(_catalog: Catalog, _model: Model, raw: Any, _region: str | None) -> BaseModel:
+def check(_catalog: Catalog, _model: Model, raw: Any, _region: str | None) -> TextBatch:
     """The input; a parent makes it, so a fault in it is our own mistake."""
     return TextBatch.model_validate(raw)
 
 
-def request(model: Model, region: str, wanted: BaseModel) -> Request:
+def request(model: Model, region: str, wanted: TextBatch) -> Request:
     """The create call with our file's key, which the provider's id for the file replaces before the call is sent."""
     here = model.region(region)
     assert here is not None, "a job goes only to a region that serves its model"
     return Request(model.path, {}, {"model": here.id, **wanted.model_dump()}, Surface.COMPATIBLE)
 
 
-def estimate(model: Model, wanted: BaseModel) -> Usage:
+def estimate(model: Model, wanted: TextBatch) -> Usage:
     """What the lines may cost in all, each at the tier of the average one; nothing where there is no estimate."""
-    asked = wanted.model_dump()
-    units = {name: asked[name] for name in ("input_tokens", "output_tokens") if asked[name]}
-    return Usage({**units, "tier": model.token_tier(asked["input_tokens"] / asked["lines"])} if units else {})
+    counts = {"input_tokens": wanted.input_tokens, "output_tokens": wanted.output_tokens}
+    units = {name: count for name, count in counts.items() if count}
+    return Usage({**units, "tier": model.token_tier(wanted.input_tokens / wanted.lines)} if units else {})
 
 
-def words(wanted: BaseModel) -> str:
+def words(wanted: TextBatch) -> str:
     """ "200 calls within 24h"."""
-    asked = wanted.model_dump()
-    return f"{asked['lines']} calls within {asked['window']}"
+    return f"{wanted.lines} calls within {wanted.window}"
 
 
 def line(model: Model, regions: Iterable[str], name: str, call: Conversation) -> bytes:
