@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, bindparam, select, update
-from worker.projects import keys
 
-from worker import catalog, moves, settings
+from worker import catalog, keys, moves, settings
 from worker.jobs import submission
-from worker.lanes import limits
+from worker.lanes import slots
 from worker.moves import children, transition
 from worker.states import TERMINAL, Mode, State, may
 from worker.tables import Job
@@ -36,7 +35,7 @@ COLUMNS = {column.name: column for column in Job.__table__.c if column.name not 
 def connection(engine: Engine) -> Iterator[Connection]:
     with engine.begin() as connection:
         known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
-        limits.sync(connection, catalog.load(), known)
+        slots.sync(connection, catalog.load(), known)
         yield connection
 
 

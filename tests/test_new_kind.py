@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
-from worker import catalog, kinds
+from worker import catalog, kinds, money
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import InvalidInput
 from worker.jobs import submission
@@ -22,7 +22,6 @@ from worker.jobs.submission import Submission
 from worker.kinds import fields
 from worker.kinds.fields import Filled, Input
 from worker.kinds.kind import CallKind, Request, Source
-from worker.money import estimates
 from worker.settings import Settings
 from worker.states import Mode
 
@@ -117,7 +116,7 @@ def test_a_submission_of_the_kind_is_checked_priced_and_spelled(songs: Catalog) 
     assert (prepared.mode, prepared.input) == (Mode.TASK, {"lyrics": "la la la", "duration": 30})
     assert prepared.estimate == 3_000_000
     wanted = SONG.input.model_validate(prepared.input)
-    assert estimates.of_kind(songs, SETTINGS, SONG.name, "song-1", wanted, NOW.date()) == 3_000_000
+    assert money.estimate(songs, SETTINGS, SONG.name, "song-1", wanted, NOW.date()) == 3_000_000
     call = kinds.call(SONG.name).request(songs.model("song-1"), "cn-beijing", wanted)
     assert call.body == {"model": "song-1", "input": prepared.input}
 
