@@ -80,7 +80,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
         shown["JobCreate"] = forms.job_schema()
         shown["ScheduleUpdate"] = forms.update_schema(shown["ScheduleCreate"])
         for name, schema in shown.items():
-            components |= {**schema.pop("$defs", {}), name: schema}
+            for part, of in {**schema.pop("$defs", {}), name: schema}.items():
+                assert components.setdefault(part, of) == of, f"two different forms are called {part}"
         app.openapi_schema = made
     return app.openapi_schema
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, create_model
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, Field
 
 from api import answers
 from api.answers import Page
 from api.context import Anyone, Here
 from api.probes import NEEDED
 from api.problems import refusals
-from worker.catalog import Model, load
 from worker.document import Answer
 from worker.errors import InvalidInput, NotFound
 from worker.kinds.fields import Text
@@ -25,30 +24,28 @@ Status = Literal["ready", "degraded", "unready"]
 _REFUSALS = refusals(401, 404, 422, 429, 503)
 
 
-_ABOUT_MODELS = {
-    "durations": "seconds",
-    "default": "what is sent where the input leaves it out",
-    "retired": "when the provider ended it",
-    "retired_by": "notice: jobs are refused; reports: taken, warned",
-    "successor": "what to take instead of a retired one",
-}
+class ModelDocument(BaseModel):
+    """A model of the catalog: what it makes and takes, its defaults, and its limits and prices by region."""
 
-
-def _model_document() -> type[BaseModel]:
-    """The form of a model's answer, by the catalog's own class: the fields that `Model.as_json` shows."""
-    shown = load().models()[0].as_json()
-    fields: dict[str, Any] = {"object": (Literal["model"], "model")}
-    for name, field in Model.model_fields.items():
-        if name in shown:
-            fields[name] = (field.annotation, FieldInfo.merge_field_infos(field, description=_ABOUT_MODELS.get(name)))
-    fields["fields"] = (list[str], Field(description="the input fields that it takes"))
-    fields["currency"] = (Literal["CNY"], "CNY")
-    about = "A model of the catalog: what it makes and takes, its defaults, and its limits and prices by region."
-    made: type[BaseModel] = create_model("ModelDocument", __base__=Answer, __doc__=about, **fields)
-    return made
-
-
-ModelDocument: Any = _model_document()
+    object: Literal["model"]
+    id: str
+    family: str
+    kinds: list[str]
+    aliases: list[str]
+    fields: list[str] = Field(description="the input fields that it takes")
+    requires: list[str]
+    sizes: Any
+    resolutions: list[str]
+    ratios: list[str]
+    durations: list[int] = Field(description="seconds")
+    default: dict[str, Any] = Field(description="what is sent where the input leaves it out")
+    regions: dict[str, dict[str, Any]]
+    currency: Literal["CNY"]
+    retired: date | None = Field(description="when the provider ended it")
+    retired_by: Literal["notice", "reports"] | None = Field(
+        description="notice: jobs are refused; reports: taken, warned"
+    )
+    successor: str | None = Field(description="what to take instead of a retired one")
 
 
 class ModelList(Page[ModelDocument]):
