@@ -150,7 +150,8 @@ def bill(sandbox: Sandbox, jobs: Sequence[Job], findings: Findings) -> None:
     asked = sum(job["children"]["total"] if job["children"] else 1 for job in jobs)
     equal = totals["tasks"] == totals["creates"] == asked and billed == ours
     words = f"by the sandbox's own bill: {totals['tasks']} tasks and calls, {show.money(billed)}"
-    findings.note(equal, f"{words} — {'equal' if equal else f'ours: {asked}, {show.money(ours)}'}")
+    other = f"ours: {asked}, {show.money(ours)}, by {totals['creates']} create calls"
+    findings.note(equal, f"{words} — {'equal' if equal else other}")
 
 
 def prove(job: Job, files: Files, documents: frozenset[str]) -> tuple[str, str | None]:
