@@ -103,9 +103,7 @@ def _store(answer: Streamed, bucket: Bucket, stem: str, settings: Settings) -> S
     head = _head(answer.chunks)
     kind = media.sniff(head)
     if kind is None:
-        raise BadSource(
-            f"the source is of no known media type (Content-Type: {answer.headers.get('content-type')})"
-        )
+        raise BadSource(f"the source is of no known media type (Content-Type: {answer.headers.get('content-type')})")
     chunks = itertools.chain((head,), answer.chunks)
     return bucket.put_stream(f"{stem}.{kind.extension}", chunks, kind.content_type, expected)
 
