@@ -17,9 +17,7 @@ OURS = {str(path.relative_to(ROOT)): path for room in ("worker", "api", "ops") f
 # the catalog says what each kind's models are
 KNOW_KINDS = ("api/", "ops/", "worker/catalog/", "worker/kinds/")
 
-_SQL = re.compile(
-    r"\b(?:update\s+jobs\b(?:(?!\bwhere\b).)*?(?:\bset|,)\s*state\s*=|insert\s+into\s+jobs\b)", re.I | re.S
-)
+_SQL = re.compile(r"\b(?:update\s+jobs\b(?:(?!\bwhere\b).)*?(?:set|,)\s*state\s*=|insert\s+into\s+jobs\b)", re.I | re.S)
 _TABLES = {"Job", "table"}  # a statement on `table` may be one on jobs
 
 
