@@ -20,10 +20,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from worker import attempts, claims, money, moves, timeouts
+from worker import claims, money, moves, timeouts
 from worker.context import Context
 from worker.dashscope.responses import Listed, Refused, TaskSeen
 from worker.errors import CallFailed, Conflict, ErrorClass, Failure, NotTold
+from worker.moves import attempts
 from worker.states import TERMINAL, HeldFor, Mode, Move, State
 from worker.steps import batch, find, poll
 from worker.steps.poll import Asked

@@ -109,9 +109,9 @@ def pause(connection: Connection, what: str, name: str, now: Now | None) -> None
 
     Raises NotFound where there is none of that name. What is in flight goes on.
     """
-    table, column = _PAUSABLE[what]
-    paused = update(table).values(paused_at=now)
-    if table is Lane:
+    pausable, column = _PAUSABLE[what]
+    paused = update(pausable).values(paused_at=now)
+    if pausable is Lane:
         paused = paused.values(paused_why=None)
     if column is not None:
         paused = paused.where(column == name)
@@ -167,7 +167,6 @@ _ALARM = (
     .values(alarmed_at=_NOW)
     .returning(Owner.alert_url)
 )
-_STOPPED_AT = select(Owner.stopped_at).where(_OF_OWNER)
 _START = update(Owner).where(_OF_OWNER, Owner.stopped_at.is_not(None)).values(_CREATES)
 # takes the next try of a stopped account, if that is due and no call of the last one is out
 _MAY_PROBE = (

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import attempts, kinds, moves, text, timeouts
+from worker import kinds, moves, text, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope import errors, responses
@@ -24,6 +24,7 @@ from worker.kinds import Request
 from worker.lanes import query_budget, throttle
 from worker.lanes.account_stops import Stop, Unserved
 from worker.lanes.throttle import Slow
+from worker.moves import attempts
 from worker.states import Mode, Move, State
 from worker.steps import finish
 from worker.tables import Job

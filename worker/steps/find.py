@@ -28,12 +28,13 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import attempts, log, money, moves, timeouts
+from worker import log, money, moves, timeouts
 from worker.catalog import UnknownModel
 from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
 from worker.errors import CallFailed, NotTold
 from worker.kinds import KINDS, CallKind
+from worker.moves import attempts
 from worker.settings import Account
 from worker.states import HeldFor, Mode, Move, State
 from worker.steps import create, finish, poll
