@@ -117,7 +117,9 @@ def test_no_statement_moves_a_job_where_it_may_not_go(left: State, to: State) ->
 
 
 @pytest.mark.parametrize(
-    ("left", "to"), [(left, to) for left in sorted(TERMINAL) for to in State if may(left, to)], ids=lambda state: str(state)
+    ("left", "to"),
+    [(left, to) for left in sorted(TERMINAL) for to in State if may(left, to)],
+    ids=lambda state: str(state),
 )
 def test_what_leaves_an_end_for_work_starts_afresh(left: State, to: State) -> None:
     columns = transition.entered({left}, to, NOW)
