@@ -33,7 +33,7 @@ bench: .venv/bench
 	$(BIN)/python -m tests.bench $(BENCH)
 
 .venv/bench: tests/bench/requirements.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $< -c requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 check: install
