@@ -2,7 +2,7 @@
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
 
-.PHONY: demo up test chaos check lock install clean
+.PHONY: demo up test chaos bench check lock install clean
 
 install: .venv/installed
 
@@ -25,6 +25,16 @@ test: install
 # Under ten minutes. A short form of it is among the tests.
 chaos: install
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# Under fifteen minutes, and the results go into tests/bench/README.md; `make bench BENCH=--quick` takes two, and shows them.
+BENCH ?= --write
+
+bench: .venv/bench
+	$(BIN)/python -m tests.bench $(BENCH)
+
+.venv/bench: tests/bench/requirements.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 check: install
 	$(BIN)/ruff check .

@@ -1,1 +1,1 @@
-"""Measurements against the sandbox, each a program: `python -m tests.bench.NAME`."""
+"""What jobs cost, measured on a whole stack beside peers: `python -m tests.bench`, and the page README.md."""
