@@ -47,7 +47,9 @@ def sandbox() -> Iterator[Sandbox]:
 
 def request(name: str, **said: Any) -> Request:
     model = catalog.load().model(name)
-    return text.KIND.request(model, REGION, text.KIND.check(model, {"prompt": QUESTION, **said}, REGION))
+    return text.KIND.request(
+        model, REGION, text.KIND.check(catalog.load(), model, {"prompt": QUESTION, **said}, REGION)
+    )
 
 
 def native(content: str = "", end: str = "null", **more: Any) -> dict[str, Any]:

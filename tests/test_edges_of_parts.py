@@ -84,7 +84,7 @@ def settled(play: Stage, job: Job) -> int:
 
 def kept(play: Stage, name: str, data: bytes) -> str:
     key = f"inbox/{play.project.name}/{name}"
-    play.ctx.bucket.put_stream(key, [data], "application/octet-stream", storage.Expected(), {})
+    play.ctx.bucket.put_stream(key, [data], "application/octet-stream", storage.Expected())
     return key
 
 
@@ -280,7 +280,7 @@ def test_a_recording_that_cannot_be_joined_is_spoken_again_by_a_retry(play: Stag
     play.drive(lambda: parts(play, job), lambda made: bool(made) and all(part.finished_at for part in made))
     for part in parts(play, job):
         (output,) = play.document(part)["outputs"]
-        play.ctx.bucket.put_stream(output["key"], [b"not a sound"], "audio/wav", storage.Expected(), {})
+        play.ctx.bucket.put_stream(output["key"], [b"not a sound"], "audio/wav", storage.Expected())
     assert play.until(job).state == State.FAILED
 
     again(play, job)
@@ -416,7 +416,7 @@ def test_the_end_of_a_part_costs_no_look_at_all_of_its_siblings(play: Stage) -> 
 
     with play.ctx.engine.begin() as connection:
         asked = text("explain (analyze, buffers, format json) " + children._WAKE.text)
-        plan = connection.execute(asked, {"parent": job.id, "hasty": ["album"]}).scalar_one()
+        plan = connection.execute(asked, {"parent": job.id, "all_or_none": ["album"]}).scalar_one()
 
     assert plan[0]["Plan"]["Shared Hit Blocks"] < 60
 

@@ -135,11 +135,11 @@ def test_the_openapi_page_has_the_kinds_input_and_an_example() -> None:
     described = output_of("""
 import json
 from fastapi import FastAPI
-from api import describe
+from api import app as served
 from api.routes import jobs
 app = FastAPI()
 app.include_router(jobs.router)
-print(json.dumps(describe.describe(app)))""")
+print(json.dumps(served._described(app)))""")
 
     assert "lyrics" in json.loads(described)["components"]["schemas"]["TextToSong"]["properties"]
     assert '{"kind": "text-to-song", "model": "song-1", "input": {"lyrics": "la la la"}}' in described

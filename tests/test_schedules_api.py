@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from api.client import Client
 from ops import cli
+from worker.schedules import fire as firing
 from worker.schedules.plan import RunDocument
 
 NIGHTLY: dict[str, Any] = {
@@ -55,7 +56,7 @@ def faults(answer: httpx.Response) -> dict[str, str]:
 def fire(api: Served) -> int:
     """How many jobs the schedules submitted whose fire time has come."""
     context = api.app.state.context
-    return len(fire.fire_due(context.engine, context.catalog, context.settings))
+    return len(firing.fire_due(context.engine, context.catalog, context.settings))
 
 
 def due(api: Served, schedule: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from worker.errors import ClaimLost
 from worker.inputs import Handover
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Budget, Learned
-from worker.moves import children
+from worker.moves import attempts, children
 from worker.settings import Account, Settings
 from worker.states import Move, State
 from worker.storage import Bucket
@@ -139,6 +139,8 @@ class Context:
         try:
             return self._record_bound(job, move, now)
         except IntegrityError as error:
+            if not attempts.is_taken(error):
+                raise
             # The task went to another job in this instant: only equal requests meet so, and share what there is.
             if job.state != State.UNCERTAIN:
                 raise ClaimLost(f"task {job.task_id} is another job's") from error

@@ -6,7 +6,9 @@ submission until the last webhook came, servers beside it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import socket
 import sysconfig
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ from sqlalchemy import create_engine, insert
 
 from ops.local import up
 from ops.local.servers import HOST
-from ops.local.supervise import Program, accepts_connections, has_logged
+from ops.local.supervise import Program, Run, has_logged
 from tests.bench import usage
 from tests.bench.asking import ask_all, clips
 from tests.bench.figures import Figure
@@ -160,11 +162,22 @@ def _send(name: str, rig: Rig, ids: range) -> None:
     app.close()
 
 
+def _accepts_connections(port: int) -> Callable[[Run], bool]:
+    """Ready when something listens on a loopback port."""
+
+    def probe(_: Run) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return True
+        return False
+
+    return probe
+
+
 def _temporal(rig: Rig) -> list[Program]:
     port = _temporal_port(rig)
     binary = Path(sysconfig.get_path("scripts")) / "temporal"
     serve = f"{binary} server start-dev --headless --ip {HOST} --port {port} --log-level error --db-filename"
-    server = rig.program("temporal", f"{serve} {rig.home}/temporal.db", accepts_connections(port), {})
+    server = rig.program("temporal", f"{serve} {rig.home}/temporal.db", _accepts_connections(port), {})
     work = rig.program(
         "temporal-worker",
         "tests.bench.peers.temporal",

@@ -121,6 +121,8 @@ def carry_out(ctx: Context, job: Job, move: Move) -> Job:
                 return _close(connection, mine, (move.attempt or {})["billed"], move.why, now)
             return moves.record(connection, mine, _at(job, move, now), now)
     except IntegrityError as error:
+        if not attempts.is_taken(error):
+            raise
         raise Conflict("task_taken", "the task is another job's") from error
 
 

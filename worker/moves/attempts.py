@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, DateTime, Row, Text, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
 
 from worker.claims import NOW
 from worker.tables import Attempt, Job, Owner, Unowned
@@ -20,6 +22,11 @@ def bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[st
     """Those of the owner's tasks that an attempt has."""
     found = connection.execute(_BOUND, {"owner": owner, "tasks": list(task_ids)}).scalars()
     return {task_id for task_id in found if task_id}
+
+
+def is_taken(error: IntegrityError) -> bool:
+    """Whether a statement failed because the task that it writes is another attempt's."""
+    return isinstance(error.orig, psycopg.Error) and error.orig.diag.constraint_name == "uq_attempts_task"
 
 
 def rivals(connection: Connection, attempt: Attempt, within: timedelta) -> Sequence[Row[Any]]:

@@ -42,6 +42,8 @@ class Make:
 
     def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
         """Inserts them; a place that is taken stays as it is, so that a commit may be repeated."""
+        if not self.rows:
+            return
         shared = {
             "project_id": job.project_id,
             "parent_id": job.id,
