@@ -107,7 +107,7 @@ def test_a_question_is_answered_on_the_surface_of_its_model(sandbox: Sandbox, na
     assert result is not None
     assert result["content"]
     assert result["finish_reason"] == "stop"
-    units = text.KIND.usage(text.Conversation(prompt=QUESTION), accepted.body).units
+    units = text.KIND.usage(catalog.load().model(name), text.Conversation(prompt=QUESTION), accepted.body).units
     assert units["input_tokens"] > 0
     assert units["output_tokens"] > 0
 
@@ -125,7 +125,12 @@ def test_a_thinking_model_streams_and_its_thoughts_are_dropped(sandbox: Sandbox,
     result = text.result(aloud.output) or {}
     assert result["reasoning"]
     assert result["content"] == (text.result(silent.output) or {})["content"]
-    assert text.KIND.usage(text.Conversation(prompt=QUESTION), aloud.body).units["reasoning_tokens"] > 0
+    assert (
+        text.KIND.usage(catalog.load().model(name), text.Conversation(prompt=QUESTION), aloud.body).units[
+            "reasoning_tokens"
+        ]
+        > 0
+    )
 
 
 def test_a_refusal_is_the_same_value_from_either_surface(sandbox: Sandbox) -> None:
