@@ -337,7 +337,7 @@ class Attempt(Base):
         UniqueConstraint("job_id", "number"),
         CheckConstraint("outcome in ('sent', 'accepted', 'refused', 'not_sent', 'unknown', 'absent')", name="outcome"),
         CheckConstraint("billed in ('yes', 'no', 'unknown')", name="billed"),
-        # a task belongs to one job, for ever
+        # a task belongs to one job, always
         Index("uq_attempts_task", "owner", "task_id", unique=True, postgresql_where=text("task_id is not null")),
         Index("ix_attempts_open", "owner", "model", "sent_at", postgresql_where=text("closed_at is null")),
     )

@@ -163,7 +163,7 @@ def used(*of: ColumnElement[bool]) -> ColumnElement[int]:
 
 
 def holds_slot() -> ColumnElement[bool]:
-    """Whether a job uses a slot: it is admitted, or the provider may have a task of its."""
+    """Whether a job uses a slot: it is admitted, or the provider may have a task for it."""
     return or_(work.in_states(State.ADMITTED), throttle.in_flight())
 
 
