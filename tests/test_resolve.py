@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import Served, served
+from sqlalchemy.exc import IntegrityError
 from stage import CLIP, Stage, stage
 
 from ops.audit import audit
@@ -18,7 +19,7 @@ from worker import keys
 from worker.errors import Conflict
 from worker.jobs import operator, submission
 from worker.jobs.operator import Action, Decision
-from worker.states import State
+from worker.states import Move, State
 from worker.steps import poll
 from worker.tables import Job
 
@@ -146,6 +147,15 @@ def test_two_adoptions_of_one_task_at_once_leave_one(play: Stage) -> None:
 
     assert refused.value.code == "task_taken"
     assert play.job(theirs).state == State.HELD
+
+
+def test_a_decision_that_breaks_a_rule_of_the_database_is_a_fault_and_no_conflict(play: Stage) -> None:
+    job = crashed(play, State.ADMITTED)
+
+    with pytest.raises(IntegrityError, match="billed"):
+        operator.carry_out(play.ctx, job, Move(State.QUEUED, "as Ada decided", columns={"billed": "perhaps"}))
+
+    assert play.job(job).state == State.HELD
 
 
 @pytest.mark.parametrize(
