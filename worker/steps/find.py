@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import log, money, moves, timeouts
+from worker import log, money, timeouts
 from worker.catalog import UnknownModel
 from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
@@ -95,6 +95,13 @@ def sweep(ctx: Context) -> Swept:
     return Swept(sum(one.tasks for one in found), sum(one.micros for one in found))
 
 
+def unbound(ctx: Context, owner: str, rows: list[Listed]) -> list[Listed]:
+    """The listed tasks that no attempt has."""
+    with ctx.engine.connect() as connection:
+        taken = attempts.bound(connection, owner, [row.task_id for row in rows])
+    return [row for row in rows if row.task_id not in taken]
+
+
 def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
     """The move that the attempt's own row asks for, if an answer is on it."""
     if attempt.outcome == "accepted" and attempt.task_id:
@@ -159,15 +166,8 @@ def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing
         rows |= {row.task_id: row for row in page.rows}
         total = page.total
     complete = len(rows) == total
-    unbound = tuple(sorted(_unbound(ctx, attempt.owner, list(rows.values())), key=_created))
-    return _Listing(unbound, complete and began > settled_at)
-
-
-def _unbound(ctx: Context, owner: str, rows: list[Listed]) -> list[Listed]:
-    """The listed tasks that no attempt has."""
-    with ctx.engine.connect() as connection:
-        taken = attempts.bound(connection, owner, [row.task_id for row in rows])
-    return [row for row in rows if row.task_id not in taken]
+    may_be_ours = unbound(ctx, attempt.owner, list(rows.values()))
+    return _Listing(tuple(sorted(may_be_ours, key=_created)), complete and began > settled_at)
 
 
 def _created(row: Listed) -> float:
@@ -225,7 +225,7 @@ def _absent(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: C
     if job.cancel_requested:
         return Move(State.CANCELED, "no task was made, and it was to be canceled", columns=_FREE, attempt=said)
     with ctx.engine.connect() as connection:
-        again = moves.absences(connection, job)
+        again = attempts.absences(connection, job)
     if again:
         return _held("two calls were lost and no task of theirs is listed: a person should look before a third")
     return Move(State.QUEUED, "proved absent by a complete listing: nothing was made", clock(), _FREE, said)
@@ -288,7 +288,7 @@ def _nobodys(ctx: Context, account: Account, clock: Clock) -> list[Listed]:
     """The listed tasks of the last day, old enough to be settled, that no attempt has."""
     settled = clock() - timedelta(seconds=ctx.settings.settle_seconds) - SKEW
     asked = Asked(account.name, clock() - REACH + timedelta(minutes=1), settled)
-    return _unbound(ctx, account.owner, [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows])
+    return unbound(ctx, account.owner, [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows])
 
 
 def _row(ctx: Context, account: Account, row: Listed, is_asked: bool, clock: Clock) -> dict[str, Any]:
