@@ -149,6 +149,17 @@ def test_two_adoptions_of_one_task_at_once_leave_one(play: Stage) -> None:
     assert play.job(theirs).state == State.HELD
 
 
+def test_a_decision_about_what_a_job_was_held_for_before_is_not_carried_out(play: Stage) -> None:
+    job = crashed(play, State.ADMITTED)
+    move = operator.decide(play.ctx, job, Decision(Action.REQUEUE, "Ada"))
+    play.sql("update jobs set sequence = sequence + 2 where id = :id", id=job.id)  # it went on, and is held again
+
+    with pytest.raises(Conflict, match="moved since"):
+        operator.carry_out(play.ctx, job, move)
+
+    assert play.job(job).state == State.HELD
+
+
 def test_a_decision_that_breaks_a_rule_of_the_database_is_a_fault_and_no_conflict(play: Stage) -> None:
     job = crashed(play, State.ADMITTED)
 
