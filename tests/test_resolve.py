@@ -149,6 +149,18 @@ def test_two_adoptions_of_one_task_at_once_leave_one(play: Stage) -> None:
     assert play.job(theirs).state == State.HELD
 
 
+def test_a_lost_call_is_looked_for_though_the_catalog_has_another_name_for_its_model_now(play: Stage) -> None:
+    ours, _ = held_twins(play)
+    play.sql("update attempts set model = 'its-name-before'")
+    play.sql(
+        "update jobs set state = 'uncertain', held_for = null, held_from = null, run_at = now() where id = :id",
+        id=ours.id,
+    )
+    _, step, _ = play.begin(ours)
+
+    assert next(step).to in (State.UNCERTAIN, State.QUEUED, State.HELD)
+
+
 def test_a_decision_about_what_a_job_was_held_for_before_is_not_carried_out(play: Stage) -> None:
     job = crashed(play, State.ADMITTED)
     move = operator.decide(play.ctx, job, Decision(Action.REQUEUE, "Ada"))

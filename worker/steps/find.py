@@ -134,7 +134,7 @@ def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
 
 def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
     """What the candidates say of the call, by what they repeat of their requests."""
-    rivals = _rivals(ctx, attempt)
+    rivals = _rivals(ctx, job, attempt)
     if any(rival.is_out for rival in rivals):
         return _later(ctx, job, attempt, clock)  # another call of the lane is out
     theirs = {rival.request_id for rival in rivals if rival.request_id}
@@ -174,7 +174,7 @@ def _created(row: Listed) -> float:
     return row.created_at.timestamp() if row.created_at else 0.0
 
 
-def _rivals(ctx: Context, attempt: Attempt) -> list[_Rival]:
+def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
     """The other attempts of the lane that may have made one of the tasks in the window."""
     settle = timedelta(seconds=ctx.settings.settle_seconds) + SKEW
     with ctx.engine.connect() as connection:
@@ -185,7 +185,7 @@ def _rivals(ctx: Context, attempt: Attempt) -> list[_Rival]:
             is_out=row.closed_at is None and row.state == State.SUBMITTING,
             request_hash=row.request_hash,
             request_id=row.request_id,
-            echoes=poll.echoes(ctx, row.kind, attempt.model, row.input),
+            echoes=poll.echoes(ctx, row.kind, job.model, row.input),  # the lane's model, as the catalog names it
         )
         for row in rows
     ]
