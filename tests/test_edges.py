@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
@@ -20,7 +21,7 @@ from worker.dashscope.client import Client
 from worker.errors import ClaimLost, Conflict
 from worker.jobs import operator
 from worker.kinds import Source
-from worker.states import State
+from worker.states import Move, State
 from worker.steps import finish
 from worker.steps.batch import Bill
 from worker.tables import Job
@@ -224,14 +225,13 @@ def test_looks_that_are_refused_do_not_put_off_the_try_that_ends_a_stop(play: St
     job = play.until(play.submit(), State.RUNNING)
     refused = {"status_code": 401, "json": {"code": "InvalidApiKey", "message": "no", "request_id": "r"}}
     play = with_queries(play, refused)
-    until: list[datetime] = []
+    until: list[datetime | None] = []
     for _ in range(2):
         due(play, job)
-        play.drive(
-            lambda: play.sql("select stopped_until from owners")[0]["stopped_until"], lambda found: found is not None
-        )
+        play.play(play.tick())
         until.append(play.sql("select stopped_until from owners")[0]["stopped_until"])
 
+    assert None not in until
     assert until[0] == until[1]
 
 
@@ -279,6 +279,18 @@ def test_a_cancel_during_the_create_call_is_passed_on_at_once(play: Stage) -> No
 
     assert play.job(job).run_at <= play.now()
     assert play.until(job).state == State.CANCELED
+
+
+@pytest.mark.parametrize("state", [State.ADMITTED, State.UNCERTAIN])
+def test_a_move_that_breaks_a_rule_of_the_database_is_a_fault_and_no_lost_claim(play: Stage, state: State) -> None:
+    job, _, clock = play.begin(play.submit())
+    play.sql("update jobs set state = :state where id = :id", state=state, id=job.id)
+
+    with pytest.raises(IntegrityError, match="billed"):
+        play.ctx.record(play.job(job), Move(State.QUEUED, columns={"billed": "perhaps"}), clock)
+
+    left = play.job(job)
+    assert (left.state, left.claimed) == (state, "taken")
 
 
 def test_a_job_that_waits_for_a_verdict_is_not_said_to_be_canceled(play: Stage) -> None:

@@ -109,6 +109,33 @@ def test_a_part_that_is_failed_after_its_end_keeps_the_time_of_that(connection: 
 
 
 @pytest.mark.parametrize(
+    ("columns", "is_ended"),
+    [
+        ({"state": State.QUEUED}, True),
+        ({"state": State.ADMITTED, "claimed": "sent"}, True),
+        ({"state": State.ADMITTED, "claimed": "taken"}, False),  # its worker may be about to make the call
+        ({"state": State.HELD, "held_for": "crashes", "held_from": "admitted"}, True),
+        ({"state": State.HELD, "held_for": "uncertain", "held_from": "uncertain"}, False),  # it may have a task
+        ({"state": State.SUBMITTING}, False),
+        ({"state": State.RUNNING}, False),
+    ],
+)
+def test_a_parent_ends_the_children_that_nobody_works_on_and_asks_the_others(
+    connection: Connection, project: uuid.UUID, columns: dict[str, Any], is_ended: bool
+) -> None:
+    parent = moves.make(connection, {**CLIP, "project_id": project, "mode": Mode.PARENT, "round": 1}, BEFORE)
+    children.Make([{**CLIP, "round": 1, "place": 0}]).carry_out(connection, parent, BEFORE)
+    (child,) = (Job.of(row) for row in connection.execute(_CHILDREN, {"parent": parent.id}).mappings())
+    connection.execute(update(Job).where(Job.id == child.id).values(columns))
+
+    children.Cancel("its job was canceled").carry_out(connection, parent, NOW)
+
+    found = moves.reread(connection, child)
+    assert found.cancel_requested
+    assert (found.state == State.CANCELED, found.claim) == (is_ended, int(is_ended))
+
+
+@pytest.mark.parametrize(
     ("left", "to"), [(left, to) for left in State for to in State if not may(left, to)], ids=lambda state: str(state)
 )
 def test_no_statement_moves_a_job_where_it_may_not_go(left: State, to: State) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import Served, served
+from sqlalchemy.exc import IntegrityError
 from stage import CLIP, Stage, stage
 
 from ops.audit import audit
@@ -18,7 +19,7 @@ from worker import keys
 from worker.errors import Conflict
 from worker.jobs import operator, submission
 from worker.jobs.operator import Action, Decision
-from worker.states import State
+from worker.states import Move, State
 from worker.steps import poll
 from worker.tables import Job
 
@@ -146,6 +147,38 @@ def test_two_adoptions_of_one_task_at_once_leave_one(play: Stage) -> None:
 
     assert refused.value.code == "task_taken"
     assert play.job(theirs).state == State.HELD
+
+
+def test_a_lost_call_is_looked_for_though_the_catalog_has_another_name_for_its_model_now(play: Stage) -> None:
+    ours, _ = held_twins(play)
+    play.sql("update attempts set model = 'its-name-before'")
+    play.sql(
+        "update jobs set state = 'uncertain', held_for = null, held_from = null, run_at = now() where id = :id",
+        id=ours.id,
+    )
+    _, step, _ = play.begin(ours)
+
+    assert next(step).to in (State.UNCERTAIN, State.QUEUED, State.HELD)
+
+
+def test_a_decision_about_what_a_job_was_held_for_before_is_not_carried_out(play: Stage) -> None:
+    job = crashed(play, State.ADMITTED)
+    move = operator.decide(play.ctx, job, Decision(Action.REQUEUE, "Ada"))
+    play.sql("update jobs set sequence = sequence + 2 where id = :id", id=job.id)  # it went on, and is held again
+
+    with pytest.raises(Conflict, match="moved since"):
+        operator.carry_out(play.ctx, job, move)
+
+    assert play.job(job).state == State.HELD
+
+
+def test_a_decision_that_breaks_a_rule_of_the_database_is_a_fault_and_no_conflict(play: Stage) -> None:
+    job = crashed(play, State.ADMITTED)
+
+    with pytest.raises(IntegrityError, match="billed"):
+        operator.carry_out(play.ctx, job, Move(State.QUEUED, "as Ada decided", columns={"billed": "perhaps"}))
+
+    assert play.job(job).state == State.HELD
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class Context:
 
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
-        return self.read(lambda connection: moves.answer_on_record(connection, job))
+        return self.read(lambda connection: attempts.last(connection, job))
 
     def _record_once(self, job: Job, move: Move, now: datetime) -> Job:
         try:

@@ -166,9 +166,8 @@ def _unbound(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:
     settled = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     asked = Asked(ctx.account(job).name, attempt.sent_at - find.SKEW, settled + find.SKEW, attempt.model)
     rows = [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows]
-    with ctx.engine.connect() as connection:
-        taken = attempts.bound(connection, attempt.owner, [row.task_id for row in rows])
-    return sorted((row for row in rows if row.task_id not in taken), key=lambda row: (str(row.created_at), row.task_id))
+    unbound = find.unbound(ctx, attempt.owner, rows)
+    return sorted(unbound, key=lambda row: (str(row.created_at), row.task_id))
 
 
 def _named(ctx: Context, job: Job, attempt: Attempt) -> list[Listed]:

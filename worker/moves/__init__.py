@@ -26,7 +26,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
-    func,
     insert,
     literal_column,
     or_,
@@ -143,19 +142,6 @@ def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now:
         )
     )
     return connection.execute(waited).rowcount
-
-
-def answer_on_record(connection: Connection, job: Job) -> Attempt | None:
-    """The job's open attempt as it is on record now; None when it never had one."""
-    statement = select(*Attempt.__table__.c).where(Attempt.id == job.attempt_id)
-    row = connection.execute(statement).mappings().one_or_none()
-    return Attempt.of(row) if row else None
-
-
-def absences(connection: Connection, job: Job) -> int:
-    """How many of the job's calls before this one were proved absent, or said to be."""
-    absent = (Attempt.outcome == "absent", Attempt.id != job.attempt_id)  # of this one another worker may have said so
-    return connection.execute(select(func.count()).where(Attempt.job_id == job.id, *absent)).scalar_one()
 
 
 def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:

@@ -18,6 +18,12 @@ _SWEPT_EVERY, _SWEPT_AGAIN = timedelta(hours=1), timedelta(minutes=5)  # between
 _UNOWNED_KEPT = timedelta(days=7)
 
 
+def last(connection: Connection, job: Job) -> Attempt | None:
+    """The job's last create call as it is on record now; None when it never made one."""
+    row = connection.execute(_LAST, {"attempt": job.attempt_id}).mappings().one_or_none()
+    return Attempt.of(row) if row else None
+
+
 def bound(connection: Connection, owner: str, task_ids: Sequence[str]) -> set[str]:
     """Those of the owner's tasks that an attempt has."""
     found = connection.execute(_BOUND, {"owner": owner, "tasks": list(task_ids)}).scalars()
@@ -46,6 +52,11 @@ def unanswered(connection: Connection, job: Job) -> int:
     return connection.execute(_UNANSWERED, {"job": job.id, "attempt": job.attempt_id}).scalar_one()
 
 
+def absences(connection: Connection, job: Job) -> int:
+    """How many of the job's create calls before this one were proved absent, or declared so by a person."""
+    return connection.execute(_ABSENCES, {"job": job.id, "attempt": job.attempt_id}).scalar_one()
+
+
 def take_sweeps(connection: Connection) -> dict[str, datetime]:
     """The owners whose tasks are to be swept now, and Postgres's time; nobody else sweeps them within the hour."""
     return {row.name: row.now for row in connection.execute(_TAKE_SWEEPS)}
@@ -70,6 +81,7 @@ def keep_unowned(connection: Connection, owner: str, rows: Sequence[dict[str, An
 # Statements are built once: to build one costs more than to run it.
 
 _OWNER = bindparam("owner", type_=Text)
+_LAST = select(*Attempt.__table__.c).where(Attempt.id == bindparam("attempt"))
 _BOUND = select(Attempt.task_id).where(Attempt.owner == _OWNER, Attempt.task_id.in_(bindparam("tasks", expanding=True)))
 _RIVALS = (
     select(Attempt.request_hash, Attempt.request_id, Attempt.closed_at)
@@ -89,7 +101,9 @@ _RIVALS = (
 )
 _OF_JOB = select(func.count()).where(Attempt.job_id == bindparam("job"))
 _REFUSALS = _OF_JOB.where(Attempt.code == bindparam("code"))
-_UNANSWERED = _OF_JOB.where(Attempt.outcome == "unknown", Attempt.id != bindparam("attempt"))
+_BEFORE = _OF_JOB.where(Attempt.id != bindparam("attempt"))  # of this call another worker may have said something
+_UNANSWERED = _BEFORE.where(Attempt.outcome == "unknown")
+_ABSENCES = _BEFORE.where(Attempt.outcome == "absent")
 # takes the sweeps that are due, and puts the next ones off
 _TAKE_SWEEPS = (
     update(Owner)

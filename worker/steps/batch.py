@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker import log, moves, storage, timeouts
+from worker import log, storage, timeouts
 from worker.catalog import Model, Usage
 from worker.context import Clock, Context, Moves
 from worker.dashscope import responses
@@ -22,6 +22,7 @@ from worker.dashscope.batches import Batch
 from worker.dashscope.responses import Accepted, Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Request, answers
+from worker.moves import attempts
 from worker.states import HeldFor, Move, State
 from worker.steps import create as creating
 from worker.tables import Job
@@ -116,7 +117,7 @@ def find(ctx: Context, job: Job, clock: Clock) -> Move:
         why = "no batch was made, and nobody wants it any more"
         return Move(State.CANCELED, why, columns={"billed": "no"}, attempt=absent)
     with ctx.engine.connect() as connection:
-        before = moves.absences(connection, job)
+        before = attempts.absences(connection, job)
     if before + 1 >= _CREATES:  # this one, which is not on record yet, is one of them
         return Move(State.HELD, "created again and again, and never there", columns={"held_for": HeldFor.UNCERTAIN})
     return Move(State.QUEUED, "no batch has its name: none was made", now, {"billed": "no"}, absent)

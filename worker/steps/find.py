@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import log, money, moves, timeouts
+from worker import log, money, timeouts
 from worker.catalog import UnknownModel
 from worker.context import Clock, Context
 from worker.dashscope.responses import Listed, TaskSeen
@@ -95,6 +95,13 @@ def sweep(ctx: Context) -> Swept:
     return Swept(sum(one.tasks for one in found), sum(one.micros for one in found))
 
 
+def unbound(ctx: Context, owner: str, rows: list[Listed]) -> list[Listed]:
+    """The listed tasks that no attempt has."""
+    with ctx.engine.connect() as connection:
+        taken = attempts.bound(connection, owner, [row.task_id for row in rows])
+    return [row for row in rows if row.task_id not in taken]
+
+
 def _on_record(job: Job, attempt: Attempt, clock: Clock) -> Move | None:
     """The move that the attempt's own row asks for, if an answer is on it."""
     if attempt.outcome == "accepted" and attempt.task_id:
@@ -127,7 +134,7 @@ def _judged(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
 
 def _by_likeness(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: Clock) -> Move:
     """What the candidates say of the call, by what they repeat of their requests."""
-    rivals = _rivals(ctx, attempt)
+    rivals = _rivals(ctx, job, attempt)
     if any(rival.is_out for rival in rivals):
         return _later(ctx, job, attempt, clock)  # another call of the lane is out
     theirs = {rival.request_id for rival in rivals if rival.request_id}
@@ -159,22 +166,15 @@ def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing
         rows |= {row.task_id: row for row in page.rows}
         total = page.total
     complete = len(rows) == total
-    unbound = tuple(sorted(_unbound(ctx, attempt.owner, list(rows.values())), key=_created))
-    return _Listing(unbound, complete and began > settled_at)
-
-
-def _unbound(ctx: Context, owner: str, rows: list[Listed]) -> list[Listed]:
-    """The listed tasks that no attempt has."""
-    with ctx.engine.connect() as connection:
-        taken = attempts.bound(connection, owner, [row.task_id for row in rows])
-    return [row for row in rows if row.task_id not in taken]
+    may_be_ours = unbound(ctx, attempt.owner, list(rows.values()))
+    return _Listing(tuple(sorted(may_be_ours, key=_created)), complete and began > settled_at)
 
 
 def _created(row: Listed) -> float:
     return row.created_at.timestamp() if row.created_at else 0.0
 
 
-def _rivals(ctx: Context, attempt: Attempt) -> list[_Rival]:
+def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
     """The other attempts of the lane that may have made one of the tasks in the window."""
     settle = timedelta(seconds=ctx.settings.settle_seconds) + SKEW
     with ctx.engine.connect() as connection:
@@ -185,7 +185,7 @@ def _rivals(ctx: Context, attempt: Attempt) -> list[_Rival]:
             is_out=row.closed_at is None and row.state == State.SUBMITTING,
             request_hash=row.request_hash,
             request_id=row.request_id,
-            echoes=poll.echoes(ctx, row.kind, attempt.model, row.input),
+            echoes=poll.echoes(ctx, row.kind, job.model, row.input),  # the lane's model, as the catalog names it
         )
         for row in rows
     ]
@@ -225,7 +225,7 @@ def _absent(ctx: Context, job: Job, attempt: Attempt, listed: _Listing, clock: C
     if job.cancel_requested:
         return Move(State.CANCELED, "no task was made, and it was to be canceled", columns=_FREE, attempt=said)
     with ctx.engine.connect() as connection:
-        again = moves.absences(connection, job)
+        again = attempts.absences(connection, job)
     if again:
         return _held("two calls were lost and no task of theirs is listed: a person should look before a third")
     return Move(State.QUEUED, "proved absent by a complete listing: nothing was made", clock(), _FREE, said)
@@ -288,7 +288,7 @@ def _nobodys(ctx: Context, account: Account, clock: Clock) -> list[Listed]:
     """The listed tasks of the last day, old enough to be settled, that no attempt has."""
     settled = clock() - timedelta(seconds=ctx.settings.settle_seconds) - SKEW
     asked = Asked(account.name, clock() - REACH + timedelta(minutes=1), settled)
-    return _unbound(ctx, account.owner, [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows])
+    return unbound(ctx, account.owner, [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows])
 
 
 def _row(ctx: Context, account: Account, row: Listed, is_asked: bool, clock: Clock) -> dict[str, Any]:
