@@ -87,6 +87,21 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
     yield _called(ctx, job, request, way, clock)
 
 
+def _called(ctx: Context, job: Job, request: Request, way: Way, clock: Clock) -> Move:
+    """The create call, and what its end means."""
+    try:
+        answer = way.call(ctx, job, request)
+    except NotSent as error:
+        return _again(job, clock, f"not sent: {error}", {"message": str(error)})
+    except ServerTrouble as error:
+        return _unknown(ctx, job, error, asdict(error.refused), clock)
+    except Ambiguous as error:
+        return _unknown(ctx, job, error, {"request_id": error.request_id}, clock)
+    if isinstance(answer, Refused):
+        return _refused(ctx, job, answer, clock)
+    return way.taken(job, _accepted(ctx, job, answer, clock), clock())
+
+
 def lapsed(_: Context, __: Job, clock: Clock) -> Move:
     """The worker that made the call is gone, and the answer with it, unless it is on the attempt's row.
 
@@ -257,21 +272,6 @@ def _ready(ctx: Context, job: Job, request: Request, _: dict[str, Any]) -> Reque
 def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
     deadline = timeouts.CALL if job.mode == Mode.CALL else timeouts.CREATE
     return ctx.client(job).create(request, deadline.total_seconds())
-
-
-def _called(ctx: Context, job: Job, request: Request, way: Way, clock: Clock) -> Move:
-    """The create call, and what its end means."""
-    try:
-        answer = way.call(ctx, job, request)
-    except NotSent as error:
-        return _again(job, clock, f"not sent: {error}", {"message": str(error)})
-    except ServerTrouble as error:
-        return _unknown(ctx, job, error, asdict(error.refused), clock)
-    except Ambiguous as error:
-        return _unknown(ctx, job, error, {"request_id": error.request_id}, clock)
-    if isinstance(answer, Refused):
-        return _refused(ctx, job, answer, clock)
-    return way.taken(job, _accepted(ctx, job, answer, clock), clock())
 
 
 def _as_it_is(_: Job, move: Move, __: datetime) -> Move:
