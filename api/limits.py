@@ -23,7 +23,6 @@ from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry
 from sqlalchemy import Connection, func, select
 
@@ -76,7 +75,7 @@ class Rates:
         if not self._is_away:
             try:
                 return self._hit(self._shared, key)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - no fault of Redis, whatever it answers, may refuse a request
                 self._leave(error)
         return self._hit(self._own, key)
 

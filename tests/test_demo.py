@@ -165,6 +165,30 @@ def test_a_picture_is_decoded_to_its_end(tmp_path: Path) -> None:
         judge.play(cut, "image/png")
 
 
+class _Books:
+    """A sandbox of which only the ledger is asked."""
+
+    def __init__(self, **totals: int) -> None:
+        self._totals = totals
+
+    def ledger(self) -> dict[str, Any]:
+        return {"totals": self._totals}
+
+
+@pytest.mark.parametrize(
+    ("creates", "refused", "equal"),
+    [(2, 0, True), (3, 1, True), (3, 0, False)],
+    ids=["each asked once", "one throttled and asked again", "one asked twice"],
+)
+def test_a_refused_create_call_is_none_that_was_paid(creates: int, refused: int, equal: bool) -> None:
+    jobs = [{"cost": {"actual": "1.5"}, "children": None}] * 2
+    findings = judge.Findings()
+
+    judge.bill(_Books(tasks=2, creates=creates, refused=refused, billed_micros=3_000_000), jobs, findings)  # type: ignore[arg-type]
+
+    assert (bool(findings.good), bool(findings.bad)) == (equal, not equal)
+
+
 def test_the_receiver_takes_what_is_signed_and_refuses_what_is_not() -> None:
     secret, body = webhooks.new_secret(), json.dumps({"type": "job.succeeded", "data": {"id": "job-1"}})
     right = webhooks.signed(1, body, secret, datetime.now(UTC))

@@ -73,6 +73,17 @@ def test_a_redis_that_hangs_delays_requests_once_and_the_process_counts_itself(e
     assert over is not None
 
 
+def test_an_answer_that_cannot_be_read_refuses_no_request(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = rates(environment, 1)
+    monkeypatch.setattr(limiter._shared, "hit", lambda *_: int("not a number"))
+
+    taken = [refused(limiter, KEY) for _ in range(3)]
+
+    assert [problem.status if problem else None for problem in taken] == [None, None, 429]
+
+
 def test_requests_at_once_wait_for_a_hung_redis_side_by_side(environment: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf, ThreadPoolExecutor(8) as pool:
         limiter = rates(environment, 100, broker_url=f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
