@@ -234,5 +234,5 @@ def _fault(form: type[BaseModel], found: ErrorDetails) -> Fault:
         message = f"is required: {field.description}" if field else "is required"
     if found["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name[:40], form.model_fields, n=1) if len(found["loc"]) == 1 else []
-        message = "is no field of this kind" + (f"; did you mean {near[0]}?" if near else "")
+        message = "is not a field of this kind" + (f"; did you mean {near[0]}?" if near else "")
     return Fault("/input" + text.pointer(found["loc"]), _CODES.get(found["type"], found["type"]), message)
