@@ -6,9 +6,11 @@ import socket
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
+import redis
 from fastapi_problem.error import Problem
 from serving import CLIP, eventually, served, settings_of
 
@@ -114,6 +116,29 @@ def test_the_shared_count_goes_on_when_redis_answers_again(
 
         assert spent == 200
         assert refused(limiter, key) is not None
+
+
+def test_a_redis_that_answers_and_cannot_count_is_left_alone_until_it_can(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_AWAY_SECONDS", 0.05)
+    limiter, hits, is_full = rates(environment, 100), [], True
+    hit = limiter._shared.hit
+
+    def full(*given: Any) -> bool:
+        hits.append(given)
+        if is_full:
+            raise redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+        return hit(*given)
+
+    monkeypatch.setattr(limiter._shared, "hit", full)
+    assert refused(limiter, KEY) is None
+    eventually(lambda: len(hits) > 3)
+    assert limiter._is_away
+
+    is_full = False
+
+    eventually(lambda: not limiter._is_away)
 
 
 def test_three_hundred_submissions_in_a_loop_are_taken_at_the_default(environment: dict[str, str]) -> None:
