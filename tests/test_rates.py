@@ -70,8 +70,8 @@ def test_a_redis_that_hangs_delays_requests_once_and_the_process_counts_itself(e
 
         over = refused(limiter, key)
 
-    assert took[0] < 0.6  # a fifth of a second, and this machine's own delays
-    assert max(took[1:]) < 0.1
+    assert took[0] < 1.5  # a fifth of a second, and this machine's own delays
+    assert sum(took[1:]) < 1.0  # nine times a fifth would be more
     assert over is not None
 
 
@@ -93,7 +93,7 @@ def test_requests_at_once_wait_for_a_hung_redis_side_by_side(environment: dict[s
         found = list(pool.map(lambda _: refused(limiter, KEY), range(8)))
 
     assert found == [None] * 8
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 1.4  # eight times a fifth would be more
 
 
 def test_the_shared_count_goes_on_when_redis_answers_again(
