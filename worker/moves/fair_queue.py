@@ -105,7 +105,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
 
 
 # Built once: to build a statement costs more than to run it.
-_WITH_ROOM = _with_room(transition.NOW)
+_WITH_ROOM = _with_room(transition.BOUND_NOW)
 
 # The jobs at the heads of the projects' lines, `free` of them at the most, each with where its turn starts and ends.
 _NEXT = text(

@@ -104,7 +104,7 @@ def moving(left: Collection[State], to: State, *which: ColumnElement[bool], **co
     """The first half of `many`: the update, as `moved (id, project_id, sequence, was)`."""
     # literals, so that the planner can match the partial indexes
     states: list[ColumnClause[str]] = [literal_column(f"'{state}'") for state in sorted(left)]
-    changed = entered(left, to, NOW) | {"claim": Job.claim + 1, "sequence": Job.sequence + 1} | columns
+    changed = entered(left, to, BOUND_NOW) | {"claim": Job.claim + 1, "sequence": Job.sequence + 1} | columns
     was: ColumnElement[str] = literal_column("old.state", Text).label("was")
     moved = update(Job).where(Job.state.in_(states), *which).values(changed)
     return moved.returning(Job.id, Job.project_id, Job.sequence, was).cte("moved")
@@ -115,10 +115,10 @@ def events(moved: CTE, to: State) -> ReturningInsert[Any]:
     why = bindparam("the_why", "", type_=Text)
     rows = select(moved.c.id, moved.c.project_id, moved.c.sequence, moved.c.was, *map(literal, (f"job.{to}", str(to))))
     named = ("job_id", "project_id", "sequence", "left", "type", "entered", "why", "at")
-    return insert(Event).from_select(named, rows.add_columns(why, NOW)).returning(Event.job_id)
+    return insert(Event).from_select(named, rows.add_columns(why, BOUND_NOW)).returning(Event.job_id)
 
 
-NOW: ColumnElement[Any] = bindparam("now", type_=DateTime(timezone=True))
+BOUND_NOW: ColumnElement[Any] = bindparam("now", type_=DateTime(timezone=True))
 
 
 # Built once for each set of columns: to build a statement costs more than to run it.
