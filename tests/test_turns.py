@@ -286,3 +286,17 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for child in node.get("Plans", []):
         yield from _nodes(child)
+
+
+def test_a_parent_stands_in_no_line(house: House) -> None:
+    own, other = house.project("own"), house.project("other")
+    house.sql("update lanes set concurrency = 0 where model = :model", model=MODEL)
+    house.queue(own, 1, ago=timedelta(minutes=2))
+    house.queue(other, 1, ago=timedelta(minutes=1))
+    house.sql("update jobs set mode = 'parent'")
+    house.queue(own, 1)
+
+    (waiting,) = [found for found in house.waiting_on(own) if found and found.code != "parts"]
+
+    assert (waiting.code, waiting.position) == ("slot", 1)
+    assert [lane.queued for lane in slots.listed(house.connection, house.now) if lane.model == MODEL] == [1]
