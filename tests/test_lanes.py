@@ -34,6 +34,13 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
+def reserve(connection: Connection, job: Job, now: datetime) -> datetime | None:
+    """The instant that is booked for the job's create; None: it has to wait."""
+    statement, said = slots.reserving(connection, job, None, now)
+    row = connection.execute(statement, said).one_or_none()
+    return row.at if row else None
+
+
 @dataclass
 class Mill:
     """A lane against a provider of which only the limit is real; the clock is the test's.
@@ -65,15 +72,15 @@ class Mill:
         return lane
 
     def _create(self, job: Job) -> None:
-        booking = slots.reserve(self.connection, job, None, self.now)
-        if booking.at is None:
-            if booking.again_at is None:
+        at = reserve(self.connection, job, self.now)
+        if at is None:
+            if slots.obstacle(self.connection, job, None, self.now).again_at is None:
                 self._move(job, State.QUEUED, lane_id=None)
             return
-        job.submitted_at = booking.at
+        job.submitted_at = at
         if len(self._in(State.RUNNING)) < self.take:
             self.made += 1
-            self._move(job, State.RUNNING, submitted_at=booking.at)
+            self._move(job, State.RUNNING, submitted_at=at)
         else:
             self.refused += 1
             self._move(job, State.QUEUED, lane_id=None)
@@ -248,11 +255,11 @@ def test_a_create_waits_longer_behind_the_last_one_at_half_the_pace(connection: 
     fair_queue.admit(connection, NOW)
     (row,) = connection.execute(text("select * from jobs")).mappings()
     connection.execute(text("update lanes set interval_us = 100000, next_at = :now"), {"now": NOW})
-    slots.reserve(connection, Job.of(row), None, NOW)
-    full = slots.reserve(connection, Job.of(row), None, NOW).at
+    reserve(connection, Job.of(row), NOW)
+    full = reserve(connection, Job.of(row), NOW)
     connection.execute(text("update lanes set pace = 0.5, paced_at = :now, next_at = :now"), {"now": NOW})
-    slots.reserve(connection, Job.of(row), None, NOW)
-    half = slots.reserve(connection, Job.of(row), None, NOW).at
+    reserve(connection, Job.of(row), NOW)
+    half = reserve(connection, Job.of(row), NOW)
 
     assert full == NOW + timedelta(milliseconds=100)
     assert half == NOW + timedelta(milliseconds=200)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from sqlalchemy import (
@@ -57,7 +58,15 @@ class Base(DeclarativeBase):
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Self:
         """The row as a detached value; nothing is ever loaded behind it. Columns of another version are left out."""
-        return cls(**{name: value for name, value in row.items() if name in cls.__table__.c})
+        made = cls()
+        # past the instrumented attributes, which cost six times as much: nothing is ever flushed
+        vars(made).update((name, value) for name, value in row.items() if name in cls._columns())
+        return made
+
+    @classmethod
+    @cache
+    def _columns(cls) -> frozenset[str]:
+        return frozenset(cls.__table__.c.keys())
 
 
 Base.metadata.naming_convention = {

@@ -57,20 +57,21 @@ _SMALL = 0.01  # the share of a day's tokens, of which so little is left that th
 _CONFIGURED = ("account", "concurrency", "interval_us", "tpm", "tpd")
 
 
+Reserving = ReturningUpdate[int, datetime, bool]
+
+
 @dataclass(frozen=True)
-class Booking:
-    """When a create may leave. `at` None: not now; try at `again_at`, or, None too, give the slot back: it is closed.
+class Wait:
+    """For what a create waits: until `again_at`, or, None, its slot is given back: the lane is closed.
 
     No wait is longer than a minute, since the lane may be free before the instant that it is booked until.
 
     It closes when a person pauses the lane, the project or all, when a quota parks it, when its account is stopped,
     when the provider takes fewer tasks at once than were admitted, and while it is booked further ahead than a minute.
-    `tokens` that were booked, where the lane's are limited. `short`: so many are wanted, and the day has fewer left.
+    `short`: so many tokens are wanted, and the day has fewer left.
     """
 
-    at: datetime | None
     again_at: datetime | None = None
-    tokens: int | None = None
     short: int | None = None
 
 
@@ -98,25 +99,32 @@ def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
         connection.execute(_SYNC_LANE, rows)
 
 
-def reserve(connection: Connection, job: Job, wanted: int | None, now: datetime) -> Booking:
-    """Books the next free instant of the admitted job's lane for its create, and the tokens that the call may take.
+def reserving(connection: Connection, job: Job, wanted: int | None, now: datetime) -> tuple[Reserving, dict[str, Any]]:
+    """The statement that books the next free instant of the admitted job's lane for its create, and what it binds.
 
-    It has to wait when the lane is booked further ahead than a worker may wait, and while a call of the lane is out
-    and another's answer is lost: one at a time then, or nobody could tell whose a task is. A call that wants more
-    than is left of the day's tokens waits until there are as many; the lane is parked only where hardly any are left,
-    since smaller calls may fit.
+    `wanted` tokens are booked too: so many the call may take. It returns the instant `at` and whether tokens are
+    counted (`is_counted`); no row where the create has to wait, and `obstacle` says for what. It has to when the lane
+    is booked further ahead than a worker may wait, and while a call of the lane is out and another's answer is lost:
+    one at a time then, or nobody could tell whose a task is.
+
+    The lane's row is locked here, so that the statement sees what other calls of the lane have put on record.
     """
-    said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
-    said |= {"tokens": wanted, "on_day": throttle.day(now)} if wanted is not None else {}
     if job.lane_id is not None:
-        throttle.lock(connection, job.lane_id)  # then look: other calls of the lane are on record by now
-    row = connection.execute(_RESERVE if wanted is None else _RESERVE_TOKENS, said).one_or_none()
-    if row:
-        return Booking(row.at, tokens=wanted if row.is_counted else None)
-    lane = connection.execute(_MAY_CREATE if wanted is None else _MAY_CREATE_TOKENS, said).one()
+        throttle.lock(connection, job.lane_id)
+    return _RESERVE if wanted is None else _RESERVE_TOKENS, _asked(job, wanted, now)
+
+
+def obstacle(connection: Connection, job: Job, wanted: int | None, now: datetime) -> Wait:
+    """What a create that could not be booked waits for.
+
+    A call that wants more than is left of the day's tokens waits until there are as many; the lane is parked only where
+    hardly any are left, since smaller calls may fit.
+    """
+    statement = _MAY_CREATE if wanted is None else _MAY_CREATE_TOKENS
+    lane = connection.execute(statement, _asked(job, wanted, now)).one()
     if lane.may_create and lane.is_spent:
         return _spent(connection, lane, wanted, now)
-    return Booking(None, max(lane.free_at, now + _AHEAD) if lane.may_create and lane.is_near else None)
+    return Wait(max(lane.free_at, now + _AHEAD) if lane.may_create and lane.is_near else None)
 
 
 def listed(connection: Connection, now: datetime, project_id: uuid.UUID | None = None) -> Sequence[Row[Any]]:
@@ -177,15 +185,20 @@ def is_near(now: ColumnElement[datetime], free_at: ColumnElement[datetime] = thr
     return now + _NEAR >= free_at
 
 
-def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: datetime) -> Booking:
+def _asked(job: Job, wanted: int | None, now: datetime) -> dict[str, Any]:
+    said: dict[str, Any] = {"lane": job.lane_id, "job": job.id, "project": job.project_id, "now": now}
+    return said | ({"the_tokens": wanted, "on_day": throttle.day(now)} if wanted is not None else {})
+
+
+def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: datetime) -> Wait:
     """The day's tokens are booked, and perhaps not all of them will be used."""
     if lane.calls_out:
-        return Booking(None, now + _SETTLING)
+        return Wait(now + _SETTLING)
     if lane.left > lane.tpd * _SMALL:
-        return Booking(None, short=wanted)
+        return Wait(short=wanted)
     why = f"of the model's {lane.tpd} tokens a day too few are left"
     throttle.park(connection, lane.id, throttle.renewal(now), why)
-    return Booking(None)
+    return Wait()
 
 
 def _rows(catalog: Catalog, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -240,7 +253,7 @@ _OPEN = and_(
 )
 
 
-def _reserving(free_at: ColumnElement[datetime], *fits: ColumnElement[bool]) -> ReturningUpdate[datetime, bool]:
+def _reserving(free_at: ColumnElement[datetime], *fits: ColumnElement[bool]) -> Reserving:
     """Books the instant at which the lane is free, if that is near and nothing else forbids it."""
     return (
         update(Lane)
@@ -252,7 +265,9 @@ def _reserving(free_at: ColumnElement[datetime], *fits: ColumnElement[bool]) -> 
             *fits,
         )
         .values(next_at=func.greatest(free_at, _NOW) + _INTERVAL, passed=Lane.passed + 1)
-        .returning((Lane.next_at - _INTERVAL).label("at"), throttle.COUNTS_TOKENS.label("is_counted"))
+        .returning(
+            Lane.id.label("lane_id"), (Lane.next_at - _INTERVAL).label("at"), throttle.COUNTS_TOKENS.label("is_counted")
+        )
     )
 
 

@@ -190,7 +190,7 @@ def renewal(now: datetime) -> datetime:
 
 def settle_tokens(connection: Connection, lane_id: int, tokens: int, booked_at: datetime, now: datetime) -> None:
     """Charges the lane so many tokens more than a call had booked at that time; gives them back, where negative."""
-    said = {"lane": lane_id, "tokens": tokens, "on_day": day(booked_at), "now": now}
+    said = {"lane": lane_id, "the_tokens": tokens, "on_day": day(booked_at), "now": now}
     connection.execute(_SETTLE, said)
 
 
@@ -303,9 +303,9 @@ _UNSERVED = (
     .limit(1)
 )
 
-# Parts of the statements that book a call, which bind `tokens`, `on_day` and `now`.
+# Parts of the statements that book a call, which bind `the_tokens`, `on_day` and `now`.
 
-_TOKENS, _DAY = bindparam("tokens", type_=BigInteger), bindparam("on_day", type_=Date)
+_TOKENS, _DAY = bindparam("the_tokens", type_=BigInteger), bindparam("on_day", type_=Date)
 _WORKED_OFF = _TOKENS * 60_000_000 / (Lane.tpm * SHARE) * literal_column("interval '1 microsecond'", Interval)
 
 COUNTS_TOKENS = or_(Lane.tpm.is_not(None), Lane.tpd.is_not(None))

@@ -66,11 +66,20 @@ def book(
     and an earlier charge is taken back.
     """
     amount = cost if billed == "yes" and cost is not None else job.estimate
-    booked = {"job": job.parent_id or job.id, "attempt": attempt_id, "now": now}
+    booked = {"job": job.parent_id or job.id, "the_attempt": attempt_id, "now": now}
     if billed == "no":
         connection.execute(_UNSETTLE, booked)
     elif amount is not None:
         connection.execute(_SETTLE, booked | {"cost": amount})
+
+
+def pay(connection: Connection, job: Job, attempt_id: uuid.UUID | None, cost: int | None, now: datetime) -> None:
+    """Books a job's call as billed, and gives back what was reserved for it: `book` and `release` in one statement."""
+    if job.estimate is None:  # nothing was reserved
+        book(connection, job, attempt_id, "yes", cost, now)
+    else:
+        paid = {"job": job.id, "the_job": job.id, "the_attempt": attempt_id, "now": now}
+        connection.execute(_PAY, paid | {"cost": job.estimate if cost is None else cost})
 
 
 def release(connection: Connection, job: Job, now: datetime) -> None:
@@ -90,26 +99,25 @@ def shown(micros: int | None) -> str | None:
 # The line of a reservation.
 _RESERVE = insert(Entry)
 # What an attempt cost; booked again, it replaces the amount.
-_SETTLE = text(
-    """
+_SETTLING = """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
-    select project_id, id, cast(:attempt as uuid), 'settle', :cost, :now, created_at from jobs where id = :job
+    select project_id, id, cast(:the_attempt as uuid), 'settle', :cost, :now, created_at from jobs where id = :job
     on conflict (attempt_id, entry) do update set micros = excluded.micros, at = excluded.at
        where ledger.micros <> excluded.micros
     """
-)
 # An attempt that turned out to be free.
 _UNSETTLE = text(
     "update ledger set micros = 0, at = :now"
-    " where attempt_id = cast(:attempt as uuid) and entry = 'settle' and job_id = :job and micros <> 0"
+    " where attempt_id = cast(:the_attempt as uuid) and entry = 'settle' and job_id = :job and micros <> 0"
 )
 # What the job reserved and has not given back, read and given back in one statement.
-_RELEASE = text(
-    """
+_RELEASING = """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
     select project_id, job_id, cast(:the_attempt as uuid), 'release', -sum(micros), :now, min(reserved_at)
     from ledger where job_id = :the_job and entry in ('reserve', 'release')
     group by project_id, job_id having sum(micros) <> 0
     on conflict (attempt_id, entry) do nothing
     """
-)
+_SETTLE, _RELEASE = text(_SETTLING), text(_RELEASING)
+# the main statement runs first, so that the lines read as they always did
+_PAY = text(f"with released as ({_RELEASING}) {_SETTLING}")

@@ -11,42 +11,34 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     DateTime,
     Row,
     Text,
     Uuid,
-    and_,
     bindparam,
     cast,
     column,
     insert,
-    literal_column,
-    or_,
     select,
-    true,
     update,
     values,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker import document, money, text, webhooks, work
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
 from worker.moves import children, transition
-from worker.states import TERMINAL, HeldFor, Mode, Move, State, may
+from worker.states import TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, Job, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
 _ANSWERS = frozenset({"accepted", "refused", "not_sent"})  # that settle what became of a lost call
-_UNANSWERED = ("sent", "unknown")  # outcomes that any finding is worth more than
 _CANCELED = {
     "no": "canceled, and nothing was made",
     "unknown": "canceled; a call for it went without an answer, and may be billed",
@@ -80,30 +72,29 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     booked all the same, so commit. Raises AlreadyRecorded when it is called again after a commit that held.
     """
     left = State(job.state)
-    assert may(left, move.to), f"{left} may not become {move.to}"
     if move.to is State.SUBMITTING:
         return _begin(connection, job, move, now)
-    if move.attempt is not None and not _answer(connection, job, move, now):
-        return record(connection, job, Move(State.UNCERTAIN, "the call's own answer has come meanwhile", now), now)
     if job.mode == Mode.PARENT and move.to in TERMINAL:
         move = replace(move, columns={**move.columns, **children.paid(connection, job.id)})
-    try:
-        moved = _update(connection, job, move, now)
-    except ClaimLost:
-        _tell_late(connection, job, move, now)
-        _free(connection, job, move, now)
-        raise
-    if move.outputs:
-        rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
-        connection.execute(_OUTPUT, rows)
-    for effect in move.effects:
-        effect.carry_out(connection, job, now)
-    if move.to is not left or move.why:
-        tell(connection, moved, left, move.why, now)
+    event = transition.Told(_type(left, move.to), move.why, now) if move.to is not left or move.why else None
+    answer = _answer(job, move, now)
+    written = transition.one(connection, job, move.to, _columns(job, move, now), event, answer)
+    if answer is not None and answer.guard == "unanswered" and written.attempt is None:
+        return record(connection, job, Move(State.UNCERTAIN, "the call's own answer has come meanwhile", now), now)
+    moved = written.job
+    is_paid = moved is not None and job.parent_id is None and _is_paid(move)
+    if written.attempt is not None:
+        _book(connection, job, move, written.attempt, is_paid, now)
+    if moved is None:
+        raise _lost(connection, job, move, now)
+    _carry_out(connection, job, move, now)
+    if event is not None:
+        _send(connection, moved, event.type, written.event_id, now)
     if move.to is State.RUNNING and moved.cancel_requested:
         # asked for while the create call was out: the provider drops only what has not started, so now or never
         connection.execute(_HURRY, {"the_id": job.id, "now": now})
-    _release(connection, moved, left, move, now)
+    if not is_paid:
+        _release(connection, moved, left, move, now)
     if move.to is State.QUEUED and moved.cancel_requested:
         return record(connection, moved, canceled(moved), now)
     return moved
@@ -146,7 +137,7 @@ def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now:
 
 def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:
     """Writes the event of a move, and its delivery where the job's receiver wants it."""
-    event_type = _TYPES.get(State(job.state), f"job.{job.state}") if left != job.state else "job.noted"
+    event_type = _type(left, State(job.state))
     said = {
         "job_id": job.id,
         "project_id": job.project_id,
@@ -158,10 +149,7 @@ def tell(connection: Connection, job: Job, left: State | None, why: str, now: da
         "claim": job.claim,
         "at": now,
     }
-    event_id = connection.execute(_EVENT, said).scalar_one()
-    if job.webhook_url and webhooks.wanted(event_type, job.webhook_events):
-        body = _webhook_body(connection, job, event_type, now)
-        webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
+    _send(connection, job, event_type, connection.execute(_EVENT, said).scalar_one(), now)
 
 
 def reread(connection: Connection, job: Job) -> Job:
@@ -169,42 +157,46 @@ def reread(connection: Connection, job: Job) -> Job:
     return Job.of(connection.execute(_REREAD, {"the_id": job.id}).mappings().one())
 
 
+def _type(left: State | None, to: State) -> str:
+    """The type of a move's event."""
+    return _TYPES.get(to, f"job.{to}") if left != to else "job.noted"
+
+
 def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Admitted to submitting: an attempt on record, an instant of the lane's rate booked; or a wait, or canceled."""
     assert move.attempt is not None, "a create call is an attempt"
-    booking = slots.reserve(connection, job, move.attempt.get("tokens"), now)
-    if booking.at is None:
-        return _wait(connection, job, booking, now)
+    attempt = {name: value for name, value in move.attempt.items() if name != "tokens"}
+    wanted = move.attempt.get("tokens")
     columns = {
         "state": State.SUBMITTING,
         "state_at": now,
         "crashes": 0,
-        "submitted_at": booking.at,
-        "attempt_id": move.attempt["id"],
-        "attempts": move.attempt["number"],
+        "attempt_id": attempt["id"],
+        "attempts": attempt["number"],
         "unproven": False,
         # a whole lease for the call: what came before it may have used this one up
         "run_at": now + work.of_create(job.mode),
     }
-    row = transition.one(connection, job, State.SUBMITTING, columns, counts=True)
-    if row is None:
-        if booking.tokens and job.lane_id:
-            throttle.settle_tokens(connection, job.lane_id, -booking.tokens, now, now)
+    event = transition.Told(_type(State.ADMITTED, State.SUBMITTING), move.why, now)
+    reserving, reserved = slots.reserving(connection, job, wanted, now)
+    booked, begun = transition.begin(connection, job, columns, event, reserving, reserved, attempt)
+    if booked is None:
+        return _wait(connection, job, slots.obstacle(connection, job, wanted, now), now)
+    if begun.job is None:
+        if booked.is_counted and wanted is not None and job.lane_id:
+            throttle.settle_tokens(connection, job.lane_id, -wanted, now, now)
         return _not_begun(connection, job, move, now)
-    moved = Job.of(row)
-    sent = {"job_id": job.id, "project_id": job.project_id, "sent_at": booking.at, "tokens": booking.tokens}
-    connection.execute(_ATTEMPT, move.attempt | sent)
-    tell(connection, moved, State.ADMITTED, move.why, now)
-    return moved
+    _send(connection, begun.job, event.type, begun.event_id, now)
+    return begun.job
 
 
-def _wait(connection: Connection, job: Job, booking: slots.Booking, now: datetime) -> Job:
+def _wait(connection: Connection, job: Job, wait: slots.Wait, now: datetime) -> Job:
     """Keeps the slot until the lane's rate allows the create; gives it back where the lane has closed."""
-    if booking.again_at is not None:
-        return _update(connection, job, Move(State.ADMITTED, run_at=booking.again_at), now)
+    if wait.again_at is not None:
+        return record(connection, job, Move(State.ADMITTED, run_at=wait.again_at), now)
     if reread(connection, job).cancel_requested:
         return record(connection, job, canceled(job), now)
-    back = Move(State.QUEUED, "gave its slot back: nothing may be sent now", columns={"tokens": booking.short})
+    back = Move(State.QUEUED, "gave its slot back: nothing may be sent now", columns={"tokens": wait.short})
     return record(connection, job, back, now)
 
 
@@ -218,53 +210,59 @@ def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> J
     return record(connection, job, canceled(job), now)
 
 
-def _answer(connection: Connection, job: Job, move: Move, now: datetime) -> bool:
-    """Writes what a move says of the open attempt, and books its verdict; False: it was only inferred, and came late.
-
-    By the attempt's id and whatever has become of the claim: an answer is never dropped, nor what it cost.
-    """
-    said = move.attempt or {}
-    columns, guard = {"answered_at": now, **said}, _guard(job, said)
-    bound = {f"to_{name}": value for name, value in columns.items()} | {"the_id": job.attempt_id}
-    if guard == "unanswered":
-        bound |= {"the_outcome": said.get("outcome"), "the_task": said.get("task_id")}
-    elif guard == "its_task":
-        bound |= {"the_task": job.task_id}
-    row = connection.execute(_answering(tuple(columns), guard), bound).one_or_none()
-    if row is None:  # what others found out meanwhile is worth more
-        return guard != "unanswered"
-    if "tokens" in columns:
-        _settle_tokens(connection, job, row, columns["tokens"], now)
-    if said.get("closed_at"):
-        cost = move.columns.get("cost", job.cost)
-        money.book(connection, job, job.attempt_id, said.get("billed", "no"), cost, now)
-    return True
-
-
-def _guard(job: Job, said: dict[str, Any]) -> str:
-    """What an attempt's row must say still, for this to be written over it; the word is a key of `_GUARDS`."""
+def _answer(job: Job, move: Move, now: datetime) -> transition.Answer | None:
+    """What a move says of the open attempt, and what its row must say still, for this to be written over it."""
+    said = move.attempt
+    if said is None:
+        return None
+    columns, bound = {"answered_at": now, **said}, dict[str, Any]()
     if job.state == State.RUNNING:
-        return "its_task" if "task_id" in said else "any"
-    if job.state == State.HELD or (job.state == State.UNCERTAIN and "outcome" in said):
-        return "unanswered"
-    return "sent" if said.get("outcome") in _NO_ANSWER else "any"
+        guard = "its_task" if "task_id" in said else "any"
+        bound = {"the_task": job.task_id} if guard == "its_task" else {}
+    elif job.state == State.HELD or (job.state == State.UNCERTAIN and "outcome" in said):
+        guard = "unanswered"
+        bound = {"the_outcome": said.get("outcome"), "the_task": said.get("task_id")}
+    else:
+        guard = "sent" if said.get("outcome") in _NO_ANSWER else "any"
+    return transition.Answer(columns, guard, bound)
 
 
-def _settle_tokens(connection: Connection, job: Job, attempt: Row[Any], used: int, now: datetime) -> None:
-    """Where the lane's tokens are limited; told a second time, an answer makes no difference."""
-    if attempt.booked is not None and attempt.booked != used and job.lane_id:
-        throttle.settle_tokens(connection, job.lane_id, used - attempt.booked, attempt.sent_at, now)
+def _carry_out(connection: Connection, job: Job, move: Move, now: datetime) -> None:
+    """What a move makes beside: its outputs' rows, and its effects."""
+    if move.outputs:
+        rows = [{**output, "job_id": job.id, "project_id": job.project_id} for output in move.outputs]
+        connection.execute(_OUTPUT, rows)
+    for effect in move.effects:
+        effect.carry_out(connection, job, now)
 
 
-def _update(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
-    columns = _columns(job, move, now)
-    row = transition.one(connection, job, move.to, columns, counts=move.to != job.state or bool(move.why))
-    if row is not None:
-        return Job.of(row)
+def _is_paid(move: Move) -> bool:
+    """Whether the move says that the job's call was billed."""
+    said = move.attempt or {}
+    return bool(said.get("closed_at")) and said.get("billed") == "yes"
+
+
+def _book(connection: Connection, job: Job, move: Move, attempt: Row[Any], is_paid: bool, now: datetime) -> None:
+    """Books the verdict of an answer, and the tokens that it took; told a second time, it makes no difference."""
+    said = move.attempt or {}
+    used = said.get("tokens")
+    if used is not None and attempt.booked is not None and attempt.booked != used and job.lane_id:
+        throttle.settle_tokens(connection, job.lane_id, used - attempt.booked, attempt.was_sent_at, now)
+    cost = move.columns.get("cost", job.cost)
+    if is_paid:
+        money.pay(connection, job, job.attempt_id, cost, now)
+    elif said.get("closed_at"):
+        money.book(connection, job, job.attempt_id, said.get("billed", "no"), cost, now)
+
+
+def _lost(connection: Connection, job: Job, move: Move, now: datetime) -> Exception:
+    """Why a job could not be moved; what the move says of a call is told to whoever has the job now."""
     found = reread(connection, job)
     if found.claim == job.claim and found.state == move.to and found.sequence == job.sequence + 1:
-        raise AlreadyRecorded(found)
-    raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
+        return AlreadyRecorded(found)
+    _tell_late(connection, job, move, now)
+    _free(connection, job, move, now)
+    return ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
 
 
 def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
@@ -278,14 +276,12 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
-    """Gives back what was reserved, once the job's call is paid for, or it has ended and no verdict is missing."""
+    """Gives back what was reserved, once the job has ended and no verdict on its last call is missing."""
     if job.parent_id is not None:
         return
-    said = move.attempt or {}
-    is_paid = bool(said.get("closed_at")) and said.get("billed") == "yes"
     # what is copied was paid for, and its reservation given back, before
-    has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(said))
-    if is_paid or (move.to in TERMINAL and job.mode == Mode.PARENT) or (has_ended and not _is_open(connection, job)):
+    has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))
+    if (move.to in TERMINAL and job.mode == Mode.PARENT) or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 
 
@@ -326,13 +322,17 @@ def close(connection: Connection, job: Job, now: datetime) -> None:
         children.tell_paid(connection, job.parent_id)
 
 
-def _webhook_body(connection: Connection, job: Job, event_type: str, now: datetime) -> str:
-    name = connection.execute(select(Project.name).where(Project.id == job.project_id)).scalar_one()
+def _send(connection: Connection, job: Job, event_type: str, event_id: int | None, now: datetime) -> None:
+    """Writes the delivery of an event, where the job's receiver wants it."""
+    if event_id is None or not job.webhook_url or not webhooks.wanted(event_type, job.webhook_events):
+        return
+    about = connection.execute(_ABOUT, {"project": job.project_id, "attempt": job.attempt_id}).one()
     stored, made_of = document.outputs(connection, [job])[job.id], document.parts(connection, [job]).get(job.id)
-    shown = document.shown(name, job, stored, document.request_ids(connection, [job]).get(job.id), None, made_of)
+    shown = document.shown(about.name, job, stored, about.request_id, None, made_of)
     data = shown.model_dump(mode="json", exclude={"input"})
     said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    body = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
 
 
 def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
@@ -351,31 +351,9 @@ _LOOK = (
 )
 _MAKE = insert(Job).returning(*Job.__table__.c)
 _EVENT = insert(Event).returning(Event.id)
-_ATTEMPT = insert(Attempt)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
 _HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
 _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
-
-
-_GUARDS: dict[str, ColumnElement[bool]] = {
-    "any": true(),
-    "sent": Attempt.outcome == "sent",
-    # or what was written before, by a commit whose answer was lost
-    "unanswered": or_(
-        Attempt.outcome.in_(_UNANSWERED),
-        and_(
-            Attempt.outcome == bindparam("the_outcome", type_=Text),
-            Attempt.task_id.is_not_distinct_from(bindparam("the_task", type_=Text)),
-        ),
-    ),
-    "its_task": Attempt.task_id == bindparam("the_task", type_=Text),
-}
-
-
-@cache
-def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:
-    table = Attempt.__table__
-    changed = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    booked: ColumnElement[Any] = literal_column("old.tokens", BigInteger).label("booked")
-    answering = update(Attempt).where(Attempt.id == bindparam("the_id"), _GUARDS[guard]).values(changed)
-    return answering.returning(booked, Attempt.sent_at.expression)
+# a project's name, and the provider's request id of an attempt
+_REQUEST_ID = select(Attempt.request_id).where(Attempt.id == bindparam("attempt", type_=Uuid)).scalar_subquery()
+_ABOUT = select(Project.name, _REQUEST_ID.label("request_id")).where(Project.id == bindparam("project"))

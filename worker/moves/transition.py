@@ -1,34 +1,44 @@
 """The statements that write `jobs.state`; no others do.
 
-Each names the states that it leaves, asserts that `MOVES` allows the way, and counts the job's events. `one` moves one
-job under its claim. `many` moves all jobs that fit, and writes their events in the same statement.
+Each names the states that it leaves, asserts that `MOVES` allows the way, counts the job's events, and writes the event
+itself. `one` moves one job under its claim, and writes the answer on its attempt; `begin` does so for a create that is
+about to leave. `many` moves all jobs that fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnClause,
     ColumnElement,
     Connection,
     DateTime,
-    RowMapping,
+    Executable,
+    Row,
     Text,
+    Update,
+    and_,
     bindparam,
+    case,
     insert,
     literal,
     literal_column,
+    or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from worker.states import TERMINAL, State, may
-from worker.tables import Event, Job
+from worker.tables import Attempt, Event, Job
 
 # What a job starts with that is made again: nothing is left of how it ended. Kept are what was asked for, what a parent
 # has made (`round`, `note`), and `attempts`, which numbers the calls; stored outputs were paid for, and stay too.
@@ -78,15 +88,85 @@ def entered(left: Collection[State], to: State, now: Any) -> dict[str, Any]:
     return columns
 
 
-def one(connection: Connection, job: Job, to: State, columns: dict[str, Any], counts: bool) -> RowMapping | None:
-    """Moves a job under its claim; None where the claim is lost, or the job is not in its state any more.
+@dataclass(frozen=True)
+class Told:
+    """The event of a move."""
 
-    To `submitting` it is not moved either where somebody has asked to cancel it. `counts`: the move has an event.
+    type: str
+    why: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a move says of the open attempt, and what that row must say still; `guard` is a key of `_GUARDS`.
+
+    `bound` is what the guard compares with. What was only inferred ("unanswered") moves the job only if it is written.
+    """
+
+    columns: dict[str, Any]
+    guard: str
+    bound: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The job as it is now, None where the claim is lost or the job is not in its state any more; its event.
+
+    `attempt`: what the attempt's row had `booked`, and `sent_at`; None where nothing was written there.
+    """
+
+    job: Job | None
+    event_id: int | None
+    attempt: Row[Any] | None
+
+
+def one(
+    connection: Connection,
+    job: Job,
+    to: State,
+    columns: dict[str, Any],
+    told: Told | None = None,
+    answer: Answer | None = None,
+) -> Written:
+    """Moves a job under its claim, tells of it, and writes an answer on its attempt, in one statement.
+
+    The answer is written whatever has become of the claim: it is never dropped, nor what it cost.
     """
     assert may(State(job.state), to), f"{job.state} may not become {to}"
-    guard = {"the_id": job.id, "the_claim": job.claim, "the_state": job.state}
-    bound = guard | {f"to_{name}": value for name, value in columns.items()}
-    return connection.execute(_moving(tuple(columns), counts, to is State.SUBMITTING), bound).mappings().one_or_none()
+    bound = _bound(job, columns, told)
+    if answer is not None:
+        bound |= {f"said_{name}": value for name, value in answer.columns.items()} | answer.bound
+        bound["the_attempt"] = job.attempt_id
+    said = (tuple(answer.columns), answer.guard) if answer is not None else None
+    row = connection.execute(_moving(tuple(columns), told is not None, said), bound).one_or_none()
+    if row is None:
+        return Written(None, None, None)
+    seen = row._mapping  # noqa: SLF001
+    has_written = said is not None and seen["is_written"]
+    return Written(Job.of(seen) if seen["id"] else None, seen.get("event_id"), row if has_written else None)
+
+
+def begin(
+    connection: Connection,
+    job: Job,
+    columns: dict[str, Any],
+    told: Told,
+    reserving: ReturningUpdate[*tuple[Any, ...]],
+    reserved: dict[str, Any],
+    attempt: dict[str, Any],
+) -> tuple[Row[Any] | None, Written]:
+    """Admitted to submitting, with its attempt, at the instant that `reserving` books; all in one statement.
+
+    The first is what was booked (`at`, `is_counted`), None: nothing, and the job stays. It stays too where somebody has
+    asked to cancel it.
+    """
+    bound = _bound(job, columns, told) | reserved | {f"of_{name}": value for name, value in attempt.items()}
+    beginning = _beginning(reserving, tuple(columns), tuple(attempt))
+    row = connection.execute(beginning, bound).one_or_none()
+    if row is None or row.id is None:
+        return row, Written(None, None, None)
+    return row, Written(Job.of(row._mapping), row.event_id, None)  # noqa: SLF001
 
 
 def many(left: Collection[State], to: State, *which: ColumnElement[bool], **columns: Any) -> ReturningInsert[Any]:
@@ -121,14 +201,93 @@ def events(moved: CTE, to: State) -> ReturningInsert[Any]:
 BOUND_NOW: ColumnElement[Any] = bindparam("now", type_=DateTime(timezone=True))
 
 
+_GUARDS: dict[str, ColumnElement[bool]] = {
+    "any": true(),
+    "sent": Attempt.outcome == "sent",
+    # or what was written before, by a commit whose answer was lost
+    "unanswered": or_(
+        Attempt.outcome.in_(("sent", "unknown")),  # that any finding is worth more than
+        and_(
+            Attempt.outcome == bindparam("the_outcome", type_=Text),
+            Attempt.task_id.is_not_distinct_from(bindparam("the_task", type_=Text)),
+        ),
+    ),
+    "its_task": Attempt.task_id == bindparam("the_task", type_=Text),
+}
+
+
+def _bound(job: Job, columns: dict[str, Any], told: Told | None) -> dict[str, Any]:
+    bound = {"the_id": job.id, "the_claim": job.claim, "the_state": job.state}
+    bound |= {f"to_{name}": value for name, value in columns.items()}
+    return bound | {"the_type": told.type, "the_why": told.why, "now": told.at} if told is not None else bound
+
+
 # Built once for each set of columns: to build a statement costs more than to run it.
+
+
 @cache
-def _moving(columns: tuple[str, ...], counts: bool, begins: bool) -> ReturningUpdate[Any]:
+def _moving(columns: tuple[str, ...], tells: bool, said: tuple[tuple[str, ...], str] | None) -> Executable:
+    if said is None and not tells:
+        return _move(columns, tells).returning(*Job.__table__.c)
+    if said is None:
+        moved = _move(columns, tells).returning(*Job.__table__.c).cte("moved")
+        event = _event(moved)
+        return select(*moved.c, event.c.id.label("event_id")).join_from(moved, event, true())
+    answered = _answering(*said).cte("answered")
+    move = _move(columns, tells)
+    if said[1] == "unanswered":
+        move = move.where(select(answered.c.booked).exists())
+    moved = move.returning(*Job.__table__.c).cte("moved")
+    written = [answered.c.is_written, answered.c.booked, answered.c.sent_at.label("was_sent_at")]
+    whole = _ONE.outerjoin(answered, true()).outerjoin(moved, true())
+    if not tells:
+        return select(*moved.c, *written).select_from(whole)
+    event = _event(moved)
+    return select(*moved.c, *written, event.c.id.label("event_id")).select_from(whole.outerjoin(event, true()))
+
+
+@cache
+def _beginning(
+    reserving: ReturningUpdate[*tuple[Any, ...]], columns: tuple[str, ...], attempt: tuple[str, ...]
+) -> Executable:
+    reserved = reserving.cte("reserved")
+    at, tokens = reserved.c.at, case((reserved.c.is_counted, bindparam("the_tokens", None, type_=BigInteger)))
+    # a job that is to be canceled is not moved
+    move = _move(columns, True).values(submitted_at=at).where(~Job.cancel_requested, Job.lane_id == reserved.c.lane_id)
+    moved = move.returning(*Job.__table__.c).cte("moved")
+    table = Attempt.__table__
+    given = {name: bindparam(f"of_{name}", type_=table.c[name].type) for name in attempt}
+    row = given | {"job_id": moved.c.id, "project_id": moved.c.project_id, "sent_at": at, "tokens": tokens}
+    made = insert(Attempt).from_select(list(row), select(*row.values()).join_from(moved, reserved, true())).cte("made")
+    event = _event(moved)
+    found = select(at, reserved.c.is_counted, *moved.c, event.c.id.label("event_id")).add_cte(made)
+    return found.select_from(reserved.outerjoin(moved, true()).outerjoin(event, true()))
+
+
+def _move(columns: tuple[str, ...], tells: bool) -> Update:
     table = Job.__table__
     changed: dict[str, Any] = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    if counts:
+    if tells:
         changed["sequence"] = Job.sequence + 1
-    guard = [Job.id == bindparam("the_id"), Job.claim == bindparam("the_claim"), Job.state == bindparam("the_state")]
-    if begins:
-        guard.append(~Job.cancel_requested)
-    return update(Job).where(*guard).values(changed).returning(*table.c)
+    guard = (Job.id == bindparam("the_id"), Job.claim == bindparam("the_claim"), Job.state == bindparam("the_state"))
+    return update(Job).where(*guard).values(changed)
+
+
+def _event(moved: CTE) -> CTE:
+    """The event of what was moved, as `told (id)`."""
+    given = {"type": "the_type", "left": "the_state", "why": "the_why"}
+    row: dict[str, Any] = {column: bindparam(name, type_=Text) for column, name in given.items()}
+    row |= {"job_id": moved.c.id, "project_id": moved.c.project_id, "sequence": moved.c.sequence}
+    row |= {"entered": moved.c.state, "claim": moved.c.claim, "at": BOUND_NOW}
+    return insert(Event).from_select(list(row), select(*row.values())).returning(Event.id).cte("told")
+
+
+def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:
+    table = Attempt.__table__
+    changed = {name: bindparam(f"said_{name}", type_=table.c[name].type) for name in columns}
+    booked: ColumnElement[Any] = literal_column("old.tokens", BigInteger).label("booked")
+    answering = update(Attempt).where(Attempt.id == bindparam("the_attempt"), _GUARDS[guard]).values(changed)
+    return answering.returning(true().label("is_written"), booked, Attempt.sent_at.expression)
+
+
+_ONE = select(literal_column("1")).subquery("one")
