@@ -347,7 +347,7 @@ def test_the_first_copy_of_an_output_is_given_up_soon_and_later_ones_have_longer
         leases.append(row.run_at - row.now)
 
     expected = [
-        timeouts.copying(tried) + timeouts.BUCKET_OVERRUN
+        timeouts.copying(tried) + timeouts.BUCKET_OVERRUN + timeouts.WORKING
         for tried in (timedelta(0), timedelta(minutes=5), timedelta(hours=5))
     ]
     assert [round(lease.total_seconds()) for lease in leases] == [round(span.total_seconds()) for span in expected]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -116,6 +116,19 @@ class Context:
         """Puts a move on record, trying again while the database is away; raises ClaimLost."""
         return database.until_it_holds(lambda: self._record_once(job, move, clock()), f"job {job.id} to {move.to}")
 
+    def record_all(self, made: Sequence[tuple[Job, Move]], clock: Clock) -> list[Job | Exception]:
+        """Puts a move of each job on record, all in one commit: the jobs as they are then, or why one was not moved.
+
+        One that fails for itself holds up no other: then each is recorded singly. Raises while the database is away.
+        """
+        if len(made) > 1:
+            try:
+                return database.until_it_holds(lambda: self._record_together(made, clock()), f"{len(made)} moves")
+            except Exception as error:
+                if database.is_away(error):
+                    raise
+        return [self._record_singly(job, move, clock) for job, move in made]
+
     def spend_query(self, owner: str) -> None:
         """Waits for a place among the account's task queries, and takes it."""
         while (booked := self.queries.book(owner, 1, query_budget.AHEAD)) is None:
@@ -134,6 +147,24 @@ class Context:
     def answer_of(self, job: Job) -> Attempt | None:
         """What is on record of the job's open attempt."""
         return self.read(lambda connection: attempts.last(connection, job))
+
+    def _record_singly(self, job: Job, move: Move, clock: Clock) -> Job | Exception:
+        try:
+            return self.record(job, move, clock)
+        except Exception as error:  # noqa: BLE001 - for the caller to log
+            return error
+
+    def _record_together(self, made: Sequence[tuple[Job, Move]], now: datetime) -> list[Job | Exception]:
+        found: dict[uuid.UUID, Job | Exception] = {}
+        with self.engine.begin() as connection:
+            for job, move in sorted(made, key=lambda one: one[0].lane_id or 0):  # lanes are locked in one order
+                try:
+                    found[job.id] = moves.record(connection, job, move, now)
+                except moves.AlreadyRecorded as held:
+                    found[job.id] = held.job
+                except ClaimLost as error:
+                    found[job.id] = error
+        return [found[job.id] for job, _ in made]
 
     def _record_once(self, job: Job, move: Move, now: datetime) -> Job:
         try:

@@ -5,8 +5,10 @@ It knows no Celery: `tasks` hands it what messages carry, and tests hand it the 
 
 from __future__ import annotations
 
+import itertools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,9 +19,9 @@ import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, database, document, log, moves, steps, tick, webhooks, work
+from worker import claims, database, document, log, moves, steps, tick, timeouts, webhooks, work
 from worker.claims import Numbers
-from worker.context import Clock, Context
+from worker.context import Clock, Context, Moves
 from worker.errors import ClaimLost, NotTold
 from worker.lanes import query_budget
 from worker.schedules import fire
@@ -33,11 +35,27 @@ Publish = Callable[[tick.Message], None]
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
 _SINGLY = 5  # looks that are booked, and whose waits are written, together
 _LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
+_TOGETHER = timedelta(seconds=1)  # that a move which may be repeated waits for others
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
 _TOLD_AGAIN = 2000  # jobs: Flower keeps as many rows
 
 
 _log = log.get(__name__)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step's move that is not on record yet, since `at`."""
+
+    job: Job
+    step: Moves
+    move: Move
+    at: datetime
+
+    @property
+    def is_wait(self) -> bool:
+        """Whether it is the plain wait of a look."""
+        return self.move.to == self.job.state == State.RUNNING and not (self.move.why or self.move.effects)
 
 
 @dataclass(frozen=True)
@@ -62,12 +80,28 @@ class Runner:
                 return
 
     def work(self, numbers: Numbers) -> None:
-        """One step for each row, one after the other; each is taken right before its step."""
-        for number in numbers:
-            for row in _take(self.ctx, Job, [number], work.LEASE):
-                job, clock = Job.of(_columns(row)), Clock(row.now)
-                if wait := self.carry_out(job, clock):
-                    self._write([(job, wait)], clock)
+        """One step for each row, one after the other; those that a slow one holds up are given back."""
+        rows = _take(self.ctx, Job, numbers, work.LEASE)
+        if not rows:
+            return
+        taken, clock = [Job.of(_columns(row)) for row in rows], Clock(rows[0].now)
+        with self._keeping(taken):
+            self._work(taken, clock)
+
+    def _work(self, taken: Sequence[Job], clock: Clock) -> None:
+        began, pending = clock(), list[_Pending]()
+        for n, job in enumerate(taken):
+            if n and clock() - began > timeouts.WORKING:
+                self._let_go(taken[n:])
+                break
+            if work.of(job).repeatable:
+                pending += self._tried(job, clock)
+            else:
+                self.carry_out(job, clock)
+            if pending and clock() - pending[0].at > _TOGETHER:
+                self._put(pending, clock)
+                pending = []
+        self._put(pending, clock)
 
     def poll(self, numbers: Numbers) -> None:
         """A look at the task of each row, all of one account: by its list where they are many, the rest singly."""
@@ -75,13 +109,8 @@ class Runner:
         taken = [Job.of(_columns(row)) for row in rows]
         if not taken:
             return
-        try:
+        with self._keeping(taken):
             self._poll(taken, Clock(rows[0].now))
-        except SQLAlchemyError as error:
-            if not database.is_away(error):
-                raise
-            _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
-            self._let_go(taken)
 
     def deliver(self, numbers: Numbers) -> None:
         """One try of each delivery, one after the other; then the receiver's next may go."""
@@ -110,47 +139,77 @@ class Runner:
             for job in map(Job.of, rows.mappings()):
                 self._tell(job)
 
-    def carry_out(self, job: Job, clock: Clock) -> Move | None:
-        """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None.
+    def carry_out(self, job: Job, clock: Clock) -> None:
+        """Runs the step of the job's state; each of its moves is on record before its next line runs."""
+        with self._watching(job):
+            step = steps.of(job)(self.ctx, job, clock)
+            self._go_on(job, step, next(step, None), clock)
+
+    def _tried(self, job: Job, clock: Clock) -> list[_Pending]:
+        """Runs a step that may be repeated to its first move, which can wait for others; no move where it failed."""
+        with self._watching(job):
+            step = steps.of(job)(self.ctx, job, clock)
+            return [_Pending(job, step, move, clock()) for move in itertools.islice(step, 1)]
+        return []
+
+    def _put(self, pending: Sequence[_Pending], clock: Clock) -> None:
+        """Puts moves on record in one commit, waits in one statement; then goes on with each step."""
+        self._write([(one.job, one.move) for one in pending if one.is_wait], clock)
+        moved = [one for one in pending if not one.is_wait]
+        for one, found in zip(moved, self.ctx.record_all([(one.job, one.move) for one in moved], clock), strict=True):
+            with self._watching(one.job):
+                if isinstance(found, Exception):
+                    raise found
+                self._moved(found, one.job.state, one.move)
+                self._go_on(found, one.step, _next(one.step, found), clock)
+
+    def _go_on(self, job: Job, step: Moves, move: Move | None, clock: Clock) -> None:
+        while move is not None:
+            left, job = job.state, self.ctx.record(job, move, clock)
+            self._moved(job, left, move)
+            move = _next(step, job)
+
+    @contextmanager
+    def _keeping(self, taken: Sequence[Job]) -> Iterator[None]:
+        """Gives the rows of a message back where the database was away for too long: no crash."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            if not database.is_away(error):
+                raise
+            _log.warning("the database is away; the message's rows are put off", cause=log.words(error))
+            self._let_go(taken)
+
+    @contextmanager
+    def _watching(self, job: Job) -> Iterator[None]:
+        """Names the job in the log; the message's next row goes on whatever happens to this one.
 
         A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash. A step that fails
         because the database is away gives its row back.
         """
         bound = structlog.contextvars.bind_contextvars(job=str(job.id), lane=job.lane_id, claim=job.claim)
         try:
-            return self._run(job, clock)
+            yield
         except ClaimLost as lost:
             _log.warning("the claim is lost; nothing was written", why=str(lost))
             self._let_go([job])
-        except Exception as error:  # noqa: BLE001 - the next row of the message goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is
             _log.exception("a step failed; its row is left to the lease, or given back where the database was away")
             if database.is_away(error):
                 self._let_go([job])
         finally:
             structlog.contextvars.reset_contextvars(**bound)
-        return None
 
-    def _run(self, job: Job, clock: Clock) -> Move | None:
-        step = steps.of(job)(self.ctx, job, clock)
-        move = next(step, None)
-        while move is not None:
-            if move.to == job.state == State.RUNNING and not (move.why or move.effects):
-                return move
-            left = job.state
-            job = self.ctx.record(job, move, clock)
-            if job.state != left:
-                self._moved(job, left, [output["key"] for output in move.outputs])
-            move = _next(step, job)
-        return None
-
-    def _moved(self, job: Job, left: str, keys: Sequence[str]) -> None:
+    def _moved(self, job: Job, left: str, move: Move) -> None:
         """After the commit: Flower's row, and a hint where somebody can go on at once."""
+        if job.state == left:
+            return
         _log.info("moved", left=left, entered=job.state, task=job.task_id)
         if job.parent_id and job.state in TERMINAL:
             self.ctx.wake(job.parent_id)
         if job.state not in (State.SUBMITTING, State.RUNNING):
             self.hint()
-        self._tell(job, keys)
+        self._tell(job, [output["key"] for output in move.outputs])
 
     def _tell(self, job: Job, keys: Sequence[str] = ()) -> None:
         """Tells Flower of the state that the job has entered, with its outputs' keys."""
@@ -185,16 +244,15 @@ class Runner:
         if booked is None:
             self._postpone(taken)
             return
-        waits: list[tuple[Job, Move]] = []
+        pending: list[_Pending] = []
         for n, job in enumerate(taken):
             at = booked.at + n * booked.apart
             clock.wait_until(at)
             if clock() > min(until, at + query_budget.LATE):
                 self._postpone(taken[n:])
                 break
-            if move := self.carry_out(job, clock):
-                waits.append((job, move))
-        self._write(waits, clock)
+            pending += self._tried(job, clock)
+        self._put(pending, clock)
 
     def _postpone(self, taken: Sequence[Job]) -> None:
         give_back = partial(claims.give_back, table=Job, numbers=_numbers(taken), after=_POSTPONED)

@@ -6,6 +6,7 @@ commit and may be lost: rows that no worker takes are due again when their claim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,11 +24,11 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    or_,
     select,
     text,
     update,
 )
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
@@ -66,9 +67,10 @@ class Message:
 
 @dataclass(frozen=True)
 class _Due:
-    """Rows of a group that may be claimed: which, how many may be on their way, and in which order."""
+    """Rows of a group that may be claimed: in which states, which, how many may be on their way, in which order."""
 
     group: Group
+    states: frozenset[State]
     limit: int
     due: ColumnElement[bool]
     order: tuple[Any, ...]
@@ -96,15 +98,17 @@ def _due(group: Group) -> Iterator[_Due]:
     """The claims of a group: one, or two where some of it is kept for what is urgent."""
     modes, states = zip(*(key for key, wants in WORK.items() if wants.group is group), strict=True)
     here = and_(work.in_states(*dict.fromkeys(states)), work.of_modes(*dict.fromkeys(modes)))
+    among = frozenset(states)
     if group.per_project is not None:
         here = and_(here, group.per_project > _GATHERS)
     if group.urgent:
-        yield _Due(group, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
-        yield _Due(group, group.on_their_way - group.urgent, and_(here, ~_DIES_SOON), (Job.links_expire_at,))
+        yield _Due(group, among, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
+        yield _Due(group, among, group.on_their_way - group.urgent, and_(here, ~_DIES_SOON), (Job.links_expire_at,))
     else:
-        yield _Due(group, group.on_their_way, here, (Job.run_at,))
+        yield _Due(group, among, group.on_their_way, here, (Job.run_at,))
 
 
+_CLAIMED = sorted({state for _, state in WORK} - {State.QUEUED})
 _WORK = tuple(due for group in dict.fromkeys(wants.group for wants in WORK.values()) for due in _due(group))
 
 
@@ -122,11 +126,13 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     messages = _do_duties(connection, found.now) if found.duty_due else []
     if found.fires:
         messages.append(Message("noria.fire", "tick", ()))  # sent each tick until the schedules are fired
-    if not found.anything:
-        return messages
-    fair_queue.admit(connection, found.now)
-    messages += [message for due in _WORK for message in _messages(connection, due, found.now)]
-    return messages + _deliveries(connection, found.now)
+    states = {*map(State, found.states or ()), *({State.QUEUED} if found.parents else ())}
+    if found.lines and fair_queue.admit(connection, found.now):
+        states.add(State.ADMITTED)
+    for due in _WORK:
+        if due.states & states:
+            messages += _messages(connection, due, found.now)
+    return messages + (_deliveries(connection, found.now) if found.deliveries else [])
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
@@ -138,20 +144,19 @@ def give_back(connection: Connection, messages: Iterable[Message]) -> None:
 
 @lru_cache(maxsize=4)
 def _look(now: Now) -> Select[Any]:
-    """Takes the lock, and whether any row wants attention: one look at a few indexes, for the many idle ticks.
+    """Takes the lock, and what wants attention: a look at a few indexes, so that only what is due is claimed.
 
     It may miss a row that is being committed: the next tick finds that.
     """
-    anything = or_(
-        exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now),
-        # two, as their indexes are
-        exists().where(slots.in_line(), Job.run_at <= now),
-        exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now),
-        exists().where(Delivery.run_at <= now),
-    )
+    state = func.unnest(array(_CLAIMED)).column_valued("state")
+    is_due = exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now)
     return select(
         func.pg_try_advisory_xact_lock(LOCK).label("locked"),
-        anything.label("anything"),
+        select(func.array_agg(state)).where(is_due.where(Job.state == state)).scalar_subquery().label("states"),
+        # two, as their indexes are
+        exists().where(slots.in_line(), Job.run_at <= now).label("lines"),
+        exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now).label("parents"),
+        exists().where(Delivery.run_at <= now).label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),
         claims.moment(now).label("now"),
@@ -163,7 +168,8 @@ def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Mess
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
     alone = [claim for claim in crashed if not _stopped(connection, claim, now)]
-    for batch in (*_batches(healthy, due.group.rows), *((claim,) for claim in alone)):
+    rows = min(due.group.rows, max(1, math.ceil(len(healthy) / due.group.messages)))
+    for batch in (*_batches(healthy, rows), *((claim,) for claim in alone)):
         yield Message(due.group.task, due.group.queue, tuple(batch))
 
 

@@ -30,11 +30,13 @@ DOCUMENT = timedelta(seconds=60)  # one document by a user's link
 # How long a request to the bucket that is under way when a copy's deadline passes may go on: two tries of each.
 BUCKET_OVERRUN = timedelta(minutes=4)
 
+WORKING = timedelta(seconds=30)  # of a message, after which no further row of it is begun; the rest is given back
+
 # leases, each longer than the calls under it
 SENT = timedelta(seconds=60)  # a claim on its way to a worker: a message that is lost is sent again after this
 LEASES = {
-    # each: the inputs on their way, a second's wait for the lane's rate, SEND, and the call
-    "submit": timedelta(seconds=130),  # HANDOVER, CREATE, and as long for a bucket that is slow to give the inputs
+    # each: WORKING, the inputs on their way, a second's wait for the lane's rate, SEND, and the call
+    "submit": timedelta(seconds=160),  # HANDOVER, CREATE, and as long for a bucket that is slow to give the inputs
     "call": timedelta(seconds=400),  # HANDOVER, CALL
     "batch": timedelta(minutes=12),  # UPLOAD, CREATE
     "reconcile": timedelta(seconds=180),

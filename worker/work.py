@@ -20,13 +20,15 @@ from worker.tables import Job
 class Group:
     """Rows that travel alike.
 
-    `queue` where their messages go; `rows` in one message; `on_their_way` at most, which the queue can start within
-    half a lease; `urgent` of these are kept for links that die soon; `per_project` of these may be one project's.
+    `queue` where their messages go; `rows` in one message at most, and fewer where the due ones do not make `messages`
+    of them, which threads work through side by side; `on_their_way` at most, which the queue can start within half a
+    lease; `urgent` of these are kept for links that die soon; `per_project` of these may be one project's.
     """
 
     queue: str
     rows: int
     on_their_way: int
+    messages: int = 1
     urgent: int = 0
     per_project: int | None = None
     task: str = "noria.work"
@@ -34,14 +36,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Work:
-    """The group that a row travels with, and its lease once a worker has taken it."""
+    """The group that a row travels with, and its lease once a worker has taken it.
+
+    `repeatable`: all that its step does may be done again at no cost, so its moves are put on record with others'.
+    """
 
     group: Group
     lease: timedelta
+    repeatable: bool = False
 
 
-COPIES = Group("transfer", rows=1, on_their_way=64, urgent=16)
-CREATES = Group("provider", rows=4, on_their_way=64)
+COPIES = Group("transfer", rows=8, on_their_way=64, messages=4, urgent=16)
+CREATES = Group("provider", rows=8, on_their_way=64, messages=4)
 CALLS = Group("calls", rows=1, on_their_way=32)
 BEGINNINGS = Group("transfer", rows=8, on_their_way=64)
 GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may read links for minutes
@@ -51,28 +57,35 @@ LOOKS = Group("provider", rows=1000, on_their_way=3000, task="noria.poll")  # on
 _SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL, DELIVERY = (
     timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll", "deliver")
 )
-_COPY = timeouts.COPY[1] + timeouts.BUCKET_OVERRUN  # the longest, of one output; `LEASE` has what it is at first
+_COPY = (
+    timeouts.COPY[1] + timeouts.BUCKET_OVERRUN + timeouts.WORKING
+)  # the longest, of one output; `LEASE` has what it is at first
 
 WORK: dict[tuple[Mode, State], Work] = {
     (Mode.TASK, State.ADMITTED): Work(CREATES, _SUBMIT),
     (Mode.TASK, State.SUBMITTING): Work(CREATES, _SUBMIT),
     (Mode.TASK, State.UNCERTAIN): Work(CREATES, _FIND),
-    (Mode.TASK, State.RUNNING): Work(LOOKS, _POLL),
-    (Mode.TASK, State.COPYING): Work(COPIES, _COPY),
+    (Mode.TASK, State.RUNNING): Work(LOOKS, _POLL, repeatable=True),
+    (Mode.TASK, State.COPYING): Work(COPIES, _COPY, repeatable=True),
     (Mode.CALL, State.ADMITTED): Work(CALLS, _CALL),
     (Mode.CALL, State.SUBMITTING): Work(CALLS, _SUBMIT),
     (Mode.CALL, State.UNCERTAIN): Work(CALLS, _FIND),
-    (Mode.CALL, State.RUNNING): Work(LOOKS, _POLL),  # a person gave it a task
-    (Mode.CALL, State.COPYING): Work(COPIES, _COPY),
+    (Mode.CALL, State.RUNNING): Work(LOOKS, _POLL, repeatable=True),  # a person gave it a task
+    (Mode.CALL, State.COPYING): Work(COPIES, _COPY, repeatable=True),
     (Mode.BATCH, State.ADMITTED): Work(BATCHES, _BATCH),
     (Mode.BATCH, State.SUBMITTING): Work(BATCHES, _SUBMIT),
     (Mode.BATCH, State.UNCERTAIN): Work(BATCHES, _FIND),
-    (Mode.BATCH, State.RUNNING): Work(BATCHES, _POLL),
+    (Mode.BATCH, State.RUNNING): Work(BATCHES, _POLL, repeatable=True),
     (Mode.BATCH, State.COPYING): Work(COPIES, _COPY),
     (Mode.PARENT, State.QUEUED): Work(BEGINNINGS, _GATHER),
     (Mode.PARENT, State.GATHERING): Work(GATHERINGS, _GATHER),
     (Mode.PARENT, State.COPYING): Work(COPIES, _COPY),
 }
+
+
+def of(job: Job) -> Work:
+    """What the job wants now."""
+    return WORK[Mode(job.mode), State(job.state)]
 
 
 def of_create(mode: str) -> timedelta:
@@ -97,7 +110,7 @@ def _span(span: timedelta) -> ColumnElement[timedelta]:
 # `timeouts.copying` in SQL, for each output that there may be.
 _TRIED = NOW - Job.state_at
 _ONE_COPY = func.least(func.greatest(_span(timeouts.COPY[0]), _TRIED + _TRIED), _span(timeouts.COPY[1]))
-_COPYING = (_ONE_COPY + _span(timeouts.BUCKET_OVERRUN)).op("*", return_type=Interval())(
+_COPYING = (_ONE_COPY + _span(timeouts.BUCKET_OVERRUN + timeouts.WORKING)).op("*", return_type=Interval())(
     func.greatest(1, func.jsonb_array_length(Job.sources))
 )
 
