@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import io
 import logging
 import os
@@ -35,6 +36,7 @@ from worker import log
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]
+gc.disable()  # until all is imported and collected, of which nothing is ever let go
 
 TEMPLATE = "noria_template"
 START_SECONDS = 60.0
@@ -61,6 +63,13 @@ def pytest_configure_node(node: object) -> None:
     """Tell a worker where the home is (xdist calls this before it starts one)."""
     config: pytest.Config = node.config  # type: ignore[attr-defined]
     node.workerinput["servers_home"] = str(config.stash[HOME])  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Let the collector look at what tests make, and not at what was there before them."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
