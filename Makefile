@@ -2,15 +2,19 @@
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
 
-.PHONY: demo up test chaos bench check lock install clean
+# Without bytecode on disk, each of the many processes of tests and stacks compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo up test chaos bench lint check lock install clean
 
 install: .venv/installed
 
 .venv/installed: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Noria needs Python 3.11 or later; say which with: make PYTHON=python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check --quiet
 	@touch $@
 
 demo: install
@@ -36,12 +40,14 @@ bench: .venv/bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-check: install
+check: lint
+	$(BIN)/python -m pytest -n 0 tests/test_house.py tests/test_migrations.py tests/test_deployment.py
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 0 tests/test_house.py tests/test_migrations.py tests/test_deployment.py
 
 # Pins all that pyproject.toml asks for, with hashes and without an index's address.
 lock: install

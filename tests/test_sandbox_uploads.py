@@ -40,7 +40,7 @@ def wire(sandbox: Sandbox) -> Iterator[httpx.Client]:
 
 
 def client(sandbox: Sandbox, key: str = KEY) -> httpx.Client:
-    return httpx.Client(base_url=sandbox.api, headers={"Authorization": f"Bearer {key}"}, timeout=10)
+    return httpx.Client(base_url=sandbox.api, headers={"Authorization": f"Bearer {key}"}, timeout=10, verify=False)
 
 
 def policy(wire: httpx.Client, model: str = MODEL) -> dict[str, Any]:

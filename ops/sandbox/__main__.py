@@ -8,9 +8,11 @@ import json
 import os
 from pathlib import Path
 
+import uvicorn
+
 from ops.sandbox.app import create_app
 from ops.sandbox.options import Options
-from ops.sandbox.serving import bind, server
+from ops.sandbox.serving import bind, configuration
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
     host, port = listener.getsockname()[:2]
     # The socket listens already: whoever reads this line may connect, and waits for the first answer at most.
     print(f"sandbox ready http://{host}:{port}", flush=True)
-    server(app).run(sockets=[listener])
+    uvicorn.Server(configuration(app)).run(sockets=[listener])
 
 
 def _arguments() -> argparse.Namespace:

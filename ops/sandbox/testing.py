@@ -17,7 +17,7 @@ from typing import Any
 
 from ops.sandbox.app import create_app
 from ops.sandbox.options import Options
-from ops.sandbox.serving import bind, server
+from ops.sandbox.serving import PromptServer, bind, configuration
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Sandbox:
 def running(options: Options | None = None, *, state: Path | None = None, port: int = 0) -> Iterator[Sandbox]:
     """Yield a sandbox that serves on a free port, or on `port`; it stops with the block."""
     listener = bind("127.0.0.1", port)
-    uvicorn_server = server(create_app(options, state))
-    thread = threading.Thread(target=uvicorn_server.run, args=([listener],), daemon=True)
+    server = PromptServer(configuration(create_app(options, state)))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
         yield Sandbox(f"http://127.0.0.1:{listener.getsockname()[1]}")
     finally:
-        uvicorn_server.should_exit = True
+        server.should_exit = True
         thread.join(10)
         listener.close()
