@@ -173,6 +173,16 @@ def test_a_copy_is_one_get_and_one_put(target: Bucket, settings: Settings, annou
     assert [request.split(b" ")[0] for request in oss.requests + s3.requests] == [b"GET", b"PUT"]
 
 
+def test_the_md5_of_a_put_is_signed_and_the_body_not_read_for_it(target: Bucket, settings: Settings) -> None:
+    with on_the_way(settings) as (watched, s3):
+        Bucket(watched).put_stream("k", iter([CLIP]), "video/mp4", Expected())
+
+    head = s3.requests[0].partition(b"\r\n\r\n")[0]
+    assert b"Content-MD5: " + b64encode(bytes.fromhex(MD5)) in head
+    assert b"SignedHeaders=content-md5;" in head
+    assert b"X-Amz-Content-SHA256: UNSIGNED-PAYLOAD" in head
+
+
 def test_copies_from_one_host_share_a_connection(target: Bucket, settings: Settings) -> None:
     wire = transports.sources(settings)
 
