@@ -1,7 +1,8 @@
 """The user's bucket.
 
-Bytes pass through in pieces: an object of a gigabyte takes the memory of one part, PART bytes a thread. Nothing becomes
-visible under its key before the last byte has come and the whole was compared with what the source announced.
+Bytes pass through in pieces: a thread holds one part, PART bytes and an eighth more at the most, whatever the object's
+length; 32 threads hold 0.6 GB if all their objects are larger than that. Nothing becomes visible under its key before
+the last byte has come and the whole was compared with what the source announced.
 
 What was stored is proved by the store's answer, where that has the store's own digest of it:
 
@@ -105,7 +106,7 @@ class Bucket:
         self._s3 = _client(settings, settings.s3_endpoint_url)
 
     def put_stream(self, key: str, chunks: Iterable[bytes], content_type: str, expected: Expected) -> Stored:
-        """Store the chunks: compared with what was expected before they are visible, and verified after.
+        """Store the chunks: compared with what was expected before they are visible, and proved or verified after.
 
         An error of the chunks passes to the caller; raises Mismatch when they are not what was expected. In both cases
         nothing is left behind.
