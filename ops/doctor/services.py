@@ -26,7 +26,7 @@ from worker.egress import Bounds, NotAllowed, transports
 from worker.errors import CallFailed, NotSent
 from worker.settings import Account, addresses
 from worker.storage import Bucket, Expected, Mismatch
-from worker.storage.bucket import SINGLE
+from worker.storage.bucket import PART
 from worker.webhooks import alerts
 
 _PAGE = 100  # rows; the provider names no maximum for a page of its task list
@@ -71,7 +71,7 @@ def bucket(exam: Exam) -> Iterator[Found]:
     """Objects can be stored, whole and in parts, checked, read, linked to and deleted: through the code that copies."""
     exam.bucket.check()
     stem = f"noria-doctor/{uuid.uuid4()}"
-    small, large = secrets.token_bytes(2000), bytes(SINGLE + 1)
+    small, large = secrets.token_bytes(2000), bytes(PART + 1)
     try:
         _put(exam.bucket, f"{stem}/small", small)
         if b"".join(exam.bucket.chunks(f"{stem}/small")) != small:

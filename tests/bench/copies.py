@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 from ops.local import up
 from tests.bench import usage
@@ -17,41 +15,48 @@ from tests.bench.rig import LARGE, SIZES, Rig
 NAME = "copying"
 _MEGABYTE = 1_000_000
 _PATIENCE = 200.0  # seconds
-_THREADS = 8  # of the twin
+_THREADS = 8  # of a process that only copies
 
 
 def measure(rig: Rig, quick: bool) -> list[Figure]:
-    """One large output and many small ones: Noria's copies, then the twin's of as many."""
-    sizes = ((1, 100), (40, 2)) if quick else ((1, 300), (200, 2))
+    """One large output and many small ones: by Noria's worker, then as many by its copy alone, and by the twin."""
+    sizes = ((1, 100), (40, 2), (40, 0.2)) if quick else ((1, 1000), (500, 2), (200, 0.2))
     rig.sandbox.set(run_seconds=0.05)
     return [figure for count, megabytes in sizes for figure in _copied(rig, count, megabytes)]
 
 
-def _copied(rig: Rig, count: int, megabytes: int) -> list[Figure]:
-    rig.sandbox.set(output_bytes=megabytes * _MEGABYTE)
+def _copied(rig: Rig, count: int, megabytes: float) -> list[Figure]:
+    rig.sandbox.set(output_bytes=int(megabytes * _MEGABYTE))
     rig.quiet()
+    worker = rig.stack.processes["worker-rest"]
+    usage.forget_peak(worker)
     ids = [answer.body["id"] for answer in ask_all(rig.door, clips(count, LARGE, SIZES[LARGE]))]
     cpu = rig.cpu()
     assert until(lambda: not rig.count(f"finished_at is null and model = '{LARGE}'"), _PATIENCE), "copies take too long"
     used = usage.difference(cpu, rig.cpu())
     (span,) = rig.sql(_SPAN, ids=ids)
     assert span.count == count, f"{span.count} of {count} outputs are stored"
-    twin = _twin(rig, count)
+    took = {
+        "Noria's worker": {"seconds": float(span.seconds), "cpu": used["worker-rest"], "memory": usage.peak(worker)},
+        "Noria's copy alone": _alone(rig, "noria", count),
+        "boto3 twin": _alone(rig, "twin", count),
+    }
     name, whole = f"{count} × {megabytes} MB", count * megabytes
     return [
-        Figure(NAME, f"{name}: Noria", "MB a second", whole / float(span.seconds)),
-        Figure(NAME, f"{name}: boto3 twin", "MB a second", whole / twin["seconds"]),
-        Figure(NAME, f"{name}: Noria's worker", "ms CPU a MB", used["worker-rest"] / whole * 1000),
-        Figure(NAME, f"{name}: boto3 twin", "ms CPU a MB", twin["cpu"] / whole * 1000),
-        Figure(NAME, f"{name}: Noria's worker, memory", "MB", _memory(rig.stack.processes["worker-rest"])),
-        Figure(NAME, f"{name}: boto3 twin, memory", "MB", twin["memory"]),
+        figure
+        for who, found in took.items()
+        for figure in (
+            Figure(NAME, f"{name}: {who}", "MB a second", whole / found["seconds"]),
+            Figure(NAME, f"{name}: {who}", "ms CPU a MB", found["cpu"] / whole * 1000),
+            Figure(NAME, f"{name}: {who}, memory", "MB", found["memory"]),
+        )
     ]
 
 
-def _twin(rig: Rig, count: int) -> dict[str, Any]:
-    """As many outputs of that size copied by `upload_fileobj` on threads, in a process of its own."""
+def _alone(rig: Rig, who: str, count: int) -> dict[str, float]:
+    """As many outputs of that size copied on threads by a process of its own, which keeps no rows."""
     done = subprocess.run(
-        (sys.executable, "-m", "tests.bench.peers.copier", str(count), str(_THREADS)),
+        (sys.executable, "-m", "tests.bench.peers.copier", who, str(count), str(_THREADS)),
         env={**rig.environment, "BENCH_MODEL": LARGE, "BENCH_SIZE": SIZES[LARGE]},
         cwd=up.PROJECT,
         stdout=subprocess.PIPE,
@@ -59,14 +64,8 @@ def _twin(rig: Rig, count: int) -> dict[str, Any]:
         timeout=_PATIENCE,
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, float] = json.loads(done.stdout)
     return found
-
-
-def _memory(pid: int) -> float:
-    """The most that a process held so far, in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
 
 
 _SPAN = """

@@ -26,6 +26,20 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     return {name: _ticks(pid, stats) / _TICKS for name, pid in pids.items()}
 
 
+def peak(pid: int) -> float:
+    """The most memory that a process held since its start or since `forget_peak`, in MB.
+
+    Not ru_maxrss, which begins with the peak of the process that started it.
+    """
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+
+def forget_peak(pid: int) -> None:
+    """Has `peak` begin anew at what the process holds now (proc_pid_clear_refs(5))."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     """What was added under each name that both have."""
     return {name: after[name] - before[name] for name in after if name in before}

@@ -142,6 +142,15 @@ def fetch(transport: Transport, url: str, bounds: Bounds) -> Answer:
         return whole(answer)
 
 
+@cache
+def user_agent() -> str:
+    """`noria/<version>`."""
+    try:
+        return f"noria/{version('noria')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "noria/0"
+
+
 @contextmanager
 def _followed(transport: Transport, url: str, bounds: Bounds, hop: Callable[[str], str]) -> Iterator[Streamed]:
     with transports.until(bounds.deadline):
@@ -165,18 +174,9 @@ def _over_https(url: str, settings: Settings) -> str:
     return url
 
 
-@cache
-def _user_agent() -> str:
-    """`noria/<version>`."""
-    try:
-        return f"noria/{version('noria')}"
-    except PackageNotFoundError:  # run from a checkout
-        return "noria/0"
-
-
 def _request(method: str, url: str, bounds: Bounds, headers: Mapping[str, str], content: Content) -> httpx.Request:
     # Compressed bodies are not asked for: a small one can unpack to gigabytes.
-    plain = httpx.Headers({"User-Agent": _user_agent(), "Accept-Encoding": "identity"})
+    plain = httpx.Headers({"User-Agent": user_agent(), "Accept-Encoding": "identity"})
     connect = timeouts.CONNECT.total_seconds()
     waits = {"connect": connect, "pool": connect, "read": bounds.idle, "write": bounds.idle}
     try:

@@ -1,8 +1,20 @@
 """The user's bucket.
 
-Bytes pass through in pieces: an object of a gigabyte takes the memory of a few parts. Nothing becomes visible under its
-key before the last byte has come and the whole was compared with what the source announced; then a HEAD verifies what
-was stored.
+Bytes pass through in pieces: a thread holds one part, PART bytes and an eighth more at the most, whatever the object's
+length; 32 threads hold 0.6 GB if all their objects are larger than that. Nothing becomes visible under its key before
+the last byte has come and the whole was compared with what the source announced.
+
+What was stored is proved by the store's answer, where that has the store's own digest of it:
+
+* The ETag of one PUT is the MD5 in hex: at AWS without SSE-KMS and SSE-C ("Amazon S3 API Reference, 'Object'"), at OSS
+  ("OSS, 'Data consistency verification'"), Cloudflare R2, MinIO and SeaweedFS. MinIO writes a random one when it
+  encrypts or runs with --no-compat (minio/minio#20520).
+* OSS adds the CRC-64 of the whole object to every upload's answer, of parts too ("OSS, 'Data consistency
+  verification'"): `x-oss-hash-crc64ecma`.
+
+An answer with neither is followed by a HEAD, which tells the length. ETags of parts are not compared: the MD5 of 1.5 MB
+takes as much CPU as a HEAD. No answer, and no HEAD, betrays a store that digests what it then loses, or that answers
+with the digest it was sent; only reading the object would.
 """
 
 from __future__ import annotations
@@ -26,12 +38,11 @@ from botocore.parsers import ResponseParserError
 from fastcrc import crc64
 from pydantic import SecretStr
 
-from worker.egress import TooLarge
+from worker.egress import TooLarge, user_agent
 from worker.errors import NoriaError, NotFound
 from worker.settings import Settings
 
-PART = 8 << 20  # bytes; S3 takes 10,000 parts of an object, so 80 GB
-SINGLE = 16 << 20  # bytes; up to here one PUT, which is a quarter of the requests
+PART = 16 << 20  # bytes; up to here one PUT, a quarter of the requests. S3 takes 10,000 parts of an object, so 160 GB
 
 _CHUNK = 1 << 20  # bytes, of an object that is read
 _OSS = ".aliyuncs.com"
@@ -95,21 +106,20 @@ class Bucket:
         self._s3 = _client(settings, settings.s3_endpoint_url)
 
     def put_stream(self, key: str, chunks: Iterable[bytes], content_type: str, expected: Expected) -> Stored:
-        """Store the chunks: compared with what was expected before they are visible, and verified after.
+        """Store the chunks: compared with what was expected before they are visible, and proved or verified after.
 
         An error of the chunks passes to the caller; raises Mismatch when they are not what was expected. In both cases
         nothing is left behind.
         """
         seen = _Seen(chunks, expected)
-        about = {"Key": key, "ContentType": content_type}
         parts = _parts(seen)
         first = next(parts)
-        with _trouble("put"):
-            if seen.ended:
-                self._s3.put_object(Bucket=self._name, Body=first, **about)
-            else:
-                self._put_parts(itertools.chain((first,), parts), about)
-        self._verify(key, seen.bytes)
+        if seen.ended:
+            is_proved = self._put(key, first, content_type, seen)
+        else:
+            is_proved = self._put_parts(key, itertools.chain((first,), parts), content_type, seen)
+        if not is_proved:
+            self._verify(key, seen.bytes)
         return Stored(key, content_type, seen.bytes, seen.sha256.hexdigest(), str(seen.crc64))
 
     def put_file(self, key: str, body: BinaryIO, length: int, content_type: str) -> None:
@@ -203,20 +213,31 @@ class Bucket:
         if head is None or head.bytes != length:
             raise StorageTrouble(f"{key}: stored {length} bytes, found {head.bytes if head else 'nothing'}")
 
-    def _put_parts(self, parts: Iterable[bytearray], about: dict[str, Any]) -> None:
-        """A multipart upload. boto3's own reads its source to the end even after a part has failed."""
-        upload = self._s3.create_multipart_upload(Bucket=self._name, **about)
-        one = {"Bucket": self._name, "Key": about["Key"], "UploadId": upload["UploadId"]}
-        try:
-            done = [
-                {"PartNumber": n, "ETag": self._s3.upload_part(PartNumber=n, Body=part, **one)["ETag"]}
-                for n, part in enumerate(parts, start=1)
-            ]
-            self._s3.complete_multipart_upload(MultipartUpload={"Parts": done}, **one)
-        except BaseException:
-            with suppress(BotoCoreError, ClientError):  # the cause is the first error, not this one
-                self._s3.abort_multipart_upload(**one)
-            raise
+    def _put(self, key: str, body: bytearray, content_type: str, seen: _Seen) -> bool:
+        """One PUT, which the store refuses if its MD5 is another; whether the answer proves it."""
+        md5 = seen.md5 or hashlib.md5(body, usedforsecurity=False)
+        about = {"ContentType": content_type, "ContentMD5": b64encode(md5.digest()).decode()}
+        with _trouble("put"):
+            answer = self._s3.put_object(Bucket=self._name, Key=key, Body=body, **about)
+        etag: str = answer.get("ETag", "")
+        return etag.strip('"').lower() == md5.hexdigest() or _has_crc64(answer, seen.crc64)
+
+    def _put_parts(self, key: str, parts: Iterable[bytearray], content_type: str, seen: _Seen) -> bool:
+        """A multipart upload; whether the answer proves it. boto3's own reads on after a part has failed."""
+        one = {"Bucket": self._name, "Key": key}
+        with _trouble("put"):
+            one["UploadId"] = self._s3.create_multipart_upload(ContentType=content_type, **one)["UploadId"]
+            try:
+                done = [
+                    {"PartNumber": n, "ETag": self._s3.upload_part(PartNumber=n, Body=part, **one)["ETag"]}
+                    for n, part in enumerate(parts, start=1)
+                ]
+                answer = self._s3.complete_multipart_upload(MultipartUpload={"Parts": done}, **one)
+            except BaseException:
+                with suppress(BotoCoreError, ClientError):  # the cause is the first error, not this one
+                    self._s3.abort_multipart_upload(**one)
+                raise
+        return _has_crc64(answer, seen.crc64)
 
 
 class _Seen:
@@ -225,7 +246,7 @@ class _Seen:
     def __init__(self, chunks: Iterable[bytes], expected: Expected) -> None:
         self._chunks = chunks
         self._expected = expected
-        self._md5 = hashlib.md5(usedforsecurity=False) if expected.md5 else None
+        self.md5 = hashlib.md5(usedforsecurity=False) if expected.md5 else None
         self.bytes = 0
         self.sha256 = hashlib.sha256()
         self.crc64 = 0
@@ -236,8 +257,8 @@ class _Seen:
             self.bytes += len(chunk)
             self.sha256.update(chunk)
             self.crc64 = crc64.xz(chunk, self.crc64)
-            if self._md5:
-                self._md5.update(chunk)
+            if self.md5:
+                self.md5.update(chunk)
             yield chunk
         if self._found() != self._expected:
             raise Mismatch(f"expected {self._expected}, found {self._found()}")
@@ -248,20 +269,29 @@ class _Seen:
         return Expected(
             length=None if self._expected.length is None else self.bytes,
             crc64=None if self._expected.crc64 is None else str(self.crc64),
-            md5=b64encode(self._md5.digest()).decode() if self._md5 else None,
+            md5=b64encode(self.md5.digest()).decode() if self.md5 else None,
         )
 
 
 def _parts(chunks: Iterable[bytes]) -> Iterator[bytearray]:
-    """All the bytes at once if SINGLE holds them, else PART after PART."""
-    held, limit = bytearray(), SINGLE
+    """PART after PART, then the rest; each is good until the next is asked for. R2 wants all but the last alike."""
+    held = bytearray()
     for chunk in chunks:
-        held += chunk
-        while len(held) > limit:
-            yield held[:PART]
-            del held[:PART]
-            limit = PART
+        rest = memoryview(chunk)
+        while len(held) + len(rest) > PART:
+            room = PART - len(held)
+            held += rest[:room]
+            rest = rest[room:]
+            yield held
+            held.clear()
+        held += rest
     yield held
+
+
+def _has_crc64(answer: dict[str, Any], expected: int) -> bool:
+    """Whether the answer has that CRC-64, as OSS's do."""
+    found: str | None = answer["ResponseMetadata"]["HTTPHeaders"].get("x-oss-hash-crc64ecma")
+    return found == str(expected)
 
 
 def _disposition(filename: str) -> str:
@@ -280,7 +310,7 @@ def _client(settings: Settings, endpoint: str | None) -> Any:
 
 @lru_cache(maxsize=8)  # making one takes a tenth of a second, and threads may share it
 def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None, region: str, style: str) -> Any:
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint,
         region_name=region,
@@ -288,6 +318,7 @@ def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
         config=Config(
             signature_version="s3v4",
+            user_agent=user_agent(),  # else boto3 puts one together anew, twice a request
             connect_timeout=5,
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 2},  # a PUT may be repeated
@@ -298,6 +329,20 @@ def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None,
             response_checksum_validation="when_required",
         ),
     )
+    _sign_md5(client)
+    return client
+
+
+def _sign_md5(client: Any) -> None:
+    """Has a PUT's MD5 signed in place of its SHA-256, as boto3 does over https alone; else it reads the body again."""
+    config = client.meta.config
+    unread = config.merge(Config(s3={**config.s3, "payload_signing_enabled": False}))
+
+    def choose(params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        if "Content-MD5" in params["headers"]:
+            context["client_config"] = unread
+
+    client.meta.events.register("before-call.s3.PutObject", choose)
 
 
 @contextmanager

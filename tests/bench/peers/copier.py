@@ -1,27 +1,44 @@
-"""The boto3 twin of Noria's copies: makes tasks of its own, and copies their outputs; what it took, as JSON."""
+"""Copies alone, Noria's or their boto3 twin's: makes tasks, and copies their outputs; what it took, as JSON."""
 
 from __future__ import annotations
 
 import json
-import resource
+import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.bench import usage
 from tests.bench.peers import parts
+from worker import settings, storage
+from worker.egress import transports
+
+_DEADLINE = 180.0  # seconds of one copy
 
 
 def main() -> None:
-    """The first argument says how many outputs, the second how many are copied at once."""
+    """The arguments: who copies, noria or twin; how many outputs; how many at once."""
+    copy = {"noria": _noria, "twin": _twin}[sys.argv.pop(1)]()
     links = [_made(parts.ask(f"a heron, {n}")) for n in range(int(sys.argv[1]))]
-    parts.s3()
-    keys = [f"twin/{n}-{time.time_ns()}.mp4" for n in range(len(links))]
+    keys = [f"twin/{n}-{time.time_ns()}" for n in range(len(links))]
     began, before = time.monotonic(), time.process_time()
     with ThreadPoolExecutor(int(sys.argv[2])) as pool:
-        list(pool.map(parts.copy, links, keys))
+        list(pool.map(copy, links, keys))
     used = time.process_time() - before
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    json.dump({"seconds": time.monotonic() - began, "cpu": used, "memory": memory}, sys.stdout)
+    seconds = time.monotonic() - began
+    json.dump({"seconds": seconds, "cpu": used, "memory": usage.peak(os.getpid())}, sys.stdout)
+
+
+def _twin() -> Callable[[str, str], object]:
+    parts.s3()
+    return parts.copy
+
+
+def _noria() -> Callable[[str, str], object]:
+    known = settings.load()
+    bucket, sources = storage.Bucket(known), transports.sources(known)
+    return lambda link, stem: storage.copy(sources, bucket, link, stem, known, _DEADLINE)
 
 
 def _made(task_id: str) -> str:
