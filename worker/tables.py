@@ -59,7 +59,8 @@ class Base(DeclarativeBase):
         """The row as a detached value; nothing is ever loaded behind it. Columns of another version are left out."""
         made: Self = cls.__mapper__.class_manager.new_instance()
         # Not by `cls(**row)`: noting each column as changed takes ten times as long, and nobody asks what changed.
-        vars(made).update({name: value for name, value in row.items() if name in cls.__table__.c})
+        columns = cls.__table__.c
+        vars(made).update({name: value for name, value in zip(row, row.values(), strict=True) if name in columns})
         return made
 
 
@@ -273,8 +274,27 @@ class Job(Base):
         ),
         Index("ix_jobs_unfinished", "project_id", postgresql_where=text("finished_at is null")),
         Index("ix_jobs_listing", "project_id", text("id desc"), postgresql_where=text("parent_id is null")),
-        Index("ix_jobs_custom_id", "project_id", "custom_id", postgresql_where=text("custom_id is not null")),
-        Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+        # for `reading`: the newest of each group that a list may be narrowed to
+        Index(
+            "ix_jobs_groups",
+            *("project_id", "kind", "model", "state"),
+            text("id desc"),
+            postgresql_where=text("parent_id is null"),
+        ),
+        Index(
+            "ix_jobs_custom_id",
+            *("project_id", "custom_id"),
+            text("id desc"),
+            postgresql_where=text("custom_id is not null"),
+        ),
+        # every move of a job writes into this index, so jobs without labels are left out
+        Index(
+            "ix_jobs_labels",
+            "labels",
+            postgresql_using="gin",
+            postgresql_ops={"labels": "jsonb_path_ops"},
+            postgresql_where=text("labels <> '{}'"),
+        ),
         # one child a place, whatever is repeated
         Index(
             "uq_jobs_place",
