@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from sqlalchemy import (
@@ -59,9 +60,16 @@ class Base(DeclarativeBase):
         """The row as a detached value; nothing is ever loaded behind it. Columns of another version are left out."""
         made: Self = cls.__mapper__.class_manager.new_instance()
         # Not by `cls(**row)`: noting each column as changed takes ten times as long, and nobody asks what changed.
-        columns = cls.__table__.c
-        vars(made).update({name: value for name, value in zip(row, row.values(), strict=True) if name in columns})
+        columns = _columns(cls)
+        vars(made).update(
+            {name: value for name, value in zip(row.keys(), row.values(), strict=True) if name in columns}
+        )
         return made
+
+
+@cache
+def _columns(table: type[Base]) -> frozenset[str]:
+    return frozenset(table.__table__.c.keys())
 
 
 Base.metadata.naming_convention = {
