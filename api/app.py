@@ -67,8 +67,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     to_thread.current_default_thread_limiter().total_tokens = _THREADS
     yield
     app.state.context.sender.stop(_LAST_WORDS)
-    app.state.context.engine.dispose()
-    app.state.context.beside.dispose()
+    for engine in (app.state.context.engine, app.state.context.reader, app.state.context.beside):
+        engine.dispose()
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -7,7 +7,8 @@ a project's own key may name its own there, and no other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -15,7 +16,9 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from psycopg.errors import QueryCanceled
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError
 
 from api.limits import Gate, Gates, Rates, Waiting, gates
 from api.probes import Probes, probes
@@ -32,7 +35,9 @@ from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project
 
-_CONNECTIONS = 28  # as many as handlers may run at once by the gates; keys are looked up quickly
+_CONNECTIONS = 20  # as many as handlers that write may run at once by the gates; keys are looked up quickly
+_READING = 16  # as many as handlers that read and reads of streams may run at once
+_READ_SECONDS = 5  # that one statement of a read may take
 _BEARER = HTTPBearer(
     auto_error=False, scheme_name="key", bearerFormat="noria_…", description="an API key of a project: noria_…"
 )
@@ -46,6 +51,7 @@ class Context:
     settings: Settings
     catalog: Catalog
     engine: Engine
+    reader: Engine  # for what only reads, so that it cannot use up the connections of submissions
     beside: Engine  # for readiness checks, so that requests cannot use up its connections
     bucket: Bucket
     sender: Sender
@@ -60,6 +66,18 @@ class Context:
         """A step's context, for the few requests that ask the provider; made at the first of them."""
         return replace(worker_context.make(self.settings, patience=timedelta(0)), engine=self.engine)
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for what only reads, outside transactions; raises a problem, 503, for what takes too long."""
+        with self.reader.connect() as connection:
+            try:
+                yield connection
+            except OperationalError as error:
+                if not isinstance(error.orig, QueryCanceled):
+                    raise
+                detail = f"this takes more than {_READ_SECONDS} s to find: narrow it, by state, kind or time"
+                raise problem(503, "search_too_long", detail, retry_after=_READ_SECONDS) from None
+
     def tell(self, job: Job, project: Project) -> None:
         """Tells Flower the job's state and asks for a tick, without waiting for either."""
         if event := document.flower_event(job, project.name, []):
@@ -70,18 +88,21 @@ class Context:
 def make(settings: Settings) -> Context:
     """The context of this process; opens no connection yet."""
     database, beside = engine(settings, threads=_CONNECTIONS), engine(settings, threads=2)
+    reader = engine(settings, threads=_READING, statement_timeout=f"{_READ_SECONDS}s")
+    reader = reader.execution_options(isolation_level="AUTOCOMMIT")  # one round trip a statement, and none around them
     bucket = Bucket(settings)
     celery = broker.celery_app(settings)
     return Context(
         settings=settings,
         catalog=catalog.load(),
         engine=database,
+        reader=reader,
         beside=beside,
         bucket=bucket,
         sender=Sender(celery),
         rates=Rates(settings),
         waiting=Waiting(settings.max_waiting),
-        watch=Watch(database),
+        watch=Watch(reader),
         probes=probes(settings, beside, bucket),
         gates=gates(settings.max_input_bytes),
     )
@@ -160,9 +181,9 @@ def follows(request: Request) -> bool:
     return "text/event-stream" in request.headers.get("accept", "")
 
 
-_at_once = through(lambda gates, _: gates.requests)
-_search = through(lambda gates, request: gates.searches if _narrows(request) else gates.requests)
-_history = through(lambda gates, request: gates.streams if follows(request) else gates.requests)
+_at_once = through(lambda gates, request: gates.reads if request.method == "GET" else gates.requests)
+_search = through(lambda gates, request: gates.searches if _narrows(request) else gates.reads)
+_history = through(lambda gates, request: gates.streams if follows(request) else gates.reads)
 _file = through(lambda gates, _: gates.files)
 
 Anyone = Annotated[Caller, Depends(_at_once)]

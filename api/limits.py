@@ -180,6 +180,7 @@ class Gates:
     """Each request passes one of them, by what it may hold up: threads and connections, the bucket, the provider."""
 
     requests: Gate
+    reads: Gate
     searches: Gate
     files: Gate
     lookups: Gate
@@ -190,7 +191,8 @@ def gates(max_input_bytes: int) -> Gates:
     """The gates of this process; together they leave some of its threads free to look up keys."""
     files = max(1, min(8, _SPOOL // max_input_bytes))
     return Gates(
-        requests=Gate("requests", each=8, most=20, patience=10),
+        requests=Gate("requests", each=6, most=14, patience=10),
+        reads=Gate("reads", each=4, most=8, patience=10),
         searches=Gate("searches", each=2, most=6, patience=5),
         files=Gate("file transfers", each=max(1, files // 2), most=files, patience=10),
         lookups=Gate("lookups at the provider", each=2, most=4, patience=5),

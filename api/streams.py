@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import Engine, Row
@@ -26,6 +27,7 @@ from worker.tables import Event, Job
 HEARTBEAT = 15.0  # seconds; proxies close a silent connection, after thirty seconds at the earliest
 _LOOK_SECONDS = 1.0
 _PAGE = 500  # events in one read
+_READS = 2  # at once: a thousand streams that wake together leave the other threads to requests
 
 _log = log.get(__name__)
 
@@ -55,6 +57,7 @@ class Watch:
         self._engine = engine
         self._followers: set[Follower] = set()
         self._looking: asyncio.Task[None] | None = None
+        self.threads = CapacityLimiter(_READS)
 
     def __len__(self) -> int:
         return len(self._followers)
@@ -74,7 +77,9 @@ class Watch:
     async def _look(self) -> None:
         while self._followers:
             try:
-                reached = await run_sync(self._reached, {follower.job_id for follower in self._followers})
+                reached = await run_sync(
+                    self._reached, {follower.job_id for follower in self._followers}, limiter=self.threads
+                )
             except SQLAlchemyError as error:
                 _log.warning("cannot look at followed jobs", cause=type(error).__name__)
                 reached = {}
@@ -97,7 +102,7 @@ async def stream(engine: Engine, watch: Watch, job: Job, after: int) -> AsyncIte
     with watch.follow(job.id, after) as follower:
         while True:
             try:
-                events = await run_sync(_read, engine, job, follower.seen)
+                events = await run_sync(_read, engine, job, follower.seen, limiter=watch.threads)
             except SQLAlchemyError as error:
                 _log.warning("ended a stream", job=str(job.id), cause=type(error).__name__)
                 return

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import ARRAY, Connection, Uuid, any_, bindparam, func, select
 
 from worker import money
 from worker.kinds import KINDS
@@ -192,7 +192,7 @@ def shown(
 def outputs(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list[Output]]:
     """The stored outputs of each job, in order."""
     found: dict[uuid.UUID, list[Output]] = {job.id: [] for job in jobs}
-    for row in connection.execute(_OUTPUTS, {"jobs": list(found)}).mappings():
+    for row in connection.execute(_OUTPUTS, {"jobs": list(found)}).mappings().all():
         found[row["job_id"]].append(Output.of(row))
     return found
 
@@ -202,8 +202,8 @@ def request_ids(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, 
     of_attempt = {job.attempt_id: job.id for job in jobs if job.attempt_id}
     if not of_attempt:
         return {}
-    statement = select(Attempt.id, Attempt.request_id).where(Attempt.id.in_(list(of_attempt)))
-    return {of_attempt[row.id]: row.request_id for row in connection.execute(statement)}
+    rows = connection.execute(_REQUEST_IDS, {"attempts": list(of_attempt)}).all()
+    return {of_attempt[row.id]: row.request_id for row in rows}
 
 
 def parts(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Counter[str]]:
@@ -242,8 +242,12 @@ def flower_event(job: Job, project: str, keys: Sequence[str]) -> dict[str, Any] 
 
 _OUTPUTS = (
     select(*Output.__table__.c)
-    .where(Output.job_id.in_(bindparam("jobs", expanding=True)))
+    .where(Output.job_id == any_(bindparam("jobs", type_=ARRAY(Uuid))))
     .order_by(Output.job_id, Output.n)
+)
+
+_REQUEST_IDS = select(Attempt.id, Attempt.request_id).where(
+    Attempt.id == any_(bindparam("attempts", type_=ARRAY(Uuid)))
 )
 
 _PARTS = (

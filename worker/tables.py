@@ -279,8 +279,27 @@ class Job(Base):
         ),
         Index("ix_jobs_unfinished", "project_id", postgresql_where=text("finished_at is null")),
         Index("ix_jobs_listing", "project_id", text("id desc"), postgresql_where=text("parent_id is null")),
-        Index("ix_jobs_custom_id", "project_id", "custom_id", postgresql_where=text("custom_id is not null")),
-        Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+        # for `reading`: the newest of each group that a list may be narrowed to
+        Index(
+            "ix_jobs_groups",
+            *("project_id", "kind", "model", "state"),
+            text("id desc"),
+            postgresql_where=text("parent_id is null"),
+        ),
+        Index(
+            "ix_jobs_custom_id",
+            *("project_id", "custom_id"),
+            text("id desc"),
+            postgresql_where=text("custom_id is not null"),
+        ),
+        # every move of a job writes into this index, so jobs without labels are left out
+        Index(
+            "ix_jobs_labels",
+            "labels",
+            postgresql_using="gin",
+            postgresql_ops={"labels": "jsonb_path_ops"},
+            postgresql_where=text("labels <> '{}'"),
+        ),
         # one child a place, whatever is repeated
         Index(
             "uq_jobs_place",

@@ -67,7 +67,7 @@ def listed(
     limit: Annotated[int, Query(ge=1, le=100, description="files on a page")] = 20,
 ) -> Response:
     """List files, the newest first."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         found = files.page(connection, mine.project.id, cursor, limit + 1)
     page = [FileDocument.model_validate(file) for file in found[:limit]]
     return answers.page(FileList, page, page[-1].id if len(found) > limit else None)
@@ -76,7 +76,7 @@ def listed(
 @router.get("/{file_id}", response_model=FileDocument)
 def show(here: Here, mine: Mine, file_id: FileId) -> Response:
     """One file."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         return answers.answer(FileDocument.model_validate(files.one(connection, mine.project.id, file_id)))
 
 

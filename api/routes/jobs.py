@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import PurePosixPath
@@ -14,17 +13,15 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.sse import EventSourceResponse
-from psycopg.errors import QueryCanceled
 from pydantic import Field
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
 
 from api import answers, forms, streams, submissions
 from api.answers import JobList, Page
 from api.bodies import JsonBody
 from api.context import Context, Following, Here, Mine, Searching, Tenant, follows, moment
 from api.forms import ChildQuery, JobQuery
-from api.problems import problem, refusals
+from api.problems import refusals
 from worker import document, inputs, money, text
 from worker.document import Amount, Answer, JobDocument
 from worker.errors import Conflict, Fault, InvalidInput
@@ -36,7 +33,6 @@ from worker.tables import Job, Output
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
 _RACES = 5  # submissions under one key at once that may overtake this one
-_SEARCH_SECONDS = 5
 _MOST = 2**31 - 1  # of numbers in addresses and headers
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=refusals(400, 401, 404, 422, 429, 503))
@@ -144,7 +140,7 @@ def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) ->
     With `q` a page looks through some ten thousand jobs, and may hold few or none although `has_more` is true.
     """
     said = wanted.filter(_model_id(here, wanted))
-    with here.engine.connect() as connection, _in_time(connection):
+    with here.reading() as connection:
         last = reading.last_to_look_at(connection, mine.project.id, said) if said.q else None
         found = reading.page(connection, mine.project.id, replace(said, last=last), wanted.limit + 1)
         page = found[: wanted.limit]
@@ -156,7 +152,7 @@ def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) ->
 @router.get("/{job_id}", response_model=JobDocument)
 def show(here: Here, mine: Mine, job_id: JobId) -> Response:
     """One job: where it is, what it waits for, what it made and cost."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         return answers.answer(_document(connection, mine, reading.one(connection, mine.project.id, job_id)))
 
 
@@ -179,7 +175,7 @@ def events(
 ) -> Response:
     """The job's history. With `Accept: text/event-stream` it goes on until the job has ended."""
     after = cursor if last_event_id is None else last_event_id
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         job = reading.brief(connection, mine.project.id, job_id)
         if follows(request):
             return _stream(here, job, min(after, job.sequence))
@@ -191,7 +187,7 @@ def events(
 @router.get("/{job_id}/attempts", response_model=AttemptList)
 def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Every create call to the provider: what may have cost money."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         made = reading.attempts(connection, reading.brief(connection, mine.project.id, job_id))
     return answers.page(AttemptList, [AttemptDocument.model_validate(attempt) for attempt in made])
 
@@ -199,7 +195,7 @@ def attempts(here: Here, mine: Mine, job_id: JobId) -> Response:
 @router.get("/{job_id}/children", response_model=JobList)
 def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery, Query()]) -> Response:
     """The parts that a job is made in, each a job itself, in the order of their rounds and places."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         parent = reading.brief(connection, mine.project.id, job_id)
         found = reading.children(connection, parent, wanted.state, wanted.after, wanted.limit + 1)
         page = found[: wanted.limit]
@@ -221,7 +217,7 @@ def fetch(
     download: Annotated[bool, Query(description="as a file, not shown by the browser")] = False,
 ) -> Response:
     """Fetch an output: a redirect to a short-lived link into the bucket."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         output = reading.output(connection, mine.project.id, job_id, n)
     return RedirectResponse(here.bucket.presign(output.key, _LINK, _filename(output) if download else None), 302)
 
@@ -301,20 +297,7 @@ def _stream(here: Context, job: Job, after: int) -> Response:
         return Response(status_code=204)  # tells an EventSource not to come back
     # a proxy that buffers answers would not pass the events on
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return EventSourceResponse(streams.stream(here.engine, here.watch, job, after), headers=headers)
-
-
-@contextmanager
-def _in_time(connection: Connection) -> Iterator[None]:
-    """Bounds the time of a search; raises a problem, 503, for one that takes longer."""
-    connection.exec_driver_sql(f"set local statement_timeout = '{_SEARCH_SECONDS}s'")
-    try:
-        yield
-    except OperationalError as error:
-        if not isinstance(error.orig, QueryCanceled):
-            raise
-        detail = f"this search takes more than {_SEARCH_SECONDS} s: narrow it, by state, kind or time"
-        raise problem(503, "search_too_long", detail, retry_after=_SEARCH_SECONDS) from None
+    return EventSourceResponse(streams.stream(here.reader, here.watch, job, after), headers=headers)
 
 
 def _filename(output: Output) -> str:

@@ -166,7 +166,7 @@ def _away(error: NotTold) -> Exception:
 @router.get("/v1/limits", tags=["limits"], response_model=LaneList, responses=refusals(401, 404, 422, 429, 503))
 def limits(here: Here, who: Anyone) -> Response:
     """The lanes. An operator sees all that is in use and waits, a project what is its own."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         found = slots.listed(connection, who.now, who.project.id if who.project else None)
     lanes = [LaneDocument.of(lane, who.project is None) for lane in found]
     return answers.page(LaneList, lanes)

@@ -67,7 +67,7 @@ def search(
     limit: Limit = 20,
 ) -> Response:
     """List schedules, the newest first."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         found = plan.page(connection, mine.project.id, name, cursor, limit + 1)
     page = [ScheduleDocument.of(schedule) for schedule in found[:limit]]
     return answers.page(ScheduleList, page, page[-1].id if len(found) > limit else None)
@@ -76,7 +76,7 @@ def search(
 @router.get("/{schedule_id}", response_model=ScheduleDocument)
 def show(here: Here, mine: Mine, schedule_id: ScheduleId) -> Response:
     """One schedule: when it fires next, and what it submits."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         return _shown(plan.one(connection, mine.project.id, schedule_id))
 
 
@@ -150,7 +150,7 @@ def runs(
     limit: Limit = 20,
 ) -> Response:
     """What became of each fire time, the latest first: its job, or why there is none."""
-    with here.engine.connect() as connection:
+    with here.reading() as connection:
         schedule = plan.one(connection, mine.project.id, schedule_id)
         found = plan.runs(connection, schedule, cursor, limit + 1)
     page = [RunDocument.model_validate(row) for row in found[:limit]]

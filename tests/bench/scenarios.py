@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import copies, cost, growth, outage, slots, submissions, webhooks
+from tests.bench import copies, cost, growth, outage, slots, submissions, tables, webhooks
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -16,6 +16,7 @@ SCENARIOS: dict[str, Callable[[Rig, bool], list[Figure]]] = {
     "api": submissions.measure,
     "copies": copies.measure,
     "growth": growth.growth,
+    "tables": tables.measure,
 }
 
 

@@ -73,8 +73,9 @@ AWAY = {
 }
 
 
-def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFTER) -> Engine:
-    """A pool with a connection for each thread, and time limits on every statement."""
+def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFTER, **session: str) -> Engine:
+    """A pool with a connection for each thread, and time limits on every statement; `session` sets others."""
+    wanted = _SESSION | session
     made = create_engine(
         settings.database_url.get_secret_value(),
         pool_size=threads,
@@ -85,7 +86,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
         hide_parameters=True,  # prompts and keys are parameters
         connect_args={
             "connect_timeout": 5,
-            "options": options(_SESSION),
+            "options": options(wanted),
             "application_name": "noria",
             # a database host that vanished is noticed in half a minute, not in two hours
             "keepalives_idle": 30,
@@ -96,7 +97,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
     )
     event.listen(made, "handle_error", _reconnect)
     _ping_idle(made, probe_after.total_seconds())
-    return checked(made, _SESSION)
+    return checked(made, wanted)
 
 
 def options(session: Mapping[str, str]) -> str:

@@ -11,11 +11,28 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import Connection, DateTime, Row, bindparam, exists, func, null, or_, select, tuple_
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    DateTime,
+    Result,
+    Row,
+    String,
+    Uuid,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.expression import cast
@@ -27,8 +44,11 @@ from worker.lanes import slots
 from worker.states import HeldFor, Mode, State
 from worker.tables import Attempt, Event, Job, Lane, Output, Owner, Project
 
-LOOKED_THROUGH = 10_000  # jobs that one search for a part of a prompt reads: no index finds those
+LOOKED_THROUGH = 10_000  # jobs that one search reads where no index finds what it is for
 _NEVER = datetime.max.replace(tzinfo=UTC)
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_EPOCH, _LAST = uuid.UUID(int=0), uuid.UUID(int=2**128 - 1)
+_MAKING = timedelta(minutes=1)  # between a job's `created_at` and its id: the longest time that its transaction takes
 _MISSED = (State.FAILED, State.EXPIRED)
 _HELD = {
     HeldFor.UNCERTAIN: "nobody can prove whether the provider made a task: a person has to decide",
@@ -53,6 +73,16 @@ class Filter:
     q: str | None = None
     before: uuid.UUID | None = None
     last: uuid.UUID | None = None  # the oldest job that is looked at
+
+    @property
+    def ids(self) -> tuple[uuid.UUID, uuid.UUID]:
+        """The ids between which the wanted jobs are, both exclusive: an id begins with the time when it was made."""
+        after, before = _EPOCH, self.before or _LAST
+        if self.created_after:
+            after = _id_at(self.created_after, -_MAKING)
+        if self.created_before:
+            before = min(before, _id_at(self.created_before, _MAKING))
+        return after, before
 
 
 class EventDocument(Answer):
@@ -179,24 +209,34 @@ def brief(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> J
 
 def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
     """At most `limit` top-level jobs, the newest first, as lists show them: long inputs and results are cut."""
-    statement = (
-        select(*_LISTED)
-        .where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
-        .order_by(Job.id.desc())
-        .limit(limit)
-    )
-    return [Job.of(row) for row in connection.execute(statement).mappings()]
+    if wanted.metadata and not wanted.q:
+        return _labelled(connection, project_id, wanted, limit)
+    if wanted.custom_id or wanted.q:
+        return _looked_through(connection, project_id, wanted, limit)
+    after, before = wanted.ids
+    said: dict[str, Any] = {
+        "project": project_id,
+        "after": after,
+        "before": before,
+        "created_after": wanted.created_after or _LONG_AGO,
+        "created_before": wanted.created_before or _NEVER,
+        "most": limit,
+    }
+    if not (wanted.states or wanted.kind or wanted.model):
+        return _jobs(connection.execute(_NEWEST, said))
+    said |= {"kind": wanted.kind, "model": wanted.model, "states": list(wanted.states) or None}
+    return _jobs(connection.execute(_NEWEST_OF_GROUPS, said))
 
 
 def last_to_look_at(
-    connection: Connection, project_id: uuid.UUID, wanted: Filter, most: int = LOOKED_THROUGH
+    connection: Connection, project_id: uuid.UUID, wanted: Filter, most: int | None = None
 ) -> uuid.UUID | None:
-    """The last job of as many as one search may look through, found by the index; None: there are fewer."""
+    """The last of as many jobs as one search may look through, found by the index; None: there are fewer."""
     statement = select(Job.id).where(Job.project_id == project_id, Job.parent_id.is_(None))
-    if wanted.before:
-        statement = statement.where(Job.id < wanted.before)
+    after, before = wanted.ids
+    statement = statement.where(Job.id > after, Job.id < before)
     found: uuid.UUID | None = connection.execute(
-        statement.order_by(Job.id.desc()).offset(most - 1).limit(1)
+        statement.order_by(Job.id.desc()).offset((most or LOOKED_THROUGH) - 1).limit(1)
     ).scalar_one_or_none()
     return found
 
@@ -212,8 +252,7 @@ def children(
     statement = select(*_LISTED).where(Job.parent_id == parent.id, places > after)
     if states:
         statement = statement.where(Job.state.in_(states))
-    rows = connection.execute(statement.order_by(Job.round, Job.place).limit(limit)).mappings()
-    return [Job.of(row) for row in rows]
+    return _jobs(connection.execute(statement.order_by(Job.round, Job.place).limit(limit)))
 
 
 def history(connection: Connection, job: Job, after: int = 0, limit: int | None = None) -> Sequence[Row[tuple[Event]]]:
@@ -313,19 +352,49 @@ def _conditions(wanted: Filter) -> list[Any]:
     if wanted.states:
         conditions.append(Job.state.in_(wanted.states))
     if wanted.metadata:
-        conditions.append(Job.labels.op("@>")(cast(dict(wanted.metadata), JSONB)))
+        # the second is true of all that the first finds, and lets the index be one of the jobs with labels alone
+        conditions += [Job.labels.op("@>")(cast(dict(wanted.metadata), JSONB)), Job.labels != literal_column("'{}'")]
     if wanted.created_after:
         conditions.append(Job.created_at > wanted.created_after)
     if wanted.created_before:
         conditions.append(Job.created_at < wanted.created_before)
-    if wanted.before:
-        conditions.append(Job.id < wanted.before)
+    if wanted.before or wanted.created_after or wanted.created_before:
+        after, before = wanted.ids
+        conditions += [Job.id > after, Job.id < before]
     if wanted.last:
         conditions.append(Job.id >= wanted.last)
     if wanted.q:
         pattern = "%" + wanted.q.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
         conditions.append(or_(Job.input["prompt"].astext.ilike(pattern), Job.custom_id.ilike(pattern)))
     return conditions
+
+
+def _id_at(at: datetime, later: timedelta) -> uuid.UUID:
+    """An id of that time and a little more or less, before all others of its millisecond."""
+    millis = (at - datetime.fromtimestamp(0, UTC) + later) // timedelta(milliseconds=1)
+    return uuid.UUID(int=min(max(millis, 0), 2**48 - 1) << 80)
+
+
+def _labelled(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
+    """Jobs by their labels: what many have is among the newest, what few have is found by the index."""
+    last = last_to_look_at(connection, project_id, wanted)
+    newest = _looked_through(connection, project_id, replace(wanted, last=last), limit)
+    if last is None or len(newest) == limit:
+        return newest
+    ids = select(Job.id).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
+    # Materialized, or the planner would look through all the others for a page of them.
+    found = ids.cte("found").prefix_with("materialized")
+    first = select(found.c.id).order_by(found.c.id.desc()).limit(limit).subquery()
+    return _jobs(connection.execute(select(*_LISTED).join(first, first.c.id == Job.id).order_by(Job.id.desc())))
+
+
+def _looked_through(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
+    mine = select(*_LISTED).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
+    return _jobs(connection.execute(mine.order_by(Job.id.desc()).limit(limit)))
+
+
+def _jobs(rows: Result[Any]) -> list[Job]:
+    return [Job.of(row) for row in rows.mappings().all()]
 
 
 def _by_state(job: Job) -> Waiting | None:
@@ -417,6 +486,47 @@ _CALL = [null().label("output") if column.name == "output" else column for colum
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
+_NEWEST = (
+    select(*_LISTED)
+    .where(
+        Job.project_id == bindparam("project"),
+        Job.parent_id.is_(None),
+        Job.id > bindparam("after"),
+        Job.id < bindparam("before"),
+        Job.created_at > bindparam("created_after"),
+        Job.created_at < bindparam("created_before"),
+    )
+    .order_by(Job.id.desc())
+    .limit(bindparam("most"))
+)
+# The newest jobs of each (kind, model, state) of the project that the filter lets through, and of these the newest:
+# a look or two into one index for each such group, however many jobs there are.
+_GROUPS = text(
+    """
+    with recursive groups (kind, model, state) as (
+        (select kind, model, state from jobs where project_id = :project and parent_id is null
+          order by kind, model, state limit 1)
+        union all
+        select next.* from groups cross join lateral (
+               select kind, model, state from jobs
+                where project_id = :project and parent_id is null
+                  and (kind, model, state) > (groups.kind, groups.model, groups.state)
+                order by kind, model, state limit 1) as next
+    )
+    select newest.id from groups cross join lateral (
+           select id from jobs
+            where project_id = :project and parent_id is null
+              and kind = groups.kind and model = groups.model and state = groups.state
+              and id > :after and id < :before and created_at > :created_after and created_at < :created_before
+            order by id desc limit :most) as newest
+     where (cast(:kind as text) is null or kind = :kind)
+       and (cast(:model as text) is null or model = :model)
+       and (cast(:states as text[]) is null or state = any(:states))
+     order by newest.id desc limit :most
+    """
+)
+_FOUND = _GROUPS.bindparams(bindparam("states", type_=ARRAY(String))).columns(id=Uuid).subquery("found")
+_NEWEST_OF_GROUPS = select(*_LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
 _LANES = (
     select(Lane.model, Lane.paused_why, Lane.parked_until, Lane.parked_why)
     .add_columns(*slots.obstacles(bindparam("now", type_=DateTime(timezone=True))))
