@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -99,7 +99,8 @@ class Frame:
             return
         framed = _Framed(scope, send)
         try:
-            await self._app(scope, receive, framed.send)
+            async with AsyncExitStack() as scope["state"]["held"]:  # what the request holds until it is answered
+                await self._app(scope, receive, framed.send)
         except ClientDisconnect:
             pass  # nobody is left to answer
         except Exception as error:  # noqa: BLE001 - the client gets an answer, the log gets the cause

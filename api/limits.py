@@ -1,9 +1,9 @@
 """Limits of one caller, so that it delays nobody else: requests a second, unfinished jobs, and places.
 
-The requests of a key are counted in the broker's Redis, over all processes of the API, and in this process alone while
-Redis does not answer. The unfinished jobs of a project are counted from the rows. A place is needed for whatever may be
-slow: a request waits for one in its project's line, holds no thread and no connection meanwhile, and is refused when
-that takes too long. Places are counted in this process.
+The requests of a key are counted in the broker's Redis, over all processes of the API and some at a time, and in this
+process alone while Redis does not answer. The unfinished jobs of a project are counted from the rows. A place is needed
+for whatever may be slow: a request waits for one in its project's line, holds no thread and no connection meanwhile,
+and is refused when that takes too long. Places are counted in this process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerSecond
@@ -33,6 +33,7 @@ from worker.settings import Settings
 from worker.tables import Job
 
 _WINDOW = 2  # seconds over which a key's requests are counted: it may use the rate of both at once
+_SHARE = 20  # a process takes a twentieth of what is allowed at once, and asks Redis so much less often
 _REDIS_SECONDS = 0.2  # that a request waits for Redis before it counts as away
 _AWAY_SECONDS = 3.0  # between two looks whether Redis answers again
 _COUNTED_SECONDS = 1.0  # for which a count of unfinished jobs is used while there is room
@@ -40,6 +41,14 @@ _ROOM_SECONDS = 10  # after which a project that is full may ask again
 _SPOOL = 400 << 20  # bytes of uploads on the disk at once; in a container /tmp is memory
 
 _log = log.get(__name__)
+
+
+@dataclass
+class _Taken:
+    """Requests of a key that are counted, and not made yet; and when they were taken, by the monotonic clock."""
+
+    left: int
+    at: float
 
 
 class Rates:
@@ -51,6 +60,8 @@ class Rates:
 
     def __init__(self, settings: Settings) -> None:
         self._rate = settings.api_rate
+        self._at_once = max(1, settings.api_rate * _WINDOW // _SHARE)
+        self._taken: dict[uuid.UUID, _Taken] = {}
         self._limit = RateLimitItemPerSecond(settings.api_rate * _WINDOW, _WINDOW, "requests")
         url = settings.broker_url.get_secret_value()
         pool = ConnectionPool.from_url(
@@ -64,13 +75,22 @@ class Rates:
         self._is_away = False
         self._lock = threading.Lock()
 
+    def take(self, key: uuid.UUID) -> bool:
+        """Takes one of the requests that were counted before; False: there is none, so `spend` one."""
+        with self._lock:
+            taken = self._taken.get(key)
+            if taken is None or not taken.left or time.monotonic() - taken.at > _WINDOW:
+                return False
+            taken.left -= 1
+            return True
+
     def spend(self, key: uuid.UUID) -> None:
-        """Takes one request of the key's rate; raises a problem, 429, when there is none."""
-        if (wait := self._spend(str(key))) is not None:
+        """Takes one request of the key's rate, and counts more of them at once; raises a problem, 429, without any."""
+        if not self.take(key) and (wait := self._spend(key)) is not None:
             detail = f"this key may make {self._rate} requests a second"
             raise problem(429, "too_many_requests", detail, retry_after=max(1, math.ceil(wait)))
 
-    def _spend(self, key: str) -> float | None:
+    def _spend(self, key: uuid.UUID) -> float | None:
         """How many seconds the key has to wait; None: the request was taken."""
         if not self._is_away:
             try:
@@ -79,10 +99,13 @@ class Rates:
                 self._leave(error)
         return self._hit(self._own, key)
 
-    def _hit(self, limiter: SlidingWindowCounterRateLimiter, key: str) -> float | None:
-        if limiter.hit(self._limit, key):
-            return None
-        return limiter.get_window_stats(self._limit, key).reset_time - time.time()
+    def _hit(self, limiter: SlidingWindowCounterRateLimiter, key: uuid.UUID) -> float | None:
+        for many in dict.fromkeys((self._at_once, 1)):
+            if limiter.hit(self._limit, str(key), cost=many):
+                with self._lock:
+                    self._taken[key] = _Taken(many - 1, time.monotonic())
+                return None
+        return limiter.get_window_stats(self._limit, str(key)).reset_time - time.time()
 
     def _leave(self, error: Exception) -> None:
         """Counts in this process from now on, until Redis answers."""
@@ -168,7 +191,7 @@ class Gate:
 
     async def _take(self, places: asyncio.Semaphore, status: int, detail: str) -> None:
         try:
-            async with asyncio.timeout(self.patience):
+            async with asyncio.timeout(self.patience) if places.locked() else nullcontext():
                 await places.acquire()
         except TimeoutError:
             code = f"too_many_{self.what.replace(' ', '_')}"

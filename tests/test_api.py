@@ -25,7 +25,7 @@ from serving import CLIP, PATIENCE, Served, eventually, served, settings_of
 from sqlalchemy.event import listen, remove
 from structlog.testing import capture_logs
 
-from api import submissions
+from api import callers, limits, submissions
 from api.bodies import BODY_LIMIT
 from api.client import ApiError, Client
 from api.forms import example
@@ -98,6 +98,19 @@ def read(api: Served) -> Iterator[list[int]]:
     listen(api.engine, "after_cursor_execute", note)
     yield results
     remove(api.engine, "after_cursor_execute", note)
+
+
+@contextmanager
+def statements(api: Served) -> Iterator[list[str]]:
+    """The statements that the API sends to Postgres."""
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    listen(api.engine, "before_cursor_execute", note)
+    yield sent
+    remove(api.engine, "before_cursor_execute", note)
 
 
 def ids(answer: httpx.Response) -> list[str]:
@@ -309,12 +322,37 @@ class TestSubmitting:
 
         assert took < 1.0
 
+    def test_a_submission_is_one_statement(
+        self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(callers, "REMEMBERED", 3600.0)
+        monkeypatch.setattr(limits, "_COUNTED_SECONDS", 3600.0)
+        submitted(http)
+
+        with statements(api) as sent:
+            plain = submitted(http)
+            with_a_key = post(http, CLIP, idempotency_key="k1").json()
+
+        assert [statement.startswith("WITH born AS") for statement in sent] == [True, True]
+        for job in (plain, with_a_key):
+            row, event = api.row(job["id"]), api.sql("select * from events where job_id = :id", id=job["id"])[0]
+            reserved = api.sql("select * from ledger where job_id = :id", id=job["id"])[0]
+            assert row.created_at == row.state_at == row.run_at == row.rank_at == event["at"] == reserved["at"]
+            assert (event["type"], event["left"], event["entered"], event["sequence"]) == (
+                "job.queued",
+                None,
+                "queued",
+                1,
+            )
+            assert (reserved["entry"], reserved["micros"]) == ("reserve", row.estimate)
+
 
 class TestIdempotency:
-    def test_the_same_key_and_body_give_the_first_job(self, http: httpx.Client) -> None:
+    def test_the_same_key_and_body_give_the_first_job(self, http: httpx.Client, api: Served) -> None:
         first = post(http, CLIP, idempotency_key="k1")
         again = post(http, dict(reversed(CLIP.items())), idempotency_key="k1")
 
+        assert [len(api.sql(f"select from {table}")) for table in ("jobs", "events", "ledger")] == [1, 1, 1]
         assert (first.status_code, again.status_code) == (201, 200)
         assert again.json()["id"] == first.json()["id"]
         assert "idempotency-replayed" not in first.headers
@@ -839,6 +877,38 @@ class TestKeys:
         assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
         assert len({re.sub(answer.headers["x-request-id"], "", answer.text) for answer in answers}) == 1
 
+    def test_a_key_is_looked_up_once_in_a_while_and_a_revoked_one_stops_then(
+        self, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain, http = (key := api.key("spring")), api.http(key)
+        monkeypatch.setattr(callers, "REMEMBERED", 3600.0)
+        with statements(api) as looked_up:
+            answers = [http.get("/v1/models").status_code for _ in range(5)]
+        with api.engine.begin() as connection:
+            keys.revoke(connection, plain[:14])
+        answers.append(http.get("/v1/models").status_code)
+        monkeypatch.setattr(callers, "REMEMBERED", 0.0)
+        answers.append(http.get("/v1/models").status_code)
+        monkeypatch.setattr(callers, "REMEMBERED", 3600.0)
+        answers.append(http.get("/v1/models").status_code)
+
+        assert answers == [200] * 6 + [401] * 2
+        assert sum("api_keys.hash" in one for one in looked_up) == 1
+
+    def test_a_new_key_works_at_once_and_what_an_operators_key_acts_for_is_told_apart(self, api: Served) -> None:
+        api.key("spring")
+        unknown, http = "noria_" + "x" * 43, api.http(api.key())
+
+        before = api.http(unknown).get("/v1/models").status_code
+        api.sql("update api_keys set hash = :hash where project_id is not null", hash=keys.digest(unknown))
+        after = api.http(unknown).get("/v1/models").status_code
+        named = [
+            http.get("/v1/jobs", headers={"noria-project": name}).status_code for name in ("spring", "x", "spring")
+        ]
+
+        assert (before, after, named) == (401, 200, [200, 404, 200])
+        assert http.get("/v1/jobs").json()["code"] == "project_required"
+
     def test_a_key_works_until_its_time_has_come(self, api: Served) -> None:
         with api.engine.begin() as connection:
             project = keys.create_project(connection, "spring")
@@ -858,6 +928,7 @@ class TestKeys:
         http.get("/v1/jobs")
         second = api.sql("select last_used_at from api_keys")[0]["last_used_at"]
         api.sql("update api_keys set last_used_at = last_used_at - interval '61 s'")
+        api.app.state.context.callers.forget()
         http.get("/v1/jobs")
         third = api.sql("select last_used_at from api_keys")[0]["last_used_at"]
 

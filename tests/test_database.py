@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy
 from psycopg import sql
 from pydantic import BaseModel, ValidationError
+from serving import settings_of
 from sqlalchemy import event, exc, text
 from stage import Stage, stage
 
@@ -407,3 +408,33 @@ def test_settings_that_are_wrong_are_named_without_their_values() -> None:
 def test_no_secret_of_an_address_gets_through_the_second_wall(text: str) -> None:
     assert "s3cr3t" not in log.redact(f"no answer from {text}: it ended")
     assert log.redact(text).startswith(text.partition("://")[0])
+
+
+def test_the_columns_of_a_result_are_described_once_a_statement(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, described = database.engine(settings_of(environment), threads=1), []
+
+    def column(cursor: psycopg.Cursor[Any], n: int) -> psycopg.Column:
+        described.append(n)
+        return psycopg.Column(cursor, n)
+
+    monkeypatch.setattr(database, "Column", column)
+    statement = sqlalchemy.select(sqlalchemy.literal(1).label("a"), sqlalchemy.literal("x").label("b"))
+    with made.connect() as connection:
+        first = dict(connection.execute(statement).mappings().one())
+        described.clear()
+        again = dict(connection.execute(statement).mappings().one())
+        described_again = list(described)
+        cursor = connection.connection.cursor()
+        plain = psycopg.Cursor(cursor.connection)
+        for one in (cursor, plain):
+            one.execute("select 1 as a, 'x' as b")
+        alike = [[repr(column) for column in one.description or ()] for one in (cursor, plain)]
+        nothing = [one.execute("set local lock_timeout = '1s'").description for one in (cursor, plain)]
+        empty = len(connection.exec_driver_sql("select from generate_series(1, 2)").all())
+    made.dispose()
+
+    assert first == again == {"a": 1, "b": "x"}
+    assert described_again == []
+    assert (alike[0], nothing, empty) == (alike[1], [None, None], 2)

@@ -45,6 +45,26 @@ def test_all_processes_share_a_keys_count(environment: dict[str, str]) -> None:
     assert refused(second, uuid.uuid4()) is None
 
 
+def test_redis_is_asked_for_a_twentieth_at_once_and_no_request_is_lost(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, asked = rates(environment, 20), rates(environment, 20), []
+    hit, key = first._shared.hit, uuid.uuid4()
+
+    def counted(*given: Any, **more: Any) -> bool:
+        asked.append(given)
+        return hit(*given, **more)
+
+    monkeypatch.setattr(first._shared, "hit", counted)
+
+    of_first = sum(refused(first, key) is None for _ in range(3))
+    of_second = sum(refused(second, key) is None for _ in range(37))
+    of_first += refused(first, key) is None
+
+    assert len(asked) == 2  # a rate of 20 is 40 in the window, and a twentieth of that are two
+    assert (of_first, of_second) == (4, 36)
+
+
 def test_a_refusal_says_when_to_come_back_and_then_there_is_room(environment: dict[str, str]) -> None:
     limiter, key = rates(environment, 1), uuid.uuid4()
     for _ in range(2):
@@ -79,7 +99,7 @@ def test_an_answer_that_cannot_be_read_refuses_no_request(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limiter = rates(environment, 1)
-    monkeypatch.setattr(limiter._shared, "hit", lambda *_: int("not a number"))
+    monkeypatch.setattr(limiter._shared, "hit", lambda *_, **__: int("not a number"))
 
     taken = [refused(limiter, KEY) for _ in range(3)]
 
@@ -107,7 +127,7 @@ def test_the_shared_count_goes_on_when_redis_answers_again(
         limiter, other = rates(environment, 100, broker_url=through), rates(environment, 100)
         assert refused(limiter, KEY) is None
         line.is_down = True
-        assert refused(limiter, KEY) is None
+        assert refused(limiter, uuid.uuid4()) is None
         assert limiter._is_away
         line.is_down = False
         eventually(lambda: not limiter._is_away)
@@ -125,11 +145,11 @@ def test_a_redis_that_answers_and_cannot_count_is_left_alone_until_it_can(
     limiter, hits, is_full = rates(environment, 100), [], True
     hit = limiter._shared.hit
 
-    def full(*given: Any) -> bool:
+    def full(*given: Any, **more: Any) -> bool:
         hits.append(given)
         if is_full:
             raise redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
-        return hit(*given)
+        return hit(*given, **more)
 
     monkeypatch.setattr(limiter._shared, "hit", full)
     assert refused(limiter, KEY) is None

@@ -32,7 +32,6 @@ from worker.states import TERMINAL, Mode, State
 from worker.tables import Job, Output
 
 _LINK = timedelta(minutes=5)  # how long a link to an output is good for
-_RACES = 5  # submissions under one key at once that may overtake this one
 _MOST = 2**31 - 1  # of numbers in addresses and headers
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=refusals(400, 401, 404, 422, 429, 503))
@@ -277,15 +276,12 @@ def _replay(first: JobDocument, warnings: list[Fault]) -> Response:
 
 def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, JobDocument | None]:
     """The job, committed; and its document if it was made before. Raises a problem when the project is full."""
-    for _ in range(_RACES):
-        with suppress(submission.IdempotencyRace), here.engine.begin() as connection:
-            is_full = here.waiting.is_full(connection, mine.project.id)
-            if is_full and not (sent and submission.replayed(connection, mine.project, sent, prepared)):
-                raise here.waiting.refuse()
-            now = moment(connection)
-            job, replayed = submission.submit(connection, mine.project, prepared, sent, now)
-            return job, _document(connection, mine, job) if replayed else None
-    raise Conflict("idempotency_key_busy", "other submissions under this Idempotency-Key are on their way")
+    with here.engine.begin() as connection:
+        is_full = here.waiting.is_full(connection, mine.project.id)
+        if is_full and not (sent and submission.replayed(connection, mine.project, sent, prepared)):
+            raise here.waiting.refuse()
+        job, replayed = submission.submit(connection, mine.project, prepared, sent, None)
+        return job, _document(connection, mine, job) if replayed else None
 
 
 def _document(connection: Connection, mine: Tenant, job: Job) -> JobDocument:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import Column
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -73,6 +74,34 @@ AWAY = {
 }
 
 
+class _Columns(Sequence[Column]):
+    """The columns of a result, each described when it is looked at."""
+
+    def __init__(self, cursor: psycopg.Cursor[Any], count: int) -> None:
+        self._cursor, self._count = cursor, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, n: Any) -> Any:
+        which = range(self._count)[n]
+        return Column(self._cursor, which) if isinstance(which, int) else [self[i] for i in which]
+
+
+class Cursor(psycopg.Cursor[Any]):
+    """A cursor that describes its columns only when asked what they are.
+
+    SQLAlchemy asks each result whether it has columns, and what they are only the first time a statement is run. To
+    describe the columns of a job takes a twelfth of the time that it takes to read one.
+    """
+
+    @property
+    def description(self) -> Any:
+        """The columns; None where the statement returns no rows."""
+        result = self.pgresult
+        return _Columns(self, result.nfields) if result is not None and result.nfields else super().description
+
+
 def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFTER, **session: str) -> Engine:
     """A pool with a connection for each thread, and time limits on every statement; `session` sets others."""
     wanted = _SESSION | session
@@ -88,6 +117,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
             "connect_timeout": 5,
             "options": options(wanted),
             "application_name": "noria",
+            "cursor_factory": Cursor,
             # a database host that vanished is noticed in half a minute, not in two hours
             "keepalives_idle": 30,
             "keepalives_interval": 10,

@@ -11,14 +11,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims, document, inputs, kinds, money, moves, text
 from worker.catalog import Catalog, Model
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading
 from worker.kinds import OFFERED, Kind, ParentKind
-from worker.moves import children, fair_queue
+from worker.moves import children
 from worker.settings import Settings
 from worker.states import TERMINAL, Mode, Move, State
 from worker.tables import Attempt, IdempotencyKey, Job, Project
@@ -96,17 +95,31 @@ def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: da
 
 
 def submit(
-    connection: Connection, project: Project, prepared: Prepared, sent: Sent | None, now: datetime
+    connection: Connection, project: Project, prepared: Prepared, sent: Sent | None, now: datetime | None
 ) -> tuple[Job, bool]:
     """Makes the job and its reservation, or finds the first one under the same Idempotency-Key: (job, replayed).
 
-    Raises Conflict when the key was used with another body, InvalidInput when a file that is named is not there.
+    `now` is when it is made; None: Postgres's time. Raises Conflict when the key was used with another body,
+    InvalidInput when a file that is named is not there: roll back.
     """
-    if sent is not None and (first := replayed(connection, project, sent, prepared)):
-        return first, True
+    row = _row(project, prepared)
+    if sent is None:
+        job: Job | None = moves.make(connection, row, now)
+    else:
+        job = moves.make_once(connection, row, {"key": sent.key, "hash": sent.digest}, now)
+    if job is None:
+        assert sent is not None
+        first = replayed(connection, project, sent, prepared)
+        return (first, True) if first else submit(connection, project, prepared, sent, now)  # the key ended just now
+    # last, so that a repeated submission is answered whatever has become of its files
     inputs.check(connection, project.id, prepared.model, prepared.input)
+    return job, False
+
+
+def _row(project: Project, prepared: Prepared) -> dict[str, Any]:
+    """What of a job's row is asked for."""
     said = prepared.submission
-    row = {
+    return {
         "project_id": project.id,
         "kind": said.kind,
         "model": prepared.model,
@@ -115,16 +128,10 @@ def submit(
         "labels": said.metadata,
         "custom_id": said.custom_id,
         "priority": document.PRIORITIES[said.priority],
-        "rank_at": fair_queue.rank(now, document.PRIORITIES[said.priority]),
         "webhook_url": said.webhook_url,
         "webhook_events": said.webhook_events,
         "estimate": prepared.estimate,
     }
-    job = moves.make(connection, row, now)
-    if sent is not None and not _remember(connection, job, sent):
-        raise IdempotencyRace
-    money.reserve(connection, job, now)
-    return job, False
 
 
 def replayed(connection: Connection, project: Project, sent: Sent, prepared: Prepared | None) -> Job | None:
@@ -142,10 +149,6 @@ def replayed(connection: Connection, project: Project, sent: Sent, prepared: Pre
     if row.request_hash not in (sent.digest, prepared.digest if prepared else None):
         raise Conflict("idempotency_key_reused", "this Idempotency-Key came with another body before")
     return reading.one(connection, project.id, row.job_id)
-
-
-class IdempotencyRace(Exception):  # not an error: the caller rolls back and asks again
-    """Another submission with the same key committed first: roll back and submit again, to find it."""
 
 
 def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now: datetime) -> tuple[Job, str]:
@@ -229,22 +232,6 @@ def _default(catalog: Catalog, kind: str) -> str:
 
 def _rest(said: Submission) -> list[Any]:
     return [said.metadata, said.custom_id, said.priority, said.webhook_url, said.webhook_events]
-
-
-def _remember(connection: Connection, job: Job, sent: Sent) -> bool:
-    row = (
-        upsert(IdempotencyKey)
-        .values(
-            project_id=job.project_id,
-            key=sent.key,
-            request_hash=sent.digest,
-            job_id=job.id,
-            created_at=job.created_at,
-        )
-        .on_conflict_do_nothing()
-        .returning(IdempotencyKey.key)  # an insert has no rowcount
-    )
-    return connection.execute(row).first() is not None
 
 
 def _ask_to_cancel(connection: Connection, job: Job, now: datetime) -> Job:

@@ -101,7 +101,7 @@ def new_key(
         "project_id": owner.id if owner else None,
         "name": name,
         "prefix": plain[:_PREFIX],
-        "hash": _hash(plain),
+        "hash": digest(plain),
         "revoked_at": until,
     }
     return ApiKey.of(connection.execute(_NEW_KEY, row).mappings().one()), plain
@@ -132,11 +132,16 @@ def revoke(connection: Connection, which: str, at: Now = NOW) -> ApiKey:
     return ApiKey.of(row)
 
 
+def digest(plain: str) -> bytes:
+    """What is kept of a key: its SHA-256."""
+    return hashlib.sha256(plain.encode()).digest()
+
+
 def authenticate(connection: Connection, plain: str) -> Caller | None:
     """The caller with that key; None when there is no such key, or it has ended. Its use is noted, once a minute."""
     if not _KEY.fullmatch(plain):
         return None
-    row = connection.execute(_HOLDER, {"hash": _hash(plain)}).mappings().one_or_none()
+    row = connection.execute(_HOLDER, {"hash": digest(plain)}).mappings().one_or_none()
     if row is None:
         return None
     if row["last_used_at"] is None or row["last_used_at"] < row["now"] - _NOTED:
@@ -179,10 +184,6 @@ def _id(which: str) -> uuid.UUID | None:
         return uuid.UUID(which)
     except ValueError:
         return None
-
-
-def _hash(plain: str) -> bytes:
-    return hashlib.sha256(plain.encode()).digest()
 
 
 # A new project, unless the name is taken.

@@ -14,7 +14,7 @@ from datetime import date, datetime
 from decimal import Decimal
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import CTE, Connection, Insert, insert, literal, select, text
 
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Fault, InvalidInput
@@ -51,10 +51,18 @@ def dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int
 
 
 def reserve(connection: Connection, job: Job, now: datetime) -> None:
-    """Books the job's estimate; nothing when there is no price for it."""
+    """Books the estimate of a job that is made again; nothing when there is no price for it."""
     if job.estimate is not None:
         line = {"project_id": job.project_id, "job_id": job.id, "entry": "reserve", "micros": job.estimate}
         connection.execute(_RESERVE, line | {"at": now, "reserved_at": job.created_at})
+
+
+def reserving(made: CTE) -> Insert:
+    """Books the estimates of the jobs that a statement makes, those of them that have a price."""
+    of = made.c
+    lines = select(of.project_id, of.id, literal("reserve"), of.estimate, of.created_at, of.created_at)
+    named = ("project_id", "job_id", "entry", "micros", "at", "reserved_at")
+    return insert(Entry).from_select(named, lines.where(of.estimate.is_not(None)))
 
 
 def book(

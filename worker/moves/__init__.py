@@ -8,22 +8,28 @@ moves a parent's children, many at a time; the statements of all three are `tran
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Connection,
     DateTime,
+    LargeBinary,
     Row,
+    Select,
     Text,
     Uuid,
     bindparam,
     cast,
     column,
+    exists,
+    func,
     insert,
+    literal_column,
     select,
     update,
     values,
@@ -31,11 +37,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import document, money, text, webhooks, work
+from worker.claims import NOW
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
-from worker.moves import children, transition
+from worker.moves import children, fair_queue, transition
 from worker.states import TERMINAL, HeldFor, Mode, Move, State
-from worker.tables import Attempt, Event, Job, Output, Project
+from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
 _ANSWERS = frozenset({"accepted", "refused", "not_sent"})  # that settle what became of a lost call
@@ -55,12 +62,22 @@ class AlreadyRecorded(Exception):  # not an error: the commit held and its answe
         self.job = job
 
 
-def make(connection: Connection, row: dict[str, Any], now: datetime) -> Job:
-    """Makes a job, as its first event says; `row` is what was asked for."""
-    born = {"sequence": 1, "created_at": now, "state_at": now, "run_at": now}
-    job = Job.of(connection.execute(_MAKE, row | born).mappings().one())
-    tell(connection, job, None, "", now)
+def make(connection: Connection, row: dict[str, Any], now: datetime | None) -> Job:
+    """Makes a job, as its first event says, and reserves its estimate; `row` is what was asked for.
+
+    `now` is when; None: the time of the statement, by Postgres.
+    """
+    job = _make(connection, row, _making(tuple(row), once=False), {"now": now})
+    assert job is not None, "without a key nothing keeps it from being made"
     return job
+
+
+def make_once(connection: Connection, row: dict[str, Any], key: Mapping[str, Any], now: datetime | None) -> Job | None:
+    """Makes a job as `make` does; None where its project has a job under that Idempotency-Key already.
+
+    `key` is the key and the hash of its request. While another transaction makes a job under it, this one waits.
+    """
+    return _make(connection, row, _making(tuple(row), once=True), {"now": now, **key})
 
 
 def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
@@ -155,6 +172,16 @@ def tell(connection: Connection, job: Job, left: State | None, why: str, now: da
 def reread(connection: Connection, job: Job) -> Job:
     """The job's row as it is now."""
     return Job.of(connection.execute(_REREAD, {"the_id": job.id}).mappings().one())
+
+
+def _make(connection: Connection, row: dict[str, Any], making: Select[Any], more: dict[str, Any]) -> Job | None:
+    bound = {f"to_{name}": value for name, value in row.items()}
+    made = connection.execute(making, bound | more).mappings().one_or_none()
+    if made is None:
+        return None
+    job = Job.of(made)
+    _send(connection, job, _type(None, State(job.state)), made["event_id"], job.created_at)
+    return job
 
 
 def _type(left: State | None, to: State) -> str:
@@ -349,7 +376,6 @@ _LOOK = (
     column("task_status", Text),
     column("unknown_since", DateTime(timezone=True)),
 )
-_MAKE = insert(Job).returning(*Job.__table__.c)
 _EVENT = insert(Event).returning(Event.id)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
 _HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
@@ -357,3 +383,38 @@ _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
 # a project's name, and the provider's request id of an attempt
 _REQUEST_ID = select(Attempt.request_id).where(Attempt.id == bindparam("attempt", type_=Uuid)).scalar_subquery()
 _ABOUT = select(Project.name, _REQUEST_ID.label("request_id")).where(Project.id == bindparam("project"))
+
+
+@cache
+def _making(columns: tuple[str, ...], once: bool) -> Select[Any]:
+    """Makes a job with its event and its reservation; `once`: unless its project has a job under that key already.
+
+    What is written is looked at by no foreign key before the statement has ended, so the order is free.
+    """
+    table, moment = Job.__table__, func.coalesce(bindparam("now", type_=DateTime(timezone=True)), NOW)
+    born = select(func.uuidv7().label("id"), moment.label("at")).cte("born")
+    at = born.c.at.expression
+    asked = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
+    written = {
+        "id": born.c.id,
+        "sequence": literal_column("1"),
+        "created_at": at,
+        "state_at": at,
+        "run_at": at,
+        **asked,
+    }
+    if "priority" in asked:
+        written["rank_at"] = fair_queue.rank(at, asked["priority"])
+    given = select(*written.values())
+    if once:
+        key = select(asked["project_id"], bindparam("key", type_=Text), bindparam("hash", type_=LargeBinary), *born.c)
+        names = ("project_id", "key", "request_hash", "job_id", "created_at")
+        kept = upsert(IdempotencyKey).from_select(names, key).on_conflict_do_nothing().returning(IdempotencyKey.key)
+        given = given.where(exists(select(kept.cte("kept"))))
+    made = insert(Job).from_select(list(written), given).returning(*table.c).cte("made")
+    first = select(made.c.id, made.c.project_id, made.c.sequence, literal_column("'job.' || state"), made.c.state)
+    named = ("job_id", "project_id", "sequence", "type", "entered", "claim", "at")
+    event = insert(Event).from_select(named, first.add_columns(made.c.claim, made.c.created_at))
+    told = event.returning(Event.id, Event.job_id).cte("told")
+    whole = select(made, told.c.id.label("event_id")).join(told, told.c.job_id == made.c.id)
+    return whole.add_cte(money.reserving(made).cte("reserved"))

@@ -44,7 +44,7 @@ _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority wait
 _AT_ONCE = 300  # jobs that one tick admits to a lane at the most; the next tick goes on
 
 
-def rank(created_at: datetime, priority: int) -> datetime:
+def rank(created_at: ColumnElement[datetime], priority: ColumnElement[int]) -> ColumnElement[datetime]:
     """A job's place in its project's line: the earlier, the sooner."""
     return created_at - priority * _CLASS
 
