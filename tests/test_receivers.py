@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from post import NOW, Post
 from pytest_httpserver import HTTPServer
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, timeouts, webhooks
-from worker.claims import Claim
+from worker import timeouts, webhooks
 from worker.egress import transports
 from worker.settings import Settings
-from worker.tables import Delivery, Project
+from worker.tables import Delivery
+from worker.webhooks import receivers
 
 DEAD = "http://127.0.0.1:9/hook"
-NOW = datetime(2026, 11, 22, 4, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -34,47 +33,6 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
     sandbox.reset()
     with stage(environment, sandbox) as made:
         yield made
-
-
-class Post:
-    """Deliveries that wait; the clock is the test's."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def project(self, name: str) -> Project:
-        return keys.create_project(self.connection, name)
-
-    def write(self, project: Project, url: str, count: int = 1, at: datetime = NOW) -> None:
-        """So many events of one job, each due to be told to the URL."""
-        job = uuid.uuid4()
-        values = {
-            "job": job,
-            "project": project.id,
-            "url": url,
-            "receiver": webhooks.receiver(url),
-            "n": count,
-            "at": at,
-        }
-        for statement in _WRITE.split(";\n"):
-            self.connection.execute(text(statement), values)
-
-    def claim(self, at: datetime = NOW) -> list[Claim]:
-        return webhooks.claim_due(self.connection, at)
-
-    def urls(self, claimed: list[Claim]) -> Counter[str]:
-        found = text("select url from deliveries where id = any(:ids)")
-        return Counter(self.connection.execute(found, {"ids": [claim.id for claim in claimed]}).scalars())
-
-
-_WRITE = """
-insert into jobs (id, project_id, kind, model, input, state, run_at, finished_at)
-values (:job, :project, 'text-to-video', 'wan2.5-t2v-preview', '{}', 'succeeded', null, :at);
-insert into events (job_id, project_id, sequence, type, entered)
-select :job, :project, n, 'job.noted', 'succeeded' from generate_series(1, :n) as n;
-insert into deliveries (project_id, job_id, event_id, url, receiver, body, run_at, created_at)
-select project_id, job_id, id, :url, :receiver, '{}', :at, :at from events where job_id = :job
-"""
 
 
 @pytest.fixture
@@ -99,7 +57,7 @@ def test_many_urls_of_one_host_are_one_receiver_with_two_messages(post: Post) ->
     for n in range(40):
         post.write(project, f"https://victim.example/?n={n}")
 
-    assert len(post.claim()) == 2 * webhooks.ROWS
+    assert len(post.claim()) == 2 * receivers.ROWS
     assert post.claim() == []
 
 
@@ -165,8 +123,8 @@ def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: P
     assert len(post.claim()) == 16
 
     assert post.claim() == []
-    read = text("explain (analyze, format json) " + webhooks._CLAIM.text)
-    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **webhooks._LIMITS}).scalar_one(),)
+    read = text("explain (analyze, format json) " + receivers._CLAIM.text)
+    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **receivers._LIMITS}).scalar_one(),)
     assert _most_rows(plan["Plan"]) < 1000
     assert plan["Execution Time"] < 50
 
@@ -198,7 +156,7 @@ def test_a_receivers_silence_grows_to_five_minutes_and_ends_with_an_answer(play:
     waits = []
     for _ in range(9):
         with play.ctx.engine.begin() as connection:
-            webhooks.pause(connection, one, NOW)
+            receivers.pause(connection, one, NOW)
         waits.append((play.sql("select resume_at from dead_receivers")[0]["resume_at"] - NOW).total_seconds())
     with play.ctx.engine.begin() as connection:
         Post(connection).write(play.project, httpserver.url_for("/hook"), 1, play.now() - timedelta(seconds=1))
@@ -215,7 +173,7 @@ def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
     for n in range(20):
         url = f"https://dead{n}.example/"
         post.write(spring, url, 1, NOW - timedelta(hours=1))
-        webhooks.pause(
+        receivers.pause(
             post.connection, Delivery(project_id=spring.id, receiver=webhooks.receiver(url)), NOW - timedelta(minutes=1)
         )
     post.write(spring, "https://healthy.example/")

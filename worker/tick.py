@@ -41,6 +41,7 @@ from worker.moves import children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
+from worker.webhooks import receivers
 from worker.work import WORK, Group
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
@@ -122,11 +123,12 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     messages = _do_duties(connection, found.now) if found.duty_due else []
     if found.fires:
         messages.append(Message("noria.fire", "tick", ()))  # sent each tick until the schedules are fired
-    if not found.anything:
-        return messages
-    fair_queue.admit(connection, found.now)
-    messages += [message for due in _WORK for message in _messages(connection, due, found.now)]
-    return messages + _deliveries(connection, found.now)
+    if found.jobs:
+        fair_queue.admit(connection, found.now)
+        messages += [message for due in _WORK for message in _messages(connection, due, found.now)]
+    if found.deliveries:
+        messages += _deliveries(connection, found.now)
+    return messages
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
@@ -142,16 +144,16 @@ def _look(now: Now) -> Select[Any]:
 
     It may miss a row that is being committed: the next tick finds that.
     """
-    anything = or_(
+    jobs = or_(
         exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now),
         # two, as their indexes are
         exists().where(slots.in_line(), Job.run_at <= now),
         exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now),
-        exists().where(Delivery.run_at <= now),
     )
     return select(
         func.pg_try_advisory_xact_lock(LOCK).label("locked"),
-        anything.label("anything"),
+        jobs.label("jobs"),
+        exists().where(Delivery.run_at <= now).label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),
         claims.moment(now).label("now"),
@@ -168,9 +170,9 @@ def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Mess
 
 
 def _deliveries(connection: Connection, now: datetime) -> list[Message]:
-    """The messages of due deliveries, each of one receiver; a delivery on which a worker died goes alone."""
-    claimed = webhooks.claim_due(connection, now)
-    healthy = _batches([claim for claim in claimed if not claim.crashes], webhooks.ROWS)
+    """The messages of due deliveries, each of one project and receiver; one on which a worker died goes alone."""
+    claimed = receivers.claim_due(connection, now)
+    healthy = _batches([claim for claim in claimed if not claim.crashes], receivers.ROWS)
     alone = [(claim,) for claim in claimed if claim.crashes]
     return [Message("noria.deliver", "webhook", tuple(batch)) for batch in (*healthy, *alone)]
 
