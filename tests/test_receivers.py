@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from post import NOW, Post
 from pytest_httpserver import HTTPServer
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import timeouts, webhooks
+from worker import tick, timeouts, webhooks
 from worker.egress import transports
 from worker.settings import Settings
 from worker.tables import Delivery
@@ -117,21 +117,61 @@ def test_an_alarm_of_no_project_goes_too(post: Post) -> None:
     assert len(post.claim(datetime.now(UTC) + timedelta(seconds=1))) == 1
 
 
-def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: Post) -> None:
-    post.write(post.project("spring"), DEAD, 20_000, NOW - timedelta(hours=1))
+@pytest.mark.parametrize("statistics", ["of now", "that know of none", "that know of more"])
+def test_a_look_at_what_is_next_reads_a_few_of_the_deliveries_that_wait(engine: Engine, statistics: str) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("alter table deliveries set (autovacuum_enabled = false)"))
+        waiting = Post(connection)
+        spring = waiting.project("spring")
+        waiting.write(spring, DEAD, 5000)
+        if statistics == "that know of none":
+            connection.execute(text(_DELIVERED))
+        connection.execute(text("vacuum analyze deliveries"))
+        if statistics == "that know of none":
+            waiting.write(spring, DEAD, 2000)
+        if statistics == "that know of more":
+            connection.execute(text(_DELIVERED))
+            connection.execute(text("vacuum deliveries"))
+
+    with engine.begin() as connection:
+        before = connection.execute(text(_READ)).scalar_one()
+        claimed = receivers.claim_due(connection, datetime.now(UTC))
+        assert receivers.claim_due(connection, datetime.now(UTC)) == []
+        assert receivers.next_receiver(connection, spring.id, 0) is None
+        more = receivers.take_more(connection, spring.id, webhooks.receiver(DEAD))
+        read = connection.execute(text(_READ)).scalar_one() - before
+
+    assert (len(claimed), len(more)) == ((0, 0) if statistics == "that know of more" else (16, 32))
+    assert read < 300
+
+
+def test_a_tick_reads_no_deliveries_that_have_ended_whatever_the_statistics_say(post: Post) -> None:
+    post.write(post.project("spring"), DEAD, 5000)
     post.connection.execute(text("analyze deliveries"))
-    assert len(post.claim()) == 16
+    post.connection.execute(text(_DELIVERED))
+    before = post.connection.execute(text(_READ)).scalar_one()
 
-    assert post.claim() == []
-    read = text("explain (analyze, format json) " + receivers._CLAIM.text)
-    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **receivers._LIMITS}).scalar_one(),)
-    assert _most_rows(plan["Plan"]) < 1000
-    assert plan["Execution Time"] < 50
+    assert tick.run(post.connection) == []
+
+    assert post.connection.execute(text(_READ)).scalar_one() - before < 300
 
 
-def _most_rows(plan: dict) -> int:
-    here = plan["Actual Rows"] * plan["Actual Loops"] + plan.get("Rows Removed by Filter", 0)
-    return max([here, *(_most_rows(part) for part in plan.get("Plans", ()))])
+_DELIVERED = "update deliveries set state = 'delivered', run_at = null"
+_READ = "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'deliveries'"
+
+
+def test_a_tick_looks_at_jobs_only_where_some_are_due(play: Stage) -> None:
+    statements: list[str] = []
+    event.listen(play.ctx.engine, "before_cursor_execute", lambda *said: statements.append(said[2]))
+    with play.ctx.engine.begin() as connection:
+        Post(connection).write(play.project, DEAD, 1, play.now() - timedelta(minutes=1))
+        receivers.pause(connection, Delivery(project_id=play.project.id, receiver=webhooks.receiver(DEAD)), play.now())
+    play.sql("update duties set due_at = now() + interval '1 h'")
+    statements.clear()
+
+    assert play.tick() == []
+
+    assert len(statements) == 3, "a look, a lock, and whose turn it is"
 
 
 # Receivers that do not answer

@@ -153,7 +153,14 @@ def _look(now: Now) -> Select[Any]:
     return select(
         func.pg_try_advisory_xact_lock(LOCK).label("locked"),
         jobs.label("jobs"),
-        exists().where(Delivery.run_at <= now).label("deliveries"),
+        # the first by its index: a mere `exists` reads the table where the statistics say that many are due
+        select(Delivery.run_at)
+        .where(Delivery.run_at <= now)
+        .order_by(Delivery.run_at)
+        .limit(1)
+        .scalar_subquery()
+        .is_not(None)
+        .label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),
         claims.moment(now).label("now"),
