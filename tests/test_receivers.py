@@ -71,6 +71,30 @@ def test_two_projects_that_name_one_receiver_share_what_it_may_have(post: Post) 
     assert claimed == {"https://shared.example/spring": 8, "https://shared.example/autumn": 8}
 
 
+def test_three_projects_that_name_one_receiver_have_two_messages_and_all_their_turn(post: Post) -> None:
+    for n, name in enumerate(("spring", "summer", "autumn")):
+        post.write(post.project(name), f"https://shared.example/{name}", 500, NOW - timedelta(hours=n))
+    told = text("update deliveries set state = 'delivered', run_at = null, claimed = null where claimed is not null")
+    done = Counter[str]()
+
+    for _ in range(30):
+        claimed = post.claim()
+        assert [count for _, count in Counter(claim.group for claim in claimed).items()] == [receivers.ROWS] * 2
+        done += post.urls(claimed)
+        post.connection.execute(told)
+
+    assert len(done) == 3, "the oldest does not go first for ever"
+
+
+def test_a_thread_that_goes_on_leaves_what_a_worker_died_on_to_the_tick(post: Post) -> None:
+    spring = post.project("spring")
+    post.write(spring, DEAD, 3)
+    post.connection.execute(text("update deliveries set crashes = 1 where id = (select id from deliveries limit 1)"))
+
+    assert len(receivers.take_more(post.connection, spring.id, webhooks.receiver(DEAD))) == 2
+    assert receivers.next_receiver(post.connection, spring.id, 0) is None
+
+
 def test_a_project_with_many_receivers_has_four_on_their_way_and_starves_no_other(post: Post) -> None:
     spring, autumn = post.project("spring"), post.project("autumn")
     for n in range(300):
