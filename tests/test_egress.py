@@ -282,6 +282,40 @@ def test_a_wire_for_creates_never_uses_a_connection_twice() -> None:
     assert b"connection: close" in provider.requests[0].lower()
 
 
+def test_a_call_that_a_kept_connection_loses_is_sent_once_more() -> None:
+    answered = set[int]()
+
+    def answers_once(conn: socket.socket, request: bytes) -> None:
+        if conn.fileno() in answered:
+            answered.remove(conn.fileno())
+            conn.shutdown(socket.SHUT_RDWR)
+        else:
+            answered.add(conn.fileno())
+            peers.answers(200, b"hello")(conn, request)
+
+    with peer(answers_once) as fickle, peer(peers.breaks()) as broken:
+        transport = transports.webhooks(settings("127.0.0.1/32"))
+
+        assert [get(transport, fickle.url).body for _ in range(2)] == [b"hello"] * 2
+        assert (fickle.connections, len(fickle.requests)) == (2, 3)
+        with pytest.raises(Ambiguous):
+            get(transport, broken.url)
+        assert len(broken.requests) == 1, "a connection of its own is not tried again"
+
+
+def test_an_answer_that_is_read_out_leaves_its_connection_and_one_that_drips_holds_nobody() -> None:
+    drips = peers.drips(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n", b"a" * 999)
+    with peer(peers.answers(200, b"thanks")) as polite, peer(drips) as slow:
+        transport = transports.webhooks(settings("127.0.0.1/32"))
+
+        for receiver in (polite, polite, slow):
+            with takes_at_most(0.2), egress.stream(transport, "POST", receiver.url, Bounds(5, 99), {}) as answer:
+                egress.read_out(answer, 0.2)
+                assert answer.status == 200
+
+        assert (polite.connections, len(polite.requests)) == (1, 2)
+
+
 def test_no_transport_follows_a_redirect_or_keeps_a_cookie() -> None:
     with peer(peers.answers(302, b"", location="/elsewhere", set_cookie="a=b")) as sly:
         transport = transports.webhooks(settings("127.0.0.1/32"))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from post import NOW, Post
 from pytest_httpserver import HTTPServer
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, event, text
 from stage import Stage, stage
 
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, timeouts, webhooks
-from worker.claims import Claim
+from worker import tick, timeouts, webhooks
 from worker.egress import transports
 from worker.settings import Settings
-from worker.tables import Delivery, Project
+from worker.tables import Delivery
+from worker.webhooks import receivers
 
 DEAD = "http://127.0.0.1:9/hook"
-NOW = datetime(2026, 11, 22, 4, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -34,47 +33,6 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
     sandbox.reset()
     with stage(environment, sandbox) as made:
         yield made
-
-
-class Post:
-    """Deliveries that wait; the clock is the test's."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def project(self, name: str) -> Project:
-        return keys.create_project(self.connection, name)
-
-    def write(self, project: Project, url: str, count: int = 1, at: datetime = NOW) -> None:
-        """So many events of one job, each due to be told to the URL."""
-        job = uuid.uuid4()
-        values = {
-            "job": job,
-            "project": project.id,
-            "url": url,
-            "receiver": webhooks.receiver(url),
-            "n": count,
-            "at": at,
-        }
-        for statement in _WRITE.split(";\n"):
-            self.connection.execute(text(statement), values)
-
-    def claim(self, at: datetime = NOW) -> list[Claim]:
-        return webhooks.claim_due(self.connection, at)
-
-    def urls(self, claimed: list[Claim]) -> Counter[str]:
-        found = text("select url from deliveries where id = any(:ids)")
-        return Counter(self.connection.execute(found, {"ids": [claim.id for claim in claimed]}).scalars())
-
-
-_WRITE = """
-insert into jobs (id, project_id, kind, model, input, state, run_at, finished_at)
-values (:job, :project, 'text-to-video', 'wan2.5-t2v-preview', '{}', 'succeeded', null, :at);
-insert into events (job_id, project_id, sequence, type, entered)
-select :job, :project, n, 'job.noted', 'succeeded' from generate_series(1, :n) as n;
-insert into deliveries (project_id, job_id, event_id, url, receiver, body, run_at, created_at)
-select project_id, job_id, id, :url, :receiver, '{}', :at, :at from events where job_id = :job
-"""
 
 
 @pytest.fixture
@@ -99,7 +57,7 @@ def test_many_urls_of_one_host_are_one_receiver_with_two_messages(post: Post) ->
     for n in range(40):
         post.write(project, f"https://victim.example/?n={n}")
 
-    assert len(post.claim()) == 2 * webhooks.ROWS
+    assert len(post.claim()) == 2 * receivers.ROWS
     assert post.claim() == []
 
 
@@ -111,6 +69,30 @@ def test_two_projects_that_name_one_receiver_share_what_it_may_have(post: Post) 
     claimed = post.urls(post.claim())
 
     assert claimed == {"https://shared.example/spring": 8, "https://shared.example/autumn": 8}
+
+
+def test_three_projects_that_name_one_receiver_have_two_messages_and_all_their_turn(post: Post) -> None:
+    for n, name in enumerate(("spring", "summer", "autumn")):
+        post.write(post.project(name), f"https://shared.example/{name}", 500, NOW - timedelta(hours=n))
+    told = text("update deliveries set state = 'delivered', run_at = null, claimed = null where claimed is not null")
+    done = Counter[str]()
+
+    for _ in range(30):
+        claimed = post.claim()
+        assert [count for _, count in Counter(claim.group for claim in claimed).items()] == [receivers.ROWS] * 2
+        done += post.urls(claimed)
+        post.connection.execute(told)
+
+    assert len(done) == 3, "the oldest does not go first for ever"
+
+
+def test_a_thread_that_goes_on_leaves_what_a_worker_died_on_to_the_tick(post: Post) -> None:
+    spring = post.project("spring")
+    post.write(spring, DEAD, 3)
+    post.connection.execute(text("update deliveries set crashes = 1 where id = (select id from deliveries limit 1)"))
+
+    assert len(receivers.take_more(post.connection, spring.id, webhooks.receiver(DEAD))) == 2
+    assert receivers.next_receiver(post.connection, spring.id, 0) is None
 
 
 def test_a_project_with_many_receivers_has_four_on_their_way_and_starves_no_other(post: Post) -> None:
@@ -159,21 +141,61 @@ def test_an_alarm_of_no_project_goes_too(post: Post) -> None:
     assert len(post.claim(datetime.now(UTC) + timedelta(seconds=1))) == 1
 
 
-def test_a_tick_reads_a_few_of_the_deliveries_that_wait_for_one_receiver(post: Post) -> None:
-    post.write(post.project("spring"), DEAD, 20_000, NOW - timedelta(hours=1))
+@pytest.mark.parametrize("statistics", ["of now", "that know of none", "that know of more"])
+def test_a_look_at_what_is_next_reads_a_few_of_the_deliveries_that_wait(engine: Engine, statistics: str) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("alter table deliveries set (autovacuum_enabled = false)"))
+        waiting = Post(connection)
+        spring = waiting.project("spring")
+        waiting.write(spring, DEAD, 5000)
+        if statistics == "that know of none":
+            connection.execute(text(_DELIVERED))
+        connection.execute(text("vacuum analyze deliveries"))
+        if statistics == "that know of none":
+            waiting.write(spring, DEAD, 2000)
+        if statistics == "that know of more":
+            connection.execute(text(_DELIVERED))
+            connection.execute(text("vacuum deliveries"))
+
+    with engine.begin() as connection:
+        before = connection.execute(text(_READ)).scalar_one()
+        claimed = receivers.claim_due(connection, datetime.now(UTC))
+        assert receivers.claim_due(connection, datetime.now(UTC)) == []
+        assert receivers.next_receiver(connection, spring.id, 0) is None
+        more = receivers.take_more(connection, spring.id, webhooks.receiver(DEAD))
+        read = connection.execute(text(_READ)).scalar_one() - before
+
+    assert (len(claimed), len(more)) == ((0, 0) if statistics == "that know of more" else (16, 32))
+    assert read < 300
+
+
+def test_a_tick_reads_no_deliveries_that_have_ended_whatever_the_statistics_say(post: Post) -> None:
+    post.write(post.project("spring"), DEAD, 5000)
     post.connection.execute(text("analyze deliveries"))
-    assert len(post.claim()) == 16
+    post.connection.execute(text(_DELIVERED))
+    before = post.connection.execute(text(_READ)).scalar_one()
 
-    assert post.claim() == []
-    read = text("explain (analyze, format json) " + webhooks._CLAIM.text)
-    ((plan,),) = (post.connection.execute(read, {"now": NOW, "start": 0, **webhooks._LIMITS}).scalar_one(),)
-    assert _most_rows(plan["Plan"]) < 1000
-    assert plan["Execution Time"] < 50
+    assert tick.run(post.connection) == []
+
+    assert post.connection.execute(text(_READ)).scalar_one() - before < 300
 
 
-def _most_rows(plan: dict) -> int:
-    here = plan["Actual Rows"] * plan["Actual Loops"] + plan.get("Rows Removed by Filter", 0)
-    return max([here, *(_most_rows(part) for part in plan.get("Plans", ()))])
+_DELIVERED = "update deliveries set state = 'delivered', run_at = null"
+_READ = "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'deliveries'"
+
+
+def test_a_tick_looks_at_jobs_only_where_some_are_due(play: Stage) -> None:
+    statements: list[str] = []
+    event.listen(play.ctx.engine, "before_cursor_execute", lambda *said: statements.append(said[2]))
+    with play.ctx.engine.begin() as connection:
+        Post(connection).write(play.project, DEAD, 1, play.now() - timedelta(minutes=1))
+        receivers.pause(connection, Delivery(project_id=play.project.id, receiver=webhooks.receiver(DEAD)), play.now())
+    play.sql("update duties set due_at = now() + interval '1 h'")
+    statements.clear()
+
+    assert play.tick() == []
+
+    assert len(statements) == 3, "a look, a lock, and whose turn it is"
 
 
 # Receivers that do not answer
@@ -198,7 +220,7 @@ def test_a_receivers_silence_grows_to_five_minutes_and_ends_with_an_answer(play:
     waits = []
     for _ in range(9):
         with play.ctx.engine.begin() as connection:
-            webhooks.pause(connection, one, NOW)
+            receivers.pause(connection, one, NOW)
         waits.append((play.sql("select resume_at from dead_receivers")[0]["resume_at"] - NOW).total_seconds())
     with play.ctx.engine.begin() as connection:
         Post(connection).write(play.project, httpserver.url_for("/hook"), 1, play.now() - timedelta(seconds=1))
@@ -215,7 +237,7 @@ def test_receivers_that_answer_go_before_those_that_do_not(post: Post) -> None:
     for n in range(20):
         url = f"https://dead{n}.example/"
         post.write(spring, url, 1, NOW - timedelta(hours=1))
-        webhooks.pause(
+        receivers.pause(
             post.connection, Delivery(project_id=spring.id, receiver=webhooks.receiver(url)), NOW - timedelta(minutes=1)
         )
     post.write(spring, "https://healthy.example/")

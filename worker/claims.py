@@ -89,13 +89,15 @@ def claim_due(
     return [Claim(*row[:4]) for row in ordered]
 
 
-def take(connection: Connection, table: Claimable, numbers: Numbers, lease: Lease) -> list[Row[Any]]:
+def take(
+    connection: Connection, table: Claimable, numbers: Numbers, lease: Lease, *more: ColumnElement[Any]
+) -> list[Row[Any]]:
     """Spends claim numbers: the rows that are now ours, in the order of `numbers`, each with Postgres's `now`.
 
-    A number that was spent or replaced gives no row: its message was a repeat, or late.
+    `more`: what else a row gives. A number that was spent or replaced gives no row: its message was a repeat, or late.
     """
     order = {row_id: n for n, (row_id, _) in enumerate(numbers)}
-    rows = connection.execute(_taking(table, lease), {"numbers": list(numbers)}).all()
+    rows = connection.execute(_taking(table, lease, *more), {"numbers": list(numbers)}).all()
     return sorted(rows, key=lambda row: order[row.id])
 
 
@@ -159,10 +161,10 @@ def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...]
 
 
 @lru_cache(maxsize=64)
-def _taking(table: Claimable, lease: Lease) -> ReturningUpdate[Any]:
+def _taking(table: Claimable, lease: Lease, *more: ColumnElement[Any]) -> ReturningUpdate[Any]:
     return (
         update(table)
         .where(tuple_(table.id, table.claim).in_(bindparam("numbers", expanding=True)), table.claimed == SENT)
         .values(run_at=NOW + lease, claim=table.claim + 1, claimed=TAKEN)
-        .returning(*table.__table__.c, NOW.label("now"))
+        .returning(*table.__table__.c, NOW.label("now"), *more)
     )

@@ -6,20 +6,18 @@ It knows no Celery: `tasks` hands it what messages carry, and tests hand it the 
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import Connection, Row, and_, bindparam, select, update
+from sqlalchemy import Connection, Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, database, document, log, moves, steps, tick, timeouts, webhooks, work
+from worker import claims, database, document, log, moves, steps, tick, timeouts, work
 from worker.claims import Numbers
 from worker.context import Clock, Context, Moves
 from worker.errors import ClaimLost, NotTold
@@ -27,8 +25,8 @@ from worker.lanes import query_budget
 from worker.schedules import fire
 from worker.states import TERMINAL, Move, State
 from worker.steps import find, poll
-from worker.tables import DeadReceiver, Delivery, Job, Project
-from worker.webhooks import alerts
+from worker.tables import Job
+from worker.webhooks.sending import Courier
 
 Publish = Callable[[tick.Message], None]
 
@@ -113,13 +111,9 @@ class Runner:
             self._poll(taken, Clock(rows[0].now))
 
     def deliver(self, numbers: Numbers) -> None:
-        """One try of each delivery, one after the other; then the receiver's next may go."""
-        for n, number in enumerate(numbers):
-            if not _deliver(self.ctx, number):  # the rest would only hold the thread
-                with self.ctx.engine.begin() as connection:
-                    claims.give_back(connection, Delivery, numbers[n + 1 :], timedelta(0))
-                break
-        self.hint()
+        """The deliveries of a message, and what waits behind them, for a turn; then others may go."""
+        if Courier(self.ctx.engine, self.ctx.webhooks, self.ctx.settings, self.ctx.patience).deliver(numbers):
+            self.hint()
 
     def fire(self) -> None:
         """The schedules whose time has come; what they submit waits for the next tick."""
@@ -292,56 +286,6 @@ def _take(ctx: Context, table: claims.Claimable, numbers: Numbers, lease: claims
     return database.until_it_holds(take, "claims", _AWAY)
 
 
-def _deliver(ctx: Context, number: tuple[uuid.UUID, int]) -> bool:
-    """One try of a delivery; whether its receiver answers."""
-    rows = _take(ctx, Delivery, [number], work.DELIVERY)
-    if not rows:
-        return True
-    delivery, clock = Delivery.of(_columns(rows[0])), Clock(rows[0].now)
-    said = {"project": delivery.project_id, "receiver": delivery.receiver}
-    project = ctx.read(lambda connection: connection.execute(_SIGNS, said).first())
-    tried = _tried(ctx, delivery, project.webhook_secret if project else None, clock())
-    outcome = "delivered" if tried.state == "delivered" else "not delivered"
-    _log.info(outcome, delivery=str(delivery.id), status=tried.status)
-    was_silent = project is not None and project.failures is not None
-    write = partial(_write_try, delivery=delivery, tried=tried, was_silent=was_silent, now=clock())
-    ctx.write(write, f"delivery {delivery.id}")
-    return tried.status is not None
-
-
-def _tried(ctx: Context, delivery: Delivery, key: str | None, now: datetime) -> webhooks.Tried:
-    if delivery.project_id is not None:
-        return webhooks.deliver(ctx.webhooks, delivery, key, now)
-    tried = alerts.deliver(ctx.webhooks, delivery, alerts.robot(ctx.settings, delivery.url), now)
-    if tried.state != "delivered":  # the address is a secret, but for its host
-        _log.error("an alarm was not delivered", host=urlsplit(delivery.url).hostname, why=tried.error)
-    return tried
-
-
-def _write_try(
-    connection: Connection, delivery: Delivery, tried: webhooks.Tried, was_silent: bool, now: datetime
-) -> None:
-    statement = (
-        update(Delivery)
-        .where(claims.is_ours(Delivery, delivery.id, delivery.claim))
-        .values(
-            state=tried.state,
-            tries=delivery.tries + 1,
-            last_status=tried.status,
-            last_error=tried.error,
-            run_at=tried.again_at,
-            finished_at=None if tried.again_at else now,
-            claimed=None,
-            crashes=0,
-        )
-    )
-    connection.execute(statement)
-    if tried.status is None:
-        webhooks.pause(connection, delivery, now)
-    elif was_silent and delivery.project_id:
-        webhooks.resume(connection, delivery.project_id, delivery.receiver)
-
-
 def _numbers(taken: Sequence[Job]) -> Numbers:
     return [(job.id, job.claim) for job in taken]
 
@@ -358,12 +302,4 @@ _UNFINISHED = (
     .where(Job.finished_at.is_(None), Job.parent_id.is_(None))
     .order_by(Job.id.desc())
     .limit(_TOLD_AGAIN)
-)
-# what signs a project's deliveries, and whether the receiver was silent before
-_SIGNS = (
-    select(Project.webhook_secret, DeadReceiver.failures)
-    .outerjoin(
-        DeadReceiver, and_(DeadReceiver.project_id == Project.id, DeadReceiver.receiver == bindparam("receiver"))
-    )
-    .where(Project.id == bindparam("project"))
 )

@@ -42,6 +42,7 @@ from worker.moves import children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
+from worker.webhooks import receivers
 from worker.work import WORK, Group
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
@@ -132,7 +133,9 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
     for due in _WORK:
         if due.states & states:
             messages += _messages(connection, due, found.now)
-    return messages + (_deliveries(connection, found.now) if found.deliveries else [])
+    if found.deliveries:
+        messages += _deliveries(connection, found.now)
+    return messages
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
@@ -149,14 +152,17 @@ def _look(now: Now) -> Select[Any]:
     It may miss a row that is being committed: the next tick finds that.
     """
     state = func.unnest(array(_CLAIMED)).column_valued("state")
-    is_due = exists().where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.run_at <= now)
+    # the first by its index: a mere `exists` reads the table where the statistics say that many are due
+    due = select(Job.run_at).where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.state == state)
+    first = due.where(Job.run_at <= now).order_by(Job.run_at).limit(1).scalar_subquery()
+    delivery = select(Delivery.run_at).where(Delivery.run_at <= now).order_by(Delivery.run_at).limit(1)
     return select(
         func.pg_try_advisory_xact_lock(LOCK).label("locked"),
-        select(func.array_agg(state)).where(is_due.where(Job.state == state)).scalar_subquery().label("states"),
+        select(func.array_agg(state)).where(first.is_not(None)).scalar_subquery().label("states"),
         # two, as their indexes are
         exists().where(slots.in_line(), Job.run_at <= now).label("lines"),
         exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now).label("parents"),
-        exists().where(Delivery.run_at <= now).label("deliveries"),
+        delivery.scalar_subquery().is_not(None).label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),
         claims.moment(now).label("now"),
@@ -174,9 +180,9 @@ def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Mess
 
 
 def _deliveries(connection: Connection, now: datetime) -> list[Message]:
-    """The messages of due deliveries, each of one receiver; a delivery on which a worker died goes alone."""
-    claimed = webhooks.claim_due(connection, now)
-    healthy = _batches([claim for claim in claimed if not claim.crashes], webhooks.ROWS)
+    """The messages of due deliveries, each of one project and receiver; one on which a worker died goes alone."""
+    claimed = receivers.claim_due(connection, now)
+    healthy = _batches([claim for claim in claimed if not claim.crashes], receivers.ROWS)
     alone = [(claim,) for claim in claimed if claim.crashes]
     return [Message("noria.deliver", "webhook", tuple(batch)) for batch in (*healthy, *alone)]
 

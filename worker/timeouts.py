@@ -27,6 +27,8 @@ COPY = timedelta(minutes=3), timedelta(minutes=30)  # one output: at the first t
 GATHER = timedelta(minutes=2)  # of a parent's step; then it makes the children that it has, and comes back
 DOCUMENT = timedelta(seconds=60)  # one document by a user's link
 
+TURN = timedelta(seconds=5)  # of a message's deliveries; then its thread is for others
+
 # How long a request to the bucket that is under way when a copy's deadline passes may go on: two tries of each.
 BUCKET_OVERRUN = timedelta(minutes=4)
 
@@ -42,7 +44,7 @@ LEASES = {
     "reconcile": timedelta(seconds=180),
     "gather": timedelta(minutes=10),  # GATHER, and the document that was being read when it passed
     "poll": timedelta(seconds=120),  # a message's looks, spread over the account's query rate
-    "deliver": timedelta(seconds=60),
+    "deliver": timedelta(seconds=60),  # TURN, and a delivery that began as it ended
 }
 
 # deadlines of phases; there is none while a job is queued or held

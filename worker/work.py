@@ -1,6 +1,6 @@
 """What each job wants, by its mode and state: how its messages go, and for how long a worker may have it.
 
-`tick` claims by it, `runner` takes by it, and `steps` says what is then done. All leases are looked up here.
+`tick` claims by it, `runner` takes by it, and `steps` says what is then done. All leases of jobs are looked up here.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may
 BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload; looks cost no task query
 LOOKS = Group("provider", rows=1000, on_their_way=3000, task="noria.poll")  # one list call answers for many
 
-_SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL, DELIVERY = (
-    timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll", "deliver")
+_SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL = (
+    timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll")
 )
 _COPY = (
     timeouts.COPY[1] + timeouts.BUCKET_OVERRUN + timeouts.WORKING

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -101,6 +101,13 @@ def whole(answer: Streamed) -> Answer:
     """The whole of a streamed answer; raises like its chunks."""
     body = b"".join(answer.chunks)
     return Answer(answer.status, answer.headers, body, answer.headers.get("x-request-id"))
+
+
+def read_out(answer: Streamed, seconds: float) -> None:
+    """Reads what is left of an answer that is not wanted, so that its connection can be kept; for that long at most."""
+    with transports.until(seconds), suppress(Ambiguous):
+        for _ in answer.chunks:
+            pass
 
 
 @contextmanager

@@ -56,6 +56,9 @@ _UNALLOCATED = ("::/3", "4000::/2", "8000::/1")
 _PORTS = {"http": 80, "https": 443}
 
 _deadline: ContextVar[float] = ContextVar("deadline")  # on the monotonic clock
+_connected: ContextVar[bool] = ContextVar("connected")  # whether the call has a connection of its own, not a kept one
+
+_HUNG_UP = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 
 
 def keeping() -> httpx.BaseTransport:
@@ -253,6 +256,7 @@ class _Backend(SafeBackend):
     ) -> httpcore.NetworkStream:
         left = _left(None, httpcore.ConnectTimeout)
         each = min(left / _ADDRESSES, timeout or left)
+        _connected.set(True)
         return _Stream(super().connect_tcp(host, port, each, local_address, socket_options))
 
 
@@ -279,7 +283,11 @@ class _Pool(httpx.HTTPTransport):
 
 
 class _Guarded(httpx.BaseTransport):
-    """Two pools: URLs of the public form may reach all that is public, others the operator's networks."""
+    """Two pools: URLs of the public form may reach all that is public, others the operator's networks.
+
+    They keep connections. A peer may hang up on a kept one at the instant in which it is used again: then the call is
+    sent once more, which all that goes this way may be.
+    """
 
     def __init__(
         self,
@@ -296,7 +304,13 @@ class _Guarded(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         pool = self._public if self._is_public(request.url) else self._inside
-        return pool.handle_request(request)
+        while True:  # each round uses up a kept connection, and there are few
+            _connected.set(False)
+            try:
+                return pool.handle_request(request)
+            except _HUNG_UP:
+                if _connected.get():
+                    raise
 
     def close(self) -> None:
         self._public.close()
