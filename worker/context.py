@@ -76,6 +76,8 @@ class Context:
     patience: timedelta = database.PATIENCE  # with a database that is away
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
     strange: set[str] = field(default_factory=set)  # unknown statuses that were logged already
+    # by account, how much later than ours the provider's times of its tasks are: at least, and at most
+    drifts: dict[str, tuple[timedelta, timedelta]] = field(default_factory=dict)
 
     @property
     def owners(self) -> dict[str, str]:

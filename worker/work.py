@@ -46,7 +46,8 @@ CALLS = Group("calls", rows=1, on_their_way=32)
 BEGINNINGS = Group("transfer", rows=8, on_their_way=64)
 GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may read links for minutes
 BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload; looks cost no task query
-LOOKS = Group("provider", rows=1000, on_their_way=3000, task="noria.poll")  # one list call answers for many
+# few and large: one listing answers for all rows of a message, and each begins and ends with a page that is half wasted
+LOOKS = Group("provider", rows=4000, on_their_way=12_000, task="noria.poll")
 
 _SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL, DELIVERY = (
     timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll", "deliver")

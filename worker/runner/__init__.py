@@ -10,29 +10,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import Connection, Row, and_, bindparam, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker import claims, database, document, log, moves, steps, tick, webhooks, work
 from worker.claims import Numbers
 from worker.context import Clock, Context
-from worker.errors import ClaimLost, NotTold
-from worker.lanes import query_budget
+from worker.errors import ClaimLost
+from worker.runner.looks import Looks
 from worker.schedules import fire
 from worker.states import TERMINAL, Move, State
-from worker.steps import find, poll
+from worker.steps import find
 from worker.tables import DeadReceiver, Delivery, Job, Project
 from worker.webhooks import alerts
 
 Publish = Callable[[tick.Message], None]
+T = TypeVar("T")
 
-_POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
-_SINGLY = 5  # looks that are booked, and whose waits are written, together
-_LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
+_POSTPONED = timedelta(seconds=2)  # until rows are due again that were given back
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
 _TOLD_AGAIN = 2000  # jobs: Flower keeps as many rows
 
@@ -71,17 +69,7 @@ class Runner:
 
     def poll(self, numbers: Numbers) -> None:
         """A look at the task of each row, all of one account: by its list where they are many, the rest singly."""
-        rows = _take(self.ctx, Job, numbers, work.LEASE)
-        taken = [Job.of(_columns(row)) for row in rows]
-        if not taken:
-            return
-        try:
-            self._poll(taken, Clock(rows[0].now))
-        except SQLAlchemyError as error:
-            if not database.is_away(error):
-                raise
-            _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
-            self._let_go(taken)
+        Looks(self.ctx, self).at_all(numbers)
 
     def deliver(self, numbers: Numbers) -> None:
         """One try of each delivery, one after the other; then the receiver's next may go."""
@@ -111,14 +99,23 @@ class Runner:
                 self._tell(job)
 
     def carry_out(self, job: Job, clock: Clock) -> Move | None:
-        """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None.
+        """Runs the step of the job's state; the plain wait that a look ended in, for the caller to write, or None."""
+        return self.guarded(job, lambda: self._run(job, clock))
 
-        A step that fails by a mistake of ours leaves its row to the lease, which counts as a crash. A step that fails
-        because the database is away gives its row back.
+    def put(self, moved: Sequence[tuple[Job, Move]], clock: Clock) -> None:
+        """Puts moves on record, each the whole of what its step had to say."""
+        for job, move in moved:
+            self.guarded(job, partial(self._put, job, move, clock))
+
+    def guarded(self, job: Job, act: Callable[[], T]) -> T | None:
+        """What `act` returns; None when it fails, and the next row of the message goes on.
+
+        A mistake of ours leaves the job's row to the lease, which counts as a crash. What fails because the database is
+        away gives the row back.
         """
         bound = structlog.contextvars.bind_contextvars(job=str(job.id), lane=job.lane_id, claim=job.claim)
         try:
-            return self._run(job, clock)
+            return act()
         except ClaimLost as lost:
             _log.warning("the claim is lost; nothing was written", why=str(lost))
             self._let_go([job])
@@ -136,12 +133,16 @@ class Runner:
         while move is not None:
             if move.to == job.state == State.RUNNING and not (move.why or move.effects):
                 return move
-            left = job.state
-            job = self.ctx.record(job, move, clock)
-            if job.state != left:
-                self._moved(job, left, [output["key"] for output in move.outputs])
+            job = self._put(job, move, clock)
             move = _next(step, job)
         return None
+
+    def _put(self, job: Job, move: Move, clock: Clock) -> Job:
+        """Puts a move on record, and tells those who wait for it; the job as it is then."""
+        moved = self.ctx.record(job, move, clock)
+        if moved.state != job.state:
+            self._moved(moved, job.state, [output["key"] for output in move.outputs])
+        return moved
 
     def _moved(self, job: Job, left: str, keys: Sequence[str]) -> None:
         """After the commit: Flower's row, and a hint where somebody can go on at once."""
@@ -156,49 +157,6 @@ class Runner:
         """Tells Flower of the state that the job has entered, with its outputs' keys."""
         if event := document.flower_event(job, self.ctx.project_name(job), keys):
             self.tell(event)
-
-    def _poll(self, taken: Sequence[Job], clock: Clock) -> None:
-        until = clock() + _LOOKING
-        singly = self._listed(taken, clock) if len(taken) >= query_budget.WORTH else taken
-        for start in range(0, len(singly), _SINGLY):
-            self._look(singly[start : start + _SINGLY], clock, until)
-
-    def _listed(self, taken: Sequence[Job], clock: Clock) -> Sequence[Job]:
-        """Puts the waits of the jobs on record that the list shows as unfinished; the jobs to look at singly.
-
-        Where the list does not come, only a few are looked at now, which tells what is wrong.
-        """
-        try:
-            told = poll.sort(self.ctx, taken, clock)
-        except NotTold as error:
-            _log.warning("the task list does not tell", why=str(error), rows=len(taken))
-            self._postpone(taken[query_budget.WORTH :])
-            return taken[: query_budget.WORTH]
-        waits = [(job, poll.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
-        self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
-        overdue = [job for job, move in waits if move.to is not State.RUNNING]
-        return [*told.singly, *overdue]
-
-    def _look(self, taken: Sequence[Job], clock: Clock, until: datetime) -> None:
-        """Looks spread over the account's query rate; all waits are written in one statement."""
-        booked = self.ctx.queries.book(self.ctx.owner(taken[0]), len(taken), query_budget.AHEAD)
-        if booked is None:
-            self._postpone(taken)
-            return
-        waits: list[tuple[Job, Move]] = []
-        for n, job in enumerate(taken):
-            at = booked.at + n * booked.apart
-            clock.wait_until(at)
-            if clock() > min(until, at + query_budget.LATE):
-                self._postpone(taken[n:])
-                break
-            if move := self.carry_out(job, clock):
-                waits.append((job, move))
-        self._write(waits, clock)
-
-    def _postpone(self, taken: Sequence[Job]) -> None:
-        give_back = partial(claims.give_back, table=Job, numbers=_numbers(taken), after=_POSTPONED)
-        self.ctx.write(give_back, f"{len(taken)} looks put off")
 
     def _let_go(self, taken: Sequence[Job]) -> None:
         """Gives rows back that a living worker could not finish, or lost while the database was away: no crash."""
