@@ -317,7 +317,7 @@ def test_a_look_later_than_its_booking_is_put_off(play: Stage, late: float, look
     taken = play.take(job)
 
     clock = Sleepy(play.now(), timedelta(seconds=late))
-    Looks(play.ctx, play.runner).look([taken], clock, play.now() + timedelta(seconds=1))
+    Looks(play.ctx, play.runner).look([taken], clock, SECOND, play.now() + SECOND)
 
     again = play.job(job)
     assert (calls(play.sandbox)["get"], again.polls - taken.polls) == (looks, looks)

@@ -14,6 +14,7 @@ import contextlib
 import json
 import random
 import re
+import socket
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ from tests.bench import usage
 from tests.bench.figures import Figure, percentile, shown
 from tests.bench.rig import Rig
 from worker import keys
-from worker.catalog import load
+from worker.catalog import load as load_catalog
 from worker.lanes import query_budget, slots
 from worker.settings import Settings
 from worker.tables import Attempt, Base, Job, RunTime
@@ -46,8 +47,8 @@ from worker.tables import Attempt, Base, Job, RunTime
 MODEL, REGION, KEY, OWNER = "wan2.5-t2v-preview", "cn-beijing", "sk-bench", "bench"
 CLIP = {"prompt": "a kitten", "size": "832*480", "duration": 5}
 ORDER = Order(MODEL, "video", "a kitten", "832*480", "480P", "16:9", 5, 0, 1, True, True)
-_STARTING = 25.0  # seconds for the processes to start, and to be idle with all of the tasks in flight
-_IDLE_FROM = 12.0  # seconds before the first end: the worker has started
+_IDLE = 15.0  # seconds with all of the tasks in flight and none due, of which the last ten are measured
+_PUT_A_SECOND = 600  # tasks that are made ready in a second
 _SETTLING = 15.0  # seconds from the first end, and before the last, that are not measured
 _AT_ONCE = 2000  # rows of an insert
 
@@ -92,19 +93,20 @@ def measure(rig: Rig, quick: bool) -> list[Figure]:
 
 def measured(home: Path, stored: embedded.Servers, load: Load, say: Callable[[str], None]) -> list[Figure]:
     """The figures of one load, on servers that run."""
-    began = time.time() + _STARTING
-    tasks = list(_tasks(load, began))
-    journal = home / f"tasks-{load.in_flight}.jsonl"
-    journal.write_text("".join(json.dumps({"made": asdict(task), "concurrency": None}) + "\n" for task in tasks))
+    port = _free_port()
     with _engine(stored, load) as engine, Supervisor(home, say) as supervisor:
-        supervisor.start([_program(home, "provider", _sandbox(journal), has_logged("sandbox ready"), {})])
-        supervisor.wait_ready()
-        sandbox = Sandbox(_address(home / "logs" / "provider.log"))
-        environment = _environment(stored, engine, sandbox)
-        _put_to_work(engine, Settings.model_validate(_named(environment)), tasks, began)
+        environment = _environment(stored, engine, f"http://127.0.0.1:{port}")
+        lane = _prepare(engine, Settings.model_validate(_named(environment)))
         supervisor.start([_program(home, *process, environment) for process in _PROCESSES])
         supervisor.wait_ready()
-        return _watched(engine, sandbox, supervisor.pids(), tasks, load, began)
+        began = time.time() + _IDLE + load.in_flight / _PUT_A_SECOND
+        tasks = list(_tasks(load, began))
+        journal = home / f"tasks-{load.in_flight}.jsonl"
+        journal.write_text("".join(json.dumps({"made": asdict(task), "concurrency": None}) + "\n" for task in tasks))
+        supervisor.start([_program(home, "provider", _sandbox(journal, port), has_logged("sandbox ready"), {})])
+        _put_to_work(engine, lane, tasks, began)
+        supervisor.wait_ready()
+        return _watched(engine, Sandbox(f"http://127.0.0.1:{port}"), supervisor.pids(), tasks, load, began)
 
 
 def _watched(
@@ -114,7 +116,7 @@ def _watched(
         calls = sandbox.totals()["calls"].get(OWNER, {})
         return _Books(time.time(), usage.cpu_seconds(pids), {name: calls.get(name, 0) for name in ("get", "list")})
 
-    idle = (_at(began - _IDLE_FROM, books), _at(began - 1, books))
+    idle = (_at(began - _IDLE + 4, books), _at(began - 1, books))
     start = _at(began + _SETTLING, books)
     end = _at(began + load.seconds - _SETTLING, books)
     memory = _memory(pids["looks"])
@@ -195,19 +197,19 @@ def _program(
     return Program(name, (sys.executable, "-m", *words), environment, log, is_ready, cwd=up.PROJECT)
 
 
-def _sandbox(journal: Path) -> str:
+def _sandbox(journal: Path, port: int) -> str:
     owners = json.dumps({KEY: OWNER}, separators=(",", ":")).replace("{", "{{").replace("}", "}}")
-    return f"ops.sandbox --port 0 --state {journal} --set owners={owners}"
+    return f"ops.sandbox --port {port} --state {journal} --set owners={owners}"
 
 
-def _address(log: Path) -> str:
-    found = re.findall(r"sandbox ready (\S+)", log.read_text())
-    assert found, "its line was seen in the log"
-    return str(found[-1])
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
-def _environment(stored: embedded.Servers, engine: Engine, sandbox: Sandbox) -> dict[str, str]:
-    account = {"owner": OWNER, "region": REGION, "url": sandbox.url, "key": KEY}
+def _environment(stored: embedded.Servers, engine: Engine, url: str) -> dict[str, str]:
+    account = {"owner": OWNER, "region": REGION, "url": url, "key": KEY}
     return {
         **stored.environment(),
         "NORIA_DATABASE_URL": engine.url.render_as_string(hide_password=False),
@@ -220,22 +222,26 @@ def _named(environment: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix("NORIA_").lower(): value for name, value in environment.items()}
 
 
-def _put_to_work(engine: Engine, settings: Settings, tasks: Sequence[Task], began: float) -> None:
-    """The tasks' jobs, running, none due before `began`; and what is known of their run times."""
-    catalog = load()
-    run = sorted(task.run_seconds for task in tasks)
-    early = run[len(run) // 50]
+def _prepare(engine: Engine, settings: Settings) -> int:
+    """Makes the tables and the lane; its id."""
     with engine.begin() as connection:
         Base.metadata.create_all(connection)
-        slots.sync(connection, catalog, settings)
-        shape = query_budget.shape(catalog, CLIP)
-        connection.execute(insert(RunTime).values(model=MODEL, shape=shape, early=early, median=median(run)))
+        slots.sync(connection, load_catalog(), settings)
+        # what is known of run times stays as it is put there
         connection.execute(text("insert into duties (name, due_at) values ('learn', now() + interval '1 day')"))
-        lane = connection.execute(text("select id from lanes where model = :model"), {"model": MODEL}).scalar_one()
+        return int(connection.execute(text("select id from lanes where model = :model"), {"model": MODEL}).scalar_one())
+
+
+def _put_to_work(engine: Engine, lane: int, tasks: Sequence[Task], began: float) -> None:
+    """The tasks' jobs, running, none due before `began`; and what is known of their run times."""
+    run = sorted(task.run_seconds for task in tasks)
+    early = run[len(run) // 50]
+    shape = query_budget.shape(load_catalog(), CLIP)
+    with engine.begin() as connection:
+        connection.execute(insert(RunTime).values(model=MODEL, shape=shape, early=early, median=median(run)))
         project = keys.create_project(connection, "bench").id
         for start in range(0, len(tasks), _AT_ONCE):
             _insert(connection, project, lane, tasks[start : start + _AT_ONCE], early, began)
-        connection.execute(text("select setval('lanes_id_seq', 100)"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("vacuum analyze"))
 

@@ -2,8 +2,9 @@
 
 What a listing has not shown has ended, and is fetched next, the oldest first, by several threads that book the
 account's query budget ahead of themselves. A page of another listing leaves only while nobody has booked ahead, so
-lists wait until all that is known to have ended is fetched, whichever thread or process knows it. Nothing of that is
-on record: what a worker knew when it died is listed once more, which is cheap.
+lists wait until all that is known to have ended is fetched, whichever thread or process knows it; and so do the looks
+of a message that is too short for a list. Nothing of that is on record: what a worker knew when it died is listed once
+more, which is cheap.
 
 Of a row only what a listing needs is read (`COLUMNS`), since a message has thousands; the whole row right before its
 task is fetched.
@@ -34,7 +35,7 @@ from worker.tables import Job
 
 _POSTPONED = timedelta(seconds=2)  # looks for which the account's query budget has no room now
 _HANDFUL = 5  # looks that are booked, and put on record, together
-_AT_ONCE = 3  # threads of a message that fetch: an answer of the provider's takes longer than a place in the budget
+_AT_ONCE = 5  # threads of a message that fetch: to fetch and to put on record takes longer than a place in the budget
 _LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
 _PAUSE = 0.1  # seconds, until the budget is asked again
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
@@ -68,7 +69,10 @@ class Looks:
         clock = Clock(rows[0].now)
         until = clock() + _LOOKING
         try:
-            self.fetch(self.sorted(taken, clock) if is_long else taken, clock, until)
+            if is_long:
+                self.fetch(self.sorted(taken, clock), clock, until)
+            else:
+                self.look(taken, clock, query_budget.PAGES_AHEAD, clock())
         except SQLAlchemyError as error:
             if not database.is_away(error):
                 raise
@@ -95,17 +99,18 @@ class Looks:
     def fetch(self, jobs: Sequence[Job], clock: Clock, until: datetime) -> None:
         """Looks at each task by itself, in that order; jobs that are not come to before `until` are due again soon."""
         handfuls = [jobs[start : start + _HANDFUL] for start in range(0, len(jobs), _HANDFUL)]
-        if len(handfuls) == 1:
-            self.look(handfuls[0], clock, until)
-            return
-        with ThreadPoolExecutor(_AT_ONCE, "looks") as threads:
-            for _ in threads.map(lambda handful: self.look(handful, clock, until), handfuls):
+        look = partial(self.look, clock=clock, ahead=query_budget.AHEAD, until=until)
+        with ThreadPoolExecutor(min(_AT_ONCE, len(handfuls)) or 1, "looks") as threads:
+            for _ in threads.map(look, handfuls):
                 pass
 
-    def look(self, handful: Sequence[Job], clock: Clock, until: datetime) -> None:
-        """Looks at the budget's pace; all that follows from them is put on record together."""
-        left = self._whole(handful)
-        while left and (booked := self._booked(left, clock, until)):
+    def look(self, jobs: Sequence[Job], clock: Clock, ahead: timedelta, until: datetime) -> None:
+        """Looks booked at most so far ahead, until then; what follows from them is put on record together.
+
+        Jobs that there is no room for are due again soon, perhaps together with others that make a list worth while.
+        """
+        left = self._whole(jobs)
+        while left and (booked := self._booked(left, clock, ahead, until)):
             seen = list(self._seen(left, booked, clock))
             left = left[len(seen) :]
             followed = [(job, move) for job, move in seen if move]
@@ -125,13 +130,13 @@ class Looks:
             else:
                 yield job, self.runner.guarded(job, partial(next, poll.step(self.ctx, job, clock)))
 
-    def _booked(self, jobs: Sequence[Job], clock: Clock, until: datetime) -> Booked | None:
-        """Places in the budget for a look at each, as soon as there are any; None: not before `until`."""
-        while clock() < until:
-            if booked := self.ctx.queries.book(self.ctx.owner(jobs[0]), len(jobs), query_budget.AHEAD):
-                return booked
+    def _booked(self, jobs: Sequence[Job], clock: Clock, ahead: timedelta, until: datetime) -> Booked | None:
+        """Places in the budget for a look at each; None: there were none until then."""
+        while not (booked := self.ctx.queries.book(self.ctx.owner(jobs[0]), len(jobs), ahead)):
+            if clock() >= until:
+                return None
             time.sleep(_PAUSE)
-        return None
+        return booked
 
     def _take(self, numbers: Numbers, columns: tuple[ColumnElement[Any], ...] | None) -> Sequence[Any]:
         with self.ctx.engine.begin() as connection:
