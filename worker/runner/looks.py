@@ -58,6 +58,7 @@ class Looks:
 
     ctx: Context
     runner: Recorder
+    clock: Callable[[datetime], Clock] = Clock  # for the budget's places, from the instant that they were booked at
 
     def at_all(self, numbers: Numbers) -> None:
         """A look at the task of each row that the numbers still claim, all of one account."""
@@ -120,10 +121,12 @@ class Looks:
 
     def _seen(self, jobs: Sequence[Job], booked: Booked, clock: Clock) -> Iterator[tuple[Job, Move | None]]:
         """The jobs that were looked at in time, each with what follows; the first that comes late ends it."""
+        # not the step's: it is as late as its many rows took to come
+        pace = self.clock(booked.now)
         for n, job in enumerate(jobs):
             at = booked.at + n * booked.apart
-            clock.wait_until(at)
-            if clock() > at + query_budget.LATE:
+            pace.wait_until(at)
+            if pace() > at + query_budget.LATE:
                 return
             if job.unproven:  # a task that is not the job's ends in two moves, the second from where the first led
                 yield job, self.runner.carry_out(job, clock)

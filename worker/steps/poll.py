@@ -38,7 +38,7 @@ _ENOUGH = 20  # tasks that tell the skew
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
 _LONGEST = timedelta(seconds=30)  # of a listing, which the message's lease has to outlast
 _PAUSE = 0.1  # seconds, until there may be a place in the query budget
-_THROTTLED = timedelta(seconds=3)  # until a task is looked at again whose query was one too many
+_THROTTLED = timedelta(seconds=3)  # between a look that was throttled and the next
 _LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
 _SIZES = (100, 50, 20, 10)  # rows of a page, tried in this order where the provider refuses; 10 is its own default
 _PAGES = 200  # at most; a list that needs more is not complete
@@ -226,8 +226,6 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     """A query that was refused: the task lives on. Only a bad key or account stops anything, and then creates."""
     if query_budget.is_trouble(refused.http_status):
         ctx.queries.slow(ctx.owner(job))
-    if refused.http_status == 429:  # the slower pace is enough of a wait
-        return Move(State.RUNNING, run_at=clock() + _THROTTLED)
     row = errors.classify(refused.http_status, refused.code, refused.message)
     return _look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
 
@@ -241,7 +239,9 @@ def _look_again(job: Job, clock: Clock, why: str, row: errors.Meaning | None = N
         return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
     stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
     effects = (Stop(now + timedelta(minutes=5), why),) if stops else ()
-    again_at = min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS)
+    # the slower pace is enough of a wait for a query that was one too many
+    wait = _THROTTLED if row is not None and row.verdict is Verdict.WAIT else timeouts.backoff(now - job.state_at)
+    again_at = now + min(wait, _LAST_LOOKS)
     return Move(State.RUNNING, run_at=again_at, effects=effects)
 
 
