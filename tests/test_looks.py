@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from threading import Lock
 
 import httpx
 import pytest
@@ -148,11 +149,39 @@ def test_several_messages_at_once_put_each_end_on_record_once(play: Stage, noted
 
     with ThreadPoolExecutor(8) as threads:  # each twice, as a broker may
         list(threads.map(lambda message: play.play([message]), messages * 2))
+    play.drive(lambda: states(play, jobs[:45]), lambda found: "running" not in found)
 
-    assert states(play, jobs) == ["copying"] * 45 + ["running"] * 15
+    assert set(states(play, jobs[45:])) == {"running"}
     assert sorted(noted.fetched) == sorted(str(job.task_id) for job in jobs[:45])
     assert play.sql("select count(*) as n from events where entered = 'copying'")[0]["n"] == 45
-    assert len(noted.lists) == 4  # so nine of ten queries fetch ends
+
+
+def test_four_of_five_queries_fetch_ends_while_many_wait(play: Stage, noted: Noted) -> None:
+    jobs = at_work(play, 60, ended=45)
+    messages = [message for start in range(4) for message in due(play, jobs[start::4])]
+    noted.queries.clear()
+
+    for message in messages:
+        play.play([message])
+
+    assert set(states(play, jobs[:45])) == {"copying"}
+    assert len(noted.fetched) / len(noted.queries) >= 0.8
+
+
+def test_only_one_message_of_an_account_lists_at_a_time_and_the_others_rows_are_due_again(
+    play: Stage, noted: Noted
+) -> None:
+    jobs = at_work(play, 12, ended=3)
+    (message,) = due(play)
+    noted.queries.clear()
+
+    with play.ctx.listing.setdefault("default", Lock()):  # by another thread
+        play.play([message])
+
+    found = [play.job(job) for job in jobs]
+    assert noted.queries == []
+    assert {(job.state, job.claimed, job.crashes) for job in found} == {("running", None, 0)}
+    assert max(job.run_at for job in found if job.run_at) < play.now() + timedelta(seconds=3)
 
 
 def test_a_list_is_read_only_once_nobody_has_booked_the_fetching_of_ends(play: Stage, noted: Noted) -> None:

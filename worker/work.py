@@ -46,8 +46,8 @@ CALLS = Group("calls", rows=1, on_their_way=32)
 BEGINNINGS = Group("transfer", rows=8, on_their_way=64)
 GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may read links for minutes
 BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload; looks cost no task query
-# few and large: one listing answers for all rows of a message, and each begins and ends with a page that is half wasted
-LOOKS = Group("provider", rows=4000, on_their_way=12_000, task="noria.poll")
+# All that is due: one listing answers for the rows of a message, and two listings mostly show the same.
+LOOKS = Group("provider", rows=12_000, on_their_way=12_000, task="noria.poll")
 
 _SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL, DELIVERY = (
     timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll", "deliver")

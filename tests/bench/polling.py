@@ -85,9 +85,9 @@ class _Books:
 
 def measure(rig: Rig, quick: bool) -> list[Figure]:
     """Few and short, and ten thousand."""
-    loads = [Load(600, 10, 0.5, 50 if quick else 70)]
+    loads = [Load(600, 10, 0.5, 45)]
     if not quick:
-        loads.append(Load(10_000, 10, 0.3, 90))
+        loads.append(Load(10_000, 10, 0.3, 75))
     return [figure for load in loads for figure in measured(rig.home, rig.servers, load, rig.say)]
 
 

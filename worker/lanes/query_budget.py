@@ -9,8 +9,8 @@ together around the median, then ever further apart. They fall on a grid of whol
 jobs are due together and one page of the provider's list answers for a hundred of them (`steps/poll`).
 
 A task that has ended keeps its slot until its end is seen. So looks are as close as half of the budget allows, each
-second where the owner has few tasks; and a page of the list leaves only while nobody waits with a task that is known to
-have ended: those are fetched first (`PAGES_AHEAD`).
+second where the owner has few tasks; and a list begins only while nobody waits with a task that is known to have ended:
+those are fetched first (`LISTS_AHEAD`).
 
 A tick sets the run times anew each half minute, from the tasks' rows; each process reads them again as often.
 """
@@ -51,7 +51,7 @@ from worker.tables import Job, Lane, Owner, RunTime
 
 WORTH = 8  # looks due together, from which on a list call is cheaper
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread
-PAGES_AHEAD = timedelta(seconds=0.1)  # how far pages may: whoever fetches ends has always booked further
+LISTS_AHEAD = timedelta(seconds=0.1)  # how far a list's first page may: whoever fetches ends has booked further
 # How late a query may leave. What a thread slept through adds to the queries of the next second, and at 15 a second
 # three tenths of one make fewer than five more.
 LATE = timedelta(seconds=0.3)

@@ -1,10 +1,9 @@
 """Looks at running tasks, a message of one account's at a time: by the provider's list where they are many.
 
-What a listing has not shown has ended, and is fetched next, the oldest first, by several threads that book the
-account's query budget ahead of themselves. A page of another listing leaves only while nobody has booked ahead, so
-lists wait until all that is known to have ended is fetched, whichever thread or process knows it; and so do the looks
-of a message that is too short for a list. Nothing of that is on record: what a worker knew when it died is listed once
-more, which is cheap.
+What a list has not shown has ended, and is fetched next, the oldest first, by several threads that book the account's
+query budget ahead of themselves. Another list begins only while nobody has booked ahead. So it waits until all that is
+known to have ended is fetched, whichever thread or process knows it; and so do the looks of a message that is too short
+for a list. Nothing of that is on record: what a worker knew when it died is listed once more, which is cheap.
 
 Of a row only what a listing needs is read (`COLUMNS`), since a message has thousands; the whole row right before its
 task is fetched.
@@ -18,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, select
@@ -72,8 +72,10 @@ class Looks:
         try:
             if is_long:
                 self.fetch(self.sorted(taken, clock), clock, until)
+            elif self._listing(taken).locked():
+                self._postpone(taken)
             else:
-                self.look(taken, clock, query_budget.PAGES_AHEAD, clock())
+                self.look(taken, clock, query_budget.LISTS_AHEAD, clock())
         except SQLAlchemyError as error:
             if not database.is_away(error):
                 raise
@@ -83,14 +85,21 @@ class Looks:
     def sorted(self, taken: Sequence[Job], clock: Clock) -> Sequence[Job]:
         """Puts the waits of the jobs on record whose tasks are listed as unfinished; the jobs whose tasks have ended.
 
-        Where the list does not come, only a few are looked at now, which tells what is wrong.
+        None where another thread lists the account's tasks: these are due again soon, and then in one message with all
+        others. Where the list does not come, only a few are looked at now, which tells what is wrong.
         """
+        listing = self._listing(taken)
+        if not listing.acquire(blocking=False):
+            self._postpone(taken)
+            return []
         try:
             told = poll.sort(self.ctx, taken, clock)
         except NotTold as error:
             _log.warning("the task list does not tell", why=str(error), rows=len(taken))
             self._postpone(taken[query_budget.WORTH :])
             return taken[: query_budget.WORTH]
+        finally:
+            listing.release()
         self._postpone(told.unseen)
         waits = [(job, poll.still_runs(self.ctx, job, status, clock())) for job, status in told.running]
         self._write([(job, move) for job, move in waits if move.to is State.RUNNING], clock)
@@ -140,6 +149,10 @@ class Looks:
                 return None
             time.sleep(_PAUSE)
         return booked
+
+    def _listing(self, jobs: Sequence[Job]) -> Lock:
+        """Held while a thread of this process lists the tasks of the jobs' account, or waits for that."""
+        return self.ctx.listing.setdefault(jobs[0].account or "", Lock())
 
     def _take(self, numbers: Numbers, columns: tuple[ColumnElement[Any], ...] | None) -> Sequence[Any]:
         with self.ctx.engine.begin() as connection:

@@ -2,7 +2,7 @@
 
 The list is asked for tasks that are RUNNING, so that the finished ones, of which a day has thousands, fill no page.
 A task that is not among them has ended, or is listed late, and is fetched by itself: the list carries no result, and
-its word is never final. Pages wait for the fetching of what is known to have ended (`query_budget.PAGES_AHEAD`).
+its word is never final. A list waits for the fetching of what is known to have ended (`query_budget.LISTS_AHEAD`).
 
 The documents name no largest page of the list (Alibaba docs, "Manage asynchronous tasks"), so a large one is asked for.
 A first page that is shorter than asked, though there are more tasks, has the size that is accepted; it is kept for the
@@ -278,7 +278,7 @@ def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> tupl
         return shown, False
     if len(drifts) >= _ENOUGH:
         ctx.drifts[jobs[0].account or ""] = (max(min(drifts) - _DRIFT, -_SKEW), min(max(drifts) + _DRIFT, _SKEW))
-    return shown, True
+    return shown, page.pages <= _PAGES
 
 
 def _drift(job: Job, row: Listed) -> timedelta:
@@ -315,7 +315,7 @@ def _first(ctx: Context, asked: Asked, patience: timedelta) -> tuple[Page, int]:
 
 def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelta) -> Page | Refused:
     owner = ctx.owners[asked.account]
-    _wait(ctx, asked, patience)
+    _wait(ctx, owner, patience, gives_way=number == 1 and asked.status is not None)
     try:
         answer = ctx.clients[asked.account].tasks(asked.start, asked.end, number, size, asked.model, asked.status)
     except CallFailed as error:
@@ -326,17 +326,17 @@ def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelt
     return answer
 
 
-def _wait(ctx: Context, asked: Asked, patience: timedelta) -> None:
-    """Waits for a place among the owner's queries; raises NoRoom when there is none."""
-    owner, until = ctx.owners[asked.account], time.monotonic() + patience.total_seconds()
+def _wait(ctx: Context, owner: str, patience: timedelta, gives_way: bool) -> None:
+    """Waits for a place among the owner's queries, until nobody is ahead where it gives way; raises NoRoom."""
+    until, ahead = time.monotonic() + patience.total_seconds(), query_budget.LISTS_AHEAD if gives_way else patience
     while True:
-        booked = ctx.queries.book(owner, 1, query_budget.PAGES_AHEAD if asked.status else patience)
+        booked = ctx.queries.book(owner, 1, ahead)
         if booked:
             clock = Clock(booked.now)
             clock.wait_until(booked.at)
             if clock() < booked.at + query_budget.LATE:
                 return
-        elif not asked.status or time.monotonic() > until:
+        elif not gives_way or time.monotonic() > until:
             raise NoRoom("the account's query budget is spent")
         else:
             time.sleep(_PAUSE)
