@@ -19,6 +19,7 @@ from ops.sandbox.testing import running
 from worker import broker, claims, moves, tick, timeouts, work
 from worker.context import Clock
 from worker.errors import ClaimLost
+from worker.runner.looks import Looks
 from worker.states import MOVES, TERMINAL, Mode, Move, State
 from worker.steps import STEPS
 from worker.tables import Job
@@ -207,7 +208,7 @@ def test_what_is_written_keeps_its_wait_where_a_neighbours_claim_is_lost(play: S
     later = clock() + timedelta(minutes=1)
     wait = Move(State.RUNNING, run_at=later)
 
-    play.runner._write([(taken, wait), (lost, wait)], clock)
+    Looks(play.ctx, play.runner)._write([(taken, wait), (lost, wait)], clock)
 
     assert play.job(job).run_at == later
 

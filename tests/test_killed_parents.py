@@ -27,7 +27,6 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from tests.chaos import witnesses
 from tests.chaos.witnesses import Witnesses
-from worker import moves
 from worker.context import Clock
 from worker.states import TERMINAL, State
 from worker.tables import Job
@@ -180,14 +179,6 @@ def abandon(play: Stage, taken: Job, depth: str) -> None:
     play.sql("update jobs set run_at = now() where id = :id and claimed = 'taken'", id=taken.id)
 
 
-def carry_out(play: Stage, taken: Job) -> None:
-    """A worker's step, whole, with the wait that it may end in."""
-    clock = Clock(play.now())
-    if wait := play.runner.carry_out(taken, clock):
-        with play.ctx.engine.begin() as connection:
-            moves.record_waits(connection, [(taken, wait)], clock())
-
-
 def live(play: Stage, job: Job, depth: str) -> set[tuple[str, str]]:
     """A whole life in which each step of each member is begun by one that dies, and then done by another."""
     died: set[tuple[uuid.UUID, str, int]] = set()
@@ -199,7 +190,7 @@ def live(play: Stage, job: Job, depth: str) -> set[tuple[str, str]]:
             for id_, number in message.numbers:
                 taken = play.spend(id_, number)
                 if (taken.id, taken.state, taken.round) in died:
-                    carry_out(play, taken)
+                    play.runner.carry_out(taken, Clock(play.now()))
                 else:
                     died.add((taken.id, taken.state, taken.round))
                     abandon(play, taken, depth)

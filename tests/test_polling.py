@@ -18,6 +18,7 @@ from worker.context import Clock
 from worker.errors import NotTold
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Times
+from worker.runner.looks import Looks
 from worker.states import State
 from worker.steps.poll import Asked, pages
 from worker.tables import Job
@@ -66,18 +67,18 @@ def look(play: Stage) -> None:
 
 
 def test_the_first_look_is_when_hardly_any_task_has_ended() -> None:
-    assert query_budget.first_look(BEGAN, Times(60, 90), has_room=False) == BEGAN + timedelta(seconds=60)
+    assert query_budget.first_look(BEGAN, Times(60, 90), apart=4) == BEGAN + timedelta(seconds=60)
 
 
 def test_a_model_that_is_not_learned_is_looked_at_soon_and_then_ever_less() -> None:
-    looks = [query_budget.first_look(BEGAN, None, has_room=False)]
+    looks = [query_budget.first_look(BEGAN, None, apart=2)]
     while looks[-1] < BEGAN + timedelta(minutes=30):
-        looks.append(query_budget.next_look(BEGAN, looks[-1], None, has_room=False))
+        looks.append(query_budget.next_look(BEGAN, looks[-1], None, apart=2))
 
     apart = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(looks)]
-    assert looks[0] - BEGAN == timedelta(seconds=3)
+    assert looks[0] - BEGAN == timedelta(seconds=4)
     assert apart == sorted(apart)
-    assert apart[-1] == 48
+    assert apart[-1] == 64
     assert len(looks) < 80
 
 
@@ -85,7 +86,7 @@ def test_looks_are_closest_around_the_median_and_then_ever_further_apart() -> No
     times = Times(140, 200)
 
     apart = {
-        ran: (query_budget.next_look(BEGAN, BEGAN + ran * SECOND, times, has_room=False) - BEGAN) / SECOND - ran
+        ran: (query_budget.next_look(BEGAN, BEGAN + ran * SECOND, times, apart=4) - BEGAN) / SECOND - ran
         for ran in (10, 150, 200, 290, 520, 3600)
     }
 
@@ -98,7 +99,7 @@ def test_looks_of_many_jobs_fall_together() -> None:
     began = [BEGAN + timedelta(seconds=n / 7) for n in range(400)]
     now = BEGAN + timedelta(seconds=230, milliseconds=500)
 
-    looks = {query_budget.next_look(moment, now, Times(140, 200), has_room=False) for moment in began}
+    looks = {query_budget.next_look(moment, now, Times(140, 200), apart=4) for moment in began}
 
     assert len(looks) == 1
 
@@ -106,34 +107,41 @@ def test_looks_of_many_jobs_fall_together() -> None:
 @pytest.mark.parametrize("times", [None, Times(50, 60), Times(140, 200), Times(300, 400)])
 def test_where_there_is_room_tasks_are_looked_at_each_second_around_their_ends(times: Times | None) -> None:
     began = BEGAN + timedelta(seconds=0.4)
-    look = query_budget.first_look(began, times, has_room=True)
+    look = query_budget.first_look(began, times, apart=1)
     assert look - began == timedelta(seconds=times.early if times else 3.6)
 
     # a tick comes once a second, at whatever fraction of one, and an instant passes until the look
     while look < BEGAN + timedelta(seconds=times.median if times else 60):
         looked_at = look + timedelta(seconds=0.95)
-        look = query_budget.next_look(began, looked_at, times, has_room=True)
+        look = query_budget.next_look(began, looked_at, times, apart=1)
         assert timedelta(0) < look - looked_at <= timedelta(seconds=1.05)
 
 
-def test_there_is_room_for_a_look_each_second_while_half_of_the_rate_is_enough(play: Stage) -> None:
+def test_looks_are_each_second_while_half_of_the_rate_is_enough_and_then_further_apart(play: Stage) -> None:
     at_work(play, 12)
+    play.sql("update jobs set polls = 1")
 
-    def has_room(per_second: float) -> bool:
+    def apart(per_second: float) -> int:
         with play.ctx.engine.begin() as connection:
-            return query_budget.roomy(connection, per_second) == {"default"}
+            return query_budget.apart(connection, per_second)["default"]
 
-    assert has_room(4)  # a page of those that run, and one of those that wait
-    assert not has_room(3.9)
+    assert apart(4) == 1  # a page of those that run, and one of those that wait
+    assert (apart(3.9), apart(2), apart(1.9)) == (2, 2, 4)
     play.sql("update owners set page_size = 10")
-    assert has_room(8)
-    assert not has_room(7.9)
+    assert (apart(8), apart(7.9)) == (1, 2)
     play.sql("update jobs set state = 'copying' where id in (select id from jobs where state = 'running' limit 5)")
-    assert has_room(14)  # seven are looked at singly
-    assert not has_room(13.9)
+    assert (apart(14), apart(13.9)) == (1, 2)  # seven are looked at singly
     play.ctx.queries.slow("default")
-    assert not has_room(20)
-    assert has_room(28)
+    assert (apart(28), apart(20)) == (1, 2)
+    assert apart(0.01) == 64
+
+
+def test_tasks_that_cannot_have_ended_yet_do_not_put_looks_further_apart(play: Stage) -> None:
+    at_work(play, 12)
+    play.sql("update jobs set polls = 0")
+
+    with play.ctx.engine.begin() as connection:
+        assert query_budget.apart(connection, 0.01) == {"default": 1}
 
 
 @pytest.mark.parametrize(
@@ -308,7 +316,8 @@ def test_a_look_later_than_its_booking_is_put_off(play: Stage, late: float, look
     play.sql("update jobs set run_at = now() where id = :id", id=job.id)
     taken = play.take(job)
 
-    play.runner._look([taken], Sleepy(play.now(), timedelta(seconds=late)), play.now() + timedelta(minutes=1))
+    looks_of_one = Looks(play.ctx, play.runner, lambda now: Sleepy(now, timedelta(seconds=late)))
+    looks_of_one.look([taken], Clock(play.now()), SECOND, play.now())
 
     again = play.job(job)
     assert (calls(play.sandbox)["get"], again.polls - taken.polls) == (looks, looks)

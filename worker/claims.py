@@ -25,20 +25,27 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
+    BigInteger,
     ColumnElement,
     Connection,
     DateTime,
+    Interval,
     Row,
+    TableValuedAlias,
+    Update,
+    Uuid,
     and_,
     bindparam,
     case,
+    column,
     func,
     literal,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.types import TypeEngine
 
 from worker import timeouts
 from worker.tables import Delivery, Job
@@ -90,14 +97,19 @@ def claim_due(
 
 
 def take(
-    connection: Connection, table: Claimable, numbers: Numbers, lease: Lease, *more: ColumnElement[Any]
+    connection: Connection,
+    table: Claimable,
+    numbers: Numbers,
+    lease: Lease,
+    columns: tuple[ColumnElement[Any], ...] | None = None,
 ) -> list[Row[Any]]:
     """Spends claim numbers: the rows that are now ours, in the order of `numbers`, each with Postgres's `now`.
 
-    `more`: what else a row gives. A number that was spent or replaced gives no row: its message was a repeat, or late.
+    A number that was spent or replaced gives no row: its message was a repeat, or late. `columns`: what is read of the
+    rows, all of it where that is None.
     """
     order = {row_id: n for n, (row_id, _) in enumerate(numbers)}
-    rows = connection.execute(_taking(table, lease, *more), {"numbers": list(numbers)}).all()
+    rows = connection.execute(_taking(table, lease, columns), bound(numbers)).all()
     return sorted(rows, key=lambda row: order[row.id])
 
 
@@ -121,20 +133,35 @@ def is_ours(table: Claimable, row_id: uuid.UUID, number: int) -> ColumnElement[b
 
 def give_back(connection: Connection, table: Claimable, numbers: Numbers, after: timedelta) -> None:
     """Makes claimed rows due again after a while: their messages could not be sent, or there was no room for them."""
-    returned = update(table).where(tuple_(table.id, table.claim).in_(numbers)).values(run_at=NOW + after, claimed=None)
-    connection.execute(returned)
+    connection.execute(_giving_back(table), bound(numbers) | {"after": after})
 
 
 def let_go(connection: Connection, table: Claimable, numbers: Numbers, after: timedelta) -> None:
     """Gives back what is still in this worker's hands; takes back the crash where a lease lapsed there meanwhile."""
-    ours = tuple_(table.id, table.claim).in_(numbers)
-    mine = update(table).where(ours, table.claimed == TAKEN).values(run_at=NOW + after, claimed=None)
-    connection.execute(mine)
-    lapsed = update(table).where(table.id.in_([row_id for row_id, _ in numbers]), ~ours, table.crashes > 0)
-    connection.execute(lapsed.values(crashes=table.crashes - 1))
+    connection.execute(_letting_go(table), bound(numbers) | {"after": after})
+    connection.execute(_uncrashing(table), bound(numbers))
+
+
+def unnested(name: str, **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """A table of rows that are bound as one array for each column, by the column's name.
+
+    Its text is the same for any number of rows, so a statement on it is compiled and prepared once; one with a list of
+    values would be for each length of the list.
+    """
+    arrays = [bindparam(column_name, type_=ARRAY(type_)) for column_name, type_ in columns.items()]
+    parts = [column(column_name, type_) for column_name, type_ in columns.items()]
+    return func.unnest(*arrays).table_valued(*parts, name=name).render_derived()
+
+
+def bound(numbers: Numbers) -> dict[str, Any]:
+    """Claim numbers as `OURS` binds them."""
+    return {"ids": [row_id for row_id, _ in numbers], "numbers": [number for _, number in numbers]}
 
 
 # Statements are built once: to build one costs more than to run it.
+
+# the rows of `bound`
+OURS = unnested("ours", ids=Uuid(), numbers=BigInteger())
 
 
 @lru_cache(maxsize=64)
@@ -161,10 +188,27 @@ def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...]
 
 
 @lru_cache(maxsize=64)
-def _taking(table: Claimable, lease: Lease, *more: ColumnElement[Any]) -> ReturningUpdate[Any]:
+def _taking(table: Claimable, lease: Lease, columns: tuple[ColumnElement[Any], ...] | None) -> ReturningUpdate[Any]:
     return (
         update(table)
-        .where(tuple_(table.id, table.claim).in_(bindparam("numbers", expanding=True)), table.claimed == SENT)
+        .where(table.id == OURS.c.ids, table.claim == OURS.c.numbers, table.claimed == SENT)
         .values(run_at=NOW + lease, claim=table.claim + 1, claimed=TAKEN)
-        .returning(*table.__table__.c, NOW.label("now"), *more)
+        .returning(*(columns or table.__table__.c), NOW.label("now"))
     )
+
+
+@lru_cache(maxsize=64)
+def _giving_back(table: Claimable) -> Update:
+    returned = update(table).where(table.id == OURS.c.ids, table.claim == OURS.c.numbers)
+    return returned.values(run_at=NOW + bindparam("after", type_=Interval), claimed=None)
+
+
+@lru_cache(maxsize=64)
+def _letting_go(table: Claimable) -> Update:
+    return _giving_back(table).where(table.claimed == TAKEN)
+
+
+@lru_cache(maxsize=64)
+def _uncrashing(table: Claimable) -> Update:
+    lapsed = update(table).where(table.id == OURS.c.ids, table.claim != OURS.c.numbers, table.crashes > 0)
+    return lapsed.values(crashes=table.crashes - 1)

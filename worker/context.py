@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, select
@@ -76,6 +77,9 @@ class Context:
     patience: timedelta = database.PATIENCE  # with a database that is away
     names: dict[uuid.UUID, str] = field(default_factory=dict)  # of projects, which never change
     strange: set[str] = field(default_factory=set)  # unknown statuses that were logged already
+    # by account, how much later than ours the provider's times of its tasks are: at least, and at most
+    drifts: dict[str, tuple[timedelta, timedelta]] = field(default_factory=dict)
+    listing: dict[str, Lock] = field(default_factory=dict)  # by account, while a thread lists its tasks
 
     @property
     def owners(self) -> dict[str, str]:

@@ -106,7 +106,8 @@ def _due(group: Group) -> Iterator[_Due]:
         yield _Due(group, among, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
         yield _Due(group, among, group.on_their_way - group.urgent, and_(here, ~_DIES_SOON), (Job.links_expire_at,))
     else:
-        yield _Due(group, among, group.on_their_way, here, (Job.run_at,))
+        # many looks are due at one instant: those of one message then lie close together in the provider's list, too
+        yield _Due(group, among, group.on_their_way, here, (Job.run_at, Job.submitted_at))
 
 
 _CLAIMED = sorted({state for _, state in WORK} - {State.QUEUED})

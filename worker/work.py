@@ -52,7 +52,8 @@ CALLS = Group("calls", rows=1, on_their_way=32)
 BEGINNINGS = Group("transfer", rows=8, on_their_way=64)
 GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may read links for minutes
 BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload; looks cost no task query
-LOOKS = Group("provider", rows=1000, on_their_way=3000, task="noria.poll")  # one list call answers for many
+# All that is due: one listing answers for the rows of a message, and two listings mostly show the same.
+LOOKS = Group("provider", rows=12_000, on_their_way=12_000, task="noria.poll")
 
 _SUBMIT, _CALL, _BATCH, _FIND, _GATHER, _POLL = (
     timeouts.LEASES[name] for name in ("submit", "call", "batch", "reconcile", "gather", "poll")
@@ -65,12 +66,12 @@ WORK: dict[tuple[Mode, State], Work] = {
     (Mode.TASK, State.ADMITTED): Work(CREATES, _SUBMIT),
     (Mode.TASK, State.SUBMITTING): Work(CREATES, _SUBMIT),
     (Mode.TASK, State.UNCERTAIN): Work(CREATES, _FIND),
-    (Mode.TASK, State.RUNNING): Work(LOOKS, _POLL, repeatable=True),
+    (Mode.TASK, State.RUNNING): Work(LOOKS, _POLL),
     (Mode.TASK, State.COPYING): Work(COPIES, _COPY, repeatable=True),
     (Mode.CALL, State.ADMITTED): Work(CALLS, _CALL),
     (Mode.CALL, State.SUBMITTING): Work(CALLS, _SUBMIT),
     (Mode.CALL, State.UNCERTAIN): Work(CALLS, _FIND),
-    (Mode.CALL, State.RUNNING): Work(LOOKS, _POLL, repeatable=True),  # a person gave it a task
+    (Mode.CALL, State.RUNNING): Work(LOOKS, _POLL),  # a person gave it a task
     (Mode.CALL, State.COPYING): Work(COPIES, _COPY, repeatable=True),
     (Mode.BATCH, State.ADMITTED): Work(BATCHES, _BATCH),
     (Mode.BATCH, State.SUBMITTING): Work(BATCHES, _SUBMIT),

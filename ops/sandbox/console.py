@@ -39,7 +39,7 @@ def router(provider: Provider) -> APIRouter:
 
     @routes.get("/totals")
     async def totals() -> dict[str, Any]:
-        return provider.totals()
+        return provider.totals() | provider.ledger.queries()
 
     @routes.get("/faults")
     async def faults() -> list[Rule]:

@@ -76,6 +76,10 @@ class Ledger:
             "faults": faults,
         }
 
+    def queries(self) -> dict[str, Any]:
+        """Return what was asked by owner and interface, the most in a second, and what was refused."""
+        return {"calls": self.peaks.totals(), "peaks": self.peaks.table(), "throttled": self.throttled}
+
     def totals(self, tasks: Tasks, now: float) -> dict[str, Any]:
         """Return the counts and the bill alone."""
         return {

@@ -89,6 +89,9 @@ class Tasks:
             return
         insort(self._by_owner[task.owner], task, key=_submission)
         insort(self._lanes[_lane(task)], task, key=_submission)
+        if concurrency is None:  # it waits for nobody, and nobody for it
+            _schedule(task, [])
+            return
         self._plan(_lane(task), concurrency, task.received_at)
 
     def cancel(self, task: Task, concurrency: int | None, now: float) -> None:
@@ -113,8 +116,8 @@ class Tasks:
 
     def in_flight(self, owner: str, model: str, now: float) -> int:
         """Return how many tasks of a lane are pending or running."""
-        lane = self._lanes[owner, model]
-        return sum(task.submitted_at <= now and task.is_unfinished(now) for task in lane)
+        lane = self._lanes[owner, model] = [task for task in self._lanes[owner, model] if task.is_unfinished(now)]
+        return sum(task.submitted_at <= now for task in lane)
 
     def _plan(self, lane: tuple[str, str], concurrency: int | None, now: float) -> None:
         unfinished = [task for task in self._lanes[lane] if task.is_unfinished(now)]

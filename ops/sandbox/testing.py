@@ -36,6 +36,11 @@ class Sandbox:
         ledger: dict[str, Any] = self._call("GET", "ledger")
         return ledger
 
+    def totals(self) -> dict[str, Any]:
+        """Return the counts, the bill and what was asked, without a line for each task."""
+        totals: dict[str, Any] = self._call("GET", "totals")
+        return totals
+
     def task(self, task_id: str) -> dict[str, Any]:
         """Return the ledger's line of one task, or raise StopIteration."""
         return next(task for task in self.ledger()["tasks"] if task["task_id"] == task_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import copies, cost, growth, outage, slots, submissions, tables, webhooks
+from tests.bench import copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -15,6 +15,7 @@ SCENARIOS: dict[str, Callable[[Rig, bool], list[Figure]]] = {
     "webhooks": webhooks.measure,
     "api": submissions.measure,
     "copies": copies.measure,
+    "in_flight": polling.measure,
     "growth": growth.growth,
     "tables": tables.measure,
 }

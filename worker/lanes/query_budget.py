@@ -7,8 +7,10 @@ the owner's pace, and it recovers with time, from its time stamp. Nothing else s
 Looks follow the run times that were learned of a model and shape: the first when hardly any task has ended, close
 together around the median, then ever further apart. They fall on a grid of whole seconds, so that the looks of many
 jobs are due together and one page of the provider's list answers for a hundred of them (`steps/poll`).
-While half of the budget is enough for a look at each of an owner's tasks every second, each gets that: a task that has
-ended keeps its slot until its end is seen.
+
+A task that has ended keeps its slot until its end is seen. So looks are as close as half of the budget allows, each
+second where the owner has few tasks; and a list begins only while nobody waits with a task that is known to have ended:
+those are fetched first (`LISTS_AHEAD`).
 
 A tick sets the run times anew each half minute, from the tasks' rows; each process reads them again as often.
 """
@@ -23,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     DateTime,
     Double,
@@ -31,11 +34,13 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal_column,
     or_,
     select,
     true,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import database, work
@@ -46,6 +51,7 @@ from worker.tables import Job, Lane, Owner, RunTime
 
 WORTH = 8  # looks due together, from which on a list call is cheaper
 AHEAD = timedelta(seconds=3)  # how far looks may be booked ahead; a worker waits that long on its thread
+LISTS_AHEAD = timedelta(seconds=0.1)  # how far a list's first page may: whoever fetches ends has booked further
 # How late a query may leave. What a thread slept through adds to the queries of the next second, and at 15 a second
 # three tenths of one make fewer than five more.
 LATE = timedelta(seconds=0.3)
@@ -54,15 +60,14 @@ _LOWEST = 1 / 16  # of the rate, however often the provider says no
 _REGAINED, _EACH_SECONDS = 0.1, 3  # of the rate, that the pace regains in so many seconds
 _ONE_BLOW = timedelta(seconds=2)  # within which refusals are one: they were on their way together
 _PAGE = 100  # rows of the list, until it is known how many the provider gives
-_ROOM = 0.5  # of the rate, that looks each second may take
-_ROOM_SECONDS = 2.0  # between two counts of an owner's tasks
+_SHARE = 0.5  # of the rate, that looks at all tasks may take
+_COUNT_SECONDS = 2.0  # between two counts of an owner's tasks
 _SIGHTING_SECONDS = 30.0  # between two notes that an owner's tasks can be seen
 
 # Steps of the grid, seconds; each is a multiple of those before, so that a look of any step meets all shorter ones.
-_STEPS = _CLOSEST, _CLOSE, *_, _FURTHEST = 1, 3, 6, 12, 24, 48
+_STEPS = CLOSEST, *_, _FURTHEST = 1, 2, 4, 8, 16, 32, 64
 _NEARLY = 0.1  # seconds
 _FIRST = 3  # seconds, to the first look at a model that is not learned
-_PARTS_OF_MEDIAN = 48
 _USUAL = 1.5  # medians: most have ended by then
 _PARTS, _PARTS_WITH_ROOM = 8, 48  # of the wait for a task that is late, or whose run time is not learned
 
@@ -112,7 +117,7 @@ class Budget:
         self._patience = patience
         self._per_second = per_second
         self._sighted: dict[str, float] = {}
-        self._roomy: frozenset[str] = frozenset()
+        self._apart: dict[str, int] = {}
         self._counted_at = -math.inf
 
     def book(self, owner: str, count: int, ahead: timedelta) -> Booked | None:
@@ -121,12 +126,12 @@ class Budget:
             lambda connection: book(connection, owner, count, self._per_second, _now(connection), ahead), "queries"
         )
 
-    def has_room(self, owner: str) -> bool:
-        """Whether each of the owner's tasks may be looked at every second; counted every two seconds at the most."""
-        if time.monotonic() - self._counted_at > _ROOM_SECONDS:
+    def apart(self, owner: str) -> int:
+        """Seconds between two looks at a task of the owner's that may have ended; counted every two seconds at most."""
+        if time.monotonic() - self._counted_at > _COUNT_SECONDS:
             self._counted_at = time.monotonic()
-            self._roomy = self._read(lambda connection: roomy(connection, self._per_second))
-        return owner in self._roomy
+            self._apart = self._read(lambda connection: apart(connection, self._per_second))
+        return self._apart.get(owner, CLOSEST)
 
     def slow(self, owner: str) -> None:
         """Halves the owner's pace: its queries were throttled, or failed."""
@@ -191,22 +196,25 @@ def shape(catalog: Catalog, wanted: Mapping[str, Any]) -> str:
     return " ".join(str(part) for part in parts if part)
 
 
-def first_look(began: datetime, times: Times | None, has_room: bool) -> datetime:
-    """When to look first at a task: when hardly any of its like has ended; soon, when that is not learned."""
+def first_look(began: datetime, times: Times | None, apart: int) -> datetime:
+    """When to look first at a task: when hardly any of its like has ended; soon, when that is not learned.
+
+    `apart`: seconds between two looks, as the budget allows.
+    """
     if times is None:
-        return _on_grid(began + timedelta(seconds=_FIRST), _CLOSEST)
+        return _on_grid(began + timedelta(seconds=_FIRST), apart)
     early = began + timedelta(seconds=times.early)
-    # with room not even on the grid: the next tick is the grid
-    return early if has_room else _on_grid(early, _close(times, has_room))
+    # each second not even on the grid: the next tick is the grid
+    return early if apart == CLOSEST else _on_grid(early, apart)
 
 
-def next_look(began: datetime, now: datetime, times: Times | None, has_room: bool) -> datetime:
-    """When to look again at a task that still runs; `has_room`: the budget is enough to look at all each second."""
+def next_look(began: datetime, now: datetime, times: Times | None, apart: int) -> datetime:
+    """When to look again at a task that still runs: `apart` seconds later at the closest, as the budget allows."""
     late = _late((now - began).total_seconds(), times)
-    step = _step(late / (_PARTS_WITH_ROOM if has_room else _PARTS), _close(times, has_room), _FURTHEST)
+    step = _step(late / (_PARTS_WITH_ROOM if apart == CLOSEST else _PARTS), apart)
     # not the instant that is nearly here; a whole step of a second later still, looks would be two seconds apart
-    soon = _on_grid(now + timedelta(seconds=step / 2 if step > _CLOSEST else _NEARLY), step)
-    return max(soon, first_look(began, times, has_room)) if times else soon
+    soon = _on_grid(now + timedelta(seconds=step / 2 if step > CLOSEST else _NEARLY), step)
+    return max(soon, first_look(began, times, apart)) if times else soon
 
 
 def learn(connection: Connection, now: datetime) -> None:
@@ -214,23 +222,21 @@ def learn(connection: Connection, now: datetime) -> None:
     connection.execute(_LEARN, {"since": now - _OVER})
 
 
-def roomy(connection: Connection, per_second: float) -> frozenset[str]:
-    """The owners whose tasks may all be looked at every second."""
-    rows = connection.execute(_AT_WORK, {"now": _now(connection)})
-    share = _ROOM * per_second
-    return frozenset(row.name for row in rows if _each_second(row.tasks, row.page_size) <= share * row.pace)
+def apart(connection: Connection, per_second: float) -> dict[str, int]:
+    """By owner, seconds between two looks at a task: a step of the grid that keeps all looks within their share."""
+    share = _SHARE * per_second
+    rows = connection.execute(_LOOKED_AT, {"now": _now(connection)})
+    return {row.name: _step_for(_queries(row.tasks, row.page_size) / (share * row.pace)) for row in rows}
 
 
-def _each_second(tasks: int, page_size: int | None) -> int:
+def _queries(tasks: int, page_size: int | None) -> int:
     """Queries that a look at so many tasks takes: singly, or by pages of those that run and of those that wait."""
     return tasks if tasks < WORTH else 2 * math.ceil(tasks / (page_size or _PAGE))
 
 
-def _close(times: Times | None, has_room: bool) -> int:
-    """The step around the end that is expected."""
-    if has_room:
-        return _CLOSEST
-    return _step(times.median / _PARTS_OF_MEDIAN, _CLOSEST, _CLOSE) if times else _CLOSE
+def _step_for(seconds: float) -> int:
+    """The shortest step of the grid that is no shorter than so many seconds, if there is one."""
+    return next((step for step in _STEPS if step >= seconds), _FURTHEST)
 
 
 def _late(ran: float, times: Times | None) -> float:
@@ -240,9 +246,9 @@ def _late(ran: float, times: Times | None) -> float:
     return ran - times.median if ran >= _USUAL * times.median else 0.0
 
 
-def _step(seconds: float, least: int, most: int) -> int:
-    """The longest step of the grid that is no longer than so many seconds, within bounds."""
-    return max(step for step in _STEPS if step <= min(max(seconds, least), most))
+def _step(seconds: float, least: int) -> int:
+    """The longest step of the grid that is no longer than so many seconds, and no shorter than `least`."""
+    return max(step for step in _STEPS if step <= max(seconds, least))
 
 
 def _on_grid(at: datetime, step: int) -> datetime:
@@ -272,13 +278,13 @@ _BOOK = (
     .values(next_query_at=func.greatest(Owner.next_query_at, _NOW) + _LENGTH)
     .returning((Owner.next_query_at - _LENGTH).label("at"), _PACE.label("pace"))
 )
-# each owner's pace, and how many of its tasks run
-_AT_WORK = select(
+# each owner's pace, and how many of its tasks were looked at and run still
+_LOOKED_AT = select(
     Owner.name,
     Owner.page_size,
     _PACE.label("pace"),
     select(func.count())
-    .where(Job.lane_id == Lane.id, Lane.owner == Owner.name, work.in_states(State.RUNNING))
+    .where(Job.lane_id == Lane.id, Lane.owner == Owner.name, work.in_states(State.RUNNING), Job.polls > 0)
     .scalar_subquery()
     .label("tasks"),
 )
@@ -321,3 +327,8 @@ _LEARN = _LEARNED.on_conflict_do_update(
     set_={"early": _LEARNED.excluded.early, "median": _LEARNED.excluded.median},
 )
 _RUN_TIMES = select(*RunTime.__table__.c)
+_SHAPED_BY = ("size", "resolution", "duration", "n")
+# a job's input, of which only what `shape` reads
+INPUT: ColumnElement[Any] = func.jsonb_build_object(
+    *(part for name in _SHAPED_BY for part in (literal_column(f"'{name}'"), Job.input[name])), type_=JSONB
+).label("input")

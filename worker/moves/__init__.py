@@ -24,19 +24,16 @@ from sqlalchemy import (
     Text,
     Uuid,
     bindparam,
-    cast,
-    column,
     exists,
     func,
     insert,
     literal_column,
     select,
     update,
-    values,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import document, money, text, webhooks, work
+from worker import claims, document, money, text, webhooks, work
 from worker.claims import NOW
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
@@ -135,21 +132,8 @@ def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now:
     """Puts many waits of `running` jobs on record at once; of how many. Rows that are no longer ours are left alone."""
     if not waits:
         return 0
-    looks = values(*_LOOK, name="looks").data([_look(job, move, now) for job, move in waits])
-    waited = (
-        update(Job)
-        .where(Job.id == looks.c.id, Job.claim == looks.c.number, Job.state == State.RUNNING)
-        .values(
-            run_at=looks.c.run_at,
-            claimed=None,
-            crashes=0,
-            polls=Job.polls + 1,
-            task_status=looks.c.task_status,
-            # NULLs alone have no type
-            unknown_since=cast(looks.c.unknown_since, DateTime(timezone=True)),
-        )
-    )
-    return connection.execute(waited).rowcount
+    looks = zip(*(_look(job, move, now) for job, move in waits), strict=True)
+    return connection.execute(_WAITED, dict(zip(_LOOKS.c.keys(), map(list, looks), strict=True))).rowcount
 
 
 def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:
@@ -369,12 +353,26 @@ def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
 
 # Statements are built once for each set of columns: to build one costs more than to run it.
 
-_LOOK = (
-    column("id", Uuid),
-    column("number", BigInteger),
-    column("run_at", DateTime(timezone=True)),
-    column("task_status", Text),
-    column("unknown_since", DateTime(timezone=True)),
+_LOOKS = claims.unnested(
+    "looks",
+    ids=Uuid(),
+    numbers=BigInteger(),
+    run_ats=DateTime(timezone=True),
+    statuses=Text(),
+    unknown_since=DateTime(timezone=True),
+)
+# puts waits of running jobs on record
+_WAITED = (
+    update(Job)
+    .where(Job.id == _LOOKS.c.ids, Job.claim == _LOOKS.c.numbers, Job.state == State.RUNNING)
+    .values(
+        run_at=_LOOKS.c.run_ats,
+        claimed=None,
+        crashes=0,
+        polls=Job.polls + 1,
+        task_status=_LOOKS.c.statuses,
+        unknown_since=_LOOKS.c.unknown_since,
+    )
 )
 _EVENT = insert(Event).returning(Event.id)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()

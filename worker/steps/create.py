@@ -142,7 +142,7 @@ def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
         "polls": 0,
         "error": None,
     }
-    first = query_budget.first_look(now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job)))
+    first = query_budget.first_look(now, ctx.learned.times(job), ctx.queries.apart(ctx.owner(job)))
     return Move(State.RUNNING, run_at=first, columns=columns, attempt=said)
 
 

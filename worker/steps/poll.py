@@ -1,8 +1,8 @@
 """Polls: what follows from a look at a task, one by itself or many at once by the provider's list.
 
 The list is asked for tasks that are RUNNING, so that the finished ones, of which a day has thousands, fill no page.
-A task that is not among them has ended, or is listed late, and is looked at by itself: the list carries no result, and
-its word is never final.
+A task that is not among them has ended, or is listed late, and is fetched by itself: the list carries no result, and
+its word is never final. A list waits for the fetching of what is known to have ended (`query_budget.LISTS_AHEAD`).
 
 The documents name no largest page of the list (Alibaba docs, "Manage asynchronous tasks"), so a large one is asked for.
 A first page that is shorter than asked, though there are more tasks, has the size that is accepted; it is kept for the
@@ -11,6 +11,8 @@ owner. Each page is paid for from the account's query budget.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +22,7 @@ from worker import kinds, log, timeouts
 from worker.context import Clock, Context, Moves
 from worker.dashscope import errors
 from worker.dashscope.errors import Verdict
-from worker.dashscope.responses import Page, Refused, TaskSeen
+from worker.dashscope.responses import Listed, Page, Refused, TaskSeen
 from worker.errors import CallFailed, ErrorClass, Failure, NotTold
 from worker.lanes import query_budget
 from worker.lanes.account_stops import Stop
@@ -31,18 +33,29 @@ from worker.tables import Job
 REACH = timedelta(hours=24)  # how far back the list goes, and how long a window may be
 
 _SKEW = timedelta(seconds=30)  # between the provider's clock and Postgres's; what lies further apart is asked singly
+_DRIFT = timedelta(seconds=2)  # more or less than the skew that the last listing showed
+_ENOUGH = 20  # tasks that tell the skew
 _PATIENCE = timedelta(seconds=10)  # for a place in the query budget
 _LONGEST = timedelta(seconds=30)  # of a listing, which the message's lease has to outlast
+_PAUSE = 0.1  # seconds, until there may be a place in the query budget
+_THROTTLED = timedelta(seconds=3)  # between a look that was throttled and the next
 _LAST_LOOKS = timedelta(seconds=60)  # between looks that tell nothing
 _SIZES = (100, 50, 20, 10)  # rows of a page, tried in this order where the provider refuses; 10 is its own default
-_PAGES = 50  # at most; a list that needs more is not complete
+_PAGES = 200  # at most; a list that needs more is not complete
 
 _log = log.get(__name__)
 
 
+class NoRoom(NotTold):
+    """The account's query budget is spent."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """Which tasks: an account's, created from `start` to `end` (at most 24 h apart), of a model as spelled there."""
+    """Which tasks: an account's, created from `start` to `end` (at most 24 h apart), of a model as spelled there.
+
+    With a `status` they are asked for to be looked at, which can wait.
+    """
 
     account: str
     start: datetime
@@ -53,10 +66,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Sorted:
-    """What a listing says of jobs: their tasks run (each with its status), or they are to be looked at singly."""
+    """What a listing says of jobs: their tasks run (each with its status), are to be fetched, or were not come to.
+
+    Those to be fetched are in the order in which their tasks were made, so the links that die first are fetched first.
+    """
 
     running: tuple[tuple[Job, str], ...]
-    singly: tuple[Job, ...]
+    ended: tuple[Job, ...]
+    unseen: tuple[Job, ...]
 
 
 def step(ctx: Context, job: Job, clock: Clock) -> Moves:
@@ -81,20 +98,25 @@ def step(ctx: Context, job: Job, clock: Clock) -> Moves:
 
 
 def sort(ctx: Context, jobs: Sequence[Job], clock: Clock) -> Sorted:
-    """Sorts the running jobs of one account by the provider's list; raises NotTold.
+    """Sorts the running jobs of one account by the provider's list; raises NotTold, though not for want of room.
 
     Tasks that wait at the provider are asked for too, where the last looks found many of them waiting.
     """
     shown: dict[str, str] = {}
-    listed = [job for job in jobs if _is_listed(job, clock)]
+    listed, is_complete = [job for job in jobs if _is_listed(job, clock)], True
     for status in ("RUNNING", "PENDING"):
-        unseen = [job for job in listed if job.task_id not in shown]
-        if len([job for job in unseen if status in ("RUNNING", job.task_status)]) < query_budget.WORTH:
+        left = [job for job in listed if job.task_id not in shown]
+        if len([job for job in left if status in ("RUNNING", job.task_status)]) < query_budget.WORTH:
             break
-        shown |= _shown(ctx, unseen, status, clock)
+        found, is_complete = _shown(ctx, left, status, clock)
+        shown |= found
+        if not is_complete:
+            break
     running = tuple((job, shown[job.task_id or ""]) for job in listed if job.task_id in shown)
-    told = {job.id for job, _ in running}
-    return Sorted(running, tuple(job for job in jobs if job.id not in told))
+    unseen = () if is_complete else tuple(job for job in listed if job.task_id not in shown)
+    told = {job.id for job, _ in running} | {job.id for job in unseen}
+    ended = sorted((job for job in jobs if job.id not in told), key=_made_at)
+    return Sorted(running, tuple(ended), unseen)
 
 
 def still_runs(ctx: Context, job: Job, status: str, now: datetime) -> Move:
@@ -104,7 +126,7 @@ def still_runs(ctx: Context, job: Job, status: str, now: datetime) -> Move:
         failure = Failure("task_overdue", ErrorClass.DEADLINE, message, billed="unknown")
         return Move(State.FAILED, message, columns={"error": failure.as_json()})
     again = query_budget.next_look(
-        job.started_at or now, now, ctx.learned.times(job), ctx.queries.has_room(ctx.owner(job))
+        job.started_at or now, now, ctx.learned.times(job), ctx.queries.apart(ctx.owner(job))
     )
     return Move(State.RUNNING, run_at=again, columns={"task_status": status, "unknown_since": None})
 
@@ -113,6 +135,11 @@ def pages(ctx: Context, asked: Asked, patience: timedelta) -> Iterator[Page]:
     """Every page, as far as the caller reads on; raises NotTold, also when the budget is spent beyond `patience`."""
     page, size = _first(ctx, asked, patience)
     yield page
+    if asked.status:
+        # From the last on: tasks leave the list by and by, and those behind them move to a page that is still to come.
+        last = min(math.ceil(page.total / size), _PAGES)
+        yield from (_told(_page(ctx, asked, number, size, patience)) for number in range(last, 1, -1))
+        return
     for number in range(2, _PAGES + 1):
         if (number - 1) * size >= page.total:
             return
@@ -212,7 +239,9 @@ def _look_again(job: Job, clock: Clock, why: str, row: errors.Meaning | None = N
         return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
     stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
     effects = (Stop(now + timedelta(minutes=5), why),) if stops else ()
-    again_at = min(clock() + timeouts.backoff(clock() - job.state_at), now + _LAST_LOOKS)
+    # the slower pace is enough of a wait for a query that was one too many
+    wait = _THROTTLED if row is not None and row.verdict is Verdict.WAIT else timeouts.backoff(now - job.state_at)
+    again_at = now + min(wait, _LAST_LOOKS)
     return Move(State.RUNNING, run_at=again_at, effects=effects)
 
 
@@ -226,20 +255,36 @@ def _is_listed(job: Job, clock: Clock) -> bool:
     return job.submitted_at is not None and clock() - job.submitted_at < reach and not job.cancel_requested
 
 
-def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> dict[str, str]:
-    """Those of the jobs' tasks that are listed as unfinished: task id → status."""
-    wanted, shown = {job.task_id for job in jobs}, dict[str, str]()
-    until = clock() + _LONGEST
-    for number, page in enumerate(pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
-        ours = {row.task_id: row.status for row in page.rows if row.task_id in wanted}
-        if ours:
-            ctx.queries.sighted(ctx.owner(jobs[0]))
-        shown |= {task_id: said for task_id, said in ours.items() if said in ("RUNNING", "PENDING")}
-        # once fewer tasks than pages are left, it is cheaper to ask for them singly
-        pages_left = page.pages - number
-        if pages_left >= len(wanted - shown.keys()) or clock() > until:
-            break
-    return shown
+def _made_at(job: Job) -> float:
+    return job.submitted_at.timestamp() if job.submitted_at else 0.0
+
+
+def _shown(ctx: Context, jobs: Sequence[Job], status: str, clock: Clock) -> tuple[dict[str, str], bool]:
+    """Those of the jobs' tasks that are listed as unfinished, task id → status; whether the others may be fetched."""
+    wanted, shown = {job.task_id: job for job in jobs}, dict[str, str]()
+    until, drifts = clock() + _LONGEST, list[timedelta]()
+    try:
+        for number, page in enumerate(pages(ctx, _asked(ctx, jobs, status), _PATIENCE), 1):
+            ours = [row for row in page.rows if row.task_id in wanted]
+            if ours:
+                ctx.queries.sighted(ctx.owner(jobs[0]))
+            shown |= {row.task_id: row.status for row in ours if row.status in ("RUNNING", "PENDING")}
+            drifts += [_drift(wanted[row.task_id], row) for row in ours if row.created_at]
+            if page.pages - number >= len(wanted) - len(shown):
+                break  # fewer tasks than pages are left: it is cheaper to ask for them singly
+            if clock() > until:
+                return shown, False
+    except NoRoom:
+        return shown, False
+    if len(drifts) >= _ENOUGH:
+        ctx.drifts[jobs[0].account or ""] = (max(min(drifts) - _DRIFT, -_SKEW), min(max(drifts) + _DRIFT, _SKEW))
+    return shown, page.pages <= _PAGES
+
+
+def _drift(job: Job, row: Listed) -> timedelta:
+    assert job.submitted_at, "what is listed was submitted"
+    assert row.created_at, "only rows with a time are compared"
+    return row.created_at - job.submitted_at
 
 
 def _asked(ctx: Context, jobs: Sequence[Job], status: str) -> Asked:
@@ -247,7 +292,9 @@ def _asked(ctx: Context, jobs: Sequence[Job], status: str) -> Asked:
     models = {job.model for job in jobs}
     region = jobs[0].region or ""
     there = ctx.catalog.model(jobs[0].model).region(region) if len(models) == 1 else None
-    return Asked(ctx.account(jobs[0]).name, min(sent) - _SKEW, max(sent) + _SKEW, there.id if there else None, status)
+    # A window that is wide by a minute holds many tasks beside those that are wanted.
+    least, most = ctx.drifts.get(jobs[0].account or "", (-_SKEW, _SKEW))
+    return Asked(ctx.account(jobs[0]).name, min(sent) + least, max(sent) + most, there.id if there else None, status)
 
 
 def _first(ctx: Context, asked: Asked, patience: timedelta) -> tuple[Page, int]:
@@ -268,7 +315,7 @@ def _first(ctx: Context, asked: Asked, patience: timedelta) -> tuple[Page, int]:
 
 def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelta) -> Page | Refused:
     owner = ctx.owners[asked.account]
-    _wait(ctx, owner, patience)
+    _wait(ctx, owner, patience, gives_way=number == 1 and asked.status is not None)
     try:
         answer = ctx.clients[asked.account].tasks(asked.start, asked.end, number, size, asked.model, asked.status)
     except CallFailed as error:
@@ -279,14 +326,20 @@ def _page(ctx: Context, asked: Asked, number: int, size: int, patience: timedelt
     return answer
 
 
-def _wait(ctx: Context, owner: str, patience: timedelta) -> None:
-    """Waits for a place among the owner's queries; raises NotTold when there is none."""
-    while booked := ctx.queries.book(owner, 1, patience):
-        clock = Clock(booked.now)
-        clock.wait_until(booked.at)
-        if clock() < booked.at + query_budget.LATE:
-            return
-    raise NotTold("the account's query budget is spent")
+def _wait(ctx: Context, owner: str, patience: timedelta, gives_way: bool) -> None:
+    """Waits for a place among the owner's queries, until nobody is ahead where it gives way; raises NoRoom."""
+    until, ahead = time.monotonic() + patience.total_seconds(), query_budget.LISTS_AHEAD if gives_way else patience
+    while True:
+        booked = ctx.queries.book(owner, 1, ahead)
+        if booked:
+            clock = Clock(booked.now)
+            clock.wait_until(booked.at)
+            if clock() < booked.at + query_budget.LATE:
+                return
+        elif not gives_way or time.monotonic() > until:
+            raise NoRoom("the account's query budget is spent")
+        else:
+            time.sleep(_PAUSE)
 
 
 def _told(answer: Page | Refused) -> Page:

@@ -72,7 +72,7 @@ def claim_due(connection: Connection, now: datetime) -> list[Claim]:
 
 def take(connection: Connection, numbers: Numbers) -> Sequence[Row[Any]]:
     """The deliveries of a message that are now ours, each with its project's `secret` and whether it `was_silent`."""
-    return claims.take(connection, Delivery, numbers, _LEASE, *_WITH)
+    return claims.take(connection, Delivery, numbers, _LEASE, (*Delivery.__table__.c, *_WITH))
 
 
 def take_more(connection: Connection, project_id: uuid.UUID | None, receiver: int) -> Sequence[Row[Any]]:
