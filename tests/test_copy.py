@@ -181,6 +181,7 @@ def test_the_md5_of_a_put_is_signed_and_the_body_not_read_for_it(target: Bucket,
     assert b"Content-MD5: " + b64encode(bytes.fromhex(MD5)) in head
     assert b"SignedHeaders=content-md5;" in head
     assert b"X-Amz-Content-SHA256: UNSIGNED-PAYLOAD" in head
+    assert b"expect:" not in head.lower(), "no round trip before the body"
 
 
 def test_copies_from_one_host_share_a_connection(target: Bucket, settings: Settings) -> None:
@@ -375,6 +376,35 @@ def test_a_store_that_fails_midway_leaves_nothing_and_stops_the_download(
 
     assert leftovers(target) == []
     assert len(sent) < 50, "the rest of the source is not read for nothing"
+
+
+@pytest.mark.parametrize("mark", [b"PUT /", b"PUT /%s/k?partNumber=2"])
+def test_what_the_store_did_not_take_is_sent_again_whole(target: Bucket, settings: Settings, mark: bytes) -> None:
+    body = os.urandom(storage.bucket.PART + (5 << 20 if b"part" in mark else 0))
+    line = mark.replace(b"%s", settings.s3_bucket.encode())
+    failed: list[bytes] = []
+
+    def fails_once(request: bytes) -> bytes | None:
+        if request.startswith(line) and not failed:
+            failed.append(request)
+            return None
+        return request
+
+    with on_the_way(settings, fails_once) as (broken, _):
+        Bucket(broken).put_stream("k", iter([body]), "video/mp4", Expected())
+
+    assert failed
+    assert b"".join(target.chunks("k")) == body
+
+
+def test_a_part_is_sent_in_pieces_so_that_none_waits_long_for_a_slow_line() -> None:
+    part = bytearray(os.urandom(700_000))
+    body = storage.bucket._Body(part)
+
+    pieces = list(iter(body.read, b""))
+
+    assert b"".join(pieces) == part
+    assert max(len(piece) for piece in pieces) < len(body) / 2
 
 
 def test_bytes_that_change_on_the_way_are_refused_by_the_store(target: Bucket, settings: Settings) -> None:

@@ -34,6 +34,7 @@ from urllib.parse import quote, urlsplit
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from fastcrc import crc64
 from pydantic import SecretStr
@@ -45,6 +46,7 @@ from worker.settings import Settings
 PART = 16 << 20  # bytes; up to here one PUT, a quarter of the requests. S3 takes 10,000 parts of an object, so 160 GB
 
 _CHUNK = 1 << 20  # bytes, of an object that is read
+_PIECE = 256 << 10  # bytes that are sent at once
 _OSS = ".aliyuncs.com"
 
 
@@ -218,7 +220,7 @@ class Bucket:
         md5 = seen.md5 or hashlib.md5(body, usedforsecurity=False)
         about = {"ContentType": content_type, "ContentMD5": b64encode(md5.digest()).decode()}
         with _trouble("put"):
-            answer = self._s3.put_object(Bucket=self._name, Key=key, Body=body, **about)
+            answer = self._s3.put_object(Bucket=self._name, Key=key, Body=_Body(body), **about)
         etag: str = answer.get("ETag", "")
         return etag.strip('"').lower() == md5.hexdigest() or _has_crc64(answer, seen.crc64)
 
@@ -229,7 +231,7 @@ class Bucket:
             one["UploadId"] = self._s3.create_multipart_upload(ContentType=content_type, **one)["UploadId"]
             try:
                 done = [
-                    {"PartNumber": n, "ETag": self._s3.upload_part(PartNumber=n, Body=part, **one)["ETag"]}
+                    {"PartNumber": n, "ETag": self._s3.upload_part(PartNumber=n, Body=_Body(part), **one)["ETag"]}
                     for n, part in enumerate(parts, start=1)
                 ]
                 answer = self._s3.complete_multipart_upload(MultipartUpload={"Parts": done}, **one)
@@ -238,6 +240,34 @@ class Bucket:
                     self._s3.abort_multipart_upload(**one)
                 raise
         return _has_crc64(answer, seen.crc64)
+
+
+class _Body:
+    """A part as a file, for boto3, which sends bytes by one `sendall` that may take no longer than connecting may.
+
+    Of a file each piece may take as long, so that a large part goes over a slow line too.
+    """
+
+    def __init__(self, part: bytearray) -> None:
+        self._part = part
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def read(self, _size: int = -1) -> bytearray:
+        """The next piece, whatever is asked for: urllib3 asks for 16 kB; empty at the end."""
+        piece = self._part[self._at : self._at + _PIECE]
+        self._at += len(piece)
+        return piece
+
+    def seek(self, at: int) -> None:
+        """Has the part read again, for the signature and when it is sent again."""
+        self._at = at
+
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self._at
 
 
 class _Seen:
@@ -329,6 +359,8 @@ def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None,
             response_checksum_validation="when_required",
         ),
     )
+    # Else the body of a file waits, for a second at the most, until the store has said "100 Continue".
+    client.meta.events.unregister("before-call.s3", add_expect_header)
     _sign_md5(client)
     return client
 
