@@ -21,7 +21,7 @@ from worker import keys
 from worker.settings import Settings
 from worker.tables import Job
 
-PATIENCE = 15.0  # seconds
+PATIENCE = 45.0  # seconds, on a busy machine
 CLIP: dict[str, Any] = {
     "kind": "text-to-video",
     "model": "wan2.5-t2v-preview",

@@ -26,7 +26,7 @@ from worker.settings import Settings
 from worker.states import TERMINAL, Move, State
 from worker.tables import Delivery, Job, Project
 
-PATIENCE = 20.0  # seconds
+PATIENCE = 60.0  # seconds, on a busy machine
 
 CLIP = {"prompt": "a kitten runs in the moonlight", "size": "832*480", "duration": 5}
 

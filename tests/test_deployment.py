@@ -41,7 +41,7 @@ DOCKERFILE = PROJECT / "ops" / "docker" / "Dockerfile"
 COMPOSE = (PROJECT / "docker-compose.yml").read_text()
 SECRETS = re.compile("PASSWORD|SECRET|KEY")
 REFERENCE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?P<how>:[?-])(?P<text>[^}]*)\}")
-PATIENCE = 60.0  # seconds for four processes to start beside the other tests
+PATIENCE = 120.0  # seconds for four processes to start beside the other tests
 
 # What the table of `noria up` calls the services; every worker is its worker, for other queues.
 ROWS = {"api": "api", "clock": "clock", "flower": "flower"}
