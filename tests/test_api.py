@@ -95,9 +95,12 @@ def read(api: Served) -> Iterator[list[int]]:
         cells = [found.get_value(row, n) for row in range(found.ntuples) for n in range(found.nfields)]
         results.append(sum(len(cell) for cell in cells if cell))
 
-    listen(api.engine, "after_cursor_execute", note)
+    engines = (api.engine, api.app.state.context.reader)
+    for engine in engines:
+        listen(engine, "after_cursor_execute", note)
     yield results
-    remove(api.engine, "after_cursor_execute", note)
+    for engine in engines:
+        remove(engine, "after_cursor_execute", note)
 
 
 @contextmanager

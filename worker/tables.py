@@ -59,7 +59,7 @@ class Base(DeclarativeBase):
     def of(cls, row: Mapping[Any, Any]) -> Self:
         """The row as a detached value; nothing is ever loaded behind it. Columns of another version are left out."""
         made = cls()
-        # past the instrumented attributes, which cost six times as much: nothing is ever flushed
+        # past the instrumented attributes, which take longer than all the rest: nothing is ever flushed
         vars(made).update((name, value) for name, value in row.items() if name in cls._columns())
         return made
 

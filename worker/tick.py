@@ -152,7 +152,7 @@ def _look(now: Now) -> Select[Any]:
 
     It may miss a row that is being committed: the next tick finds that.
     """
-    state = func.unnest(array(_CLAIMED)).column_valued("state")
+    state = func.unnest(array(_CLAIMED)).column_valued("wanted")  # not a name of a column: it would be that
     # the first by its index: a mere `exists` reads the table where the statistics say that many are due
     due = select(Job.run_at).where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.state == state)
     first = due.where(Job.run_at <= now).order_by(Job.run_at).limit(1).scalar_subquery()

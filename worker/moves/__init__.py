@@ -337,9 +337,11 @@ def _send(connection: Connection, job: Job, event_type: str, event_id: int | Non
     """Writes the delivery of an event, where the job's receiver wants it."""
     if event_id is None or not job.webhook_url or not webhooks.wanted(event_type, job.webhook_events):
         return
-    about = connection.execute(_ABOUT, {"project": job.project_id, "attempt": job.attempt_id}).one()
-    stored, made_of = document.outputs(connection, [job])[job.id], document.parts(connection, [job]).get(job.id)
-    shown = document.shown(about.name, job, stored, about.request_id, None, made_of)
+    about = {"the_project": job.project_id, "the_job": job.id, "the_attempt": job.attempt_id}
+    rows = connection.execute(_ABOUT, about).all()
+    stored = [Output.of(row._mapping) for row in rows if row.n is not None]  # noqa: SLF001
+    made_of = document.parts(connection, [job]).get(job.id)
+    shown = document.shown(rows[0].project, job, stored, rows[0].request_id, None, made_of)
     data = shown.model_dump(mode="json", exclude={"input"})
     said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
     body = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
@@ -378,9 +380,14 @@ _EVENT = insert(Event).returning(Event.id)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
 _HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
 _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
-# a project's name, and the provider's request id of an attempt
-_REQUEST_ID = select(Attempt.request_id).where(Attempt.id == bindparam("attempt", type_=Uuid)).scalar_subquery()
-_ABOUT = select(Project.name, _REQUEST_ID.label("request_id")).where(Project.id == bindparam("project"))
+# what a receiver is told beside the job's row: its project's name, its last call's request id, and each output
+_REQUEST_ID = select(Attempt.request_id).where(Attempt.id == bindparam("the_attempt", type_=Uuid)).scalar_subquery()
+_ABOUT = (
+    select(Project.name.label("project"), _REQUEST_ID.label("request_id"), *Output.__table__.c)
+    .outerjoin(Output, Output.job_id == bindparam("the_job", type_=Uuid))
+    .where(Project.id == bindparam("the_project", type_=Uuid))
+    .order_by(Output.n)
+)
 
 
 @cache

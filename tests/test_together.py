@@ -1,0 +1,168 @@
+"""What a message's rows share: one taking, and one commit for the moves of steps that may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy
+from stage import Stage, stage
+
+from ops.sandbox.options import Options
+from ops.sandbox.testing import running
+from worker import timeouts, work
+from worker.claims import TAKEN
+from worker.context import Clock
+from worker.states import Mode, Move, State
+from worker.tables import Job
+from worker.tick import Message
+
+
+@pytest.fixture
+def play(environment: dict[str, str]) -> Iterator[Stage]:
+    limits = {"wan2.5-t2v-preview": {"concurrency": 1000, "rps": 100_000}}
+    with (
+        running(Options(run_seconds=0.05, queue_seconds=0)) as sandbox,
+        stage(environment, sandbox, limits=limits) as made,
+    ):
+        yield made
+
+
+def copying(play: Stage, count: int) -> list[Job]:
+    """Clips that are made, and wait for their copies."""
+    jobs = [play.submit(webhook_url="http://127.0.0.1:9/hooks") for _ in range(count)]
+    play.drive(lambda: {play.job(job).state for job in jobs}, lambda states: states == {"copying"} or not hurried(play))
+    return [play.job(job) for job in jobs]
+
+
+def hurried(play: Stage) -> bool:
+    """Keeps what is made from being copied yet; always true."""
+    play.sql(
+        "update jobs set run_at = now() + interval '1 h', claim = claim + 1, claimed = null where state = 'copying'"
+    )
+    return True
+
+
+def one_message(play: Stage, jobs: list[Job]) -> list[Message]:
+    """The jobs' messages, once all of them are due."""
+    play.sql("update jobs set run_at = now() where state = 'copying'")
+    return [message for message in play.tick() if message.queue == "transfer"]
+
+
+@contextmanager
+def commits(play: Stage) -> Iterator[list[int]]:
+    """One entry for each transaction that is committed."""
+    seen: list[int] = []
+
+    def note(_: Any) -> None:
+        seen.append(1)
+
+    sqlalchemy.event.listen(play.ctx.engine, "commit", note)
+    yield seen
+    sqlalchemy.event.remove(play.ctx.engine, "commit", note)
+
+
+def test_the_copies_of_a_message_are_taken_in_one_commit_and_put_on_record_in_another(play: Stage) -> None:
+    jobs = copying(play, 3)
+    messages = one_message(play, jobs)
+    together = Message("noria.work", "transfer", tuple(claim for message in messages for claim in message.claims))
+
+    with commits(play) as seen:
+        play.play([together])
+
+    assert len(seen) == 2
+    assert [play.job(job).state for job in jobs] == ["succeeded"] * 3
+    assert len(play.deliveries()) == 3
+    assert {event["type"] for event in play.told if event["uuid"] in map(str, (job.id for job in jobs))} >= {
+        "task-copying",
+        "task-succeeded",
+    }
+
+
+def test_a_lost_claim_and_a_move_that_fails_for_itself_hold_up_no_other(play: Stage) -> None:
+    jobs = copying(play, 4)
+    for message in one_message(play, jobs):
+        for claim in message.claims:
+            play.spend(claim.id, claim.number)
+    lost, unfit, *others = (play.job(job) for job in jobs)
+    play.sql("update jobs set claim = claim + 1 where id = :id", id=lost.id)
+    done = Move(State.SUCCEEDED)
+    impossible = Move(State.SUCCEEDED, outputs=({"n": 0, "role": "video", "key": None},))
+
+    moved = [(lost, done), (unfit, impossible), *((job, done) for job in others)]
+    play.runner.put(moved, Clock(play.now()))
+
+    assert [play.job(job).state for job in (lost, unfit, *others)] == ["copying", "copying", "succeeded", "succeeded"]
+    assert play.job(unfit).claimed == TAKEN  # left to its lease, as any mistake of ours is
+    assert play.states(others[0]).count("succeeded") == 1
+
+
+def test_messages_that_come_twice_and_at_once_store_and_tell_once(play: Stage) -> None:
+    jobs = copying(play, 12)
+    messages = one_message(play, jobs)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda message: play.play([message]), messages * 3))
+
+    assert [play.job(job).state for job in jobs] == ["succeeded"] * 12
+    assert play.sql("select count(*) as n from events where entered = 'succeeded'")[0]["n"] == 12
+    assert len(play.deliveries()) == 12
+    assert play.sql("select max(crashes) as most from jobs")[0]["most"] == 0
+
+
+def test_what_a_slow_row_holds_up_is_given_back_and_counts_as_no_crash(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = copying(play, 3)
+    claims = tuple(claim for message in one_message(play, jobs) for claim in message.claims)
+    monkeypatch.setattr(timeouts, "WORKING", timedelta(0))
+
+    play.play([Message("noria.work", "transfer", claims)])
+
+    states = {job.id: (job.state, job.claimed, job.crashes) for job in map(play.job, jobs)}
+    assert sorted(states.values(), key=str) == [("copying", None, 0), ("copying", None, 0), ("succeeded", None, 0)]
+    assert states[claims[0].id][0] == "succeeded"
+
+
+@pytest.mark.parametrize(("due", "rows"), [(1, [1]), (4, [1, 1, 1, 1]), (6, [2, 2, 2]), (40, [8, 8, 8, 8, 8])])
+def test_rows_share_a_message_once_there_are_more_than_threads_can_begin(
+    play: Stage, due: int, rows: list[int]
+) -> None:
+    job = play.submit()
+    play.sql("update jobs set state = 'copying', run_at = now(), account = 'default' where id = :id", id=job.id)
+    play.sql(
+        """insert into jobs (project_id, kind, model, mode, input, state, run_at, account)
+           select project_id, kind, model, mode, input, state, run_at, account from jobs, generate_series(2, :due)
+            where id = :id""",
+        id=job.id,
+        due=due,
+    )
+
+    assert [len(message.claims) for message in play.tick()] == rows
+
+
+def test_a_tick_claims_what_is_due_and_looks_at_nothing_else(play: Stage) -> None:
+    play.until(play.submit(), State.RUNNING)
+    play.sql("update jobs set run_at = now()")
+    play.sql("update duties set due_at = now() + interval '1 h'")
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    sqlalchemy.event.listen(play.ctx.engine, "before_cursor_execute", note)
+    (message,) = play.tick()
+
+    # the look, and the claims of the two groups that have running jobs: tasks and provider batches
+    assert (message.task, len(sent)) == ("noria.poll", 3)
+
+
+def test_only_steps_that_make_nothing_share_a_commit() -> None:
+    """A create's answer is on record at once: what is at stake there is a payment."""
+    repeatable = {key for key, wants in work.WORK.items() if wants.repeatable}
+
+    assert repeatable == {(Mode.TASK, State.COPYING), (Mode.CALL, State.COPYING), (Mode.BATCH, State.RUNNING)}
