@@ -151,8 +151,10 @@ def test_several_messages_at_once_put_each_end_on_record_once(play: Stage, noted
         list(threads.map(lambda message: play.play([message]), messages * 2))
     play.drive(lambda: states(play, jobs[:45]), lambda found: "running" not in found)
 
+    ended = {str(job.task_id) for job in jobs[:45]}
     assert set(states(play, jobs[45:])) == {"running"}
-    assert sorted(noted.fetched) == sorted(str(job.task_id) for job in jobs[:45])
+    # a message too short for a list may fetch what still runs
+    assert sorted(task for task in noted.fetched if task in ended) == sorted(ended)
     assert play.sql("select count(*) as n from events where entered = 'copying'")[0]["n"] == 45
 
 

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from sqlalchemy import (
@@ -57,16 +56,11 @@ class Base(DeclarativeBase):
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> Self:
-        """The row as a detached value; nothing is ever loaded behind it. Columns of another version are left out."""
+        """The row as a detached value; nothing is ever loaded behind it. What else it has, beside columns, is kept."""
         made = cls()
         # past the instrumented attributes, which take longer than all the rest: nothing is ever flushed
-        vars(made).update((name, value) for name, value in row.items() if name in cls._columns())
+        vars(made).update(zip(row.keys(), row.values(), strict=True))
         return made
-
-    @classmethod
-    @cache
-    def _columns(cls) -> frozenset[str]:
-        return frozenset(cls.__table__.c.keys())
 
 
 Base.metadata.naming_convention = {
