@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -82,8 +83,13 @@ def _in_words(record: logging.LogRecord) -> bool:
 
 def _redacted(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        event[key] = _HIDDEN if _SECRET_KEYS.search(key) else _clean(value)
+        event[key] = _HIDDEN if _is_secret(key) else _clean(value)
     return event
+
+
+@lru_cache(maxsize=512)
+def _is_secret(key: str) -> bool:
+    return _SECRET_KEYS.search(key) is not None
 
 
 def _clean(value: Any) -> Any:
@@ -92,7 +98,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, BaseException):
         return words(value)
     if isinstance(value, dict):
-        return {name: _HIDDEN if _SECRET_KEYS.search(str(name)) else _clean(held) for name, held in value.items()}
+        return {name: _HIDDEN if _is_secret(str(name)) else _clean(held) for name, held in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(held) for held in value]
     return redact(str(value))

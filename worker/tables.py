@@ -62,6 +62,11 @@ class Base(DeclarativeBase):
         vars(made).update(zip(row.keys(), row.values(), strict=True))
         return made
 
+    def changed(self, columns: Mapping[str, Any]) -> Self:
+        """The row as it is once these columns are written."""
+        rest = {name: value for name, value in vars(self).items() if name != "_sa_instance_state"}
+        return self.of({**rest, **columns})
+
 
 Base.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

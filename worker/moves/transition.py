@@ -142,9 +142,8 @@ def one(
     row = connection.execute(_moving(tuple(columns), told is not None, said), bound).one_or_none()
     if row is None:
         return Written(None, None, None)
-    seen = row._mapping  # noqa: SLF001
-    has_written = said is not None and seen["is_written"]
-    return Written(Job.of(seen) if seen["id"] else None, seen.get("event_id"), row if has_written else None)
+    has_written = said is not None and row.is_written
+    return Written(_moved(job, columns, row), row.event_id if told is not None else None, row if has_written else None)
 
 
 def begin(
@@ -164,9 +163,9 @@ def begin(
     bound = _bound(job, columns, told) | reserved | {f"of_{name}": value for name, value in attempt.items()}
     beginning = _beginning(reserving, tuple(columns), tuple(attempt))
     row = connection.execute(beginning, bound).one_or_none()
-    if row is None or row.id is None:
-        return row, Written(None, None, None)
-    return row, Written(Job.of(row._mapping), row.event_id, None)  # noqa: SLF001
+    if row is None:
+        return None, Written(None, None, None)
+    return row, Written(_moved(job, {**columns, "submitted_at": row.at}, row), row.event_id, None)
 
 
 def many(left: Collection[State], to: State, *which: ColumnElement[bool], **columns: Any) -> ReturningInsert[Any]:
@@ -216,6 +215,13 @@ _GUARDS: dict[str, ColumnElement[bool]] = {
 }
 
 
+def _moved(job: Job, columns: dict[str, Any], row: Row[Any]) -> Job | None:
+    """The job as it is now: what the move wrote, and what others may write under its claim; None: it was not moved."""
+    if row.id is None:
+        return None
+    return job.changed({**columns, "sequence": row.sequence, "cancel_requested": row.cancel_requested})
+
+
 def _bound(job: Job, columns: dict[str, Any], told: Told | None) -> dict[str, Any]:
     bound = {"the_id": job.id, "the_claim": job.claim, "the_state": job.state}
     bound |= {f"to_{name}": value for name, value in columns.items()}
@@ -228,22 +234,22 @@ def _bound(job: Job, columns: dict[str, Any], told: Told | None) -> dict[str, An
 @cache
 def _moving(columns: tuple[str, ...], tells: bool, said: tuple[tuple[str, ...], str] | None) -> Executable:
     if said is None and not tells:
-        return _move(columns, tells).returning(*Job.__table__.c)
+        return _move(columns, tells).returning(*_KEPT)
     if said is None:
-        moved = _move(columns, tells).returning(*Job.__table__.c).cte("moved")
+        moved = _move(columns, tells).returning(*_KEPT, *_OF_EVENT).cte("moved")
         event = _event(moved)
-        return select(*moved.c, event.c.id.label("event_id")).join_from(moved, event, true())
+        return select(*_kept(moved), event.c.id.label("event_id")).join_from(moved, event, true())
     answered = _answering(*said).cte("answered")
     move = _move(columns, tells)
     if said[1] == "unanswered":
         move = move.where(select(answered.c.booked).exists())
-    moved = move.returning(*Job.__table__.c).cte("moved")
+    moved = move.returning(*_KEPT, *_OF_EVENT).cte("moved")
     written = [answered.c.is_written, answered.c.booked, answered.c.sent_at.label("was_sent_at")]
     whole = _ONE.outerjoin(answered, true()).outerjoin(moved, true())
     if not tells:
-        return select(*moved.c, *written).select_from(whole)
+        return select(*_kept(moved), *written).select_from(whole)
     event = _event(moved)
-    return select(*moved.c, *written, event.c.id.label("event_id")).select_from(whole.outerjoin(event, true()))
+    return select(*_kept(moved), *written, event.c.id.label("event_id")).select_from(whole.outerjoin(event, true()))
 
 
 @cache
@@ -254,13 +260,13 @@ def _beginning(
     at, tokens = reserved.c.at, case((reserved.c.is_counted, bindparam("the_tokens", None, type_=BigInteger)))
     # a job that is to be canceled is not moved
     move = _move(columns, True).values(submitted_at=at).where(~Job.cancel_requested, Job.lane_id == reserved.c.lane_id)
-    moved = move.returning(*Job.__table__.c).cte("moved")
+    moved = move.returning(*_KEPT, *_OF_EVENT).cte("moved")
     table = Attempt.__table__
     given = {name: bindparam(f"of_{name}", type_=table.c[name].type) for name in attempt}
     row = given | {"job_id": moved.c.id, "project_id": moved.c.project_id, "sent_at": at, "tokens": tokens}
     made = insert(Attempt).from_select(list(row), select(*row.values()).join_from(moved, reserved, true())).cte("made")
     event = _event(moved)
-    found = select(at, reserved.c.is_counted, *moved.c, event.c.id.label("event_id")).add_cte(made)
+    found = select(at, reserved.c.is_counted, *_kept(moved), event.c.id.label("event_id")).add_cte(made)
     return found.select_from(reserved.outerjoin(moved, true()).outerjoin(event, true()))
 
 
@@ -290,4 +296,11 @@ def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:
     return answering.returning(true().label("is_written"), booked, Attempt.sent_at.expression)
 
 
+def _kept(moved: CTE) -> list[ColumnElement[Any]]:
+    return [moved.c[column.name] for column in _KEPT]
+
+
+# What is read of a job that was moved, for itself and for its event. Not its whole row: that is at hand.
+_KEPT = (Job.__table__.c.id, Job.__table__.c.sequence, Job.__table__.c.cancel_requested)
+_OF_EVENT = (Job.__table__.c.project_id, Job.__table__.c.state, Job.__table__.c.claim)
 _ONE = select(literal_column("1")).subquery("one")
