@@ -96,9 +96,9 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if answer is not None and answer.guard == "unanswered" and written.attempt is None:
         return record(connection, job, Move(State.UNCERTAIN, "the call's own answer has come meanwhile", now), now)
     moved = written.job
-    is_paid = moved is not None and job.parent_id is None and _is_paid(move)
+    settles = moved is not None and written.attempt is not None and job.parent_id is None and _is_paid(move)
     if written.attempt is not None:
-        _book(connection, job, move, written.attempt, is_paid, now)
+        _book(connection, job, move, written.attempt, settles, now)
     if moved is None:
         raise _lost(connection, job, move, now)
     _carry_out(connection, job, move, now)
@@ -107,7 +107,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     if move.to is State.RUNNING and moved.cancel_requested:
         # asked for while the create call was out: the provider drops only what has not started, so now or never
         connection.execute(_HURRY, {"the_id": job.id, "now": now})
-    if not is_paid:
+    if not settles:
         _release(connection, moved, left, move, now)
     if move.to is State.QUEUED and moved.cancel_requested:
         return record(connection, moved, canceled(moved), now)
@@ -253,14 +253,17 @@ def _is_paid(move: Move) -> bool:
     return bool(said.get("closed_at")) and said.get("billed") == "yes"
 
 
-def _book(connection: Connection, job: Job, move: Move, attempt: Row[Any], is_paid: bool, now: datetime) -> None:
-    """Books the verdict of an answer, and the tokens that it took; told a second time, it makes no difference."""
+def _book(connection: Connection, job: Job, move: Move, attempt: Row[Any], settles: bool, now: datetime) -> None:
+    """Books the verdict of an answer, and the tokens that it took; told a second time, it makes no difference.
+
+    `settles`: the call is paid, and what was reserved for it is given back too.
+    """
     said = move.attempt or {}
     used = said.get("tokens")
     if used is not None and attempt.booked is not None and attempt.booked != used and job.lane_id:
         throttle.settle_tokens(connection, job.lane_id, used - attempt.booked, attempt.was_sent_at, now)
     cost = move.columns.get("cost", job.cost)
-    if is_paid:
+    if settles:
         money.pay(connection, job, job.attempt_id, cost, now)
     elif said.get("closed_at"):
         money.book(connection, job, job.attempt_id, said.get("billed", "no"), cost, now)
@@ -287,12 +290,13 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
-    """Gives back what was reserved, once the job has ended and no verdict on its last call is missing."""
+    """Gives back what was reserved, once the job's call is paid for, or it has ended and no verdict is missing."""
     if job.parent_id is not None:
         return
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))
-    if (move.to in TERMINAL and job.mode == Mode.PARENT) or (has_ended and not _is_open(connection, job)):
+    is_over = move.to in TERMINAL and job.mode == Mode.PARENT
+    if _is_paid(move) or is_over or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 
 
