@@ -50,6 +50,10 @@ class _Taken:
     left: int
     at: float
 
+    def has_some(self) -> bool:
+        """Whether any is left, and the window in which they were taken has not passed."""
+        return self.left > 0 and time.monotonic() - self.at <= _WINDOW
+
 
 class Rates:
     """How many requests each key has made lately.
@@ -79,7 +83,7 @@ class Rates:
         """Takes one of the requests that were counted before; False: there is none, so `spend` one."""
         with self._lock:
             taken = self._taken.get(key)
-            if taken is None or not taken.left or time.monotonic() - taken.at > _WINDOW:
+            if taken is None or not taken.has_some():
                 return False
             taken.left -= 1
             return True
@@ -102,10 +106,18 @@ class Rates:
     def _hit(self, limiter: SlidingWindowCounterRateLimiter, key: uuid.UUID) -> float | None:
         for many in dict.fromkeys((self._at_once, 1)):
             if limiter.hit(self._limit, str(key), cost=many):
-                with self._lock:
-                    self._taken[key] = _Taken(many - 1, time.monotonic())
+                self._keep(key, many - 1)
                 return None
         return limiter.get_window_stats(self._limit, str(key)).reset_time - time.time()
+
+    def _keep(self, key: uuid.UUID, more: int) -> None:
+        """Adds to what others have counted meanwhile: each thread that found nothing left counts some at once."""
+        with self._lock:
+            taken = self._taken.get(key)
+            if taken is not None and taken.has_some():
+                taken.left += more
+            else:
+                self._taken[key] = _Taken(more, time.monotonic())
 
     def _leave(self, error: Exception) -> None:
         """Counts in this process from now on, until Redis answers."""

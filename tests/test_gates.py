@@ -14,13 +14,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields, replace
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from fastapi_problem.error import Problem
 from serving import CLIP, PATIENCE, Served, eventually, served
+from sqlalchemy import event
 
-from api import bodies, context
+from api import bodies, callers, context
 from api.limits import Gate, Gates, gates
 from api.routes import catalog
 from worker import database
@@ -236,6 +238,26 @@ def test_hanging_reads_leave_connections_and_threads_to_submissions(api: Served)
     assert still == READS
     assert answered <= {200, 429, 503}  # the last two: no place was free in time
     assert 200 in answered
+
+
+PATHS = """
+/v1/jobs /v1/jobs?q=kitten /v1/jobs/{job} /v1/jobs/{job}/events /v1/jobs/{job}/attempts /v1/jobs/{job}/children
+/v1/jobs/{job}/outputs/0 /v1/files /v1/files/{job} /v1/schedules /v1/schedules/{job} /v1/schedules/{job}/runs /v1/limits
+"""
+
+
+def test_what_only_reads_takes_no_connection_of_submissions(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "REMEMBERED", PATIENCE)
+    taken: list[Any] = []
+    with api.http(api.key("spring")) as http:
+        job = http.post("/v1/jobs", json=CLIP).json()["id"]
+        event.listen(api.engine, "checkout", lambda *of: taken.append(of))
+
+        answered = {http.get(path.format(job=job)).status_code for path in PATHS.split()}
+
+        assert (answered, taken) == ({200, 404}, [])
+        http.post("/v1/jobs", json=CLIP)
+    assert len(taken) == 1
 
 
 @contextmanager

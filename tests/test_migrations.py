@@ -17,6 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from api import limits
 from ops.local import servers as embedded
@@ -241,6 +242,22 @@ def test_no_migration_locks_a_large_table_for_longer_than_a_moment() -> None:
         statements = [" ".join(statement.split()) for statement in written.getvalue().split(";\n")]
 
         assert [each for each in statements if LARGE.search(each) and SLOW.search(each)] == [], script.revision
+
+
+def test_indexes_whose_making_was_broken_off_are_made_when_it_is_tried_again(empty: Engine) -> None:
+    with empty.connect() as connection, empty.connect() as reads:
+        _upgrade(connection, "0007")
+        for _ in range(2):  # a backup, say, outlasts the wait for it
+            reads.exec_driver_sql("select from jobs")
+            connection.exec_driver_sql("set lock_timeout = '50ms'")
+            with pytest.raises(OperationalError, match="lock timeout"):
+                _upgrade(connection, "0008")
+            connection.rollback()
+            reads.rollback()
+
+        _upgrade(connection, "0008")
+
+        assert connection.exec_driver_sql("select indexrelid::regclass from pg_index where not indisvalid").all() == []
 
 
 def test_a_look_at_whether_anything_is_due_reads_no_table(seeded: Engine) -> None:

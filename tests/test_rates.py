@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,24 @@ def test_redis_is_asked_for_a_twentieth_at_once_and_no_request_is_lost(
 
     assert len(asked) == 2  # a rate of 20 is 40 in the window, and a twentieth of that are two
     assert (of_first, of_second) == (4, 36)
+
+
+def test_requests_at_once_lose_nothing_of_what_each_of_them_counted(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter, key, together = rates(environment, 20), uuid.uuid4(), threading.Barrier(4)
+    hit = limiter._shared.hit
+
+    def counted(*given: Any, **more: Any) -> bool:
+        together.wait(10)
+        return hit(*given, **more)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(limiter._shared, "hit", counted)
+        taken = sum(each is None for each in pool.map(lambda _: refused(limiter, key), range(4)))
+    taken += sum(refused(limiter, key) is None for _ in range(40))
+
+    assert taken == 40
 
 
 def test_a_refusal_says_when_to_come_back_and_then_there_is_room(environment: dict[str, str]) -> None:

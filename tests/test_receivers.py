@@ -95,6 +95,24 @@ def test_a_thread_that_goes_on_leaves_what_a_worker_died_on_to_the_tick(post: Po
     assert receivers.next_receiver(post.connection, spring.id, 0) is None
 
 
+def test_a_thread_goes_on_to_no_receiver_that_another_project_waits_for(post: Post) -> None:
+    spring, autumn = post.project("spring"), post.project("autumn")
+    shared, own = "https://shared.example/", "https://spring.example/"
+    for url in (shared, own):
+        post.write(spring, url, 40)
+    post.write(autumn, shared)
+    told = text("update deliveries set state = 'delivered', run_at = null where project_id = :autumn")
+
+    first = [
+        receivers.next_receiver(post.connection, spring.id, start) for start in map(webhooks.receiver, (shared, own))
+    ]
+    post.connection.execute(told, {"autumn": autumn.id})
+    then = receivers.next_receiver(post.connection, spring.id, webhooks.receiver(own))
+
+    assert first == [webhooks.receiver(own)] * 2
+    assert then == webhooks.receiver(shared)
+
+
 def test_a_project_with_many_receivers_has_four_on_their_way_and_starves_no_other(post: Post) -> None:
     spring, autumn = post.project("spring"), post.project("autumn")
     for n in range(300):

@@ -27,15 +27,17 @@ def downgrade() -> None:
     with op.get_context().autocommit_block():
         _replace("ix_jobs_labels", _LABELS)
         _replace("ix_jobs_custom_id", "(project_id, custom_id) where custom_id is not null")
-        op.execute("drop index concurrently ix_jobs_groups")
+        op.execute("drop index concurrently if exists ix_jobs_groups")
 
 
 def _index(name: str, definition: str) -> None:
+    """Makes an index; one whose making was broken off, by a transaction that outlasts the wait, goes first."""
+    op.execute(f"drop index concurrently if exists {name}")
     op.execute(f"create index concurrently {name} on jobs {definition}")
 
 
 def _replace(name: str, definition: str) -> None:
     """Queries find an index all the while: the new one is there before the old one goes."""
     _index(f"{name}_new", definition)
-    op.execute(f"drop index concurrently {name}")
+    op.execute(f"drop index concurrently if exists {name}")
     op.execute(f"alter index {name}_new rename to {name}")

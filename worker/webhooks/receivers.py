@@ -88,6 +88,8 @@ def take_more(connection: Connection, project_id: uuid.UUID | None, receiver: in
 def next_receiver(connection: Connection, project_id: uuid.UUID | None, receiver: int) -> int | None:
     """The project's next receiver that has something due, answers, and has no thread; None: there is none for now.
 
+    One that another project waits for too is left to the tick: a thread that goes on would always be before it.
+
     The caller must have put on record what it did for its last one, so that its own thread is not counted, and takes
     the next one's deliveries in the same transaction.
     """
@@ -134,6 +136,16 @@ def _walk(project: str) -> str:
         """  # noqa: S608 - words of ours
 
 
+# Projects that have deliveries: one look into the index for each, however many those are.
+_WAITING = f"""
+    projects (id) as (
+        (select {_PROJECT} from deliveries where run_at is not null order by {_PROJECT} limit 1)
+        union all
+        select (select {_PROJECT} from deliveries where run_at is not null and {_PROJECT} > projects.id
+                 order by {_PROJECT} limit 1)
+          from projects where projects.id is not null)
+    """  # noqa: S608 - words of ours
+
 # What has lapsed occupies no thread. The order is that of the index to take.
 _BUSY = f"""
     busy as materialized (
@@ -154,14 +166,7 @@ def _due(project: str, receiver: str, now: str) -> str:
 # The deliveries that go next, and their claims.
 _CLAIM = text(
     f"""
-    with recursive projects (id) as (
-        -- one look into the index for each project that has deliveries, however many
-        (select {_PROJECT} from deliveries where run_at is not null order by {_PROJECT} limit 1)
-        union all
-        select (select {_PROJECT} from deliveries where run_at is not null and {_PROJECT} > projects.id
-                 order by {_PROJECT} limit 1)
-          from projects where projects.id is not null
-    ), {_BUSY.format(now=":now")}, free as (
+    with recursive {_WAITING}, {_BUSY.format(now=":now")}, free as (
         select projects.id as project_id, walk.receiver, coalesce(dead_receivers.failures, 0) > 0 as is_silent
           from projects cross join lateral ({_walk("projects.id")}) as walk
           left join dead_receivers
@@ -207,10 +212,10 @@ _CLAIM = text(
 )
 
 _THIS = f"coalesce(cast(:project as uuid), {_NOBODY})"
-# A receiver that the project's threads may go on to.
+# A receiver that the project's threads may go on to. One that others wait for too is the tick's to give, by lot.
 _NEXT = text(
     f"""
-    with {_BUSY.format(now="statement_timestamp()")}
+    with recursive {_WAITING}, {_BUSY.format(now="statement_timestamp()")}
     select walk.receiver from ({_walk(_THIS)}) as walk
      cross join lateral (
            select from deliveries
@@ -220,6 +225,11 @@ _NEXT = text(
        and not exists (select from busy where busy.receiver = walk.receiver)
        and not exists (select from dead_receivers
                         where dead_receivers.project_id = {_THIS} and dead_receivers.receiver = walk.receiver)
+       and not exists (
+           select from projects cross join lateral (
+                  select from deliveries where {_due("projects.id", "walk.receiver", "statement_timestamp()")}
+                   order by {_ORDER} limit 1) as due
+            where projects.id <> {_THIS})
      limit 1
     """  # noqa: S608 - words of ours
 ).bindparams(walked=_WALKED, receivers=_RECEIVERS)
