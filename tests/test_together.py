@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Event
 from typing import Any
 
 import pytest
 import sqlalchemy
-from stage import Stage, stage
+from stage import PATIENCE, Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
 from worker import timeouts, work
 from worker.claims import TAKEN
-from worker.context import Clock
+from worker.context import Clock, Context, Moves
 from worker.states import Mode, Move, State
+from worker.steps import STEPS
 from worker.tables import Job
 from worker.tick import Message
 
@@ -51,6 +55,13 @@ def one_message(play: Stage, jobs: list[Job]) -> list[Message]:
     """The jobs' messages, once all of them are due."""
     play.sql("update jobs set run_at = now() where state = 'copying'")
     return [message for message in play.tick() if message.queue == "transfer"]
+
+
+def wait_until(enough: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not enough():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -126,6 +137,59 @@ def test_what_a_slow_row_holds_up_is_given_back_and_counts_as_no_crash(
     states = {job.id: (job.state, job.claimed, job.crashes) for job in map(play.job, jobs)}
     assert sorted(states.values(), key=str) == [("copying", None, 0), ("copying", None, 0), ("succeeded", None, 0)]
     assert states[claims[0].id][0] == "succeeded"
+
+
+def test_what_is_done_is_told_and_what_is_not_begun_is_given_back_while_a_slow_row_goes_on(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = copying(play, 3)
+    claims = tuple(claim for message in one_message(play, jobs) for claim in message.claims)
+    done, slow, late = (claim.id for claim in claims)
+    step, let_go = STEPS[Mode.TASK, State.COPYING], Event()
+
+    def waits(ctx: Context, job: Job, clock: Clock) -> Moves:
+        if job.id == slow:
+            assert let_go.wait(PATIENCE)
+        yield from step(ctx, job, clock)
+
+    def row(job_id: uuid.UUID) -> tuple[str, str | None, int]:
+        (found,) = play.sql("select state, claimed, crashes from jobs where id = :id", id=job_id)
+        return found["state"], found["claimed"], found["crashes"]
+
+    monkeypatch.setitem(STEPS, (Mode.TASK, State.COPYING), waits)
+    monkeypatch.setattr(timeouts, "WORKING", timedelta(seconds=2))
+    with ThreadPoolExecutor(1) as thread:
+        playing = thread.submit(play.play, [Message("noria.work", "transfer", claims)])
+        try:
+            wait_until(lambda: row(done)[0] == "succeeded" and row(late) == ("copying", None, 0))
+            assert row(slow) == ("copying", TAKEN, 0)
+        finally:
+            let_go.set()
+        playing.result()
+
+    assert row(slow)[0] == "succeeded"
+    assert play.sql("select count(*) as n from events where entered = 'succeeded'")[0]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "crashes", "rows"),
+    [("running", 0, [120, 120, 10]), ("running", 1, [1] * 250), ("copying", 0, [1] * 48)],
+)
+def test_rows_of_a_message_on_which_a_worker_died_go_again_in_parts(
+    play: Stage, state: str, crashes: int, rows: list[int]
+) -> None:
+    job = play.submit()
+    play.sql("update jobs set state = :state, run_at = now(), claimed = 'taken' where id = :id", id=job.id, state=state)
+    play.sql(
+        """insert into jobs (project_id, kind, model, mode, input, state, run_at, account, claimed, crashes)
+           select project_id, kind, model, mode, input, state, run_at, 'default', 'taken', :crashes
+             from jobs, generate_series(1, 250) where id = :id""",
+        id=job.id,
+        crashes=crashes,
+    )
+    play.sql("update jobs set run_at = null, claimed = null where id = :id", id=job.id)
+
+    assert [len(message.claims) for message in play.tick()] == rows
 
 
 @pytest.mark.parametrize(("due", "rows"), [(1, [1]), (4, [1, 1, 1, 1]), (6, [2, 2, 2]), (40, [8, 8, 8, 8, 8])])
