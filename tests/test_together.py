@@ -9,15 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy
+from celery.signals import task_received
+from celery.worker import state
 from stage import PATIENCE, Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import running
-from worker import timeouts, work
+from worker import broker, timeouts, work
 from worker.claims import TAKEN
 from worker.context import Clock, Context, Moves
 from worker.states import Mode, Move, State
@@ -230,3 +233,42 @@ def test_only_steps_that_make_nothing_share_a_commit() -> None:
     repeatable = {key for key, wants in work.WORK.items() if wants.repeatable}
 
     assert repeatable == {(Mode.TASK, State.COPYING), (Mode.CALL, State.COPYING), (Mode.BATCH, State.RUNNING)}
+
+
+class Loop:
+    """Celery's loop, whose timers fire when the test says so."""
+
+    def __init__(self) -> None:
+        self.timers: list[Callable[[], None]] = []
+
+    def call_later(self, _: float, act: Callable[[], None]) -> None:
+        self.timers.append(act)
+
+    def fire(self) -> None:
+        waiting, self.timers = self.timers, []
+        for act in waiting:
+            act()
+
+
+def test_a_worker_whose_threads_are_all_busy_looks_until_one_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery's loop sleeps for a second at a time, and no task's end wakes it."""
+    loop, busy = Loop(), set[int]()
+    monkeypatch.setattr(state, "reserved_requests", busy)
+    monkeypatch.setattr(task_received, "receivers", [])
+    broker.look_for_free_threads(SimpleNamespace(hub=loop, pool=SimpleNamespace(num_processes=2)))
+
+    for n in range(2):
+        task_received.send(sender=None)
+        busy.add(n)
+        assert len(loop.timers) == n  # none while a thread is free
+    task_received.send(sender=None)
+    for _ in range(3):
+        loop.fire()
+        assert len(loop.timers) == 1
+    busy.clear()
+    loop.fire()
+    assert loop.timers == []
+
+    busy.add(3)
+    task_received.send(sender=None)
+    assert len(loop.timers) == 1
