@@ -15,14 +15,14 @@ from stage import CLIP, Stage, stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
-from worker import claims, tick, work
+from worker import claims, moves, tick, work
 from worker.context import Clock
 from worker.dashscope.client import Client
 from worker.egress import transports
 from worker.lanes import query_budget
 from worker.runner import looks
 from worker.runner.looks import Looks
-from worker.states import State
+from worker.states import Move, State
 from worker.steps import poll
 from worker.steps.poll import Asked, pages
 from worker.tables import Job
@@ -131,6 +131,28 @@ def test_a_task_that_the_list_has_left_out_by_mistake_runs_on(play: Stage, noted
 
     assert len(noted.fetched) == 20
     assert set(states(play, jobs)) == {"running"}
+
+
+def test_who_cancels_while_a_task_is_looked_at_need_not_wait_for_the_next_look(play: Stage) -> None:
+    (asked,) = at_work(play, 1, ended=0)
+    play.sql("update jobs set task_status = 'PENDING'")
+    ((claim,),) = [message.claims for message in due(play, [asked])]
+    taken = play.spend(claim.id, claim.number)
+    play.cancel(asked)
+    wait = Move(State.RUNNING, run_at=play.now() + timedelta(minutes=1))
+
+    with play.ctx.engine.begin() as connection:
+        assert moves.record_waits(connection, [(taken, wait)], play.now()) == 1
+
+    found = play.job(asked)
+    assert (found.claimed, found.cancel_requested) == (None, True)
+    assert found.run_at is not None
+    assert found.run_at <= play.now()
+    again = replace(wait, run_at=play.now() + timedelta(minutes=1))
+    (claim,) = (claim for message in due(play, [asked]) for claim in message.claims)
+    with play.ctx.engine.begin() as connection:  # but a provider that does not answer is not asked without a pause
+        moves.record_waits(connection, [(play.spend(claim.id, claim.number), again)], play.now())
+    assert play.job(asked).run_at == again.run_at
 
 
 def test_what_was_made_first_is_fetched_first_since_its_links_die_first(play: Stage) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from celery import Celery
 from celery.events import EventDispatcher
+from celery.signals import task_received
+from celery.worker import state
 from kombu.entity import Exchange, Queue
 
 from worker import log
@@ -29,6 +31,7 @@ _HINT_SPACING = 0.5  # seconds; the first is sent at once
 _EVENTS_KEPT = 10_000
 _SOCKET_SECONDS = 3.0
 _RETRY_SECONDS = 2.0  # before the thread tries a broker again that failed
+_FREE_SECONDS = 0.02  # between two looks of a worker whose threads are all busy
 
 _log = log.get(__name__)
 
@@ -120,6 +123,28 @@ def consumers(app: Celery, seconds: float) -> dict[str, list[str]]:
         for queue in queues:
             at.setdefault(queue["name"], []).append(worker)
     return at
+
+
+def look_for_free_threads(consumer: Any) -> None:
+    """Lets a worker whose threads are all busy see within 20 ms that one is free, and take the next message.
+
+    By itself Celery's loop looks when something comes on a socket, and else each second: the end of a task does not
+    wake it. So a worker that takes no message ahead would do one a thread each second, however short they are.
+    """
+    hub, busy, is_looking = consumer.hub, state.reserved_requests, False
+
+    def look() -> None:
+        nonlocal is_looking
+        if is_looking := len(busy) >= consumer.pool.num_processes:
+            hub.call_later(_FREE_SECONDS, look)
+
+    def received(**_: Any) -> None:
+        nonlocal is_looking
+        if not is_looking and len(busy) + 1 >= consumer.pool.num_processes:  # this one is not among them yet
+            is_looking = True
+            hub.call_later(_FREE_SECONDS, look)
+
+    task_received.connect(received, weak=False)
 
 
 class Sender:

@@ -46,8 +46,9 @@ def _check_database(**_: Any) -> None:
 
 
 @worker_ready.connect
-def _ready(**_: Any) -> None:
+def _ready(**said: Any) -> None:
     """Flower knows only what it heard, so the unfinished jobs are told again."""
+    broker.look_for_free_threads(said["sender"])
     _runner().tell_unfinished()
     sender.hint()
 

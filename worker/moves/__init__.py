@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Connection,
     DateTime,
     LargeBinary,
@@ -23,7 +24,9 @@ from sqlalchemy import (
     Select,
     Text,
     Uuid,
+    and_,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -354,7 +357,7 @@ def _send(connection: Connection, job: Job, event_type: str, event_id: int | Non
 
 def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
     status = move.columns.get("task_status", job.task_status)
-    return (job.id, job.claim, move.run_at or now, status, move.columns.get("unknown_since"))
+    return (job.id, job.claim, move.run_at or now, status, move.columns.get("unknown_since"), job.cancel_requested)
 
 
 # Statements are built once for each set of columns: to build one costs more than to run it.
@@ -366,13 +369,16 @@ _LOOKS = claims.unnested(
     run_ats=DateTime(timezone=True),
     statuses=Text(),
     unknown_since=DateTime(timezone=True),
+    asked=Boolean(),
 )
+# asked for since the look began: as in `_HURRY`, now or never
+_ASKED = and_(Job.cancel_requested, ~_LOOKS.c.asked)
 # puts waits of running jobs on record
 _WAITED = (
     update(Job)
     .where(Job.id == _LOOKS.c.ids, Job.claim == _LOOKS.c.numbers, Job.state == State.RUNNING)
     .values(
-        run_at=_LOOKS.c.run_ats,
+        run_at=case((_ASKED, NOW), else_=_LOOKS.c.run_ats),
         claimed=None,
         crashes=0,
         polls=Job.polls + 1,

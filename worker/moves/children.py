@@ -194,7 +194,7 @@ _FIRST_FAILED = (
 # Every call that was settled, also those of a part that was made again.
 _PAID = text(
     """
-    select (select sum(micros) from ledger where job_id = :parent and entry = 'settle') as cost,
+    select (select cast(sum(micros) as bigint) from ledger where job_id = :parent and entry = 'settle') as cost,
            case when bool_or(billed = 'unknown') then 'unknown' when bool_or(billed = 'yes') then 'yes'
                 else 'no' end as billed
       from jobs where parent_id = :parent

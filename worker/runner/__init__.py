@@ -5,10 +5,14 @@ It knows no Celery: `tasks` hands it what messages carry, and tests hand it the 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from threading import Event
 from typing import Any, TypeVar
 
 import structlog
@@ -29,7 +33,7 @@ Publish = Callable[[tick.Message], None]
 T = TypeVar("T")
 
 _POSTPONED = timedelta(seconds=2)  # until rows are due again that were given back
-_TOGETHER = timedelta(seconds=1)  # that a move which may be repeated waits for others
+_TOGETHER = timedelta(seconds=1)  # that a move which may be repeated waits for others, at the most
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
 _TOLD_AGAIN = 2000  # jobs: Flower keeps as many rows
 
@@ -61,26 +65,36 @@ class Runner:
     def work(self, numbers: Numbers) -> None:
         """One step for each row, one after the other; those that a slow one holds up are given back.
 
-        Moves of steps that may be repeated are put on record together, after a second at the latest.
+        Moves of steps that may be repeated are put on record together, about a second after the first at the latest. A
+        thread beside this one sees to both, since a step may take longer than the other rows' leases: a copy may.
         """
         rows = self._take(numbers)
         if not rows:
             return
-        taken, clock = [Job.of(row._mapping) for row in rows], Clock(rows[0].now)  # noqa: SLF001
-        began, moved = clock(), list[tuple[Job, Move]]()
-        waited = began
-        for n, job in enumerate(taken):
-            if n and clock() - began > timeouts.WORKING:
-                self._let_go(taken[n:])
-                break
-            if not work.of(job).repeatable:
-                self.carry_out(job, clock)
-            elif move := self.guarded(job, partial(next, steps.of(job)(self.ctx, job, clock))):
-                moved.append((job, move))
-            if clock() - waited > _TOGETHER:
-                self.put(moved, clock)
-                waited, moved = clock(), []
-        self.put(moved, clock)
+        clock, has_ended = Clock(rows[0].now), Event()
+        left, moved = deque(Job.of(row._mapping) for row in rows), deque[tuple[Job, Move]]()  # noqa: SLF001
+        until = clock() + timeouts.WORKING
+
+        def settle() -> None:
+            try:
+                self.put(_taken(moved), clock)
+            finally:
+                if clock() > until and (late := _taken(left)):
+                    self._let_go(late)
+
+        def watch() -> None:
+            while not has_ended.wait(_TOGETHER.total_seconds()):
+                settle()
+
+        with ThreadPoolExecutor(1, "beside") as thread:
+            watching = thread.submit(watch) if len(rows) > 1 else None
+            try:
+                self._each(left, moved, clock, until)
+            finally:
+                has_ended.set()
+        settle()
+        if watching:
+            watching.result()
 
     def poll(self, numbers: Numbers) -> None:
         """A look at the task of each row, all of one account: by its list where they are many, the rest singly."""
@@ -144,6 +158,16 @@ class Runner:
             structlog.contextvars.reset_contextvars(**bound)
         return None
 
+    def _each(self, left: deque[Job], moved: deque[tuple[Job, Move]], clock: Clock, until: datetime) -> None:
+        """Carries the rows out until then, and leaves in `moved` what may be put on record with others'."""
+        while job := next(iter(_taken(left, 1)), None):
+            if not work.of(job).repeatable:
+                self.carry_out(job, clock)
+            elif move := self.guarded(job, partial(next, steps.of(job)(self.ctx, job, clock))):
+                moved.append((job, move))
+            if clock() > until:
+                return
+
     def _run(self, job: Job, clock: Clock) -> None:
         step = steps.of(job)(self.ctx, job, clock)
         move = next(step, None)
@@ -186,6 +210,15 @@ class Runner:
                 return claims.take(connection, Job, numbers, work.LEASE)
 
         return database.until_it_holds(take, "claims", _AWAY)
+
+
+def _taken(rows: deque[T], most: int | None = None) -> list[T]:
+    """The first of the rows, or all; each is given once, whichever thread asks."""
+    found: list[T] = []
+    with suppress(IndexError):
+        while most is None or len(found) < most:
+            found.append(rows.popleft())
+    return found
 
 
 def _next(step: Any, job: Job) -> Move | None:
