@@ -5,24 +5,21 @@ It knows no Celery: `tasks` hands it what messages carry, and tests hand it the 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from threading import Event
 from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Row, select
 
-from worker import claims, database, document, log, steps, tick, timeouts, work
+from worker import claims, database, document, log, steps, tick, work
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.runner.looks import Looks
+from worker.runner.together import Together
 from worker.schedules import fire
 from worker.states import TERMINAL, Move, State
 from worker.steps import find
@@ -33,7 +30,6 @@ Publish = Callable[[tick.Message], None]
 T = TypeVar("T")
 
 _POSTPONED = timedelta(seconds=2)  # until rows are due again that were given back
-_TOGETHER = timedelta(seconds=1)  # that a move which may be repeated waits for others, at the most
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
 _TOLD_AGAIN = 2000  # jobs: Flower keeps as many rows
 
@@ -63,38 +59,10 @@ class Runner:
                 return
 
     def work(self, numbers: Numbers) -> None:
-        """One step for each row, one after the other; those that a slow one holds up are given back.
-
-        Moves of steps that may be repeated are put on record together, about a second after the first at the latest. A
-        thread beside this one sees to both, since a step may take longer than the other rows' leases: a copy may.
-        """
-        rows = self._take(numbers)
-        if not rows:
-            return
-        clock, has_ended = Clock(rows[0].now), Event()
-        left, moved = deque(Job.of(row._mapping) for row in rows), deque[tuple[Job, Move]]()  # noqa: SLF001
-        until = clock() + timeouts.WORKING
-
-        def settle() -> None:
-            try:
-                self.put(_taken(moved), clock)
-            finally:
-                if clock() > until and (late := _taken(left)):
-                    self._let_go(late)
-
-        def watch() -> None:
-            while not has_ended.wait(_TOGETHER.total_seconds()):
-                settle()
-
-        with ThreadPoolExecutor(1, "beside") as thread:
-            watching = thread.submit(watch) if len(rows) > 1 else None
-            try:
-                self._each(left, moved, clock, until)
-            finally:
-                has_ended.set()
-        settle()
-        if watching:
-            watching.result()
+        """One step for each row, one after the other; those that a slow one holds up are given back."""
+        if rows := self._take(numbers):
+            taken = [Job.of(row._mapping) for row in rows]  # noqa: SLF001
+            Together(self, taken, Clock(rows[0].now)).carry_out()
 
     def poll(self, numbers: Numbers) -> None:
         """A look at the task of each row, all of one account: by its list where they are many, the rest singly."""
@@ -133,7 +101,7 @@ class Runner:
             found = self.ctx.record_all(moved, clock)
         except Exception as error:
             if database.is_away(error):
-                self._let_go([job for job, _ in moved])
+                self.let_go([job for job, _ in moved])
             raise
         for (job, move), outcome in zip(moved, found, strict=True):
             self.guarded(job, partial(self._told, job, move, outcome))
@@ -149,24 +117,14 @@ class Runner:
             return act()
         except ClaimLost as lost:
             _log.warning("the claim is lost; nothing was written", why=str(lost))
-            self._let_go([job])
+            self.let_go([job])
         except Exception as error:  # noqa: BLE001 - the next row of the message goes on
             _log.exception("a step failed; its row is left to the lease, or given back where the database was away")
             if database.is_away(error):
-                self._let_go([job])
+                self.let_go([job])
         finally:
             structlog.contextvars.reset_contextvars(**bound)
         return None
-
-    def _each(self, left: deque[Job], moved: deque[tuple[Job, Move]], clock: Clock, until: datetime) -> None:
-        """Carries the rows out until then, and leaves in `moved` what may be put on record with others'."""
-        while job := next(iter(_taken(left, 1)), None):
-            if not work.of(job).repeatable:
-                self.carry_out(job, clock)
-            elif move := self.guarded(job, partial(next, steps.of(job)(self.ctx, job, clock))):
-                moved.append((job, move))
-            if clock() > until:
-                return
 
     def _run(self, job: Job, clock: Clock) -> None:
         step = steps.of(job)(self.ctx, job, clock)
@@ -194,7 +152,7 @@ class Runner:
         if event := document.flower_event(job, self.ctx.project_name(job), keys):
             self.tell(event)
 
-    def _let_go(self, taken: Sequence[Job]) -> None:
+    def let_go(self, taken: Sequence[Job]) -> None:
         """Gives rows back that a living worker could not finish, or lost while the database was away: no crash."""
         numbers = [(job.id, job.claim) for job in taken]
         self.ctx.write(partial(claims.let_go, table=Job, numbers=numbers, after=_POSTPONED), "rows given back")
@@ -210,15 +168,6 @@ class Runner:
                 return claims.take(connection, Job, numbers, work.LEASE)
 
         return database.until_it_holds(take, "claims", _AWAY)
-
-
-def _taken(rows: deque[T], most: int | None = None) -> list[T]:
-    """The first of the rows, or all; each is given once, whichever thread asks."""
-    found: list[T] = []
-    with suppress(IndexError):
-        while most is None or len(found) < most:
-            found.append(rows.popleft())
-    return found
 
 
 def _next(step: Any, job: Job) -> Move | None:
