@@ -208,7 +208,7 @@ def test_what_is_written_keeps_its_wait_where_a_neighbours_claim_is_lost(play: S
     later = clock() + timedelta(minutes=1)
     wait = Move(State.RUNNING, run_at=later)
 
-    Looks(play.ctx, play.runner)._write([(taken, wait), (lost, wait)], clock)
+    Looks(play.runner)._write([(taken, wait), (lost, wait)], clock)
 
     assert play.job(job).run_at == later
 

@@ -260,3 +260,17 @@ def test_an_address_that_is_no_databases_is_refused_in_a_sentence(
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert "must begin with postgresql://" in " ".join(done.stderr.replace("│", "").split())
+
+
+def test_a_message_that_is_taken_leaves_nothing_behind_in_redis(broker_url: str) -> None:
+    """To keep it there until it is acknowledged takes two calls a message, and the row makes it again anyway."""
+    app, taken = broker.celery_app(known(broker_url=broker_url)), list[Any]()
+    broker.publish(app, broker.TICK, "tick", [])
+
+    with redis.Redis.from_url(broker_url) as client, app.connection_for_read() as connection:
+        with app.amqp.TaskConsumer(connection, callbacks=[lambda _, message: taken.append(message)]):
+            connection.drain_events(timeout=10)
+        kept = list(client.scan_iter("noria:unacked*"))
+
+    assert len(taken) == 1
+    assert kept == []

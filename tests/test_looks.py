@@ -241,7 +241,7 @@ def test_a_worker_that_dies_between_a_list_and_the_fetching_loses_nothing(play: 
     (message,) = due(play)
     with play.ctx.engine.begin() as connection:
         rows = claims.take(connection, Job, message.numbers, work.LEASE, looks.COLUMNS)
-    known = Looks(play.ctx, play.runner).sorted([Job.of(row._mapping) for row in rows], Clock(rows[0].now))
+    known = Looks(play.runner).sorted([Job.of(row._mapping) for row in rows], Clock(rows[0].now))
     assert len(known) == 9
     assert [play.job(job).claimed for job in jobs] == ["taken"] * 9 + [None] * 11  # what runs is not in its hands
 

@@ -316,7 +316,7 @@ def test_a_look_later_than_its_booking_is_put_off(play: Stage, late: float, look
     play.sql("update jobs set run_at = now() where id = :id", id=job.id)
     taken = play.take(job)
 
-    looks_of_one = Looks(play.ctx, play.runner, lambda now: Sleepy(now, timedelta(seconds=late)))
+    looks_of_one = Looks(play.runner, lambda now: Sleepy(now, timedelta(seconds=late)))
     looks_of_one.look([taken], Clock(play.now()), SECOND, play.now())
 
     again = play.job(job)

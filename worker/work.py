@@ -20,9 +20,9 @@ from worker.tables import Job
 class Group:
     """Rows that travel alike.
 
-    `queue` where their messages go; `rows` in one message at most, and fewer where the due ones do not make `messages`
-    of them, which threads work through side by side; `on_their_way` at most, which the queue can start within half a
-    lease; `urgent` of these are kept for links that die soon; `per_project` of these may be one project's.
+    `queue` where their messages go; `rows` in one message at most. Few rows are spread over `messages` messages, since
+    threads work through these side by side. `on_their_way` at most, which the queue can start within half a lease;
+    `urgent` of these are kept for links that die soon; `per_project` of these may be one project's.
     """
 
     queue: str

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, select
 
 from worker import claims, database, document, log, steps, tick, work
 from worker.claims import Numbers
@@ -60,13 +60,13 @@ class Runner:
 
     def work(self, numbers: Numbers) -> None:
         """One step for each row, one after the other; those that a slow one holds up are given back."""
-        if rows := self._take(numbers):
+        if rows := self.take(numbers):
             taken = [Job.of(row._mapping) for row in rows]  # noqa: SLF001
             Together(self, taken, Clock(rows[0].now)).carry_out()
 
     def poll(self, numbers: Numbers) -> None:
         """A look at the task of each row, all of one account: by its list where they are many, the rest singly."""
-        Looks(self.ctx, self).at_all(numbers)
+        Looks(self).at_all(numbers)
 
     def deliver(self, numbers: Numbers) -> None:
         """The deliveries of a message, and what waits behind them, for a turn; then others may go."""
@@ -90,6 +90,19 @@ class Runner:
             rows = connection.execution_options(yield_per=50).execute(_UNFINISHED)
             for job in map(Job.of, rows.mappings()):
                 self._tell(job)
+
+    def take(self, numbers: Numbers, columns: tuple[ColumnElement[Any], ...] | None = None) -> Sequence[Row[Any]]:
+        """Spends claim numbers, tried again while the database is away: a restart must not cost a message its lease.
+
+        `columns`: what is read of the rows, all of it where that is None. A number whose spending was committed and
+        whose answer was lost is spent: its row waits for the lease.
+        """
+
+        def spend() -> Sequence[Row[Any]]:
+            with self.ctx.engine.begin() as connection:
+                return claims.take(connection, Job, numbers, work.LEASE, columns)
+
+        return database.until_it_holds(spend, "claims", _AWAY)
 
     def carry_out(self, job: Job, clock: Clock) -> None:
         """Runs the step of the job's state; each of its moves is on record before its next line runs."""
@@ -156,18 +169,6 @@ class Runner:
         """Gives rows back that a living worker could not finish, or lost while the database was away: no crash."""
         numbers = [(job.id, job.claim) for job in taken]
         self.ctx.write(partial(claims.let_go, table=Job, numbers=numbers, after=_POSTPONED), "rows given back")
-
-    def _take(self, numbers: Numbers) -> list[Row[Any]]:
-        """Spends claim numbers, tried again while the database is away: a restart must not cost a message its lease.
-
-        A number whose spending was committed and whose answer was lost is spent: its row waits for the lease.
-        """
-
-        def take() -> list[Row[Any]]:
-            with self.ctx.engine.begin() as connection:
-                return claims.take(connection, Job, numbers, work.LEASE)
-
-        return database.until_it_holds(take, "claims", _AWAY)
 
 
 def _next(step: Any, job: Job) -> Move | None:

@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import claims, database, log, moves, work
+from worker import claims, database, log, moves
 from worker.claims import OURS, Numbers
 from worker.context import Clock, Context
 from worker.errors import NotTold
 from worker.lanes import query_budget
 from worker.lanes.query_budget import Booked
+from worker.runner.recorder import Recorder
 from worker.states import Move, State
 from worker.steps import poll
 from worker.tables import Job
@@ -38,32 +39,26 @@ _HANDFUL = 5  # looks that are booked, and put on record, together
 _AT_ONCE = 5  # threads of a message that fetch: to fetch and to put on record takes longer than a place in the budget
 _LOOKING = timedelta(seconds=60)  # of a message; its rows' lease outlasts that and one look that hangs
 _PAUSE = 0.1  # seconds, until the budget is asked again
-_AWAY = timedelta(seconds=15)  # how long a message waits for the database
 
 _log = log.get(__name__)
-T = TypeVar("T")
-
-
-class Recorder(Protocol):
-    """What looks need of the runner."""
-
-    def guarded(self, job: Job, act: Callable[[], T]) -> T | None: ...
-    def carry_out(self, job: Job, clock: Clock) -> None: ...
-    def put(self, moved: Sequence[tuple[Job, Move]], clock: Clock) -> None: ...
 
 
 @dataclass(frozen=True)
 class Looks:
     """Looks for one process."""
 
-    ctx: Context
     runner: Recorder
     clock: Callable[[datetime], Clock] = Clock  # for the budget's places, from the instant that they were booked at
+
+    @property
+    def ctx(self) -> Context:
+        """What the runner works with."""
+        return self.runner.ctx
 
     def at_all(self, numbers: Numbers) -> None:
         """A look at the task of each row that the numbers still claim, all of one account."""
         is_long = len(numbers) >= query_budget.WORTH
-        rows = database.until_it_holds(partial(self._take, numbers, COLUMNS if is_long else None), "claims", _AWAY)
+        rows = self.runner.take(numbers, COLUMNS if is_long else None)
         taken = [Job.of(row._mapping) for row in rows]  # noqa: SLF001
         if not taken:
             return
@@ -80,13 +75,13 @@ class Looks:
             if not database.is_away(error):
                 raise
             _log.warning("the database is away; looks are put off", rows=len(taken), cause=log.words(error))
-            self._let_go(taken)
+            self.runner.let_go(taken)
 
     def sorted(self, taken: Sequence[Job], clock: Clock) -> Sequence[Job]:
         """Puts the waits of the jobs on record whose tasks are listed as unfinished; the jobs whose tasks have ended.
 
-        None where another thread lists the account's tasks: these are due again soon, and then in one message with all
-        others. Where the list does not come, only a few are looked at now, which tells what is wrong.
+        Empty where another thread lists the account's tasks: then all are due again soon, in one message with others.
+        Where the list does not come, only a few are looked at now, which tells what is wrong.
         """
         listing = self._listing(taken)
         if not listing.acquire(blocking=False):
@@ -155,10 +150,6 @@ class Looks:
         """Held while a thread of this process lists the tasks of the jobs' account, or waits for that."""
         return self.ctx.listing.setdefault(jobs[0].account or "", Lock())
 
-    def _take(self, numbers: Numbers, columns: tuple[ColumnElement[Any], ...] | None) -> Sequence[Any]:
-        with self.ctx.engine.begin() as connection:
-            return claims.take(connection, Job, numbers, work.LEASE, columns)
-
     def _whole(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The jobs' rows, in that order, as far as they are still ours; read where only `COLUMNS` of them are."""
         if all(job.kind for job in jobs):
@@ -172,10 +163,6 @@ class Looks:
         if jobs:
             give_back = partial(claims.give_back, table=Job, numbers=_numbers(jobs), after=_POSTPONED)
             self.ctx.write(give_back, f"{len(jobs)} looks put off")
-
-    def _let_go(self, jobs: Sequence[Job]) -> None:
-        """Gives rows back that a living worker lost while the database was away: no crash."""
-        self.ctx.write(partial(claims.let_go, table=Job, numbers=_numbers(jobs), after=_POSTPONED), "rows given back")
 
     def _write(self, waits: Sequence[tuple[Job, Move]], clock: Clock) -> None:
         def write(connection: Connection) -> None:

@@ -8,33 +8,23 @@ other rows' leases: a copy may.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from threading import Event
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from worker import steps, timeouts, work
-from worker.context import Clock, Context
+from worker.context import Clock
+from worker.runner.recorder import Recorder
 from worker.states import Move
 from worker.tables import Job
 
 _AT_MOST = timedelta(seconds=1)  # that a move waits for others
 
 T = TypeVar("T")
-
-
-class Recorder(Protocol):
-    """What the rows need of the runner."""
-
-    @property
-    def ctx(self) -> Context: ...
-    def guarded(self, job: Job, act: Callable[[], T]) -> T | None: ...
-    def carry_out(self, job: Job, clock: Clock) -> None: ...
-    def put(self, moved: Sequence[tuple[Job, Move]], clock: Clock) -> None: ...
-    def let_go(self, jobs: Sequence[Job]) -> None: ...
 
 
 class Together:

@@ -29,11 +29,8 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     case,
-    column,
-    func,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from worker import claims, database, egress, log, timeouts, webhooks
 from worker.claims import Numbers
@@ -181,31 +178,27 @@ def _clock(now: datetime) -> Callable[[], datetime]:
 
 # Statements are built once: to build one costs more than to run it.
 
-_COLUMNS = {
-    "ids": column("id", Uuid),
-    "numbers": column("number", BigInteger),
-    "states": column("state", Text),
-    "counts": column("tries", Integer),
-    "statuses": column("status", Integer),
-    "errors": column("error", Text),
-    "times": column("again_at", DateTime(timezone=True)),
-}
-_TRIED = (
-    func.unnest(*(bindparam(name, type_=ARRAY(each.type)) for name, each in _COLUMNS.items()))
-    .table_valued(*_COLUMNS.values())
-    .render_derived(name="tried")
+_TRIED = claims.unnested(
+    "tried",
+    ids=Uuid(),
+    numbers=BigInteger(),
+    states=Text(),
+    counts=Integer(),
+    statuses=Integer(),
+    errors=Text(),
+    times=DateTime(timezone=True),
 )
 # What became of tries, under each one's claim.
 _WRITE = (
     update(Delivery)
-    .where(Delivery.id == _TRIED.c.id, Delivery.claim == _TRIED.c.number)
+    .where(Delivery.id == _TRIED.c.ids, Delivery.claim == _TRIED.c.numbers)
     .values(
-        state=_TRIED.c.state,
-        tries=_TRIED.c.tries,
-        last_status=_TRIED.c.status,
-        last_error=_TRIED.c.error,
-        run_at=_TRIED.c.again_at,
-        finished_at=case((_TRIED.c.again_at.is_(None), bindparam("now", type_=DateTime(timezone=True)))),
+        state=_TRIED.c.states,
+        tries=_TRIED.c.counts,
+        last_status=_TRIED.c.statuses,
+        last_error=_TRIED.c.errors,
+        run_at=_TRIED.c.times,
+        finished_at=case((_TRIED.c.times.is_(None), bindparam("now", type_=DateTime(timezone=True)))),
         claimed=None,
         crashes=0,
     )
