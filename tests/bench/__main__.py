@@ -17,7 +17,7 @@ from ops.cli import show
 from ops.local import up
 from tests.bench import page, rig
 from tests.bench.figures import Figure, shown
-from tests.bench.scenarios import ALONE, SCENARIOS
+from tests.bench.scenarios import ALONE, LONG, SCENARIOS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,7 +30,7 @@ def main(
     write: Annotated[bool, typer.Option(help="Write the results into the page, too.")] = False,
 ) -> None:
     """Measure what jobs cost on a whole stack of its own, beside peers in the same run."""
-    chosen = names or list(SCENARIOS)
+    chosen = names or [name for name in SCENARIOS if not (quick and name in LONG)]
     if unknown := sorted(set(chosen) - SCENARIOS.keys() - ALONE.keys()):
         raise typer.BadParameter(f"no {', '.join(unknown)}; there are {', '.join((*SCENARIOS, *ALONE))}")
     figures: list[Figure] = []

@@ -20,6 +20,9 @@ SCENARIOS: dict[str, Callable[[Rig, bool], list[Figure]]] = {
     "tables": tables.measure,
 }
 
+# Not run with --quick unless they are named: each takes minutes, however few its jobs are.
+LONG = frozenset({"in_flight", "tables"})
+
 
 def _slots(quick: bool) -> list[Figure]:
     seconds = 60.0 if quick else 240.0
