@@ -97,6 +97,16 @@ class JobForm(BaseModel):
         None, max_length=len(JOB_EVENTS), description="the events it is called for; null: those that end the job"
     )
 
+    review: Literal["required"] | None = Field(
+        None, description="required: its outputs wait until a person approves or rejects them"
+    )
+    not_after: AwareDatetime | None = Field(
+        None,
+        strict=False,  # JSON has no times
+        description="RFC 3339; what has not been sent to the provider by then ends unpaid",
+        examples=["2026-12-01T06:00:00Z"],
+    )
+
     @field_validator("webhook_url")
     @classmethod
     def _may_be_called(cls, value: str | None, info: ValidationInfo) -> str | None:

@@ -52,6 +52,7 @@ def job(**more: Any) -> Job:
         "task_status": "RUNNING",
         "result": None,
         "links_expire_at": None,
+        "take": 1,
     }
     return Job(**columns | more)
 
@@ -67,8 +68,9 @@ RUNNING = (
     '"project":"spring","state":"running","is_terminal":false,"held_for":null,"cancel_requested":false,'
     f'"waiting_on":{{"code":"provider","detail":"it runs","until":"{SAID}","position":null}},"priority":"high",'
     '"input":{"prompt":"一只猫 \\"x\\"","duration":5,"f":0.1},"metadata":{"sku":"A17"},"custom_id":"row-17",'
-    '"batch_id":null,"parent_id":null,"round":null,"place":null,"children":null,'
-    f'"created_at":"{SAID}","submitted_at":"{SAID}","started_at":null,"finished_at":null,"deadline_at":"{SAID}",'
+    '"batch_id":null,"batch_row":null,"take":1,"first_take":null,"review":null,'
+    '"parent_id":null,"round":null,"place":null,"children":null,'
+    f'"created_at":"{SAID}","submitted_at":"{SAID}","started_at":null,"finished_at":null,"deadline_at":"{SAID}","not_after":null,'
     '"cost":{"currency":"CNY","estimated":"3.00","actual":null,"billed":"unknown"},"usage":null,'
     '"provider":{"account":"default","region":"cn-beijing","task_id":"t","request_id":"req-1","status":"RUNNING",'
     '"links_expire_at":null},"outputs":['

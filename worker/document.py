@@ -110,6 +110,14 @@ class Children(Answer):
     expired: int
 
 
+class Review(Answer):
+    """What a person said of the outputs; `decision` is null until then."""
+
+    decision: Literal["approved", "rejected"] | None
+    comment: str | None
+    at: Moment | None
+
+
 class JobDocument(Answer):
     """One thing that was asked for. Treat a state that you do not know as unfinished unless `is_terminal`."""
 
@@ -127,7 +135,11 @@ class JobDocument(Answer):
     input: dict[str, Any] = Field(description="complete: defaults filled in; in lists long parts are cut, and end in …")
     metadata: dict[str, str]
     custom_id: str | None
-    batch_id: uuid.UUID | None = None
+    batch_id: uuid.UUID | None
+    batch_row: int | None = Field(description="which row of its batch, from 1; takes of one row have the same")
+    take: int = Field(description="1, or which re-roll of the first take it is")
+    first_take: uuid.UUID | None = Field(description="of a re-roll: the job that was the first take")
+    review: Review | None = Field(description="null: nobody is to look at it first")
     parent_id: uuid.UUID | None
     round: int | None = Field(description="a child's own, from 1; a parent's last one")
     place: int | None = Field(description="a child's, in its round, from 0")
@@ -137,6 +149,7 @@ class JobDocument(Answer):
     started_at: Moment | None
     finished_at: Moment | None
     deadline_at: Moment | None
+    not_after: Moment | None = Field(description="what has not been sent by then ends unpaid")
     cost: Cost
     usage: dict[str, Any] | None = Field(description="what was billed, in the model's units")
     provider: Provider
@@ -170,6 +183,11 @@ def shown(
         input=job.input,
         metadata=job.labels,
         custom_id=job.custom_id,
+        batch_id=job.batch_id,
+        batch_row=job.batch_row,
+        take=job.take,
+        first_take=job.first_take,
+        review=_review(job),
         parent_id=job.parent_id,
         round=job.round if job.parent_id or job.mode == Mode.PARENT else None,
         place=job.place,
@@ -179,6 +197,7 @@ def shown(
         started_at=job.started_at,
         finished_at=job.finished_at,
         deadline_at=job.deadline_at,
+        not_after=job.not_after,
         cost=Cost(estimated=money.shown(job.estimate), actual=money.shown(job.cost), billed=job.billed),
         usage=job.usage,
         provider=_provider(job, request_id),
@@ -282,6 +301,13 @@ def _provider(job: Job, request_id: str | None) -> Provider:
         status=job.task_status,
         links_expire_at=job.links_expire_at,
     )
+
+
+def _review(job: Job) -> Review | None:
+    if job.review is None:
+        return None
+    decision = None if job.review == "required" else job.review
+    return Review(decision=decision, comment=job.review_note, at=job.reviewed_at)
 
 
 def _urls(job: Job, path: str) -> dict[str, str]:

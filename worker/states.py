@@ -7,6 +7,7 @@ Whoever reads a job at any instant can tell from its state alone what may be don
     queued ──► admitted ──► submitting ──► running ──► copying ──► succeeded
                                  └──► uncertain ──► …        └──► expired
     queued ──► gathering (its children are at work) ──► copying (assembled) ──► succeeded
+    copying ──► awaiting_review (where a person is to look first) ──► succeeded or rejected
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class State(StrEnum):
     RUNNING = "running"  # the provider has a task; step `poll`
     GATHERING = "gathering"  # its children are at work; the last child's end
     COPYING = "copying"  # its outputs are on their way into the bucket; step `copy`
-    SUCCEEDED = "succeeded"  # the outputs are in the bucket, and checked
+    AWAITING_REVIEW = "awaiting_review"  # the outputs are in the bucket; a person approves or rejects them
+    SUCCEEDED = "succeeded"  # the outputs are in the bucket, and checked; approved, where a review was asked for
+    REJECTED = "rejected"  # by a person, who looked at the outputs
     FAILED = "failed"
     CANCELED = "canceled"
     EXPIRED = "expired"  # the provider made it, and its link died before it could be copied
@@ -57,7 +60,10 @@ class HeldFor(StrEnum):
 
 S = State
 
-TERMINAL = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELED, S.EXPIRED})
+TERMINAL = frozenset({S.SUCCEEDED, S.REJECTED, S.FAILED, S.CANCELED, S.EXPIRED})
+
+# States in which no row is due: they end by a person's word, or never.
+AT_REST = TERMINAL | {S.HELD, S.AWAITING_REVIEW}
 
 # States that use one of the lane's concurrent tasks. An uncertain job may have a task, so it keeps its slot.
 SLOTTED = frozenset({S.ADMITTED, S.SUBMITTING, S.UNCERTAIN, S.RUNNING})
@@ -75,8 +81,10 @@ MOVES: dict[State, frozenset[State]] = {
     # person, and is another's
     S.RUNNING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.UNCERTAIN, S.FAILED, S.CANCELED, S.EXPIRED}),
     S.GATHERING: frozenset({S.GATHERING, S.COPYING, S.HELD, S.FAILED, S.CANCELED}),
-    S.COPYING: frozenset({S.COPYING, S.SUCCEEDED, S.EXPIRED, S.FAILED, S.HELD}),
+    S.COPYING: frozenset({S.COPYING, S.AWAITING_REVIEW, S.SUCCEEDED, S.EXPIRED, S.FAILED, S.HELD}),
+    S.AWAITING_REVIEW: frozenset({S.SUCCEEDED, S.REJECTED}),
     S.SUCCEEDED: frozenset({S.FAILED}),  # a part that its parent cannot use, so that a retry makes it again
+    S.REJECTED: frozenset(),  # paid for and looked at: another take is a job of its own
     S.FAILED: frozenset({S.QUEUED, S.GATHERING}),
     S.CANCELED: frozenset({S.QUEUED, S.GATHERING}),
     S.EXPIRED: frozenset({S.QUEUED, S.GATHERING}),

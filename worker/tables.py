@@ -198,6 +198,14 @@ class Job(Base):
     note: Mapped[dict[str, Any] | None]  # its kind's own: what a child is to its parent, how far a parent is
     webhook_url: Mapped[str | None]
     webhook_events: Mapped[list[str] | None]  # null: the terminal ones
+    not_after: Mapped[datetime | None]  # what has not been sent by then ends unpaid
+    batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id"))
+    batch_row: Mapped[int | None] = mapped_column(Integer)  # which row of it, from 1; its takes have the same
+    review: Mapped[str | None]  # required, then approved or rejected; null: nobody is to look at it first
+    review_note: Mapped[str | None]  # what the person said
+    reviewed_at: Mapped[datetime | None]
+    first_take: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))  # of a later take
+    take: Mapped[int] = mapped_column(SmallInteger, server_default="1")  # a re-roll is the next one
 
     state: Mapped[str] = mapped_column(server_default="queued")
     state_at: Mapped[datetime] = mapped_column(**_NOW)  # when it entered that state
@@ -247,7 +255,7 @@ class Job(Base):
         CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
         CheckConstraint("billed in ('yes', 'no', 'unknown')", name="billed"),
         CheckConstraint(
-            "(state in ('succeeded', 'failed', 'canceled', 'expired')) = (finished_at is not null)",
+            "(state in ('succeeded', 'rejected', 'failed', 'canceled', 'expired')) = (finished_at is not null)",
             name="finished",
         ),
         CheckConstraint("finished_at is null or run_at is null", name="rests"),
@@ -319,6 +327,25 @@ class Job(Base):
             "parent_id",
             postgresql_where=text("parent_id is not null and state in ('failed', 'expired')"),
         ),
+        # for `batches`: counts, cost and forecast by the index alone; what has not ended; what is overdue
+        Index(
+            "ix_jobs_batch",
+            *("batch_id", "model", "state"),
+            postgresql_include=["estimate", "cost", "billed"],
+            postgresql_where=text("batch_id is not null"),
+        ),
+        Index(
+            "ix_jobs_batch_unfinished",
+            "batch_id",
+            postgresql_where=text("batch_id is not null and finished_at is null"),
+        ),
+        Index(
+            "ix_jobs_not_after",
+            "not_after",
+            postgresql_where=text("not_after is not null and state in ('queued', 'held', 'admitted')"),
+        ),
+        Index("uq_jobs_take", "first_take", "take", unique=True, postgresql_where=text("first_take is not null")),
+        CheckConstraint("review in ('required', 'approved', 'rejected')", name="review"),
         CheckConstraint("(parent_id is null) = (place is null)", name="place"),
         CheckConstraint("parent_id is null or mode <> 'parent'", name="one_generation"),
         CheckConstraint("mode in (" + ", ".join(f"'{m}'" for m in Mode) + ")", name="mode"),
@@ -376,9 +403,10 @@ class Event(Base):
     __tablename__ = "events"
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id"))  # of a batch's own events
     project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
-    sequence: Mapped[int]
+    sequence: Mapped[int]  # within the job, or the batch
     type: Mapped[str]
     left: Mapped[str | None]  # null: the job was made
     entered: Mapped[str]
@@ -387,7 +415,12 @@ class Event(Base):
     at: Mapped[datetime] = mapped_column(**_NOW)
     xid: Mapped[int] = mapped_column(server_default=text("(pg_current_xact_id()::text)::bigint"))
 
-    __table_args__ = (UniqueConstraint("job_id", "sequence"), Index("ix_events_feed", "project_id", "id"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "sequence"),
+        Index("uq_events_batch", "batch_id", "sequence", unique=True, postgresql_where=text("batch_id is not null")),
+        Index("ix_events_feed", "project_id", "id"),
+        CheckConstraint("num_nonnulls(job_id, batch_id) = 1", name="subject"),
+    )
 
 
 class Output(Base):
@@ -447,7 +480,9 @@ class Delivery(Base):
         CheckConstraint("state in ('waiting', 'delivered', 'exhausted')", name="state"),
         CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
         CheckConstraint("(state = 'waiting') = (run_at is not null)", name="waits"),
-        CheckConstraint("num_nulls(project_id, job_id, event_id) in (0, 3)", name="alarm"),
+        CheckConstraint(
+            "(project_id is null) = (event_id is null) and (event_id is not null or job_id is null)", name="alarm"
+        ),
         Index("ix_deliveries_due", "run_at", postgresql_where=text("run_at is not null")),
         Index(
             "ix_deliveries_turns",
@@ -556,6 +591,84 @@ class File(Base):
     __table_args__ = (
         UniqueConstraint("project_id", "sha256", "name"),  # given twice, it is one file
         Index("ix_files_listing", "project_id", text("id desc")),
+    )
+
+
+class Batch(Base):
+    """Jobs submitted together, one a row of a file. `run_at` and the claim are for its completion."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    key: Mapped[str | None]  # its Idempotency-Key
+    digest: Mapped[bytes]  # of the file and of what was said with it
+    repeat: Mapped[str] = mapped_column(server_default="")  # equal rows under another one are made once more
+    source: Mapped[dict[str, Any]]  # of the file: name, format, encoding, delimiter, bytes, sha256
+    report: Mapped[dict[str, Any]]  # what was found before anything was spent: `batches.document.Report`
+    rows: Mapped[int] = mapped_column(Integer)  # in the file
+    bad: Mapped[int] = mapped_column(Integer, server_default="0")  # of these, with faults
+    made: Mapped[int] = mapped_column(Integer, server_default="0")  # jobs, by the commit
+    existing: Mapped[int] = mapped_column(Integer, server_default="0")  # rows that had a job before
+    webhook_url: Mapped[str | None]  # is told of its completion
+
+    state: Mapped[str] = mapped_column(server_default="draft")
+    sequence: Mapped[int] = mapped_column(server_default="0")  # of its last event
+    manifest: Mapped[str | None]  # the key of the list of what it made
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    committed_at: Mapped[datetime | None]
+    paused_at: Mapped[datetime | None]
+    canceled_at: Mapped[datetime | None]  # a person asked for it: what had been sent goes on
+    completed_at: Mapped[datetime | None]  # the last time: what is made again opens it again
+
+    run_at: Mapped[datetime | None]  # when its completion is due; null: its jobs are at work, or it is complete
+    claim: Mapped[int] = mapped_column(server_default="0")
+    claimed: Mapped[str | None]
+    crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+
+    __table_args__ = (
+        CheckConstraint("state in ('draft', 'running', 'paused', 'completed')", name="state"),
+        CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
+        CheckConstraint("(state = 'paused') = (paused_at is not null)", name="paused"),
+        Index("uq_batches_key", "project_id", "key", unique=True, postgresql_where=text("key is not null")),
+        Index("ix_batches_listing", "project_id", text("id desc")),
+        Index("ix_batches_open", "id", postgresql_where=text("state in ('running', 'paused')")),
+        Index("ix_batches_due", "run_at", postgresql_where=text("run_at is not null")),
+        Index("ix_batches_drafts", "created_at", postgresql_where=text("state = 'draft'")),
+    )
+
+
+class BatchRow(Base):
+    """One row of a batch: what it asks for, until the commit makes it a job; then which job that is."""
+
+    __tablename__ = "batch_rows"
+
+    batch_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    n: Mapped[int] = mapped_column(Integer, primary_key=True)  # from 1
+    line: Mapped[int] = mapped_column(Integer)  # where it begins in the file, from 1
+    outcome: Mapped[str]  # good or bad; after the commit made, existing or skipped
+    custom_id: Mapped[str | None]
+    faults: Mapped[list[Any] | None]
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))  # its newest take
+    hash: Mapped[bytes | None]  # of what it asks for: equal rows are made once in the project
+    copy: Mapped[int] = mapped_column(Integer, server_default="1")  # which of the file's equal rows without a custom_id
+    # what becomes the job's row; null once it is made
+    kind: Mapped[str | None]
+    model: Mapped[str | None]
+    mode: Mapped[str | None]
+    input: Mapped[dict[str, Any] | None]
+    labels: Mapped[dict[str, Any] | None]
+    priority: Mapped[int | None] = mapped_column(SmallInteger)
+    webhook_url: Mapped[str | None]
+    webhook_events: Mapped[list[str] | None]
+    not_after: Mapped[datetime | None]
+    review: Mapped[str | None]
+    estimate: Mapped[int | None]
+
+    __table_args__ = (
+        CheckConstraint("outcome in ('good', 'bad', 'made', 'existing', 'skipped')", name="outcome"),
+        Index("ix_batch_rows_job_id", "job_id"),
     )
 
 

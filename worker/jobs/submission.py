@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, update
 
@@ -46,6 +46,8 @@ class Submission:
     priority: str = "normal"
     webhook_url: str | None = None
     webhook_events: list[str] | None = None
+    review: Literal["required"] | None = None
+    not_after: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def submit(
     `now` is when it is made; None: Postgres's time. Raises Conflict when the key was used with another body,
     InvalidInput when a file that is named is not there: roll back.
     """
-    row = _row(project, prepared)
+    row = {"project_id": project.id, **asked(prepared)}
     if sent is None:
         job: Job | None = moves.make(connection, row, now)
     else:
@@ -116,11 +118,10 @@ def submit(
     return job, False
 
 
-def _row(project: Project, prepared: Prepared) -> dict[str, Any]:
+def asked(prepared: Prepared) -> dict[str, Any]:
     """What of a job's row is asked for."""
     said = prepared.submission
     return {
-        "project_id": project.id,
         "kind": said.kind,
         "model": prepared.model,
         "mode": prepared.mode,
@@ -130,6 +131,8 @@ def _row(project: Project, prepared: Prepared) -> dict[str, Any]:
         "priority": document.PRIORITIES[said.priority],
         "webhook_url": said.webhook_url,
         "webhook_events": said.webhook_events,
+        "review": said.review,
+        "not_after": said.not_after,
         "estimate": prepared.estimate,
     }
 

@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from worker.states import TERMINAL, State, may
+from worker.states import AT_REST, TERMINAL, State, may
 from worker.tables import Attempt, Event, Job
 
 # What a job starts with that is made again: nothing is left of how it ended. Kept are what was asked for, what a parent
@@ -67,13 +67,14 @@ FRESH: dict[str, Any] = {
     "usage": None,
     "result": None,
     "error": None,
+    "not_after": None,  # a person asks for it now
 }
 
 
 def entered(left: Collection[State], to: State, now: Any) -> dict[str, Any]:
     """The columns that follow from a move between these states alone; `now` is a time, or a bound one."""
     assert all(may(state, to) for state in left), f"of {', '.join(left)} not all may become {to}"
-    columns: dict[str, Any] = {"run_at": None if to in TERMINAL or to is State.HELD else now}
+    columns: dict[str, Any] = {"run_at": None if to in AT_REST else now}
     columns |= {"claimed": None, "crashes": 0}
     if set(left) != {to}:
         columns |= {"state": to, "state_at": now}
