@@ -330,7 +330,7 @@ class Job(Base):
         # for `batches`: counts, cost and forecast by the index alone; what has not ended; what is overdue
         Index(
             "ix_jobs_batch",
-            *("batch_id", "model", "state"),
+            *("batch_id", "kind", "model", "state", "review"),
             postgresql_include=["estimate", "cost", "billed"],
             postgresql_where=text("batch_id is not null"),
         ),

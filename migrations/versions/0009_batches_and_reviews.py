@@ -23,6 +23,18 @@ _ENDS = ("succeeded", "rejected", "failed", "canceled", "expired")
 _NEW = frozenset({"awaiting_review", "rejected"})
 _ALARM = "(project_id is null) = (event_id is null) and (event_id is not null or job_id is null)"
 _NOW = sa.text("now()")
+# The jobs of batches in groups, by the index alone. Its settings are the reason that it is a function: in the minute
+# after many jobs were made or moved, until the next vacuum, the planner would read the table, which takes twice as long.
+_GROUPS = """
+create function batch_groups(ids uuid[]) returns table (
+    batch_id uuid, kind text, model text, state text, review text,
+    jobs bigint, estimate numeric, cost numeric, unbilled numeric
+) language sql stable parallel safe set enable_seqscan = off set enable_bitmapscan = off as $$
+select batch_id, kind, model, state, review,
+       count(*), sum(estimate), sum(cost), sum(estimate) filter (where billed <> 'yes')
+  from jobs where batch_id = any (ids) group by batch_id, kind, model, state, review
+$$
+"""
 _TIMES = ("committed_at", "paused_at", "canceled_at", "completed_at", "run_at")
 
 
@@ -44,15 +56,19 @@ def upgrade() -> None:
     _hold(checks, {"jobs.batch_id": "batches", "jobs.first_take": "jobs", "events.batch_id": "batches"})
     with op.get_context().autocommit_block():
         _index(
-            "ix_jobs_batch", "jobs (batch_id, model, state) include (estimate, cost, billed)", "batch_id is not null"
+            "ix_jobs_batch",
+            "jobs (batch_id, kind, model, state, review) include (estimate, cost, billed)",
+            "batch_id is not null",
         )
         _index("ix_jobs_batch_unfinished", "jobs (batch_id)", "batch_id is not null and finished_at is null")
         _index("ix_jobs_not_after", "jobs (not_after)", f"not_after is not null and {_UNSENT}")
         _index("uq_jobs_take", "jobs (first_take, take)", "first_take is not null", "unique index")
         _index("uq_events_batch", "events (batch_id, sequence)", "batch_id is not null", "unique index")
+    op.execute(_GROUPS)
 
 
 def downgrade() -> None:
+    op.execute("drop function batch_groups(uuid[])")
     op.execute("delete from deliveries using events where events.id = event_id and events.batch_id is not null")
     op.execute("delete from events where batch_id is not null")
     old = _checks([state for state in _STATES if state not in _NEW], [state for state in _ENDS if state not in _NEW])
