@@ -72,6 +72,7 @@ class Stage:
             "noria.work": self.runner.work,
             "noria.poll": self.runner.poll,
             "noria.deliver": self.runner.deliver,
+            "noria.complete": self.runner.complete,
             "noria.fire": lambda _: self.runner.fire(),
             "noria.sweep": lambda _: self.runner.sweep(),
         }

@@ -48,9 +48,9 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.types import TypeEngine
 
 from worker import timeouts
-from worker.tables import Delivery, Job
+from worker.tables import Batch, Delivery, Job
 
-Claimable = type[Job] | type[Delivery]
+Claimable = type[Job] | type[Delivery] | type[Batch]
 Now = datetime | ColumnElement[datetime]
 Lease = timedelta | ColumnElement[timedelta]
 Numbers = Sequence[tuple[uuid.UUID, int]]  # rows and the claim numbers to spend on them
@@ -168,7 +168,7 @@ OURS = unnested("ours", ids=Uuid(), numbers=BigInteger())
 def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int) -> ReturningUpdate[Any]:
     now = bindparam("now", type_=DateTime(timezone=True))
     under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
-    group = func.coalesce(Job.account, "")
+    group: ColumnElement[str] = func.coalesce(Job.account, "") if table is Job else literal("")
     picked = (
         select(table.id, *(column.label(f"order_{n}") for n, column in enumerate(order)))
         .where(due, table.run_at <= now)

@@ -1,6 +1,6 @@
 """The tables. Postgres holds the truth; each column that needs one has its reason beside it.
 
-`jobs` and `deliveries` have work in them: `run_at`, `claim`, `claimed` and `crashes` belong to `worker/claims.py`.
+`jobs`, `deliveries` and `batches` have work in them: `run_at`, `claim`, `claimed` and `crashes` belong to `claims.py`.
 Classes are mapped for their columns' types; statements are Core, since an ORM statement costs three times as much.
 """
 

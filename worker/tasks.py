@@ -1,8 +1,8 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Six tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
-sends webhooks, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns. Their messages hold ids
-and claim numbers, nothing else.
+Seven tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
+sends webhooks, `complete` ends batches, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns.
+Their messages hold ids and claim numbers, nothing else.
 """
 
 from __future__ import annotations
@@ -95,6 +95,12 @@ def poll(sent: list[list[Any]]) -> None:
 def deliver(sent: list[list[Any]]) -> None:
     """One try of each webhook."""
     _runner().deliver(_numbers(sent))
+
+
+@_task("noria.complete")
+def complete(sent: list[list[Any]]) -> None:
+    """The end of each batch of which nothing is unfinished."""
+    _runner().complete(_numbers(sent))
 
 
 @_task("noria.fire")

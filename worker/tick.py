@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
 from worker import claims, log, moves, timeouts, webhooks, work
+from worker.batches import completion
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
@@ -41,7 +42,7 @@ from worker.lanes import query_budget, slots
 from worker.moves import children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
-from worker.tables import Delivery, Duty, IdempotencyKey, Job, Owner
+from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Owner
 from worker.webhooks import receivers
 from worker.work import WORK, Group
 
@@ -51,6 +52,9 @@ _SOON = timedelta(hours=2)  # left to a link
 # A message on which a worker died goes again in parts, each a hundredth of the longest: of eight rows each goes alone,
 # and of thousands, of which one at the most is to blame, no thousands of messages are made.
 _FEWER = 100
+
+_DELIVER, _COMPLETE = "noria.deliver", "noria.complete"
+_TABLES: dict[str, Claimable] = {_DELIVER: Delivery, _COMPLETE: Batch}  # whose rows a task's claims are; the rest: Job
 
 _log = log.get(__name__)
 
@@ -139,14 +143,15 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
             messages += _messages(connection, due, found.now)
     if found.deliveries:
         messages += _deliveries(connection, found.now)
+    if found.batches:
+        messages += _completions(connection, found.now)
     return messages
 
 
 def give_back(connection: Connection, messages: Iterable[Message]) -> None:
     """Makes the rows of messages that could not be sent due again."""
     for message in messages:
-        table: Claimable = Delivery if message.queue == "webhook" else Job
-        claims.give_back(connection, table, message.numbers, timedelta(0))
+        claims.give_back(connection, _TABLES.get(message.task, Job), message.numbers, timedelta(0))
 
 
 @lru_cache(maxsize=4)
@@ -169,6 +174,7 @@ def _look(now: Now) -> Select[Any]:
         delivery.scalar_subquery().is_not(None).label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),
+        completion.is_due(now).label("batches"),
         claims.moment(now).label("now"),
     )
 
@@ -192,7 +198,12 @@ def _deliveries(connection: Connection, now: datetime) -> list[Message]:
     claimed = receivers.claim_due(connection, now)
     healthy = _batches([claim for claim in claimed if not claim.crashes], receivers.ROWS)
     alone = [(claim,) for claim in claimed if claim.crashes]
-    return [Message("noria.deliver", "webhook", tuple(batch)) for batch in (*healthy, *alone)]
+    return [Message(_DELIVER, "webhook", tuple(batch)) for batch in (*healthy, *alone)]
+
+
+def _completions(connection: Connection, now: datetime) -> list[Message]:
+    """The messages of batches whose end is due, each alone: a manifest may take minutes."""
+    return [Message(_COMPLETE, "transfer", (claim,)) for claim in completion.claim_due(connection, now)]
 
 
 def _batches(claimed: Sequence[Claim], rows: int) -> Iterator[Sequence[Claim]]:

@@ -47,6 +47,9 @@ LEASES = {
     "deliver": timedelta(seconds=60),  # TURN, and a delivery that began as it ended
 }
 
+COMPLETE = timedelta(minutes=15), timedelta(hours=6)  # a batch's end; and of one on which CRASHES workers died
+MANIFEST_AGAIN = timedelta(seconds=30)  # until the end of a batch is tried again whose manifest the bucket did not take
+
 # deadlines of phases; there is none while a job is queued or held
 RUNNING = timedelta(hours=3, minutes=30)  # the provider ends a task at 3 h; until then it lives and is billed
 RELINK = timedelta(hours=1)  # after a link's death, for asking for it again

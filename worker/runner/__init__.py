@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy import ColumnElement, Row, select
 
 from worker import claims, database, document, log, steps, tick, work
+from worker.batches import completion
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
@@ -71,6 +72,11 @@ class Runner:
     def deliver(self, numbers: Numbers) -> None:
         """The deliveries of a message, and what waits behind them, for a turn; then others may go."""
         if Courier(self.ctx.engine, self.ctx.webhooks, self.ctx.settings, self.ctx.patience).deliver(numbers):
+            self.hint()
+
+    def complete(self, numbers: Numbers) -> None:
+        """The end of each batch of which nothing is unfinished; its webhook can go at once."""
+        if completion.complete(self.ctx, numbers):
             self.hint()
 
     def fire(self) -> None:

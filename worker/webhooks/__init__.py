@@ -66,9 +66,9 @@ def wanted(event_type: str, events: list[str] | None) -> bool:
 
 
 def enqueue(
-    connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, event_id: int, url: str, body: str
+    connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID | None, event_id: int, url: str, body: str
 ) -> None:
-    """Writes the delivery of an event, once: a second call changes nothing."""
+    """Writes the delivery of an event, of a job or (None) of a batch, once: a second call changes nothing."""
     row = {"project_id": project_id, "job_id": job_id, "event_id": event_id, "url": url, "body": body}
     connection.execute(_ENQUEUE, row | {"receiver": receiver(url)})
 
