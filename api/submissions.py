@@ -133,6 +133,11 @@ def _of_schedule(here: Context, whole: dict[str, Any], on: datetime) -> list[Fau
 
 def _of_template(here: Context, template: dict[str, Any], fire_at: datetime, time_zone: str) -> list[Fault]:
     filled, found = plan.rehearse(template, fire_at, time_zone)
+    if template.get("not_after") is not None:
+        found = [
+            *found,
+            Fault("/not_after", "not_allowed", "is an instant, and a schedule has many runs"),
+        ]
     try:
         job(here, filled, fire_at)
     except InvalidInput as error:

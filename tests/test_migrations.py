@@ -21,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from api import limits
 from ops.local import servers as embedded
-from worker import catalog, claims, settings, tick
+from worker import catalog, claims, moves, settings, tick
+from worker.batches import completion
 from worker.jobs import reading
 from worker.lanes import query_budget
 from worker.lanes.slots import sync
@@ -80,6 +81,10 @@ select project.id, 'text-to-video', lane.model, '{"prompt": "a kitten runs in th
   join (select id, model, row_number() over (order by id) - 1 as n, count(*) over () as all from lanes) as lane
     -- nothing but waiting jobs in the last lane
     on lane.n = mod(made.n, case made.state when 'queued' then lane.all else lane.all - 1 end);
+insert into batches (project_id, name, digest, source, report, rows, state)
+select id, '', '', '{}', '{}', 1, 'running' from projects;
+update jobs set batch_id = batches.id, not_after = now() + mod(jobs.sequence, 60) * interval '1 min'
+  from batches where batches.project_id = jobs.project_id and jobs.finished_at is null;
 insert into events (job_id, project_id, sequence, type, entered)
 select id, project_id, 1, 'job.queued', 'queued' from jobs;
 insert into deliveries (project_id, job_id, event_id, url, body, state, run_at, claimed)
@@ -264,7 +269,8 @@ def test_a_look_at_whether_anything_is_due_reads_no_table(seeded: Engine) -> Non
     with _plans(seeded) as (connection, plans):
         tick.run(connection, datetime(2020, 1, 1, tzinfo=UTC))
 
-    assert plans[0].indexes >= {"ix_jobs_due", "ix_deliveries_due"}
+    assert plans[0].indexes >= {"ix_jobs_due", "ix_deliveries_due", "ix_jobs_not_after"}
+    assert plans[0].indexes >= {"ix_jobs_batch_unfinished"}
     assert plans[0].scanned == set()
     assert len(plans) == 1
 
@@ -290,6 +296,16 @@ def test_a_claim_finds_what_is_due_by_its_index(seeded: Engine, due: tick._Due) 
     used = {index for plan in plans for index in plan.indexes}
     assert _scanned(plans) == set()
     assert used >= {"ix_jobs_due", "ix_jobs_sent"} or used & {"ix_jobs_parents", "ix_jobs_gathering"}
+
+
+def test_batches_that_are_done_and_jobs_that_are_overdue_are_found_by_their_indexes(seeded: Engine) -> None:
+    with _plans(seeded) as (connection, plans):
+        completion.claim_due(connection, _now(connection))
+        moves.end_overdue(connection, datetime(2020, 1, 1, tzinfo=UTC))
+
+    used = {index for plan in plans for index in plan.indexes}
+    assert used >= {"ix_jobs_batch_unfinished", "ix_jobs_not_after"}
+    assert _scanned(plans) == set()
 
 
 def test_a_page_of_a_projects_jobs_reads_no_more_than_the_page(seeded: Engine) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, update
@@ -22,6 +22,7 @@ from worker.settings import Settings
 from worker.states import TERMINAL, Mode, Move, State
 from worker.tables import Attempt, IdempotencyKey, Job, Project
 
+_LONGEST_WAIT = timedelta(days=366)  # until a job's `not_after`
 _ASKED = {"cancel_requested": True}
 _MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
 _AGAIN = frozenset({State.FAILED, State.CANCELED, State.EXPIRED})
@@ -79,7 +80,21 @@ class Sent:
 
 
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
-    """Checks a submission against the catalog and prices it; raises InvalidInput with every fault."""
+    """Checks a submission against the catalog and prices it; raises InvalidInput with every fault.
+
+    `on` is when: prices are of that day, and `not_after` must be after it.
+    """
+    late = _of_not_after(submission.not_after, on)
+    try:
+        prepared = _prepared(catalog, settings, submission, on)
+    except InvalidInput as error:
+        raise InvalidInput(late + error.faults) from None
+    if late:
+        raise InvalidInput(late)
+    return prepared
+
+
+def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     kind, model = _kind_and_model(catalog, submission)
     regions = money.regions(settings, model)
     checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
@@ -209,6 +224,14 @@ def _decided(connection: Connection, job: Job, code: str, move: Move, now: datet
     if mine is None:
         raise Conflict(code, "somebody else has just changed it: look again")
     return moves.record(connection, mine, move, now)
+
+
+def _of_not_after(not_after: datetime | None, on: datetime) -> list[Fault]:
+    if not_after is None or on < not_after <= on + _LONGEST_WAIT:
+        return []
+    if not_after > on:
+        return [Fault("/not_after", "too_late", f"must be within {_LONGEST_WAIT.days} days")]
+    return [Fault("/not_after", "in_the_past", "is in the past: nothing could be sent by then")]
 
 
 def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Model]:

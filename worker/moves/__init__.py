@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ColumnElement,
     Connection,
     DateTime,
     LargeBinary,
@@ -31,14 +32,15 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    or_,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims, document, money, text, webhooks, work
-from worker.claims import NOW
-from worker.errors import ClaimLost
+from worker.claims import NOW, Now
+from worker.errors import ClaimLost, ErrorClass, Failure
 from worker.lanes import slots, throttle
 from worker.moves import children, fair_queue, transition
 from worker.states import TERMINAL, HeldFor, Mode, Move, State
@@ -84,9 +86,10 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     """Puts a move on record; the job as it is then.
 
     For a move to `submitting` look at what came back: it is `admitted` still when the lane's rate makes it wait,
-    and `canceled` when somebody asked for that. It is `uncertain` when what was inferred of a lost call came later
-    than the call's own answer. Raises ClaimLost when the row is no longer ours; what `move.attempt` says is written and
-    booked all the same, so commit. Raises AlreadyRecorded when it is called again after a commit that held.
+    `canceled` when somebody asked for that, and `failed` when it is after its `not_after`. It is `uncertain` when what
+    was inferred of a lost call came later than the call's own answer. Raises ClaimLost when the row is no longer ours;
+    what `move.attempt` says is written and booked all the same, so commit. Raises AlreadyRecorded when it is called
+    again after a commit that held.
     """
     left = State(job.state)
     if move.to is State.SUBMITTING:
@@ -129,6 +132,26 @@ def note(connection: Connection, job: Job, columns: dict[str, Any], why: str, no
 def canceled(job: Job) -> Move:
     """The end of a job that is to be canceled, while no call of its is out: what it may have cost is said."""
     return Move(State.CANCELED, _CANCELED[job.billed])
+
+
+def overdue(job: Job) -> Move:
+    """The end of a job that was not sent by its `not_after`."""
+    failure = Failure(
+        "not_sent_in_time",
+        ErrorClass.DEADLINE,
+        f"it was not sent to the provider by {text.moment(job.not_after)}, as was asked",
+        retryable=True,
+        billed=job.billed,  # a call before this one may have gone without an answer
+        hint="retry it, which takes the time limit off, or submit it again with a later not_after",
+    )
+    return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
+
+
+def end_overdue(connection: Connection, now: datetime) -> list[Job]:
+    """Ends jobs that were not sent by their `not_after` and that nobody works on, some of them; the longest first."""
+    rows = connection.execute(_OVERDUE, {"now": now}).mappings().all()
+    mine = [claims.seize(connection, Job.of(row)) for row in rows]
+    return [record(connection, job, overdue(job), now) for job in mine if job is not None]
 
 
 def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> int:
@@ -221,7 +244,7 @@ def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> J
         return found  # our own commit, whose answer was lost
     if found.claim != job.claim or found.state != State.ADMITTED:
         raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
-    return record(connection, job, canceled(job), now)
+    return record(connection, job, canceled(job) if found.cancel_requested else overdue(job), now)
 
 
 def _answer(job: Job, move: Move, now: datetime) -> transition.Answer | None:
@@ -397,6 +420,29 @@ _ABOUT = (
     .outerjoin(Output, Output.job_id == bindparam("the_job", type_=Uuid))
     .where(Project.id == bindparam("the_project", type_=Uuid))
     .order_by(Output.n)
+)
+
+
+_AT_ONCE = 100  # overdue jobs that one tick ends; the next goes on
+
+
+def is_overdue(now: Now) -> ColumnElement[bool]:
+    """Whether nothing of the job was sent by its `not_after`, and nobody is about to send it.
+
+    A parent counts as sent once it gathers.
+    """
+    waits = or_(work.in_states(State.QUEUED, State.ADMITTED), Job.held_from.in_((State.QUEUED, State.ADMITTED)))
+    # the index's own condition, in its words
+    listed = and_(Job.not_after.is_not(None), work.in_states(State.QUEUED, State.HELD, State.ADMITTED))
+    return and_(listed, Job.not_after < now, waits, Job.claimed.is_distinct_from(claims.TAKEN))
+
+
+_OVERDUE = (
+    select(*Job.__table__.c)
+    .where(is_overdue(bindparam("now", type_=DateTime(timezone=True))))
+    .order_by(Job.not_after)
+    .limit(_AT_ONCE)
+    .with_for_update(skip_locked=True)
 )
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    func,
     insert,
     literal,
     literal_column,
@@ -159,7 +160,7 @@ def begin(
     """Admitted to submitting, with its attempt, at the instant that `reserving` books; all in one statement.
 
     The first is what was booked (`at`, `is_counted`), None: nothing, and the job stays. It stays too where somebody has
-    asked to cancel it.
+    asked to cancel it, and where the instant is after its `not_after`.
     """
     bound = _bound(job, columns, told) | reserved | {f"of_{name}": value for name, value in attempt.items()}
     beginning = _beginning(reserving, tuple(columns), tuple(attempt))
@@ -259,8 +260,10 @@ def _beginning(
 ) -> Executable:
     reserved = reserving.cte("reserved")
     at, tokens = reserved.c.at, case((reserved.c.is_counted, bindparam("the_tokens", None, type_=BigInteger)))
-    # a job that is to be canceled is not moved
-    move = _move(columns, True).values(submitted_at=at).where(~Job.cancel_requested, Job.lane_id == reserved.c.lane_id)
+    # a job that is to be canceled is not moved, nor one whose time has passed
+    in_time = func.coalesce(at <= Job.not_after, true())
+    move = _move(columns, True).values(submitted_at=at)
+    move = move.where(~Job.cancel_requested, in_time, Job.lane_id == reserved.c.lane_id)
     moved = move.returning(*_KEPT, *_OF_EVENT).cte("moved")
     table = Attempt.__table__
     given = {name: bindparam(f"of_{name}", type_=table.c[name].type) for name in attempt}

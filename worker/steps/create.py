@@ -76,7 +76,7 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
         yield _not_ready(job, trouble, clock)
         return
     job = yield Move(State.SUBMITTING, attempt=said)
-    if job.state != State.SUBMITTING:  # the lane makes it wait, or it was canceled
+    if job.state != State.SUBMITTING:  # the lane makes it wait, it was canceled, or its time has passed
         return
     sent_at = job.submitted_at or clock()
     clock.wait_until(sent_at)

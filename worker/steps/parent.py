@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from worker import egress, kinds, money, storage, timeouts
+from worker import egress, kinds, money, moves, storage, timeouts
 from worker.context import Clock, Context, Moves
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError, NotFound
 from worker.kinds import KINDS, ParentKind
@@ -29,10 +29,12 @@ from worker.tables import Job
 _ROOM = timedelta(seconds=10)  # between two looks whether the project may have more children
 
 
-def begin(_: Context, job: Job, __: Clock) -> Move:
-    """On to its children; or its end, where nobody wants it any more."""
+def begin(_: Context, job: Job, clock: Clock) -> Move:
+    """On to its children; or its end, where nobody wants it any more, or its time has passed."""
     if job.cancel_requested:
         return Move(State.CANCELED, "canceled before anything was sent")
+    if job.not_after is not None and job.not_after < clock():
+        return moves.overdue(job)
     return Move(State.GATHERING)
 
 
