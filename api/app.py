@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems
-from api.routes import catalog, files, jobs, operator, schedules
+from api.routes import batch_exports, catalog, files, jobs, operator, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
@@ -57,7 +57,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, operator, files, schedules, catalog):
+    for routes in (jobs, operator, files, schedules, catalog, batch_exports):
         app.include_router(routes.router)
     return app
 

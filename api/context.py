@@ -217,3 +217,4 @@ Mine = Annotated[Tenant, Depends(Door(_tenant, _at_once))]
 Searching = Annotated[Tenant, Depends(Door(_tenant, _search))]
 Following = Annotated[Tenant, Depends(Door(_tenant, _history))]
 Transferring = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.files))]  # to or from the bucket
+Exporting = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.exports))]  # streams of all rows

@@ -57,7 +57,7 @@ def _no_filter(name: str, code: LiteralString, message: str) -> PydanticCustomEr
     return PydanticCustomError(code, "{message}", {"message": message, "at": name[:80]})
 
 
-def _apart(value: Any) -> Any:
+def apart(value: Any) -> Any:
     """`state=queued,running` and `state=queued&state=running` are the same."""
     return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
 
@@ -163,7 +163,7 @@ class JobQuery(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     kind: Text | None = Field(None, description="what the job makes")
     model: Text | None = Field(None, description="a model's id or alias")
     custom_id: Text | None = Field(None, description="your own id")
@@ -204,7 +204,7 @@ class ChildQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     cursor: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,9}$", description="the next_cursor of the page before")
     limit: int = Field(50, ge=1, le=100, description="children on a page")
 

@@ -220,6 +220,7 @@ class Gates:
     files: Gate
     lookups: Gate
     streams: Gate
+    exports: Gate
 
 
 def gates(max_input_bytes: int) -> Gates:
@@ -232,4 +233,5 @@ def gates(max_input_bytes: int) -> Gates:
         files=Gate("file transfers", each=max(1, files // 2), most=files, patience=10),
         lookups=Gate("lookups at the provider", each=2, most=4, patience=5),
         streams=Gate("streams", each=100, most=1000, patience=0),
+        exports=Gate("exports", each=4, most=40, patience=5),  # they hold threads as streams do
     )

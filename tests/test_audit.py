@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
+import batching
 import pytest
 from sqlalchemy import text
 from stage import CLIP, Stage, stage
@@ -21,7 +22,7 @@ from tests.chaos.witnesses import Witnesses
 from worker import storage
 from worker.schedules import fire
 from worker.schedules import plan as plans
-from worker.tables import Job, Schedule
+from worker.tables import Batch, Job, Schedule
 
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
 
@@ -75,6 +76,16 @@ FAMILY_BREACHES = (
     ("M", "delete from ledger where entry = 'settle'"),
     ("M", "update ledger set micros = micros + 1 where entry = 'settle'"),
     ("M", "update attempts set billed = 'no'"),
+)
+BATCH_BREACHES = (
+    ("I7", "delete from deliveries where job_id is null"),
+    ("I10", "update batches set sequence = sequence + 1"),
+    ("I10", "update jobs set state = 'running', finished_at = null, run_at = now()"),
+    (
+        "I14",
+        "update batches set state = 'running', sequence = 0; delete from deliveries; delete from events"
+        " where batch_id is not null; update jobs set finished_at = finished_at - interval '1 h'",
+    ),
 )
 CLOCK_BREACHES = (
     ("S", "update schedules set next_at = now() - interval '1 h'"),
@@ -178,6 +189,22 @@ def test_a_family_in_which_nothing_went_wrong_leaves_nothing_to_say(play: Stage,
 
 def test_every_promise_about_parents_that_the_rows_can_break_is_found_broken(play: Stage, family: Job) -> None:
     missed = [(invariant, harm) for invariant, harm in FAMILY_BREACHES if invariant not in broken_by(play, harm)]
+
+    assert missed == []
+
+
+@pytest.fixture
+def campaign(play: Stage) -> Batch:
+    """A batch of two clips that is complete."""
+    return batching.ended(play, batching.committed(play, [{}, {}], webhook_url=HOOK))
+
+
+def test_a_batch_in_which_nothing_went_wrong_leaves_nothing_to_say(play: Stage, campaign: Batch) -> None:
+    assert found(play, replace(everyone(play), is_at_rest=False)) == []
+
+
+def test_every_promise_about_batches_that_the_rows_can_break_is_found_broken(play: Stage, campaign: Batch) -> None:
+    missed = [(invariant, harm) for invariant, harm in BATCH_BREACHES if invariant not in broken_by(play, harm)]
 
     assert missed == []
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import campaign
+import batching
 import pytest
 from sqlalchemy import text
 from stage import Stage, stage
@@ -45,8 +45,8 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
 
 def done(play: Stage, rows: int = 3, **columns: Any) -> Batch:
     """A batch whose jobs have ended, which nobody has noticed yet."""
-    batch = campaign.committed(play, [{"custom_id": f"row-{n}"} for n in range(rows)], **columns)
-    campaign.finish(play, batch)
+    batch = batching.committed(play, [{"custom_id": f"row-{n}"} for n in range(rows)], **columns)
+    batching.finish(play, batch)
     return batch
 
 
@@ -82,10 +82,10 @@ def without_bucket(play: Stage) -> Stage:
 
 
 def test_a_batch_ends_with_its_last_job_and_tells_its_receiver(play: Stage) -> None:
-    batch = campaign.committed(play, [{"custom_id": "a"}, {"custom_id": "b"}], webhook_url=HOOK)
+    batch = batching.committed(play, [{"custom_id": "a"}, {"custom_id": "b"}], webhook_url=HOOK)
 
-    ended = campaign.ended(play, batch)
-    (event,) = campaign.events(play, batch)
+    ended = batching.ended(play, batch)
+    (event,) = batching.events(play, batch)
     (delivery,) = told(play)
     body = json.loads(delivery.body)
 
@@ -113,11 +113,11 @@ def test_its_webhook_is_signed_as_others_are(play: Stage, httpserver: Any) -> No
 
 
 def test_its_manifest_has_a_line_for_the_batch_and_one_for_each_row(play: Stage) -> None:
-    batch = campaign.committed(play, [{"custom_id": "a"}, {"outcome": "skipped", "custom_id": "b", "faults": []}])
+    batch = batching.committed(play, [{"custom_id": "a"}, {"outcome": "skipped", "custom_id": "b", "faults": []}])
 
-    ended = campaign.ended(play, batch)
-    header, first, second = campaign.manifest(play, batch)
-    (job,) = campaign.jobs(play, batch)
+    ended = batching.ended(play, batch)
+    header, first, second = batching.manifest(play, batch)
+    (job,) = batching.jobs(play, batch)
     (output,) = play.document(job)["outputs"]
 
     assert ended.manifest == f"{play.project.id}/batches/{batch.id}/manifest.jsonl"
@@ -138,28 +138,28 @@ def test_a_long_manifest_is_written_whole_and_in_order(play: Stage) -> None:
         b=batch.id,
     )
 
-    campaign.ended(play, batch)
+    batching.ended(play, batch)
 
-    assert [line["row"] for line in campaign.manifest(play, batch)[1:]] == [*range(1, 1501)]
+    assert [line["row"] for line in batching.manifest(play, batch)[1:]] == [*range(1, 1501)]
 
 
 def test_a_batch_of_rows_that_all_had_jobs_before_ends_at_once(play: Stage) -> None:
     job = play.submit()
-    batch = campaign.committed(play, [{"outcome": "existing", "job_id": job.id}], existing=1)
+    batch = batching.committed(play, [{"outcome": "existing", "job_id": job.id}], existing=1)
 
     play.play(due(play))
 
-    assert campaign.now(play, batch).state == "completed"
-    assert campaign.manifest(play, batch)[1]["state"] == play.job(job).state
+    assert batching.now(play, batch).state == "completed"
+    assert batching.manifest(play, batch)[1]["state"] == play.job(job).state
 
 
 def test_a_batch_of_which_something_is_unfinished_is_left_alone(play: Stage) -> None:
-    batch = campaign.committed(play, [{}, {}])
+    batch = batching.committed(play, [{}, {}])
     play.sql("update jobs set state = 'held', held_for = 'review', run_at = null where batch_row = 1")
     play.sql("update jobs set state = 'canceled', finished_at = now(), run_at = null where batch_row = 2")
 
     assert due(play) == []
-    assert campaign.now(play, batch).run_at is None
+    assert batching.now(play, batch).run_at is None
 
 
 @pytest.mark.parametrize("state", ["paused", "running"])
@@ -167,13 +167,13 @@ def test_a_paused_or_canceled_batch_ends_once_nothing_is_unfinished(play: Stage,
     columns = {"paused_at": play.now()} if state == "paused" else {"canceled_at": play.now()}
     batch = done(play, state=state, **columns)
 
-    ended = campaign.ended(play, batch)
+    ended = batching.ended(play, batch)
 
     assert (ended.paused_at, ended.canceled_at) == (None, columns.get("canceled_at"))
 
 
 def test_a_draft_never_ends(play: Stage) -> None:
-    campaign.committed(play, [{"outcome": "good"}], state="draft", committed_at=None)
+    batching.committed(play, [{"outcome": "good"}], state="draft", committed_at=None)
 
     assert due(play) == []
 
@@ -187,12 +187,12 @@ def test_wherever_a_worker_is_killed_the_batch_ends_once(
     kill_at(batch, point, environment, sandbox)
     assert due(play) == [], "its lease keeps others off, or it has ended"
     lapse(play, batch)
-    ended = campaign.ended(play, batch)
+    ended = batching.ended(play, batch)
 
     assert due(play) == []
     assert (ended.sequence, ended.crashes) == (1, 0)
-    assert len(campaign.events(play, batch)) == len(told(play)) == 1
-    assert len(campaign.manifest(play, batch)) == 4
+    assert len(batching.events(play, batch)) == len(told(play)) == 1
+    assert len(batching.manifest(play, batch)) == 4
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(play: Stage) -> None:
@@ -206,7 +206,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(play: Stage) -> None:
         with play.ctx.engine.begin() as connection:
             assert completion._end(connection, mine, play.now())
 
-    assert len(campaign.events(play, batch)) == len(told(play)) == 1
+    assert len(batching.events(play, batch)) == len(told(play)) == 1
 
 
 def test_a_message_that_is_lost_or_comes_twice_changes_nothing(play: Stage) -> None:
@@ -218,7 +218,7 @@ def test_a_message_that_is_lost_or_comes_twice_changes_nothing(play: Stage) -> N
     sent = due(play)
     play.play([*sent, *sent, *lost])
 
-    assert len(campaign.events(play, batch)) == 1
+    assert len(batching.events(play, batch)) == 1
 
 
 class Slow(Bucket):
@@ -244,14 +244,14 @@ def test_of_two_workers_one_completes_the_batch(play: Stage) -> None:
     assert slow.begun.wait(30)
 
     lapse(play, batch)  # it was stopped for longer than its lease
-    campaign.ended(play, batch)
-    before = campaign.manifest(play, batch)
+    batching.ended(play, batch)
+    before = batching.manifest(play, batch)
     play.sql("update batch_rows set custom_id = 'another'")  # that shows who wrote
     slow.go_on.set()
     first.join()
 
-    assert campaign.manifest(play, batch) == before
-    assert len(campaign.events(play, batch)) == len(told(play)) == 1
+    assert batching.manifest(play, batch) == before
+    assert len(batching.events(play, batch)) == len(told(play)) == 1
 
 
 def test_a_job_that_is_made_again_while_its_batch_is_being_completed_keeps_it_open(play: Stage) -> None:
@@ -262,12 +262,12 @@ def test_a_job_that_is_made_again_while_its_batch_is_being_completed_keeps_it_op
         connection.execute(text("update jobs set state = 'queued', finished_at = null, run_at = now()"))
 
     play.play([message])
-    running = campaign.now(play, batch)
-    assert (running.state, running.run_at, campaign.events(play, batch)) == ("running", None, [])
+    running = batching.now(play, batch)
+    assert (running.state, running.run_at, batching.events(play, batch)) == ("running", None, [])
     assert due(play) == []
-    campaign.finish(play, batch)
+    batching.finish(play, batch)
 
-    assert campaign.ended(play, batch).sequence == 1
+    assert batching.ended(play, batch).sequence == 1
 
 
 def test_an_unfinished_job_alone_keeps_a_batch_from_its_end(play: Stage) -> None:
@@ -276,7 +276,7 @@ def test_an_unfinished_job_alone_keeps_a_batch_from_its_end(play: Stage) -> None
     play.sql("update jobs set state = 'queued', finished_at = null, run_at = now() where batch_row = 2")
 
     play.play([message])
-    left = campaign.now(play, batch)
+    left = batching.now(play, batch)
 
     assert (left.state, left.run_at, left.claimed) == ("running", None, None)
 
@@ -297,22 +297,22 @@ def test_a_completion_waits_for_whoever_makes_a_job_again(play: Stage) -> None:
         play.drive(lambda: play.sql(waits)[0]["count"], lambda count: count == 1)
     at_work.join()
 
-    assert campaign.now(play, batch).state == "running"
-    assert campaign.events(play, batch) == []
+    assert batching.now(play, batch).state == "running"
+    assert batching.events(play, batch) == []
 
 
 def test_what_is_made_again_later_opens_the_batch_and_it_ends_again(play: Stage) -> None:
     batch = done(play, webhook_url=HOOK)
-    campaign.ended(play, batch)
+    batching.ended(play, batch)
 
     with play.ctx.engine.begin() as connection:
         control.reopen(connection, batch.id, play.now())
         connection.execute(text("update jobs set state = 'queued', finished_at = null, run_at = now()"))
-    assert campaign.now(play, batch).state == "running"
-    campaign.finish(play, batch)
+    assert batching.now(play, batch).state == "running"
+    batching.finish(play, batch)
 
-    assert campaign.ended(play, batch).sequence == 2
-    assert [event["sequence"] for event in campaign.events(play, batch)] == [1, 2]
+    assert batching.ended(play, batch).sequence == 2
+    assert [event["sequence"] for event in batching.events(play, batch)] == [1, 2]
     assert len(told(play)) == 2
 
 
@@ -321,13 +321,13 @@ def test_while_the_bucket_is_away_the_batch_runs_on_and_is_tried_again(play: Sta
 
     for _ in range(5):
         without_bucket(play).play(due(play))
-        waits = campaign.now(play, batch)
+        waits = batching.now(play, batch)
         assert (waits.state, waits.claimed, waits.crashes) == ("running", None, 0)
         assert waits.run_at is not None
         assert timedelta(0) < waits.run_at - play.now() < 2 * timeouts.MANIFEST_AGAIN
         lapse(play, batch)
 
-    assert campaign.ended(play, batch).sequence == 1
+    assert batching.ended(play, batch).sequence == 1
 
 
 def test_a_batch_that_kills_workers_is_tried_once_in_six_hours(play: Stage, written: Any) -> None:
@@ -341,7 +341,7 @@ def test_a_batch_that_kills_workers_is_tried_once_in_six_hours(play: Stage, writ
     (message,) = due(play)
     with play.ctx.engine.begin() as connection:
         completion.claims.take(connection, Batch, message.numbers, completion._LEASE)
-    taken = campaign.now(play, batch)
+    taken = batching.now(play, batch)
 
     assert taken.crashes == timeouts.CRASHES
     assert taken.run_at is not None
@@ -356,5 +356,5 @@ def test_messages_that_could_not_be_sent_are_given_back_to_batches(play: Stage) 
     with play.ctx.engine.begin() as connection:
         tick.give_back(connection, messages)
 
-    assert campaign.now(play, batch).claimed is None
+    assert batching.now(play, batch).claimed is None
     assert [message.task for message in due(play)] == ["noria.complete"]

@@ -23,6 +23,9 @@ OF_A_JOB = {
     ("POST", "/v1/jobs/{job_id}/cancel"),
     ("POST", "/v1/jobs/{job_id}/retry"),
 }
+OF_A_BATCH = {
+    ("GET", f"/v1/batches/{{batch_id}}/{what}") for what in ("items", "report.csv", "results.jsonl", "errors.jsonl")
+}
 OF_A_FILE = {("GET", "/v1/files/{file_id}"), ("DELETE", "/v1/files/{file_id}")}
 OF_A_SCHEDULE = {
     ("GET", "/v1/schedules/{schedule_id}"),
@@ -52,10 +55,14 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output and an attempt, a file and a schedule; summer a key; and there is an operator."""
+    """Spring has a job with an output and an attempt, in a batch, a file and a schedule; summer has a key.
+
+    And there is an operator.
+    """
 
     api: Served
     job: dict[str, Any]
+    batch_id: str
     file: dict[str, Any]
     schedule: dict[str, Any]
     spring: httpx.Client
@@ -66,6 +73,7 @@ class Tenants:
         """One call of a route, about spring's job or file where it is about one."""
         method, template = route
         its = {"job_id": self.job["id"], "file_id": self.file["id"], "schedule_id": self.schedule["id"]}
+        its["batch_id"] = self.batch_id
         path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
         return who.request(
@@ -84,14 +92,22 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         )
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
-        yield Tenants(api, job, file, schedule, spring, summer, operator)
+        (batch,) = api.sql(
+            "insert into batches (project_id, name, digest, source, report, rows, state)"
+            " select project_id, 'spring', '', '{}', '{}', 1, 'running' from jobs returning id"
+        )
+        api.sql(
+            "insert into batch_rows (batch_id, n, line, outcome, job_id) select :b, 1, 2, 'made', id from jobs",
+            b=batch["id"],
+        )
+        yield Tenants(api, job, str(batch["id"]), file, schedule, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    known = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -118,6 +134,22 @@ def test_anothers_job_is_not_found(tenants: Tenants) -> None:
         assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
         assert streamed.status_code == 404
         assert tenants.api.sql("select state from jobs") == [{"state": before[0]["state"]}]
+
+
+def test_anothers_batch_is_not_found(tenants: Tenants) -> None:
+    for route in sorted(OF_A_BATCH):
+        own, other = tenants.ask(tenants.spring, route), tenants.ask(tenants.summer, route)
+
+        assert own.status_code == 200
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+
+
+def test_of_a_batch_nothing_is_shown_that_is_anothers(tenants: Tenants) -> None:
+    tenants.api.sql("update jobs set project_id = (select id from projects where name = 'summer')")
+
+    shown = [tenants.ask(tenants.spring, route).text for route in sorted(OF_A_BATCH)]
+
+    assert not [text for text in shown if tenants.job["id"] in text or "A17" in text]
 
 
 def test_anothers_file_is_not_found_not_named_and_not_removed(tenants: Tenants) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import campaign
+import batching
 import pytest
 from serving import CLIP, Served, served
 from stage import Stage, stage
@@ -155,15 +155,15 @@ def test_a_person_who_asks_again_takes_the_limit_off(play: Stage) -> None:
 
 
 def test_many_end_a_hundred_a_tick_those_that_are_longest_overdue_first(play: Stage) -> None:
-    batch = campaign.committed(play, [{"not_after": play.now() + HOUR} for _ in range(103)])
+    batch = batching.committed(play, [{"not_after": play.now() + HOUR} for _ in range(103)])
     play.sql("update jobs set not_after = now() - batch_row * interval '1 s'")
 
     play.tick()
-    left = [job.batch_row for job in campaign.jobs(play, batch) if job.state != State.FAILED]
+    left = [job.batch_row for job in batching.jobs(play, batch) if job.state != State.FAILED]
     play.tick()
 
     assert left == [1, 2, 3]
-    assert {job.state for job in campaign.jobs(play, batch)} == {State.FAILED}
+    assert {job.state for job in batching.jobs(play, batch)} == {State.FAILED}
 
 
 @pytest.mark.parametrize(("later", "code"), [(-timedelta(seconds=1), "in_the_past"), (timedelta(days=367), "too_late")])

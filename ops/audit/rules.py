@@ -107,6 +107,14 @@ RULES = (
         "tell its receiver by hand: the event is in the job's history",
     ),
     Rule(
+        "I7",
+        """select null as job, 'batch ' || b.id || ' was to be told to its receiver, and has no delivery' as what
+           from events e join batches b on b.id = e.batch_id
+           where b.created_at >= :since and b.webhook_url is not null
+             and not exists (select from deliveries d where d.event_id = e.id)""",
+        "tell its receiver by hand: its manifest is in the bucket",
+    ),
+    Rule(
         "I8",
         """select null as job,
              owner || ' ' || region || ' ' || model || ': ' || used || ' slots in use of ' || concurrency as what
@@ -161,6 +169,20 @@ RULES = (
         "a move is missing from its history: report it",
     ),
     Rule(
+        "I10",
+        """select null as job, 'batch ' || b.id || ' is at event ' || b.sequence || ', and has ' || count(e.id) as what
+           from batches b left join events e on e.batch_id = b.id where b.created_at >= :since
+           group by b.id having count(e.id) <> b.sequence or coalesce(max(e.sequence), 0) <> b.sequence""",
+        "its end and its event were not written together: report it",
+    ),
+    Rule(
+        "I10",
+        """select null as job, 'batch ' || b.id || ' is complete, and has unfinished jobs' as what
+           from batches b where b.state = 'completed'
+             and exists (select from jobs j where j.batch_id = b.id and j.finished_at is null)""",
+        "a job was made again and its batch was not opened: report it",
+    ),
+    Rule(
         "I11",
         """select null as job, l.owner || ' ' || l.region || ' ' || l.model || ': ' || count(*) ||
              ' creates left sooner after another than its rate allows' as what
@@ -194,6 +216,15 @@ RULES = (
              and not exists (select from dead_receivers r
                              where r.project_id = d.project_id and r.receiver = d.receiver)""",
         "is a worker at the queue `webhook`? `noria doctor` tells",
+    ),
+    Rule(
+        "I14",
+        """select null as job, 'batch ' || id || ' is ' || state || ', and its jobs ended at ' || ended as what
+           from (select b.id, b.state, max(j.finished_at) as ended from batches b join jobs j on j.batch_id = b.id
+                 where b.state in ('running', 'paused') and b.claimed is distinct from 'taken'
+                 group by b.id having count(*) = count(j.finished_at)) done
+           where ended < :now - interval '10 minutes'""",
+        "does the bucket take objects, and is a worker at the queue `transfer`?",
     ),
     Rule(
         "C",

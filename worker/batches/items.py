@@ -116,12 +116,10 @@ def _with_jobs(connection: Connection, batch: Batch, rows: Sequence[BatchRow], j
 
 def _takes(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, list[uuid.UUID]]:
     """The takes of the row of each job that is not the only one: the first, then the others."""
-    later = {job.first_take: job.id for job in jobs if job.first_take}
-    if not later:
-        return {}
-    found = {job_id: [first] for first, job_id in later.items()}
-    for row in connection.execute(_TAKES, {"firsts": list(later)}):
-        found[later[row.first_take]].append(row.id)
+    of_first = {job.first_take or job.id: job.id for job in jobs}
+    found: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for row in connection.execute(_TAKES, {"firsts": list(of_first)}) if jobs else ():
+        found.setdefault(of_first[row.first_take], [row.first_take]).append(row.id)
     return found
 
 

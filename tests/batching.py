@@ -15,6 +15,7 @@ from worker.jobs import submission
 from worker.jobs.submission import Submission
 from worker.tables import Batch, BatchRow, Job
 
+ASKED = ("kind", "model", "input", "labels", "estimate")  # of a row that has no job yet
 SOURCE = Source(name="spring.csv", format="csv", encoding="utf-8", delimiter=",", bytes=1, sha256="")
 REPORT = Report(
     faults=[],
@@ -48,7 +49,7 @@ def committed(play: Stage, rows: Sequence[dict[str, Any]], **columns: Any) -> Ba
         batch = Batch.of(connection.execute(inserted).mappings().one())
         for n, row in enumerate(rows, start=1):
             kept = {"outcome": "made", "custom_id": row.get("custom_id")} | {
-                name: row[name] for name in ("outcome", "job_id", "faults") if name in row
+                name: row[name] for name in ("outcome", "job_id", "faults", *ASKED) if name in row and "outcome" in row
             }
             if "outcome" not in row:
                 kept["job_id"] = _job(play, connection, batch, n, row).id
