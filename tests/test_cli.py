@@ -368,6 +368,15 @@ def test_watch_tells_each_change_and_exits_1_when_a_job_did_not_succeed(noria: S
     assert [json.loads(line)["state"] for line in both.out.splitlines()] == ["succeeded", "canceled"]
 
 
+def test_watch_ends_where_only_a_person_can_go_on(noria: Shell, api: Served) -> None:
+    job_id = noria(*SUBMIT).out.strip()
+    api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null")
+
+    watched = noria("watch", job_id)
+
+    assert (watched.code, "awaiting_review" in watched.out) == (0, True)
+
+
 def test_a_list_is_narrowed_by_its_filters(noria: Shell, api: Served) -> None:
     noria(*SUBMIT, "--custom-id", "one", "--metadata", "sku=A1")
     noria("submit", "text-to-image", "--model", "wan2.2-t2i-flash", "--prompt", "a poster", "--custom-id", "two")

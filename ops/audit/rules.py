@@ -66,7 +66,7 @@ RULES = (
     Rule(
         "I4",
         """select id as job, 'it is ' || state || ' and nothing will pick it: run_at is null' as what
-           from jobs where finished_at is null and state <> 'held' and run_at is null
+           from jobs where finished_at is null and state not in ('held', 'awaiting_review') and run_at is null
              and not (state = 'gathering' and exists (select from jobs c where c.parent_id = jobs.id))""",
         "`noria doctor --fix` makes it due",
     ),
@@ -78,8 +78,8 @@ RULES = (
     ),
     Rule(
         "I5",
-        """select id as job, 'it succeeded without an output' as what from jobs j
-           where created_at >= :since and state = 'succeeded'
+        """select id as job, 'it is ' || state || ' without an output' as what from jobs j
+           where created_at >= :since and state in ('awaiting_review', 'succeeded', 'rejected')
              and not exists (select from outputs o where o.job_id = j.id)
              and not exists (select from attempts a where a.id = j.attempt_id and a.output is not null)""",
         "ask the provider for its task again while it keeps it",
@@ -102,7 +102,7 @@ RULES = (
         """select j.id as job, e.type || ' was to be told to its receiver, and has no delivery' as what
            from events e join jobs j on j.id = e.job_id
            where j.created_at >= :since and j.webhook_url is not null
-             and e.type = any(coalesce(j.webhook_events, :terminal_events))
+             and e.type = any(coalesce(j.webhook_events, :default_events))
              and not exists (select from deliveries d where d.event_id = e.id)""",
         "tell its receiver by hand: the event is in the job's history",
     ),
@@ -199,7 +199,7 @@ RULES = (
         "C",
         """select c.id as job, 'it is a part, and its parent is ' || p.state || ', which has no parts yet' as what
            from jobs c join jobs p on p.id = c.parent_id
-           where p.finished_at is null and p.state not in ('gathering', 'copying')
+           where p.finished_at is null and p.state not in ('gathering', 'copying', 'awaiting_review')
              and not (p.state = 'held' and p.held_from in ('gathering', 'copying'))""",
         _REPORT,
     ),
@@ -227,6 +227,23 @@ RULES = (
            from jobs p join jobs c on c.parent_id = p.id where p.created_at >= :since
            group by p.id, c.round having min(c.place) <> 0 or max(c.place) <> count(*) - 1 or c.round > p.round""",
         "a part is missing: report it with the job's history",
+    ),
+    Rule(
+        "R",
+        """select id as job, 'it is ' || state || ', and its review is ' || coalesce(review, 'not asked for') as what
+           from jobs where created_at >= :since and parent_id is null
+             and (state in ('awaiting_review', 'rejected') or review is not null)
+             and review is distinct from case state when 'succeeded' then 'approved' when 'rejected' then 'rejected'
+                                                    else 'required' end""",
+        _REPORT,
+    ),
+    Rule(
+        "R",
+        """select j.id as job, 'it is take ' || j.take || ', and the one before is ' || coalesce(b.state, 'not there')
+             as what
+           from jobs j left join jobs b on b.take = j.take - 1 and (b.id = j.first_take or b.first_take = j.first_take)
+           where j.created_at >= :since and j.first_take is not null and b.state is distinct from 'rejected'""",
+        _REPORT,
     ),
     Rule(
         "S",
@@ -260,7 +277,8 @@ RULES = (
         "M",
         """select j.id as job, sum(l.micros) || ' micro-CNY of what it reserved were not given back once' as what
            from jobs j join ledger l on l.job_id = j.id and l.entry in ('reserve', 'release')
-           where j.created_at >= :since and j.parent_id is null and j.finished_at is not null and j.billed <> 'unknown'
+           where j.created_at >= :since and j.parent_id is null and j.billed <> 'unknown'
+             and (j.finished_at is not null or j.state = 'awaiting_review')
            group by j.id having sum(l.micros) <> 0""",
         _MISCOUNTED,
     ),
@@ -290,8 +308,8 @@ RULES = (
            from jobs p, lateral (select sum(l.micros) as cost from ledger l join attempts a on a.id = l.attempt_id
                                    join jobs c on c.id = a.job_id and c.parent_id = p.id
                                    where l.job_id = p.id and l.entry = 'settle') calls
-           where p.created_at >= :since and p.mode = 'parent' and p.finished_at is not null
-             and p.cost is distinct from calls.cost""",
+           where p.created_at >= :since and p.mode = 'parent'
+             and (p.finished_at is not null or p.state = 'awaiting_review') and p.cost is distinct from calls.cost""",
         "compare what its parts cost with the provider's bill",
     ),
     Rule(

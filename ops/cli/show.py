@@ -37,6 +37,8 @@ ERR = _Plain(stderr=True, highlight=False)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
+    "awaiting_review": "magenta",
+    "rejected": "yellow",
     "failed": "red",
     "expired": "red",
     "canceled": "yellow",

@@ -145,7 +145,7 @@ _LOST_CALLS = (
 )
 _HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
-    select (select count(*) from jobs where finished_at is null and state <> 'held')
+    select (select count(*) from jobs where finished_at is null and state not in ('held', 'awaiting_review'))
          + (select count(*) from runs where outcome = 'waiting')
          + (select count(*) from deliveries where state = 'waiting')
 """

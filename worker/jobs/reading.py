@@ -184,6 +184,7 @@ class _Line:
     has_others: bool
 
 
+_REVIEW = Waiting("review", "a person is to approve or reject its outputs")
 _PARTS = Waiting("parts", "waits to be divided into its parts")
 _DAY = Waiting("quota", "of the model's tokens a day fewer are left than it may take: smaller calls go first")
 _SLOT = Waiting("slot", "waits for one of the model's concurrent tasks")
@@ -200,7 +201,7 @@ def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job
 
 def brief(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
     """The project's job as lists have it, with what is long cut; raises NotFound."""
-    statement = select(*_LISTED).where(Job.project_id == project_id, Job.id == job_id)
+    statement = select(*LISTED).where(Job.project_id == project_id, Job.id == job_id)
     row = connection.execute(statement).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no job {job_id}")
@@ -249,7 +250,7 @@ def children(
     All states where none is named.
     """
     places = tuple_(Job.round, Job.place)
-    statement = select(*_LISTED).where(Job.parent_id == parent.id, places > after)
+    statement = select(*LISTED).where(Job.parent_id == parent.id, places > after)
     if states:
         statement = statement.where(Job.state.in_(states))
     return _jobs(connection.execute(statement.order_by(Job.round, Job.place).limit(limit)))
@@ -385,11 +386,11 @@ def _labelled(connection: Connection, project_id: uuid.UUID, wanted: Filter, lim
     # Materialized, or the planner would look through all the others for a page of them.
     found = ids.cte("found").prefix_with("materialized")
     first = select(found.c.id).order_by(found.c.id.desc()).limit(limit).subquery()
-    return _jobs(connection.execute(select(*_LISTED).join(first, first.c.id == Job.id).order_by(Job.id.desc())))
+    return _jobs(connection.execute(select(*LISTED).join(first, first.c.id == Job.id).order_by(Job.id.desc())))
 
 
 def _looked_through(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
-    mine = select(*_LISTED).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
+    mine = select(*LISTED).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
     return _jobs(connection.execute(mine.order_by(Job.id.desc()).limit(limit)))
 
 
@@ -409,6 +410,8 @@ def _by_state(job: Job) -> Waiting | None:
             return Waiting("uncertain", "the create call's answer was lost; the task is being looked for", job.run_at)
         case State.RUNNING:
             return Waiting("provider", f"the provider says {job.task_status or 'nothing yet'}", job.run_at)
+        case State.AWAITING_REVIEW:
+            return _REVIEW
         case State.COPYING if job.claimed is None:
             trouble = f": {job.error['message']}" if job.error else ""
             return Waiting("storage", f"waits to be copied into the bucket{trouble}", job.run_at)
@@ -481,13 +484,13 @@ _SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; 
     "note": null(),
     "sources": null(),
 }
-_LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
+LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
 _CALL = [null().label("output") if column.name == "output" else column for column in Attempt.__table__.c]
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
 _NEWEST = (
-    select(*_LISTED)
+    select(*LISTED)
     .where(
         Job.project_id == bindparam("project"),
         Job.parent_id.is_(None),
@@ -526,7 +529,7 @@ _GROUPS = text(
     """
 )
 _FOUND = _GROUPS.bindparams(bindparam("states", type_=ARRAY(String))).columns(id=Uuid).subquery("found")
-_NEWEST_OF_GROUPS = select(*_LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
+_NEWEST_OF_GROUPS = select(*LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
 _LANES = (
     select(Lane.model, Lane.paused_why, Lane.parked_until, Lane.parked_why)
     .add_columns(*slots.obstacles(bindparam("now", type_=DateTime(timezone=True))))

@@ -158,8 +158,8 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
     """Asks a job to stop: the job, and what became of it.
 
     `canceled`: it is. `requested`: the provider is being asked. `too_late`: it runs on and is billed, and ends as if
-    nothing had been asked. `already_finished`. Raises Conflict for a job that is held because nobody knows whether
-    the provider has a task for it.
+    nothing had been asked; what awaits a review is approved or rejected. `already_finished`. Raises Conflict for a job
+    that is held because nobody knows whether the provider has a task for it.
     """
     job = reading.one(connection, project_id, job_id)
     state = State(job.state)
@@ -175,7 +175,7 @@ def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now
     if state in _MINE and (mine := claims.seize(connection, job, Job.claimed.is_distinct_from(claims.TAKEN))):
         stopped = Move(State.CANCELED, "canceled by the user", columns=_ASKED)
         return moves.record(connection, mine, stopped, now), "canceled"
-    if state is State.COPYING or (state is State.RUNNING and job.task_status == "RUNNING"):
+    if state in (State.COPYING, State.AWAITING_REVIEW) or (state is State.RUNNING and job.task_status == "RUNNING"):
         return job, "too_late"
     return _ask_to_cancel(connection, job, now), "requested"
 
@@ -190,7 +190,9 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     if job.parent_id is not None:
         raise Conflict("is_child", f"it is a part of job {job.parent_id}: retry that, which repeats only what failed")
     if job.state not in _AGAIN:
-        raise Conflict("not_retryable", f"it is {job.state}: only what failed, expired or was canceled is made again")
+        instead = "; POST …/reject with a reroll makes another take" if job.state == State.REJECTED else ""
+        why = f"it is {job.state}: only what failed, expired or was canceled is made again{instead}"
+        raise Conflict("not_retryable", why)
     if connection.execute(_OPEN, {"job": job.id}).scalar_one():
         raise Conflict("attempt_open", "it is not known yet what became of its last create call, so it may be paid for")
     if job.mode != Mode.PARENT:  # a document that is gone is for its kind to report

@@ -41,7 +41,7 @@ from worker.claims import NOW
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
 from worker.moves import children, fair_queue, transition
-from worker.states import TERMINAL, HeldFor, Mode, Move, State
+from worker.states import DONE, TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
@@ -91,7 +91,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     left = State(job.state)
     if move.to is State.SUBMITTING:
         return _begin(connection, job, move, now)
-    if job.mode == Mode.PARENT and move.to in TERMINAL:
+    if job.mode == Mode.PARENT and move.to in DONE:
         move = replace(move, columns={**move.columns, **children.paid(connection, job.id)})
     event = transition.Told(_type(left, move.to), move.why, now) if move.to is not left or move.why else None
     answer = _answer(job, move, now)
@@ -293,12 +293,12 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
-    """Gives back what was reserved, once the job's call is paid for, or it has ended and no verdict is missing."""
-    if job.parent_id is not None:
+    """Gives back what was reserved, once the job's call is paid for, or it is done and no verdict is missing."""
+    if job.parent_id is not None or left in DONE:
         return
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))
-    is_over = move.to in TERMINAL and job.mode == Mode.PARENT
+    is_over = move.to in DONE and job.mode == Mode.PARENT
     if _is_paid(move) or is_over or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 

@@ -21,7 +21,7 @@ from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, ParentKind
 from worker.kinds.kind import Ended, Stored
 from worker.moves import transition
-from worker.states import State
+from worker.states import DONE, State
 from worker.tables import Event, Job, Output
 
 
@@ -121,15 +121,15 @@ def first_failed(connection: Connection, parent: Job) -> Job | None:
 
 
 def paid(connection: Connection, parent_id: uuid.UUID) -> dict[str, Any]:
-    """What the children cost in all: the columns of a parent that has ended."""
+    """What the children cost in all: the columns of a parent that is done."""
     row = connection.execute(_PAID, {"parent": parent_id}).one()
     return {"cost": row.cost, "billed": row.billed}
 
 
 def tell_paid(connection: Connection, parent_id: uuid.UUID) -> None:
-    """Lets a parent that has ended say what its children cost, as the ledger has it now."""
-    has_ended = (Job.id == parent_id, Job.finished_at.is_not(None))
-    connection.execute(update(Job).where(*has_ended).values(**paid(connection, parent_id)))
+    """Lets a parent that is done say what its children cost, as the ledger has it now."""
+    is_done = (Job.id == parent_id, Job.state.in_(DONE))
+    connection.execute(update(Job).where(*is_done).values(**paid(connection, parent_id)))
 
 
 def wake(connection: Connection, parent_id: uuid.UUID) -> bool:

@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from worker.states import AT_REST, TERMINAL, State, may
+from worker.states import AT_REST, DONE, TERMINAL, State, may
 from worker.tables import Attempt, Event, Job
 
 # What a job starts with that is made again: nothing is left of how it ended. Kept are what was asked for, what a parent
@@ -83,7 +83,9 @@ def entered(left: Collection[State], to: State, now: Any) -> dict[str, Any]:
     if TERMINAL.issuperset(left):
         return columns | (FRESH if to not in TERMINAL else {})
     if to in TERMINAL:
-        columns |= {"finished_at": now, "sources": None}
+        columns |= {"finished_at": now}
+    if to in DONE:
+        columns |= {"sources": None}
     if State.HELD in left:
         columns |= {"held_for": None, "held_from": None}
     return columns

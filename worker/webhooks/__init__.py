@@ -36,8 +36,11 @@ _AT_ONCE = 5000  # deliveries that are given up together
 _GONE = 410  # the receiver wants no more
 _HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}
 
-TERMINAL_EVENTS = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
-JOB_EVENTS = TERMINAL_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
+# What a receiver is told of that names no events: how a job ends, and that it waits for the review it was to have.
+DEFAULT_EVENTS = frozenset(
+    {"job.succeeded", "job.rejected", "job.failed", "job.canceled", "job.expired", "job.awaiting_review"}
+)
+JOB_EVENTS = DEFAULT_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def receiver(url: str) -> int:
 
 
 def wanted(event_type: str, events: list[str] | None) -> bool:
-    """Whether a job's receiver is told of an event: the terminal ones, unless it asked for others."""
-    return event_type in (TERMINAL_EVENTS if events is None else events)
+    """Whether a job's receiver is told of an event: by default of its ends and of its review."""
+    return event_type in (DEFAULT_EVENTS if events is None else events)
 
 
 def enqueue(
