@@ -7,7 +7,7 @@ may name its own there, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -80,9 +80,9 @@ class Context:
                 detail = f"this takes more than {_READ_SECONDS} s to find: narrow it, by state, kind or time"
                 raise problem(503, "search_too_long", detail, retry_after=_READ_SECONDS) from None
 
-    def tell(self, job: Job, project: Project) -> None:
-        """Tells Flower the job's state and asks for a tick, without waiting for either."""
-        if event := document.flower_event(job, project.name, []):
+    def tell(self, job: Job, project: Project, keys: Sequence[str] = ()) -> None:
+        """Tells Flower the job's state, with its outputs' keys, and asks for a tick, without waiting for either."""
+        if event := document.flower_event(job, project.name, keys):
             self.sender.tell(event)
         self.sender.hint()
 

@@ -24,9 +24,9 @@ from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.egress import transports
-from worker.jobs import reading
+from worker.jobs import reading, review
 from worker.kinds import OFFERED, Kind
-from worker.kinds.fields import Line, Text, no
+from worker.kinds.fields import SEED_LIMIT, Filled, Line, Text, no
 from worker.schedules.plan import VARIABLES
 from worker.states import State
 from worker.webhooks import JOB_EVENTS
@@ -94,9 +94,10 @@ class JobForm(BaseModel):
         None, max_length=2048, description="is called when the job ends", examples=["https://example.com/hooks/noria"]
     )
     webhook_events: list[EventName] | None = Field(
-        None, max_length=len(JOB_EVENTS), description="the events it is called for; null: those that end the job"
+        None,
+        max_length=len(JOB_EVENTS),
+        description="the events it is called for; null: those that end the job, and that it awaits a review",
     )
-
     review: Literal["required"] | None = Field(
         None, description="required: its outputs wait until a person approves or rejects them"
     )
@@ -133,6 +134,32 @@ class ResolveCreate(BaseModel):
         if self.action == "adopt" and self.task_id is None:
             raise no("required", "adopt needs the task_id")
         return self
+
+
+class ApproveCreate(BaseModel):
+    """What a person says of outputs that are as they should be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comment: Text | None = Field(None, max_length=review.COMMENT_LENGTH, examples=["the light is right"])
+
+
+class Reroll(BaseModel):
+    """What is to be different in another take; nothing: another seed, where the model takes one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="another seed", examples=[7])
+    prompt: Filled | None = Field(None, description="another prompt", examples=["a kitten runs, seen from behind"])
+
+
+class RejectCreate(BaseModel):
+    """Why outputs are not as they should be, and whether another take is to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comment: Filled = Field(max_length=review.COMMENT_LENGTH, examples=["the cat has five legs"])
+    reroll: Reroll | None = Field(None, description="makes another take, a job of its own; null: none is made")
 
 
 class ScheduleCreate(BaseModel):
@@ -267,10 +294,10 @@ def example(kind: str) -> dict[str, Any]:
     return {"kind": kind, "model": model.id, "input": wanted}
 
 
-def body(name: str, **more: Any) -> dict[str, Any]:
+def body(name: str, required: bool = True, **more: Any) -> dict[str, Any]:
     """The request body, for OpenAPI, of a route that reads it itself, by the name of its form."""
     content = {"application/json": {"schema": {"$ref": REF.format(model=name)}, **more}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def job_body() -> dict[str, Any]:

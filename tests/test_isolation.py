@@ -20,9 +20,12 @@ OF_A_JOB = {
     ("GET", "/v1/jobs/{job_id}/attempts"),
     ("GET", "/v1/jobs/{job_id}/outputs/{n}"),
     ("GET", "/v1/jobs/{job_id}/children"),
+    ("GET", "/v1/jobs/{job_id}/takes"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
     ("POST", "/v1/jobs/{job_id}/retry"),
 }
+# of a job that awaits a review
+OF_A_REVIEW = {("POST", "/v1/jobs/{job_id}/approve"), ("POST", "/v1/jobs/{job_id}/reject")}
 OF_A_FILE = {("GET", "/v1/files/{file_id}"), ("DELETE", "/v1/files/{file_id}")}
 OF_A_SCHEDULE = {
     ("GET", "/v1/schedules/{schedule_id}"),
@@ -43,6 +46,7 @@ NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
     "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
+    "/v1/jobs/{job_id}/reject": {"comment": "no", "reroll": {}},
     "/v1/schedules": NIGHTLY,
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
 }
@@ -91,7 +95,7 @@ def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    known = OF_A_JOB | OF_A_REVIEW | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -118,6 +122,22 @@ def test_anothers_job_is_not_found(tenants: Tenants) -> None:
         assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
         assert streamed.status_code == 404
         assert tenants.api.sql("select state from jobs") == [{"state": before[0]["state"]}]
+
+
+def test_anothers_job_is_not_reviewed(tenants: Tenants) -> None:
+    waits = "update jobs set state = 'awaiting_review', review = 'required', finished_at = null, run_at = null"
+    for route in sorted(OF_A_REVIEW):
+        tenants.api.sql(waits)
+
+        other = tenants.ask(tenants.summer, route)
+        unnamed = tenants.ask(tenants.operator, route)
+        state = tenants.api.sql("select distinct state from jobs")
+        own = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+        assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
+        assert state == [{"state": "awaiting_review"}]
+        assert own.status_code == 200, own.text
 
 
 def test_anothers_file_is_not_found_not_named_and_not_removed(tenants: Tenants) -> None:
@@ -183,7 +203,7 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY):
+    for route in sorted(OF_A_JOB | OF_A_REVIEW | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY):
         with tenants.api.http(None) as nobody:
             assert tenants.ask(nobody, route).status_code == 401, route
 

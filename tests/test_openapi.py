@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import catalog, files, jobs, operator, schedules
+from api.routes import catalog, files, jobs, operator, review, schedules
 from worker import document
 from worker.kinds import OFFERED
 
@@ -149,18 +149,23 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
             jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
         }
+        api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null, finished_at = null")
+        said[review.Rejection] = http.post(job["urls"]["self"] + "/reject", json={"comment": "no", "reroll": {}}).json()
 
     for form, answer in said.items():
         form.model_validate_json(json.dumps(answer))
     assert said[answers.JobList]["data"][0]["outputs"][0]["duration"] == 5.04
 
 
-# what no generated request of a project's key can get an answer from: an output, a model's name, an operator's words
+# what no generated request of a project's key can get an answer from: an output, a model's name, an operator's words,
+# outputs that wait for a review
 NEVER_ANSWERED = {
     "GET /v1/jobs/{job_id}/outputs/{n}",
     "GET /v1/models/{name}",
     "GET /v1/jobs/{job_id}/candidates",
     "POST /v1/jobs/{job_id}/resolve",
+    "POST /v1/jobs/{job_id}/approve",
+    "POST /v1/jobs/{job_id}/reject",
 }
 
 

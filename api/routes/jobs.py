@@ -62,7 +62,10 @@ class Estimate(Answer):
 
 
 class Cancellation(Answer):
-    """What a cancel led to: canceled, requested (the provider is asked), too_late (billed), already_finished."""
+    """What a cancel led to: canceled, requested (the provider is asked), too_late (billed), already_finished.
+
+    For a job that awaits a review it is too late: approve or reject it.
+    """
 
     object: Literal["cancellation"] = "cancellation"
     outcome: Literal["canceled", "requested", "too_late", "already_finished"]
@@ -223,7 +226,10 @@ def fetch(
 
 @router.post("/{job_id}/cancel", response_model=Cancellation)
 def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
-    """Ask a job to stop. The provider drops only what has not started: `outcome` says what will happen."""
+    """Ask a job to stop. The provider drops only what has not started: `outcome` says what will happen.
+
+    What awaits a review is made and paid for: approve or reject it.
+    """
     with here.engine.begin() as connection:
         job, outcome = submission.cancel(connection, mine.project.id, job_id, moment(connection))
         shown = _document(connection, mine, job)
