@@ -294,7 +294,7 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
     """Gives back what was reserved, once the job's call is paid for, or it is done and no verdict is missing."""
-    if job.parent_id is not None or left in DONE:
+    if job.parent_id is not None:
         return
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))

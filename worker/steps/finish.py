@@ -61,11 +61,8 @@ def succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[s
 
 
 def stored(job: Job, columns: dict[str, Any], outputs: Iterable[dict[str, Any]]) -> Move:
-    """The move of a job whose outputs are all in the bucket: its end, or where a person is to look at them first.
-
-    Parts are never looked at singly.
-    """
-    if job.review is None or job.parent_id is not None:
+    """The move of a job whose outputs are all in the bucket: its end, or where a person is to look at them first."""
+    if job.review is None:  # parts have none
         return Move(State.SUCCEEDED, columns={"error": None, **columns}, outputs=tuple(outputs))
     columns = {"error": None, "deadline_at": None, **columns}
     return Move(State.AWAITING_REVIEW, columns=columns, outputs=tuple(outputs))
