@@ -55,7 +55,6 @@ class HeldFor(StrEnum):
     CRASHES = "crashes"  # three workers died on it
     BUDGET = "budget"
     BATCH = "batch"
-    REVIEW = "review"
 
 
 S = State

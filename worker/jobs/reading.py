@@ -55,7 +55,6 @@ _HELD = {
     HeldFor.CRASHES: "several workers died on it: a person has to look",
     HeldFor.BUDGET: "the project's budget is spent",
     HeldFor.BATCH: "its batch has not begun, or is paused",
-    HeldFor.REVIEW: "waits for a person's review",
 }
 
 
