@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from api import problems
 from api.bodies import scrubbed
 from api.context import Context
-from api.forms import JobForm, ResolveCreate, ScheduleCreate
+from api.forms import BulkCreate, JobForm, ResolveCreate, ScheduleCreate
 from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
 from worker.jobs.submission import Prepared, Submission
@@ -43,11 +43,12 @@ def job(here: Context, body: Any, on: datetime) -> Prepared:
 
 def decision(here: Context, body: Any) -> ResolveCreate:
     """The decision about a job in a body; raises InvalidInput with every fault."""
-    clean, found = scrubbed(body)
-    said, of_form = _read(ResolveCreate, clean, here.settings)
-    if said is None or found:
-        raise InvalidInput(found + _unsaid(of_form, found))
-    return said
+    return _whole(ResolveCreate, here, body)
+
+
+def bulk(here: Context, body: Any) -> BulkCreate:
+    """What is to be done with many jobs; raises InvalidInput with every fault."""
+    return _whole(BulkCreate, here, body)
 
 
 def schedule(here: Context, body: Any, kept: dict[str, Any], on: datetime) -> Plan:
@@ -61,6 +62,14 @@ def schedule(here: Context, body: Any, kept: dict[str, Any], on: datetime) -> Pl
     if found or said is None:
         raise InvalidInput(found)
     return Plan(**said.model_dump())
+
+
+def _whole(form: type[T], here: Context, body: Any) -> T:
+    clean, found = scrubbed(body)
+    said, of_form = _read(form, clean, here.settings)
+    if said is None or found:
+        raise InvalidInput(found + _unsaid(of_form, found))
+    return said
 
 
 def _read(form: type[T], body: Any, settings: Settings) -> tuple[T | None, list[Fault]]:
