@@ -34,7 +34,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import aliased
 
 from worker import document, inputs, money, moves, webhooks
@@ -203,7 +203,9 @@ def _of_retry(connection: Connection, project_id: uuid.UUID, jobs: Sequence[Row[
 def _without_files(connection: Connection, project_id: uuid.UUID, jobs: Sequence[Row[Any]]) -> Fates:
     """The jobs that name a file that is gone or unfit; a parent's documents are for its kind to report."""
     fates: Fates = {}
-    for some in chunks([job.id for job in jobs if job.mode != Mode.PARENT], _AT_ONCE):
+    made_whole = [job.id for job in jobs if job.mode != Mode.PARENT]
+    naming = connection.execute(_NAMING, {"jobs": made_whole}).scalars().all() if made_whole else ()
+    for some in chunks(naming, _AT_ONCE):
         rows = connection.execute(_INPUTS, {"jobs": some}).all()
         found = inputs.faults(connection, project_id, [(row.model, row.input) for row in rows])
         for row, faults in zip(rows, found, strict=True):
@@ -326,7 +328,8 @@ _OPEN = select(Job.id).where(
         ),
     ),
 )
-_INPUTS = select(Job.id, Job.model, Job.input).where(_JOBS, Job.kind.in_(inputs.NAMING)).order_by(Job.id)
+_NAMING = select(Job.id).where(_JOBS, Job.input.has_any(array(inputs.NAMING))).order_by(Job.id)
+_INPUTS = select(Job.id, Job.model, Job.input).where(_JOBS).order_by(Job.id)
 _PROJECT = select(Project.name).where(Project.id == bindparam("of_project", type_=Uuid))
 # what receivers are told of; without what may be long and is not told
 _LEFT_OUT = {"input": cast(literal_column("'{}'"), JSONB), "note": null(), "sources": null()}
