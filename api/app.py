@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems
-from api.routes import catalog, files, jobs, operator, review, schedules
+from api.routes import bulk, catalog, files, jobs, operator, review, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
@@ -45,6 +45,7 @@ A job queue for generated media on DashScope: submit a job, and find its output 
 """
 _FORMS = (
     forms.ApproveCreate,
+    forms.BulkCreate,
     forms.RejectCreate,
     forms.ResolveCreate,
     forms.ScheduleCreate,
@@ -63,7 +64,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, review, operator, files, schedules, catalog):
+    for routes in (jobs, bulk, review, operator, files, schedules, catalog):
         app.include_router(routes.router)
     return app
 

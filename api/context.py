@@ -216,4 +216,5 @@ Asking = Annotated[Caller, Depends(Door(_anyone, lambda gates, _: gates.lookups)
 Mine = Annotated[Tenant, Depends(Door(_tenant, _at_once))]
 Searching = Annotated[Tenant, Depends(Door(_tenant, _search))]
 Following = Annotated[Tenant, Depends(Door(_tenant, _history))]
+Moving = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.bulk))]  # many jobs at once
 Transferring = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.files))]  # to or from the bucket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
@@ -14,6 +15,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     create_model,
     field_validator,
@@ -24,15 +27,17 @@ from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.egress import transports
-from worker.jobs import reading, review
+from worker.jobs import bulk, reading, review
 from worker.kinds import OFFERED, Kind
 from worker.kinds.fields import SEED_LIMIT, Filled, Line, Text, no
+from worker.moves.bulk import AGAIN
 from worker.schedules.plan import VARIABLES
 from worker.states import State
 from worker.webhooks import JOB_EVENTS
 
 REF = "#/components/schemas/{model}"
 METADATA_PREFIX = "metadata."
+_TIME = TypeAdapter[datetime](AwareDatetime)
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
 _TEMPLATE = (
     "a job as POST /v1/jobs takes it; its strings may hold variables, told from the fire time in the schedule's zone: "
@@ -53,18 +58,47 @@ def _known_state(name: str) -> str:
     return name
 
 
+def _known_end(name: str) -> str:
+    if name not in AGAIN:
+        raise no("not_allowed", f"must be one of {', '.join(sorted(AGAIN))}: only these are made again")
+    return name
+
+
 def _no_filter(name: str, code: LiteralString, message: str) -> PydanticCustomError:
     return PydanticCustomError(code, "{message}", {"message": message, "at": name[:80]})
 
 
-def _apart(value: Any) -> Any:
-    """`state=queued,running` and `state=queued&state=running` are the same."""
+def _id(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return uuid.UUID(value)
+    except ValueError:
+        raise no("bad_id", "must be an id, a UUID") from None
+
+
+def _time(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return _TIME.validate_python(value)
+    except ValidationError:
+        raise no("bad_time", "must be a time as RFC 3339 has it, with its zone") from None
+
+
+def apart(value: Any) -> Any:
+    """`state=queued,running` and `state=queued&state=running` are the same; so are a word and a list in a body."""
+    value = [value] if isinstance(value, str) else value
     return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
 
 
+# JSON has neither ids nor times, so that strictly read there would be none
+Id = Annotated[uuid.UUID, BeforeValidator(_id)]
+Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 Key = Annotated[str, Field(min_length=1, max_length=_KEY_LENGTH)]
 Value = Annotated[str, Field(max_length=_VALUE_LENGTH)]
 EventName = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra={"enum": sorted(JOB_EVENTS)})]
+EndName = Annotated[Text, AfterValidator(_known_end), Field(json_schema_extra={"enum": sorted(AGAIN)})]
 StateName = Annotated[Text, AfterValidator(_known_state), Field(json_schema_extra={"enum": list(State)})]
 
 
@@ -101,9 +135,8 @@ class JobForm(BaseModel):
     review: Literal["required"] | None = Field(
         None, description="required: its outputs wait until a person approves or rejects them"
     )
-    not_after: AwareDatetime | None = Field(
+    not_after: Time | None = Field(
         None,
-        strict=False,  # JSON has no times
         description="RFC 3339; what has not been sent to the provider by then ends unpaid",
         examples=["2026-12-01T06:00:00Z"],
     )
@@ -190,9 +223,10 @@ class JobQuery(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     kind: Text | None = Field(None, description="what the job makes")
     model: Text | None = Field(None, description="a model's id or alias")
+    batch: uuid.UUID | None = Field(None, description="the id of a batch")
     custom_id: Text | None = Field(None, description="your own id")
     created_after: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
     created_before: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
@@ -222,8 +256,58 @@ class JobQuery(BaseModel):
             model=model,
             metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
             before=self.cursor,
-            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q"}),
+            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q", "batch"}),
         )
+
+
+class BulkFilter(BaseModel):
+    """Which jobs, as GET /v1/jobs finds them; conditions narrow together, and there must be one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field(
+        [], description="one or several states; none: all for which the action may do something"
+    )
+    kind: Text | None = Field(None, description="what the job makes")
+    model: Text | None = Field(None, description="a model's id or alias")
+    batch: Id | None = Field(None, description="the id of a batch")
+    custom_id: Text | None = Field(None, description="your own id")
+    metadata: dict[Key, Value] = Field(default_factory=dict, max_length=_KEYS, description="all of these")
+    created_after: Time | None = Field(None, description="RFC 3339, exclusive")
+    created_before: Time | None = Field(None, description="RFC 3339, exclusive")
+
+    @model_validator(mode="after")
+    def _narrows(self) -> Self:
+        """A filter that was meant to say something, and does not, would take all jobs."""
+        if not any(self.model_dump().values()):
+            raise no("empty_filter", "must have a condition: without one it would be all jobs of the project")
+        return self
+
+
+class BulkCreate(BaseModel):
+    """Many jobs to cancel, or to make again: by their ids, or by a filter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["cancel", "retry"] = Field(
+        description="cancel, as POST …/cancel does; retry what failed, expired or was canceled", examples=["cancel"]
+    )
+    ids: list[Id] | None = Field(None, min_length=1, max_length=bulk.MOST, description="of jobs")
+    filter: BulkFilter | None = Field(None, description="instead of ids")
+    cursor: Id | None = Field(None, description="with a filter: the next_cursor of the call before")
+    dry_run: bool = Field(False, description="count and price only")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise no("ids_or_filter", "name the jobs by either ids or a filter")
+        return self
+
+    def wanted(self, model: str | None) -> reading.Filter:
+        """The filter as the engine takes it; `model` is the catalog's id of the model."""
+        assert self.filter is not None, "the jobs are named by their ids"
+        said = self.filter.model_dump(exclude={"state", "model"})
+        return reading.Filter(states=tuple(self.filter.state), model=model, before=self.cursor, **said)
 
 
 class ChildQuery(BaseModel):
@@ -231,7 +315,7 @@ class ChildQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     cursor: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,9}$", description="the next_cursor of the page before")
     limit: int = Field(50, ge=1, le=100, description="children on a page")
 

@@ -168,6 +168,10 @@ class Waiting:
         count.jobs += 1
         return False
 
+    def room(self, connection: Connection, project_id: uuid.UUID) -> int:
+        """How many more unfinished jobs the project may have, counted now."""
+        return max(0, self._most - _unfinished(connection, project_id))
+
     def refuse(self) -> Exception:
         """The problem for a project that is full."""
         detail = f"this project has {self._most} unfinished jobs, as many as it may"
@@ -220,6 +224,7 @@ class Gates:
     files: Gate
     lookups: Gate
     streams: Gate
+    bulk: Gate
 
 
 def gates(max_input_bytes: int) -> Gates:
@@ -232,4 +237,5 @@ def gates(max_input_bytes: int) -> Gates:
         files=Gate("file transfers", each=max(1, files // 2), most=files, patience=10),
         lookups=Gate("lookups at the provider", each=2, most=4, patience=5),
         streams=Gate("streams", each=100, most=1000, patience=0),
+        bulk=Gate("bulk requests", each=1, most=2, patience=10),
     )

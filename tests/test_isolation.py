@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import campaign
 import httpx
 import pytest
 from fastapi.routing import APIRoute
@@ -36,8 +38,10 @@ OF_A_SCHEDULE = {
     ("POST", "/v1/schedules/{schedule_id}/run"),
     ("GET", "/v1/schedules/{schedule_id}/runs"),
 }
+OF_A_BATCH = {("POST", f"/v1/batches/{{batch_id}}/{act}") for act in ("pause", "resume", "cancel", "retry-failed")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {(method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules")}
+OF_MANY = {("POST", "/v1/jobs/bulk")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
@@ -45,6 +49,7 @@ NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
+    "/v1/jobs/bulk": {"action": "cancel", "filter": {"custom_id": "row-17"}},
     "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
     "/v1/jobs/{job_id}/reject": {"comment": "no", "reroll": {}},
     "/v1/schedules": NIGHTLY,
@@ -60,6 +65,7 @@ class Tenants:
 
     api: Served
     job: dict[str, Any]
+    batch: str
     file: dict[str, Any]
     schedule: dict[str, Any]
     spring: httpx.Client
@@ -69,7 +75,12 @@ class Tenants:
     def ask(self, who: httpx.Client, route: tuple[str, str], **headers: str) -> httpx.Response:
         """One call of a route, about spring's job or file where it is about one."""
         method, template = route
-        its = {"job_id": self.job["id"], "file_id": self.file["id"], "schedule_id": self.schedule["id"]}
+        its = {
+            "job_id": self.job["id"],
+            "batch_id": self.batch,
+            "file_id": self.file["id"],
+            "schedule_id": self.schedule["id"],
+        }
         path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
         return who.request(
@@ -88,14 +99,18 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         )
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
-        yield Tenants(api, job, file, schedule, spring, summer, operator)
+        with api.engine.begin() as connection:
+            batch = campaign.make_batch(connection, api.row(job["id"]).project_id)
+            campaign.put(connection, batch, uuid.UUID(job["id"]))
+        yield Tenants(api, job, str(batch), file, schedule, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_REVIEW | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    known = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT
+    known |= OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -138,6 +153,33 @@ def test_anothers_job_is_not_reviewed(tenants: Tenants) -> None:
         assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
         assert state == [{"state": "awaiting_review"}]
         assert own.status_code == 200, own.text
+
+
+def test_anothers_batch_is_not_found_and_stays_as_it_is(tenants: Tenants) -> None:
+    for route in sorted(OF_A_BATCH):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.api.sql("select state, paused_at, canceled_at from batches") == [
+        {"state": "running", "paused_at": None, "canceled_at": None}
+    ]
+    assert tenants.spring.get(f"/v1/jobs?batch={tenants.batch}").json()["data"][0]["id"] == tenants.job["id"]
+    assert tenants.summer.get(f"/v1/jobs?batch={tenants.batch}").json()["data"] == []
+
+
+def test_many_jobs_at_once_are_ones_own(tenants: Tenants) -> None:
+    by_id = {"action": "cancel", "ids": [tenants.job["id"]]}
+    for wanted in (
+        {"custom_id": "row-17"},
+        {"metadata": {"sku": "A17"}},
+        {"batch": tenants.batch},
+        {"state": "queued"},
+    ):
+        found = tenants.summer.post("/v1/jobs/bulk", json={"action": "cancel", "filter": wanted})
+        assert (found.status_code, found.json()["jobs"]) == (200, 0), wanted
+
+    assert tenants.summer.post("/v1/jobs/bulk", json=by_id).json()["outcomes"] == {"not_found": 1}
+    assert tenants.spring.get(tenants.job["urls"]["self"]).json()["state"] == "queued"
 
 
 def test_anothers_file_is_not_found_not_named_and_not_removed(tenants: Tenants) -> None:
@@ -203,7 +245,9 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_REVIEW | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY):
+    for route in sorted(
+        OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY
+    ):
         with tenants.api.http(None) as nobody:
             assert tenants.ask(nobody, route).status_code == 401, route
 
@@ -215,13 +259,14 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT, key=_gently):
+    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE
+    for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})
 
         assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
-        assert elsewhere.status_code == 404 if route in OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE else elsewhere.is_success
+        assert elsewhere.status_code == 404 if route in named_by_id else elsewhere.is_success
         assert named.status_code in (200, 201, 204, 302)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import campaign
 import httpx
 import pytest
 import schemathesis
@@ -28,8 +29,9 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import catalog, files, jobs, operator, review, schedules
+from api.routes import bulk, catalog, files, jobs, operator, review, schedules
 from worker import document
+from worker.batches import document as batches
 from worker.kinds import OFFERED
 
 CHECKS = [
@@ -42,6 +44,7 @@ CHECKS = [
 EXAMPLES = 12  # of each operation
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ANY = list(HealthCheck)
+MANY: dict[str, Any] = {"action": "cancel", "filter": {"custom_id": "row-17"}, "dry_run": True}
 PROJECT = {"Noria-Project": "spring"}
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -147,6 +150,8 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             operator.LaneList: http.get("/v1/limits").json(),
             catalog.Readiness: http.get("/readyz").json(),
             problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
+            bulk.BulkDocument: http.post("/v1/jobs/bulk", json=MANY).json(),
+            batches.BatchDocument: http.post(f"/v1/batches/{_batch(api)}/cancel").json(),
             jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
         }
         api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null, finished_at = null")
@@ -176,7 +181,7 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
     headers = {"authorization": f"Bearer {api.key('spring')}"}
     job = httpx.post(api.url + "/v1/jobs", json=CLIP, headers=headers).json()
     file = httpx.post(api.url + "/v1/files", files={"file": ("a.txt", b"some words")}, headers=headers).json()
-    ours = {"job_id": job["id"], "file_id": file["id"]}
+    ours = {"job_id": job["id"], "file_id": file["id"], "batch_id": str(_batch(api))}
     schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
     asked: Counter[tuple[str, int]] = Counter()
 
@@ -203,7 +208,8 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
     """Generated bodies, which seldom name a model; and one that does."""
-    whole = NIGHTLY if operation.path == "/v1/schedules" else {} if "schedule" in operation.path else CLIP
+    given: dict[str, Any] = {"/v1/schedules": NIGHTLY, "/v1/jobs/bulk": MANY}
+    whole = given.get(operation.path, {} if "schedule" in operation.path else CLIP)
     return [NOT_SET, whole] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
 
 
@@ -211,6 +217,12 @@ def _schedule(api: Served, headers: dict[str, str]) -> str:
     """A new one for each operation, since one of them deletes it."""
     body = NIGHTLY | {"name": str(uuid.uuid4())}
     return str(httpx.post(api.url + "/v1/schedules", json=body, headers=headers).json()["id"])
+
+
+def _batch(api: Served) -> uuid.UUID:
+    (project,) = api.sql("select id from projects")
+    with api.engine.begin() as connection:
+        return campaign.make_batch(connection, project["id"])
 
 
 def _ask(api: Served, strategy: SearchStrategy[Case], headers: dict[str, str], asked: Counter[tuple[str, int]]) -> None:

@@ -327,10 +327,10 @@ class Job(Base):
             "parent_id",
             postgresql_where=text("parent_id is not null and state in ('failed', 'expired')"),
         ),
-        # for `batches`: counts, cost and forecast by the index alone; what has not ended; what is overdue
+        # for `batches`: counts, cost and forecast by the index alone, and pages; what has not ended; what is overdue
         Index(
             "ix_jobs_batch",
-            *("batch_id", "model", "state"),
+            *("batch_id", "model", "state", "id"),
             postgresql_include=["estimate", "cost", "billed"],
             postgresql_where=text("batch_id is not null"),
         ),

@@ -141,7 +141,7 @@ def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) ->
 
     With `q` a page looks through some ten thousand jobs, and may hold few or none although `has_more` is true.
     """
-    said = wanted.filter(_model_id(here, wanted))
+    said = wanted.filter(model_id(here, wanted.model))
     with here.reading() as connection:
         last = reading.last_to_look_at(connection, mine.project.id, said) if said.q else None
         found = reading.page(connection, mine.project.id, replace(said, last=last), wanted.limit + 1)
@@ -251,6 +251,13 @@ def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
     return answers.answer(shown)
 
 
+def model_id(here: Context, name: str | None) -> str | None:
+    """The id that jobs are kept under, where an alias was given; what the catalog does not know stays as it is."""
+    with suppress(InvalidInput):
+        return here.catalog.model(name).id if name else None
+    return name
+
+
 def _estimate(prepared: Prepared) -> Estimate:
     return Estimate(
         kind=prepared.submission.kind,
@@ -304,10 +311,3 @@ def _stream(here: Context, job: Job, after: int) -> Response:
 
 def _filename(output: Output) -> str:
     return f"{output.job_id}-{PurePosixPath(output.key).name}"
-
-
-def _model_id(here: Context, wanted: JobQuery) -> str | None:
-    """The id that jobs are kept under, where an alias was given; what the catalog does not know stays as it is."""
-    with suppress(InvalidInput):
-        return here.catalog.model(wanted.model).id if wanted.model else None
-    return wanted.model

@@ -62,6 +62,7 @@ _SOUND = Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB")
 _OF = {Medium.PICTURE: _PICTURE, Medium.SOUND: _SOUND}
 _RULES = {name: _OF[medium] for kind in OFFERED.values() for name, medium in fields.media(kind.input).items()}
 _LISTS = [name for kind in OFFERED.values() for name in kind.keyed]
+NAMING = [*_RULES, *_LISTS]  # the fields that may name a file
 
 
 def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:
@@ -70,13 +71,21 @@ def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Map
     A picture must be one that the model takes. To be called in the submission's transaction: a file that is named
     cannot be removed before it ends.
     """
-    named = {**links(wanted), **_documents(project_id, wanted)}
-    if not named:
-        return
-    there = _there(connection, project_id, sorted(set(named.values())))
-    faults = [_fault(pointer, key, there.get(key), model) for pointer, key in named.items()]
-    if found := [fault for fault in faults if fault is not None]:
+    if found := faults(connection, project_id, [(model, wanted)])[0]:
         raise InvalidInput(found)
+
+
+def faults(
+    connection: Connection, project_id: uuid.UUID, wanted: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[list[Fault]]:
+    """What `check` finds wrong with each of many inputs, each with the model that it is for."""
+    named = [{**links(given), **_documents(project_id, given)} for _, given in wanted]
+    keys = sorted({key for each in named for key in each.values()})
+    there = _there(connection, project_id, keys) if keys else {}
+    return [
+        [fault for pointer, key in each.items() if (fault := _fault(pointer, key, there.get(key), model))]
+        for (model, _), each in zip(wanted, named, strict=True)
+    ]
 
 
 def links(wanted: Mapping[str, Any]) -> dict[str, str]:

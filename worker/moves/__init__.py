@@ -1,8 +1,8 @@
 """Moves on record: the one way to make a job and to move it.
 
 `record` names the state and the claim that it leaves, and writes everything that belongs to the move (its event, the
-attempt's answer, outputs, ledger lines, deliveries) in the same transaction. `fair_queue` admits jobs and `children`
-moves a parent's children, many at a time; the statements of all three are `transition`'s.
+attempt's answer, outputs, ledger lines, deliveries) in the same transaction. Many at a time are moved by `fair_queue`,
+which admits jobs, by `children`, and by `bulk`, where a person asks for it; the statements are all `transition`'s.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims, document, money, text, webhooks, work
 from worker.claims import NOW
+from worker.document import JobDocument
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
 from worker.moves import children, fair_queue, transition
@@ -154,6 +155,13 @@ def tell(connection: Connection, job: Job, left: State | None, why: str, now: da
         "at": now,
     }
     _send(connection, job, event_type, connection.execute(_EVENT, said).scalar_one(), now)
+
+
+def body(event_type: str, job: Job, shown: JobDocument, now: datetime) -> str:
+    """What a receiver is told of an event of the job: all of its document but the input."""
+    data = shown.model_dump(mode="json", exclude={"input"})
+    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 
 def reread(connection: Connection, job: Job) -> Job:
@@ -349,10 +357,8 @@ def _send(connection: Connection, job: Job, event_type: str, event_id: int | Non
     stored = [Output.of(row._mapping) for row in rows if row.n is not None]  # noqa: SLF001
     made_of = document.parts(connection, [job]).get(job.id)
     shown = document.shown(rows[0].project, job, stored, rows[0].request_id, None, made_of)
-    data = shown.model_dump(mode="json", exclude={"input"})
-    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
-    body = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
-    webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
+    told = body(event_type, job, shown, now)
+    webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, told)
 
 
 def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:

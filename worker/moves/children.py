@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, text, update
+from sqlalchemy import ARRAY, Connection, Uuid, and_, any_, bindparam, delete, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims
@@ -88,9 +88,9 @@ class Fail:
             connection.execute(_FORGET, {"jobs": failed})
 
 
-def make_again(connection: Connection, parent: Job, now: datetime) -> None:
-    """Puts the children that failed, expired or were canceled back into the line."""
-    connection.execute(_AGAIN, {"parent": parent.id, "the_why": "made again", "now": now})
+def make_again(connection: Connection, parents: Sequence[uuid.UUID], now: datetime) -> None:
+    """Puts the parents' children that failed, expired or were canceled back into the line."""
+    connection.execute(_AGAIN, {"parents": parents, "the_why": "made again", "now": now})
 
 
 def counts(connection: Connection, parent: Job) -> Counts:
@@ -235,4 +235,8 @@ _FAIL = transition.many(
     error=bindparam("the_error", type_=Job.__table__.c.error.type),
 )
 _FORGET = delete(Output).where(Output.job_id.in_(bindparam("jobs", expanding=True)))
-_AGAIN = transition.many({State.FAILED, State.EXPIRED, State.CANCELED}, State.QUEUED, _OF_PARENT)
+_AGAIN = transition.many(
+    {State.FAILED, State.EXPIRED, State.CANCELED},
+    State.QUEUED,
+    Job.parent_id == any_(bindparam("parents", type_=ARRAY(Uuid))),
+)

@@ -11,14 +11,15 @@ import secrets
 import uuid
 import zlib
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, DateTime, bindparam, func, or_, select, text, update
+from sqlalchemy import BigInteger, Connection, DateTime, Text, Uuid, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
-from worker import egress, timeouts
+from worker import claims, egress, timeouts
 from worker.egress import transports
 from worker.errors import CallFailed
 from worker.tables import Delivery
@@ -76,6 +77,13 @@ def enqueue(
     connection.execute(_ENQUEUE, row | {"receiver": receiver(url)})
 
 
+def enqueue_all(connection: Connection, project_id: uuid.UUID, rows: Sequence[tuple[uuid.UUID, int, str, str]]) -> None:
+    """Writes the deliveries of a project's events as `enqueue` does, by one statement: job, event, URL and body."""
+    jobs, events, urls, bodies = (list(column) for column in zip(*rows, strict=True))
+    told = {"jobs": jobs, "events": events, "urls": urls, "bodies": bodies, "receivers": list(map(receiver, urls))}
+    connection.execute(_ENQUEUE_ALL, {"of_project": project_id, **told})
+
+
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
     """Writes the delivery of an alarm to the operator: of no project, so nothing signs it."""
     connection.execute(_ENQUEUE, {"url": url, "receiver": receiver(url), "body": body})
@@ -131,6 +139,17 @@ def failed(delivery: Delivery, status: int | None, error: str, now: datetime) ->
 
 # A new delivery, unless the event has one to that receiver.
 _ENQUEUE = upsert(Delivery).on_conflict_do_nothing()
+_TOLD = claims.unnested("told", jobs=Uuid(), events=BigInteger(), urls=Text(), bodies=Text(), receivers=BigInteger()).c
+_ENQUEUE_ALL = (
+    upsert(Delivery)
+    .from_select(
+        ["project_id", "job_id", "event_id", "url", "body", "receiver"],
+        select(
+            bindparam("of_project", type_=Uuid), _TOLD.jobs, _TOLD.events, _TOLD.urls, _TOLD.bodies, _TOLD.receivers
+        ),
+    )
+    .on_conflict_do_nothing()
+)
 
 # The deliveries that have waited for too long, some thousands of them, and their end.
 _OLD = (
