@@ -318,6 +318,18 @@ class TestTakes:
         assert len(play.sql("select from jobs where parent_id = :id", id=take.id)) == 2
         assert audit.audit(play.ctx.engine) == []
 
+    def test_no_seed_is_drawn_for_a_model_that_takes_none(
+        self, play: Stage, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = waiting(play)
+        model = api.app.state.context.catalog.model(job.model)
+        monkeypatch.setitem(vars(model), "fields", model.fields - {"seed"})
+
+        take = take_of(play, reject(http, job, {}))
+
+        assert take.input == job.input
+        assert "seed" not in take.input
+
     @pytest.mark.parametrize(
         ("asked", "change"), [(VERSES, {"prompt": "x"}), (VERSES, {"seed": 1}), (PICTURES, {"prompt": "x" * 5000})]
     )
