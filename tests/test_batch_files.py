@@ -10,6 +10,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from worker.batches import files
 from worker.batches.files import CellFault, Found, Row
 from worker.batches.lines import ROW
 from worker.errors import InvalidInput
+from worker.jobs.submission import Submission
+from worker.kinds import OFFERED, Kind
 
 PROMPT = "清晨的厨房，阳光照在牛肉面上"
 
@@ -146,13 +149,23 @@ def test_blanks_around_a_cell_are_no_part_of_it_and_a_quote_may_follow_them() ->
         ("\ufeff\u200bcustom_id", {"custom_id": "5"}),
         ("Negative Prompt", {"input": {"negative_prompt": "5"}}),
         ("Input.Duration", {"input": {"duration": "5"}}),
-        ("image_url", {"input": {"image_url": "5"}}),  # another name of img_url
+        ("image_url", {"input": {"img_url": "5"}}),  # as its kind takes it too
         ("Metadata.SKU", {"metadata": {"SKU": "5"}}),
         ("metadata．My Shop", {"metadata": {"My Shop": "5"}}),
     ],
 )
 def test_a_column_is_known_however_its_name_is_written(header: str, body: dict[str, Any]) -> None:
     assert bodies(f"{header},Prompt\n5,\n") == [body]
+
+
+@pytest.mark.parametrize("kind", OFFERED.values(), ids=OFFERED)
+def test_every_field_of_every_kind_is_a_column(kind: Kind) -> None:
+    of_input = list(kind.input.model_fields)
+    of_job = [each.name for each in fields(Submission) if each.name not in ("input", "metadata")]
+
+    _, rows = read(",".join(of_job + of_input) + "\n" + ",".join(["auto"] * len(of_job + of_input)))
+
+    assert list(rows[0].columns) == [f"/{name}" for name in of_job] + [f"/input/{name}" for name in of_input]
 
 
 def test_each_field_is_told_the_name_that_its_column_has_in_the_file() -> None:
@@ -180,6 +193,8 @@ def test_a_column_that_is_no_field_is_refused_once_with_what_was_probably_meant(
     ("content", "code", "message"),
     [
         ("kind,Prompt,prompt\nx,y,z\n", "duplicate_column", "columns B and C are both prompt"),
+        ("img_url,image_url\nx,y\n", "duplicate_column", "columns A and B are both img_url"),
+        ("kind,metadata." + "k" * 100 + "\nx,y\n", "unknown_column", "over 100 characters"),
         (
             "kind,,prompt\nx,,z\nx,y,z\n",
             "unnamed_column",
@@ -228,6 +243,13 @@ def test_free_text_ids_and_links_are_kept_as_they_are_written() -> None:
 )
 def test_numbers_switches_and_words_to_choose_from_are_read_in_half_width(column: str, cell: str, value: str) -> None:
     assert bodies(f"prompt,{column}\nx,{cell}\n") == [{"input": {"prompt": "x", column: value}}]
+
+
+def test_quotes_in_full_width_are_quotes_where_the_names_of_all_columns_have_them() -> None:
+    assert bodies("“kind”,“prompt”\n“x”,“a “big” cat”\n") == [{"kind": "x", "input": {"prompt": "a “big” cat"}}]
+    assert bodies("kind,prompt,duration,stop\nx,“a cat”,“”,”\n") == [
+        {"kind": "x", "input": {"prompt": "“a cat”", "stop": "”"}}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +357,17 @@ def test_a_quote_at_a_wrong_place_is_a_fault_of_its_row() -> None:
     assert rows[1].body == {"kind": "y", "input": {"prompt": 'a 5" dog'}}
 
 
+def test_no_row_is_lost_to_a_quote_that_was_opened_by_mistake() -> None:
+    content = 'kind,prompt\nx,"a cat\n' + "y,a dog\n" * 50 + 'z,"a bird"\n'
+
+    _, rows = read(content)
+
+    assert [row.line for row in rows] == list(range(2, 54))
+    assert [row.line for row in rows if row.faults] == [2]
+    assert "line 53" in rows[0].faults[0].message
+    assert rows[-1].body == {"kind": "z", "input": {"prompt": "a bird"}}
+
+
 @pytest.mark.parametrize("rows", [3, 200_000])
 def test_a_quote_that_is_never_closed_is_refused_with_its_line(rows: int) -> None:
     content = 'kind,prompt\nx,"two\nlines"\nx,"a cat\n' + "y,a dog\n" * rows
@@ -433,6 +466,19 @@ def test_a_line_that_is_no_job_is_a_fault_of_that_line(line: str, pointer: str, 
         (2, [(pointer, code)]),
         (3, []),
     ]
+
+
+def test_the_line_after_one_that_is_too_long_is_read() -> None:
+    _, rows = read('{"a": "' + "b" * 3 * ROW + '"}\r\n{"kind": "x"}\n', "jobs.jsonl")
+
+    assert [(row.line, row.body) for row in rows] == [(1, None), (2, {"kind": "x"})]
+
+
+def test_the_faults_of_a_row_are_bounded() -> None:
+    _, rows = read('{"' + "k" * 100_000 + '": [' + "NaN," * 1000 + "NaN]}\n", "jobs.jsonl")
+
+    assert len(rows[0].faults) == 20
+    assert all(len(fault.pointer) <= 1000 for fault in rows[0].faults)
 
 
 @pytest.mark.parametrize(
@@ -551,6 +597,7 @@ def in_order(body: Mapping[str, Any]) -> list[str]:
 
 
 BEGINNINGS = [
+    b"seed,ratio,style,stop,webhook_events\n",
     b"",
     b"kind,prompt\n",
     b"{",
@@ -561,15 +608,14 @@ BEGINNINGS = [
     codecs.BOM_UTF8,
     b"sep=",
 ]
-PIECES = st.sampled_from(
-    [b'"', b",", b";", b"\n", b"\r", b"\0", b"{", b"]", b":", b"\\u", b"sep=", "清，".encode(), b"1E+5"]
-)
+PIECES = [b'"', b",", b";", b"\n", b"\r", b"\0", b"{", b"]", b":", b"\\u", b"sep=", b"1E+5", b"'"]
+PIECES += [piece.encode() for piece in ("清，", "“", "”", "１")]
 
 
 @settings(deadline=2000)
 @given(
     begins=st.sampled_from(BEGINNINGS),
-    rest=st.binary(max_size=300) | st.lists(PIECES, max_size=60).map(b"".join),
+    rest=st.binary(max_size=300) | st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join),
     name=st.sampled_from(["a.csv", "a.jsonl", "a.json", ""]),
 )
 def test_any_bytes_are_rows_or_a_refusal(begins: bytes, rest: bytes, name: str) -> None:

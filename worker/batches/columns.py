@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -25,11 +25,11 @@ from worker.batches.lines import POINTER, refused
 from worker.errors import Fault, InvalidInput
 from worker.jobs.submission import Submission
 from worker.kinds import OFFERED
-from worker.kinds.fields import media
 
 MOST = 200  # columns
 _METADATA = "metadata"
 _INPUT = "input"
+_NAME = 100  # characters; keys of metadata have at most 64
 _SHOWN = 40  # characters of what others wrote, in a message
 
 _BETWEEN = re.compile(r"[\s_-]+")
@@ -47,6 +47,7 @@ _MAY_BEGIN_ODD = frozenset("+-0123456789#")
 _OF_THE_JOB = frozenset(each.name for each in fields(Submission)) - {_INPUT, _METADATA}
 _WORDS = frozenset({"kind", "model", "priority", "review"})  # of the job's fields, those with words to choose from
 _LISTS = frozenset({"webhook_events"})
+_BRACKETS = ("[", "{")
 
 
 class BadCell(Exception):  # not an error of ours: the row gets a fault
@@ -84,6 +85,8 @@ def columns(header: Sequence[str]) -> list[Column]:
     found = [each for each in made if isinstance(each, Column)]
     if faults := unknown + _twice(found):
         raise InvalidInput(faults)
+    if all(_unquoted(each.header) != each.header for each in found):  # so its author believes that these are quotes
+        return [replace(each, header=_unquoted(each.header), meaning=_bare(each.meaning)) for each in found]
     return found
 
 
@@ -126,10 +129,9 @@ def reason(error: ValueError) -> str:
 
 def _column(at: int, header: str, name: str) -> Column | Fault:
     place = _place(name)
-    if place is None or text.UNSTORABLE.search(name):
-        return Fault(
-            POINTER, "unknown_column", f"column {letters(at)}, {text.storable(header[:_SHOWN])}, {_unknown(name)}"
-        )
+    if place is None or text.UNSTORABLE.search(name) or len(header) > _NAME:
+        said = f"column {letters(at)}, {text.storable(header[:_SHOWN])}, {_unknown(name)}"
+        return Fault(POINTER, "unknown_column", said)
     group, field = place
     if group == _METADATA:
         return Column(at, header, group, field, _written)
@@ -157,13 +159,19 @@ def _key(name: str) -> str:
 @cache
 def _names() -> dict[str, tuple[str | None, str]]:
     """All fields by what `_key` makes of their names; those of the job go before those of an input."""
-    inputs: dict[str, tuple[str | None, str]] = {_key(name): (_INPUT, name) for name in _meanings()}
+    inputs: dict[str, tuple[str | None, str]] = {}
+    for kind in OFFERED.values():
+        for name, field in kind.input.model_fields.items():
+            others = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
+            inputs |= {_key(str(each)): (_INPUT, name) for each in (name, *others)}
     return inputs | {_key(name): (None, name) for name in _OF_THE_JOB}
 
 
 def _unknown(name: str) -> str:
     if _key(name) in (_METADATA, _METADATA + "."):
         return "has to say which: metadata.sku, metadata.channel"
+    if len(name) > _NAME:
+        return f"has a name of over {_NAME} characters"
     near = difflib.get_close_matches(_key(name)[:_SHOWN], _names(), n=2)
     meant = f"did you mean {' or '.join(_names()[each][1] for each in near)}? Else " if near else ""
     own = name[:_SHOWN] if name.isprintable() else "NAME"
@@ -198,15 +206,10 @@ def _meanings() -> dict[str, Callable[[str], Any]]:
     """How cells of the inputs' fields are read, by what any kind's field of that name takes."""
     chosen = {name for model in catalog.load().models() for name in model.choices}
     found: dict[str, set[str]] = {}
-    links: set[str] = set()
     for kind in OFFERED.values():
         schema = kind.input.model_json_schema(by_alias=False)
-        links |= media(kind.input).keys()
-        for name, field in kind.input.model_fields.items():
-            others = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
-            types = set(_types(schema["properties"][name], schema.get("$defs", {})))
-            for each in {name, *map(str, others)}:
-                found.setdefault(each, set()).update(types - {"null"})
+        for name, types in schema["properties"].items():
+            found.setdefault(name, set()).update(_types(types, schema.get("$defs", {})))
     return {name: _meaning(types, name in chosen) for name, types in found.items()}
 
 
@@ -218,7 +221,7 @@ def _types(schema: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterable[str
         yield from _types(each, shared)
     if "enum" in schema or "const" in schema:
         yield "word"
-    elif "type" in schema:
+    elif schema.get("type", "null") != "null":
         yield str(schema["type"])
 
 
@@ -231,11 +234,16 @@ def _meaning(types: set[str], is_chosen: bool) -> Callable[[str], Any]:
     return _real if types == {"number"} else _chosen
 
 
+def _bare(meaning: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The same of a cell without the quotes around it."""
+    return lambda cell: meaning(_unquoted(cell))
+
+
 def _written(cell: str) -> str:
     """Free text, an id or a link."""
     if "\0" in cell:
         raise BadCell("bad_text", text.BAD_TEXT)
-    if len(cell) < _ODD and cell[0] in _MAY_BEGIN_ODD:
+    if len(cell) < _ODD and cell[:1] in _MAY_BEGIN_ODD:
         _hold_whole(cell)
     return cell
 
@@ -252,16 +260,17 @@ def _real(cell: str) -> str:
 
 
 def _half_width(cell: str) -> str:
-    return cell if cell.isascii() and cell[0] not in "\"'" else _unquoted(unicodedata.normalize("NFKC", cell).strip())
+    is_plain = cell.isascii() and not cell.startswith(("'", '"'))
+    return cell if is_plain else _unquoted(unicodedata.normalize("NFKC", cell).strip())
 
 
 def _word_or_json(cell: str) -> Any:
-    return _json(cell) if cell[0] in "[{" else _chosen(cell)
+    return _json(cell) if cell.startswith(_BRACKETS) else _chosen(cell)
 
 
 def _text_or_json(cell: str) -> Any:
     """A text that begins with a bracket is JSON only if it is JSON."""
-    if cell[0] not in "[{":
+    if not cell.startswith(_BRACKETS):
         return _written(cell)
     try:
         return _json(cell)
@@ -272,7 +281,7 @@ def _text_or_json(cell: str) -> Any:
 
 
 def _listed(cell: str) -> Any:
-    return _json(cell) if cell[0] == "[" else [part for part in re.split(r"[\s,;]+", _chosen(cell)) if part]
+    return _json(cell) if cell.startswith("[") else [part for part in re.split(r"[\s,;]+", _chosen(cell)) if part]
 
 
 def _json(cell: str) -> Any:
@@ -283,7 +292,7 @@ def _json(cell: str) -> Any:
     except RecursionError:
         raise BadCell("too_deep", f"is nested more than {text.DEPTH} levels deep") from None
     for where, code, message in slips:
-        raise BadCell(code, f"{where}: {message}")
+        raise BadCell(code, f"{where[:_SHOWN]}: {message}")
     return value
 
 

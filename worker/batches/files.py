@@ -27,6 +27,7 @@ Format = Literal["csv", "jsonl", "json"]
 
 _WHOLE = 4 << 20  # bytes of JSON in one piece
 _HEADER = 1 << 16  # characters
+_FAULTS, _POINTER = 20, 1000  # of one row, and characters of what each points to: a report may have 50,000 rows
 _DELIMITERS = ",;\t"
 _EMPTY = ' \t\r\n,;"'  # what a row of empty cells is made of
 _SEP = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # a first line that tells Excel the delimiter, and that it hides
@@ -44,7 +45,9 @@ _CLOSES = (re.compile(r"\s*\]\s*"), re.compile(r"\s*\]\s*\}\s*"))  # by whether 
 _BATCH_LINE = frozenset({"method", "url", "body"})  # of OpenAI's Batch API
 
 _QUOTES = 'has a quote at a wrong place: a cell with quotes is in quotes, and its own are written twice ("")'
-_MORE_CELLS = "has more cells than the {} columns of the first row: a cell that holds a delimiter has to be in quotes"
+_MORE_CELLS = (
+    'has more cells than the {} columns of the first row: a cell that holds a delimiter has to be in quotes (")'
+)
 _OF_BATCH = "has requests of OpenAI's Batch API: send jobs as POST /v1/jobs takes them, {kind, model, input, custom_id}"
 _TOO_LONG = (
     f"has over {ROW >> 20} MiB in line {{}}: upload pictures, sound and documents (POST /v1/files), and name them by "
@@ -60,7 +63,7 @@ class Found:
     """What a file is."""
 
     format: Format
-    encoding: str  # utf-8, utf-16, gb18030
+    encoding: str  # utf-8, utf-16, utf-32, gb18030
     delimiter: str | None  # of a CSV
 
 
@@ -194,7 +197,9 @@ def _rows(lines: Lines, delimiter: str, width: int, named: list[Column]) -> Iter
         except csv.Error:
             if lines.ended:
                 raise lines.unclosed() from None
-            yield _bad(line, "bad_quotes", f"{_QUOTES} (seen in line {lines.number})", names)
+            fault = f"{_QUOTES} (seen in line {lines.number})"
+            lines.retreat()  # else the rows that a quote opened by mistake spans would be lost without a word
+            yield _bad(line, "bad_quotes", fault, names)
             continue
         if any(cells[width:]):
             yield _bad(line, "too_many_cells", _MORE_CELLS.format(width), names)
@@ -215,8 +220,9 @@ def _row(line: int, cells: list[str], named: list[Column], names: Mapping[str, s
         except BadCell as bad:
             faults.append(CellFault(column.pointer, column.header, bad.code, str(bad)))
             continue
-        of = body if column.group is None else body.setdefault(column.group, {})
-        of[column.name] = value
+        if value != "":  # as a pair of quotes is in full width
+            of = body if column.group is None else body.setdefault(column.group, {})
+            of[column.name] = value
     return Row(0, line, body, tuple(faults), names)
 
 
@@ -289,7 +295,8 @@ def _object(line: int, value: Any) -> Row:
     if value.keys() >= _BATCH_LINE:
         raise refused("openai_batch", _OF_BATCH)
     body, slips = text.scrubbed(value)
-    return Row(0, line, body, tuple(CellFault(where, None, code, message) for where, code, message in slips))
+    faults = (CellFault(where[:_POINTER], None, code, message) for where, code, message in slips[:_FAULTS])
+    return Row(0, line, body, tuple(faults))
 
 
 def _bad(line: int, code: str, message: str, names: Mapping[str, str] | None = None) -> Row:

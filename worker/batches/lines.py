@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -59,12 +60,14 @@ def encoding(file: BinaryIO, name: str) -> str:
     head = file.read(media.READ)
     if what := _no_text(head, name):
         raise refused("binary", f"is {what}: {_SAVE}")
-    tried = _codecs(head)
-    broken = [_broken(file, codec) for codec in tried]
-    if None not in broken:
-        said = f"is not in UTF-8, UTF-16 or GB18030, as line {max(filter(None, broken), default=1)} shows"
-        raise refused("unknown_encoding", f"{said}: {_SAVE}")
-    return tried[broken.index(None)]
+    furthest = 1
+    for codec in _codecs(head):
+        broken = _broken(file, codec)
+        if broken is None:
+            return codec
+        furthest = max(furthest, broken)
+    said = f"is not in UTF-8, UTF-16 or GB18030, as line {furthest} shows"
+    raise refused("unknown_encoding", f"{said}: {_SAVE}")
 
 
 def _no_text(head: bytes, name: str) -> str | None:
@@ -132,7 +135,8 @@ class Lines:
     def __init__(self, file: BinaryIO, codec: str) -> None:
         file.seek(0)
         self._text = _Text(file, codec, newline="")
-        self._peeked = ""
+        self._again: deque[str] = deque()  # lines that are to be read once more
+        self._row: list[str] = []
         self._left = ROW  # characters of the row
         self.number = 0  # of the line that was read last
         self.began = 1  # the line at which the row begins
@@ -142,25 +146,33 @@ class Lines:
         """The first line that is not blank; it is read again. "": there is none."""
         while (line := self.line()).isspace():
             pass
-        self._peeked = line
+        self._again.append(line)
         self.number -= 1
         return line
 
     def line(self) -> str:
         """The next line, "" after the last; of one that is longer than a row may be only the beginning."""
-        line = self._peeked or self._text.readline(ROW + 1)
-        rest, self._peeked = line, ""
-        while len(line) > ROW and rest and not rest.endswith(("\n", "\r")):
-            rest = self._text.readline(ROW)
+        line = self._again.popleft() if self._again else self._from_file()
         self.number += 1
         if self.number > _MOST:
             raise refused("too_many_lines", f"has more than {_MOST:,} lines, empty ones among them")
         return line
 
+    def _from_file(self) -> str:
+        line = rest = self._text.readline(ROW + 1)
+        while len(line) > ROW and rest and not rest.endswith(("\n", "\r")):
+            rest = self._text.readline(ROW)
+        return line
+
     def begin(self) -> int:
         """Begins a row: its line."""
-        self._left, self.began = ROW, self.number + 1
+        self._left, self.began, self._row = ROW, self.number + 1, []
         return self.began
+
+    def retreat(self) -> None:
+        """Ends the row after its first line: the others are read again, as rows of their own."""
+        self._again.extendleft(reversed(self._row[1:]))
+        self.number = self.began
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -171,6 +183,7 @@ class Lines:
         if not line:
             raise StopIteration
         self._left -= len(line)
+        self._row.append(line)
         if self._left >= 0:
             return line
         if self.number > self.began:
