@@ -298,6 +298,14 @@ def test_what_only_resembles_a_shortened_number_is_taken(cell: str) -> None:
     assert bodies(f"custom_id,prompt\n{cell},{cell}\n") == [{"custom_id": cell, "input": {"prompt": cell}}]
 
 
+@pytest.mark.parametrize("cell", ["16:09", "1:01", "9:16:00", "１６：０９"])
+def test_a_ratio_that_a_spreadsheet_took_for_a_time_is_refused_by_name(cell: str) -> None:
+    [(line, fault)] = faults(f"prompt,ratio,metadata.at\n{cell},{cell},{cell}\nx,9:16,\n")
+
+    assert (line, fault.pointer, fault.code) == (2, "/input/ratio", "became_a_time")
+    assert "format the column as text" in fault.message
+
+
 @pytest.mark.parametrize("cell", ["#REF!", "#N/A", "#NAME?", "#DIV/0!", "#VALUE!", "########"])
 def test_an_error_of_a_spreadsheet_is_refused_by_name(cell: str) -> None:
     [(line, fault)] = faults(f"kind,prompt\nx,# 1 cat\nx,{cell}\n")
@@ -555,7 +563,7 @@ def is_plain(cell: str) -> bool:
     delimiter=st.sampled_from(",;\t"),
     ends=st.sampled_from(["\r\n", "\n", "\r"]),
 )
-@example(table=[["\r", "\n", '"']], encoding="utf-16", delimiter="\t", ends="\r")
+@example(table=[["a\rb", "a\nb", 'a\r\n"']], encoding="utf-16", delimiter="\t", ends="\r")
 def test_any_table_reads_as_it_was_written(table: list[list[str]], encoding: str, delimiter: str, ends: str) -> None:
     written = io.StringIO(newline="")
     header = ["prompt", "negative_prompt", "metadata.note"]

@@ -42,7 +42,9 @@ _SHORTENED = re.compile(r"[+-]?\d(?:[.,]\d{0,30})?[eE]\+\d{1,3}", re.ASCII)
 _FAILED = re.compile(
     r"#(?:REF|VALUE|NAME|NULL|NUM|DIV/0|SPILL|CALC|FIELD|BLOCKED|CONNECT)[!?]|#N/A|#GETTING_DATA|#{3,}"
 )
+_TIME = re.compile(r"\d{1,2}:(?:0\d|\d\d:\d\d)", re.ASCII)  # 16:09, 9:16:00; never a ratio that a person writes
 _ODD = 40  # characters; neither of the two is longer
+_AS_TEXT = ": format the column as text, enter it again, and save the file anew"
 _MAY_BEGIN_ODD = frozenset("+-0123456789#")
 _OF_THE_JOB = frozenset(each.name for each in fields(Submission)) - {_INPUT, _METADATA}
 _WORDS = frozenset({"kind", "model", "priority", "review"})  # of the job's fields, those with words to choose from
@@ -249,8 +251,11 @@ def _written(cell: str) -> str:
 
 
 def _chosen(cell: str) -> str:
-    """A number, a switch, or one of a few words."""
-    return _written(_half_width(cell))
+    """A number, a switch, or one of a few words, e.g. 16:9, which a spreadsheet takes for a time."""
+    plain = _half_width(cell)
+    if _TIME.fullmatch(plain):
+        raise BadCell("became_a_time", f"{plain} is a time that a spreadsheet made of something like 16:9{_AS_TEXT}")
+    return _written(plain)
 
 
 def _real(cell: str) -> str:
@@ -299,8 +304,7 @@ def _json(cell: str) -> Any:
 def _hold_whole(cell: str) -> None:
     """Raises BadCell where a spreadsheet wrote something else than what was meant."""
     if _SHORTENED.fullmatch(cell):
-        advice = "format the column as text, enter the number again, and save the file anew"
-        raise BadCell("lost_digits", f"{cell} is a number that a spreadsheet shortened, so digits are lost: {advice}")
+        raise BadCell("lost_digits", f"{cell} is a number that a spreadsheet shortened, so digits are lost{_AS_TEXT}")
     if _FAILED.fullmatch(cell):
         what = "a column was too narrow to show" if cell.startswith("##") else "is an error, not a value"
         raise BadCell("spreadsheet_error", f"{cell} is what the spreadsheet wrote: {what}")
