@@ -33,17 +33,27 @@ OF_A_SCHEDULE = {
     ("POST", "/v1/schedules/{schedule_id}/run"),
     ("GET", "/v1/schedules/{schedule_id}/runs"),
 }
+OF_A_BATCH = {
+    ("GET", "/v1/batches/{batch_id}"),
+    ("POST", "/v1/batches/{batch_id}/commit"),
+    ("DELETE", "/v1/batches/{batch_id}"),
+}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
-OF_A_PROJECT = {(method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules")}
+OF_A_PROJECT = {
+    (method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches")
+}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
+ITEMS = {"items": [CLIP]}
+
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
     "/v1/jobs/{job_id}/resolve": {"action": "requeue"},
     "/v1/schedules": NIGHTLY,
+    "/v1/batches": ITEMS,
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
 }
 
@@ -52,12 +62,13 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output and an attempt, a file and a schedule; summer a key; and there is an operator."""
+    """Spring has a job with an output and an attempt, a file, a schedule and a draft; summer a key; and an operator."""
 
     api: Served
     job: dict[str, Any]
     file: dict[str, Any]
     schedule: dict[str, Any]
+    batch: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
     operator: httpx.Client
@@ -66,6 +77,7 @@ class Tenants:
         """One call of a route, about spring's job or file where it is about one."""
         method, template = route
         its = {"job_id": self.job["id"], "file_id": self.file["id"], "schedule_id": self.schedule["id"]}
+        its |= {"batch_id": self.batch["id"]}
         path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
         return who.request(
@@ -84,14 +96,15 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         )
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
-        yield Tenants(api, job, file, schedule, spring, summer, operator)
+        batch = spring.post("/v1/batches", json=ITEMS).json()
+        yield Tenants(api, job, file, schedule, batch, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
+    known = OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_BATCH | OF_AN_OPERATOR | OF_A_PROJECT | OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -143,6 +156,22 @@ def test_anothers_schedule_is_not_found_not_run_and_not_changed(tenants: Tenants
     assert tenants.spring.get(tenants.schedule["urls"]["runs"]).json()["data"] == []
 
 
+def test_anothers_batch_is_not_found_not_committed_and_not_deleted(tenants: Tenants) -> None:
+    for route in sorted(OF_A_BATCH):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.summer.get("/v1/batches").json()["data"] == []
+    assert tenants.spring.get(f"/v1/batches/{tenants.batch['id']}").json() == tenants.batch
+
+
+def test_equal_rows_of_two_projects_are_two_jobs(tenants: Tenants) -> None:
+    own = tenants.spring.post("/v1/batches?commit=true", json=ITEMS).json()
+    other = tenants.summer.post("/v1/batches?commit=true", json=ITEMS).json()
+
+    assert (own["rows"]["made"], other["rows"]["made"]) == (1, 1)
+
+
 def test_two_projects_may_have_schedules_of_one_name(tenants: Tenants) -> None:
     made = tenants.summer.post("/v1/schedules", json=NIGHTLY)
 
@@ -183,7 +212,7 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY):
+    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_BATCH | OF_A_PROJECT | OF_EVERYBODY):
         with tenants.api.http(None) as nobody:
             assert tenants.ask(nobody, route).status_code == 401, route
 
@@ -195,14 +224,16 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT, key=_gently):
+    for route in sorted(OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_BATCH | OF_A_PROJECT, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})
 
         assert (unnamed.status_code, unnamed.json()["code"]) == (400, "project_required")
-        assert elsewhere.status_code == 404 if route in OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE else elsewhere.is_success
-        assert named.status_code in (200, 201, 204, 302)
+        of_one = OF_A_JOB | OF_A_FILE | OF_A_SCHEDULE | OF_A_BATCH
+        assert elsewhere.status_code == 404 if route in of_one else elsewhere.is_success
+        # the draft was committed just before
+        assert named.status_code in (200, 201, 204, 302) or named.json()["code"] == "not_a_draft"
 
 
 def _gently(route: tuple[str, str]) -> tuple[int, str]:

@@ -28,8 +28,9 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import catalog, files, jobs, operator, schedules
+from api.routes import batches, catalog, files, jobs, operator, schedules
 from worker import document
+from worker.batches.document import BatchDocument
 from worker.kinds import OFFERED
 
 CHECKS = [
@@ -143,6 +144,8 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             schedules.ScheduleList: http.get("/v1/schedules").json(),
             schedules.RunList: http.get(schedule["urls"]["runs"]).json(),
             jobs.Estimate: http.post("/v1/jobs?dry_run=true", json=CLIP).json(),
+            BatchDocument: http.post("/v1/batches", json={"items": [CLIP, {}]}).json(),
+            batches.BatchList: http.get("/v1/batches").json(),
             catalog.ModelList: http.get("/v1/models").json(),
             operator.LaneList: http.get("/v1/limits").json(),
             catalog.Readiness: http.get("/readyz").json(),
@@ -172,13 +175,15 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
     job = httpx.post(api.url + "/v1/jobs", json=CLIP, headers=headers).json()
     file = httpx.post(api.url + "/v1/files", files={"file": ("a.txt", b"some words")}, headers=headers).json()
     ours = {"job_id": job["id"], "file_id": file["id"]}
+    items = {"items": [CLIP]}
     schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
     asked: Counter[tuple[str, int]] = Counter()
 
     for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
-        known = ours | {"schedule_id": _schedule(api, headers)}
+        batch = httpx.post(api.url + "/v1/batches", json=items, headers=headers).json()
+        known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"]}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"

@@ -11,6 +11,7 @@ import secrets
 import uuid
 import zlib
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -69,8 +70,16 @@ def enqueue(
     connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, event_id: int, url: str, body: str
 ) -> None:
     """Writes the delivery of an event, once: a second call changes nothing."""
-    row = {"project_id": project_id, "job_id": job_id, "event_id": event_id, "url": url, "body": body}
-    connection.execute(_ENQUEUE, row | {"receiver": receiver(url)})
+    enqueue_all(connection, project_id, [(job_id, event_id, url, body)])
+
+
+def enqueue_all(connection: Connection, project_id: uuid.UUID, told: Sequence[tuple[uuid.UUID, int, str, str]]) -> None:
+    """Writes the deliveries of many events of a project as `enqueue` does: each job, event, URL and body."""
+    rows = [
+        {"job_id": job_id, "event_id": event_id, "url": url, "body": body, "receiver": receiver(url)}
+        for job_id, event_id, url, body in told
+    ]
+    connection.execute(_ENQUEUE, [row | {"project_id": project_id} for row in rows])
 
 
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
