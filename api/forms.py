@@ -107,9 +107,9 @@ class JobForm(BaseModel):
     review: Literal["required"] | None = Field(
         None, description="required: its outputs wait until a person approves or rejects them"
     )
-    not_after: AwareDatetime | None = Field(
+    # JSON has no times
+    not_after: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
         None,
-        strict=False,  # JSON has no times
         description="RFC 3339; what has not been sent to the provider by then ends unpaid",
         examples=["2026-12-01T06:00:00Z"],
     )
