@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from api.context import Drafting, Here, Transferring
 from api.problems import problem
 from worker import text
-from worker.errors import MOST_FAULTS, Fault, InvalidInput
+from worker.errors import Fault, InvalidInput
 
 BODY_LIMIT = 1 << 20  # bytes
 ITEMS_LIMIT = 4 << 20  # bytes of a batch that comes as JSON
@@ -33,9 +32,6 @@ JSON, _MULTIPART = "application/json", "multipart/form-data"
 _SECONDS = 60
 _FILE_SECONDS = 600
 _FRAMING = 64 << 10  # bytes of a form beside the file: boundaries and the part's headers
-_DIGITS = 20  # of an integer: 2^63 has 19, and a sign
-_DEPTH = 32  # of nested objects and lists; an input needs four
-_NUMBERS = 2**63  # the limit of integers in Postgres; no field of ours comes near it
 
 T = TypeVar("T")
 
@@ -57,9 +53,9 @@ async def _json(request: Request, limit: int, advice: str) -> Any:
 
 def _parsed(body: bytes, what: str) -> Any:
     try:
-        return json.loads(body, parse_int=_integer)  # infinity and NaN too: they are refused by name later
+        return json.loads(body, parse_int=text.integer)  # infinity and NaN too: they are refused by name later
     except RecursionError:
-        raise InvalidInput([Fault("", "too_deep", f"is nested more than {_DEPTH} levels deep")]) from None
+        raise InvalidInput([Fault("", "too_deep", f"is nested more than {text.DEPTH} levels deep")]) from None
     except ValueError as error:  # also bytes that are not UTF-8
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
         raise problem(400, "invalid_json", f"{what} is not JSON: {reason}") from None
@@ -101,8 +97,7 @@ async def rows(request: Request, _: Drafting) -> AsyncIterator[Rows]:
             raise InvalidInput(
                 [Fault("/items", "required", "is required: a list of jobs, as POST /v1/jobs takes them")]
             )
-        items = json.dumps(said.pop("items")).encode()
-        yield Rows(BytesIO(items), "", JSON, said)
+        yield Rows(BytesIO(_encoded(said.pop("items"))), "", JSON, said)
         return
     if _media_type(request) != _MULTIPART:
         raise problem(415, "not_multipart", f"send JSON, or the file as multipart/form-data, in a part called {FIELD}")
@@ -118,37 +113,8 @@ GivenRows = Annotated[Rows, Depends(rows)]
 
 def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
     """The body without what Postgres refuses or what is nested too deep, and the faults of those places."""
-    found: list[Fault] = []
-    return _scrub(value, (), found), found
-
-
-def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
-    if len(where) > _DEPTH:
-        return _refused(None, where, found, "too_deep", f"lies more than {_DEPTH} levels deep")
-    if isinstance(value, str):
-        return _text(value, where, found)
-    if isinstance(value, int | float) and not -_NUMBERS <= value < _NUMBERS:  # NaN too
-        return _refused(None, where, found, "bad_number", "must be a number below 2^63")
-    if isinstance(value, list):
-        return [_scrub(item, (*where, n), found) for n, item in enumerate(value)]
-    if isinstance(value, dict):
-        return {_text(key, (*where, key), found): _scrub(item, (*where, key), found) for key, item in value.items()}
-    return value
-
-
-def _text(value: str, where: tuple[Any, ...], found: list[Fault]) -> str:
-    if not text.UNSTORABLE.search(value):
-        return value
-    said = "holds a NUL or half of a surrogate pair, which cannot be stored"
-    _refused(None, where, found, "bad_text", said)
-    return text.storable(value)
-
-
-def _refused(instead: Any, where: tuple[Any, ...], found: list[Fault], code: str, message: str) -> Any:
-    """Notes the fault; what is returned stands in for the value, so that the rest is looked through too."""
-    if len(found) < MOST_FAULTS:
-        found.append(Fault(text.pointer(where), code, message))
-    return instead
+    clean, found = text.scrubbed(value)
+    return clean, [Fault(*slip) for slip in found]
 
 
 def _media_type(request: Request) -> str:
@@ -193,6 +159,14 @@ async def _form(request: Request, limit: int, fields: int = 0) -> AsyncIterator[
         await form.close()
 
 
+def _encoded(items: list[Any]) -> bytes:
+    """The items as they came, or, where one holds half of a surrogate pair, in ASCII."""
+    try:
+        return json.dumps(items, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(items).encode()
+
+
 def _only(form: FormData, limit: int) -> UploadFile:
     found = form.get(FIELD)
     if not isinstance(found, UploadFile):
@@ -204,8 +178,3 @@ def _only(form: FormData, limit: int) -> UploadFile:
 
 def _too_large(limit: int) -> str:
     return f"a file may have {limit} bytes"
-
-
-def _integer(digits: str) -> int | float:
-    """The number; infinite where it is too long, since the time to read one grows with the square of its digits."""
-    return int(digits) if len(digits) <= _DIGITS else math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import uuid
 from collections.abc import Mapping
+from datetime import MAXYEAR, datetime
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
@@ -64,6 +65,19 @@ def _called(url: str | None, info: ValidationInfo) -> str | None:
     return url
 
 
+def _moment(value: Any) -> Any:
+    """JSON has no times: one is a text. Years that other calendars or Postgres do not have are none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        at = datetime.fromisoformat(value[:40])
+    except ValueError:
+        raise no("bad_time", "must be a time as RFC 3339 writes it: 2026-12-01T06:00:00Z") from None
+    if not 1 < at.year < MAXYEAR:
+        raise no("bad_time", "must be of a year between 2 and 9998")
+    return at
+
+
 def _apart(value: Any) -> Any:
     """`state=queued,running` and `state=queued&state=running` are the same."""
     return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
@@ -107,8 +121,7 @@ class JobForm(BaseModel):
     review: Literal["required"] | None = Field(
         None, description="required: its outputs wait until a person approves or rejects them"
     )
-    # JSON has no times
-    not_after: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+    not_after: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
         None,
         description="RFC 3339; what has not been sent to the provider by then ends unpaid",
         examples=["2026-12-01T06:00:00Z"],

@@ -263,18 +263,20 @@ class TestCommitting:
         single = answer.json()["id"]
         commit(http, items(http, body))
 
-        def of(query: str, *own: str) -> list[dict[str, Any]]:
-            found = api.sql(f"{query} order by id = cast(:single as uuid) desc", single=single)
-            return [{name: value for name, value in row.items() if name not in own} for row in found]
+        def of(table: str, job: str, *own: str) -> list[dict[str, Any]]:
+            found = api.sql(f"select * from {table} order by {job} = cast(:single as uuid) desc", single=single)
+            return [{name: value for name, value in row.items() if name not in (job, *own)} for row in found]
 
-        times = ("created_at", "state_at", "run_at", "rank_at")
-        one, other = of("select *, created_at - rank_at as rank from jobs", "id", "batch_id", "batch_row", *times)
-        assert one == other
-        job = "(select job_id as id)"
-        one, other = of(f"select events.*, {job} from events", "id", "job_id", "at", "xid")
-        assert one == other
-        one, other = of(f"select ledger.*, {job} from ledger", "id", "job_id", "at", "reserved_at")
-        assert one == other
+        for one, other in (
+            of("jobs", "id", "batch_id", "batch_row", "created_at", "state_at", "run_at", "rank_at"),
+            of("events", "job_id", "id", "at", "xid"),
+            of("ledger", "job_id", "id", "at", "reserved_at"),
+        ):
+            assert one == other
+        assert (
+            len(api.sql("select distinct created_at - rank_at, state_at - created_at, run_at - created_at from jobs"))
+            == 1
+        )
         said = [json.loads(told["body"]) for told in api.sql("select body from deliveries order by created_at")]
         its = {"id", "batch_id", "batch_row", "created_at", "urls", "outputs"}
         one, other = ({name: value for name, value in told["data"].items() if name not in its} for told in said)
