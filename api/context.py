@@ -37,7 +37,7 @@ from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project
 
-_CONNECTIONS = 20  # as many as handlers that write may run at once by the gates; keys are looked up quickly
+_CONNECTIONS = 24  # as many as handlers that write may run at once by the gates; keys are looked up quickly
 _READING = 16  # as many as handlers that read and reads of streams may run at once
 _READ_SECONDS = 5  # that one statement of a read may take
 _CHALLENGE = {"www-authenticate": "Bearer"}
@@ -218,3 +218,5 @@ Searching = Annotated[Tenant, Depends(Door(_tenant, _search))]
 Following = Annotated[Tenant, Depends(Door(_tenant, _history))]
 Moving = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.bulk))]  # many jobs at once
 Transferring = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.files))]  # to or from the bucket
+Drafting = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.drafts))]
+Committing = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.commits))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import MAXYEAR, datetime
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
@@ -15,8 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     create_model,
     field_validator,
@@ -37,7 +35,6 @@ from worker.webhooks import JOB_EVENTS
 
 REF = "#/components/schemas/{model}"
 METADATA_PREFIX = "metadata."
-_TIME = TypeAdapter[datetime](AwareDatetime)
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
 _TEMPLATE = (
     "a job as POST /v1/jobs takes it; its strings may hold variables, told from the fire time in the schedule's zone: "
@@ -77,24 +74,37 @@ def _id(value: Any) -> Any:
         raise no("bad_id", "must be an id, a UUID") from None
 
 
-def _time(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return _TIME.validate_python(value)
-    except ValidationError:
-        raise no("bad_time", "must be a time as RFC 3339 has it, with its zone") from None
-
-
 def apart(value: Any) -> Any:
     """`state=queued,running` and `state=queued&state=running` are the same; so are a word and a list in a body."""
     value = [value] if isinstance(value, str) else value
     return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
 
 
+def _called(url: str | None, info: ValidationInfo) -> str | None:
+    fault = transports.check_url(url, info.context) if url is not None and info.context else None
+    if fault is not None:
+        raise no("url_not_allowed", fault.message)
+    return url
+
+
+def _moment(value: Any) -> Any:
+    """JSON has no times: one is a text. Years that other calendars or Postgres do not have are none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        at = datetime.fromisoformat(value[:40])
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise no("bad_time", "must be a time as RFC 3339 writes it, with its zone: 2026-12-01T06:00:00Z")
+    if not 1 < at.year < MAXYEAR:
+        raise no("bad_time", "must be of a year between 2 and 9998")
+    return at
+
+
 # JSON has neither ids nor times, so that strictly read there would be none
 Id = Annotated[uuid.UUID, BeforeValidator(_id)]
-Time = Annotated[AwareDatetime, BeforeValidator(_time)]
+Time = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Key = Annotated[str, Field(min_length=1, max_length=_KEY_LENGTH)]
 Value = Annotated[str, Field(max_length=_VALUE_LENGTH)]
 EventName = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra={"enum": sorted(JOB_EVENTS)})]
@@ -144,10 +154,47 @@ class JobForm(BaseModel):
     @field_validator("webhook_url")
     @classmethod
     def _may_be_called(cls, value: str | None, info: ValidationInfo) -> str | None:
-        fault = transports.check_url(value, info.context) if value is not None and info.context else None
-        if fault is not None:
-            raise no("url_not_allowed", fault.message)
-        return value
+        return _called(value, info)
+
+
+class JobDefaults(JobForm):
+    """Parts of a job's body, for what a row leaves out; of `input` and `metadata` field by field."""
+
+    kind: str | None = Field(None, description="what to make")  # type: ignore[assignment]
+    input: dict[str, Any] = Field(default_factory=dict, description="fields of the kind's input")
+    custom_id: None = Field(None, exclude=True, description="of no use here: it tells rows apart")
+
+
+class BatchForm(BaseModel):
+    """How the rows of a batch are to be taken."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[Line, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="by default the file's", examples=["spring"]
+    )
+    defaults: JobDefaults = Field(default_factory=JobDefaults, description="for what a row leaves out")
+    files: dict[Text, Text] = Field(
+        default_factory=dict,
+        max_length=50_000,
+        description="what rows call a file, in the place of a link or a document's key, and its key in the bucket",
+        examples=[{"cat.png": "0198c0de-0000-7000-8000-000000000000/files/2026/11/27/cat.png"}],
+    )
+    repeat: Annotated[Text, Field(max_length=200)] = Field(
+        "", description="rows that were made before are made once more under another text", examples=["again, in red"]
+    )
+    webhook_url: str | None = Field(None, max_length=2048, description="is told `batch.completed`")
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _may_be_called(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _called(value, info)
+
+
+class BatchCreate(BatchForm):
+    """A batch whose rows come as JSON."""
+
+    items: list[dict[str, Any]] = Field(description="jobs, each as POST /v1/jobs takes it but for its defaults")
 
 
 class ResolveCreate(BaseModel):
@@ -394,3 +441,18 @@ def file_body() -> dict[str, Any]:
     file = {"type": "string", "format": "binary", "description": "the file, with its name"}
     form = {"type": "object", "properties": {"file": file}, "required": ["file"], "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
+def batch_body() -> dict[str, Any]:
+    """The request body of the route that takes a batch: a file and its options, or JSON."""
+    file = {"type": "string", "format": "binary", "description": "CSV, JSONL or JSON, with its name; 64 MiB"}
+    options = {"type": "string", "description": "a JSON object: BatchForm", "examples": ['{"repeat": "again"}']}
+    form = {
+        "type": "object",
+        "properties": {"file": file, "options": options},
+        "required": ["file"],
+        "additionalProperties": False,
+    }
+    described = body("BatchCreate")
+    described["requestBody"]["content"]["multipart/form-data"] = {"schema": form}
+    return described

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import campaign
 import httpx
 import pytest
 import schemathesis
@@ -29,9 +28,9 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import bulk, catalog, files, jobs, operator, review, schedules
+from api.routes import batches, bulk, catalog, files, jobs, operator, review, schedules
 from worker import document
-from worker.batches import document as batches
+from worker.batches.document import BatchDocument
 from worker.kinds import OFFERED
 
 CHECKS = [
@@ -146,12 +145,13 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             schedules.ScheduleList: http.get("/v1/schedules").json(),
             schedules.RunList: http.get(schedule["urls"]["runs"]).json(),
             jobs.Estimate: http.post("/v1/jobs?dry_run=true", json=CLIP).json(),
+            BatchDocument: http.post("/v1/batches", json={"items": [CLIP, {}]}).json(),
+            batches.BatchList: http.get("/v1/batches").json(),
             catalog.ModelList: http.get("/v1/models").json(),
             operator.LaneList: http.get("/v1/limits").json(),
             catalog.Readiness: http.get("/readyz").json(),
             problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
             bulk.BulkDocument: http.post("/v1/jobs/bulk", json=MANY).json(),
-            batches.BatchDocument: http.post(f"/v1/batches/{_batch(api)}/cancel").json(),
             jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
         }
         api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null, finished_at = null")
@@ -181,14 +181,17 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
     headers = {"authorization": f"Bearer {api.key('spring')}"}
     job = httpx.post(api.url + "/v1/jobs", json=CLIP, headers=headers).json()
     file = httpx.post(api.url + "/v1/files", files={"file": ("a.txt", b"some words")}, headers=headers).json()
-    ours = {"job_id": job["id"], "file_id": file["id"], "batch_id": str(_batch(api))}
+    ours = {"job_id": job["id"], "file_id": file["id"]}
+    items = {"items": [CLIP]}
     schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
     asked: Counter[tuple[str, int]] = Counter()
 
     for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
-        known = ours | {"schedule_id": _schedule(api, headers)}
+        is_begun = {"commit": str(operation.path.endswith(("/pause", "/resume", "/cancel", "/retry-failed"))).lower()}
+        batch = httpx.post(api.url + "/v1/batches", params=is_begun, json=items, headers=headers).json()
+        known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"]}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"
@@ -217,12 +220,6 @@ def _schedule(api: Served, headers: dict[str, str]) -> str:
     """A new one for each operation, since one of them deletes it."""
     body = NIGHTLY | {"name": str(uuid.uuid4())}
     return str(httpx.post(api.url + "/v1/schedules", json=body, headers=headers).json()["id"])
-
-
-def _batch(api: Served) -> uuid.UUID:
-    (project,) = api.sql("select id from projects")
-    with api.engine.begin() as connection:
-        return campaign.make_batch(connection, project["id"])
 
 
 def _ask(api: Served, strategy: SearchStrategy[Case], headers: dict[str, str], asked: Counter[tuple[str, int]]) -> None:

@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
 from worker import claims, log, moves, timeouts, webhooks, work
+from worker.batches import draft
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
@@ -251,6 +252,7 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
+    "forget_drafts": (timedelta(minutes=1), draft.forget),
 }
 
 # Statements are built once: to build one costs more than to run it.

@@ -7,7 +7,6 @@ which admits jobs, by `children`, and by `bulk`, where a person asks for it; the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -30,18 +29,16 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal_column,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import claims, document, money, text, webhooks, work
+from worker import claims, document, money, webhooks, work
 from worker.claims import NOW
-from worker.document import JobDocument
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
-from worker.moves import children, fair_queue, transition
+from worker.moves import children, making, transition
 from worker.states import DONE, TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
 
@@ -155,13 +152,6 @@ def tell(connection: Connection, job: Job, left: State | None, why: str, now: da
         "at": now,
     }
     _send(connection, job, event_type, connection.execute(_EVENT, said).scalar_one(), now)
-
-
-def body(event_type: str, job: Job, shown: JobDocument, now: datetime) -> str:
-    """What a receiver is told of an event of the job: all of its document but the input."""
-    data = shown.model_dump(mode="json", exclude={"input"})
-    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 
 def reread(connection: Connection, job: Job) -> Job:
@@ -357,8 +347,8 @@ def _send(connection: Connection, job: Job, event_type: str, event_id: int | Non
     stored = [Output.of(row._mapping) for row in rows if row.n is not None]  # noqa: SLF001
     made_of = document.parts(connection, [job]).get(job.id)
     shown = document.shown(rows[0].project, job, stored, rows[0].request_id, None, made_of)
-    told = body(event_type, job, shown, now)
-    webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, told)
+    body = making.body(event_type, job, shown, now)
+    webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
 
 
 def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
@@ -414,28 +404,15 @@ def _making(columns: tuple[str, ...], once: bool) -> Select[Any]:
     """
     table, moment = Job.__table__, func.coalesce(bindparam("now", type_=DateTime(timezone=True)), NOW)
     born = select(func.uuidv7().label("id"), moment.label("at")).cte("born")
-    at = born.c.at.expression
     asked = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    written = {
-        "id": born.c.id,
-        "sequence": literal_column("1"),
-        "created_at": at,
-        "state_at": at,
-        "run_at": at,
-        **asked,
-    }
-    if "priority" in asked:
-        written["rank_at"] = fair_queue.rank(at, asked["priority"])
+    written = making.columns(born, asked)
     given = select(*written.values())
     if once:
         key = select(asked["project_id"], bindparam("key", type_=Text), bindparam("hash", type_=LargeBinary), *born.c)
         names = ("project_id", "key", "request_hash", "job_id", "created_at")
         kept = upsert(IdempotencyKey).from_select(names, key).on_conflict_do_nothing().returning(IdempotencyKey.key)
         given = given.where(exists(select(kept.cte("kept"))))
-    made = insert(Job).from_select(list(written), given).returning(*table.c).cte("made")
-    first = select(made.c.id, made.c.project_id, made.c.sequence, literal_column("'job.' || state"), made.c.state)
-    named = ("job_id", "project_id", "sequence", "type", "entered", "claim", "at")
-    event = insert(Event).from_select(named, first.add_columns(made.c.claim, made.c.created_at))
-    told = event.returning(Event.id, Event.job_id).cte("told")
+    made = making.inserted(written, given)
+    told = making.told(made)
     whole = select(made, told.c.id.label("event_id")).join(told, told.c.job_id == made.c.id)
-    return whole.add_cte(money.reserving(made).cte("reserved"))
+    return whole.add_cte(making.reserved(made))

@@ -37,10 +37,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import aliased
 
-from worker import document, inputs, money, moves, webhooks
+from worker import document, inputs, money, webhooks
 from worker.claims import TAKEN
 from worker.errors import Fault
-from worker.moves import children, transition
+from worker.moves import children, making, transition
 from worker.states import TERMINAL, HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Job, Project
 
@@ -208,7 +208,7 @@ def _without_files(connection: Connection, project_id: uuid.UUID, jobs: Sequence
     naming = connection.execute(_NAMING, {"jobs": made_whole}).scalars().all() if made_whole else ()
     for some in chunks(naming, _AT_ONCE):
         rows = connection.execute(_INPUTS, {"jobs": some}).all()
-        found = inputs.faults(connection, project_id, [(row.model, row.input) for row in rows])
+        found = inputs.check_all(connection, project_id, [(row.model, row.input) for row in rows])
         for row, faults in zip(rows, found, strict=True):
             if faults:
                 fates[row.id] = Fate(faults[0].code, faults[0].message, faults=tuple(faults))
@@ -260,7 +260,7 @@ def _bodies(
 
     def body(job: Job) -> str:
         shown = document.shown(project, job, stored[job.id], requests.get(job.id), None, made_of.get(job.id))
-        return moves.body(event_type, job, shown, now)
+        return making.body(event_type, job, shown, now)
 
     return body
 

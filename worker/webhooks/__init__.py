@@ -73,8 +73,7 @@ def enqueue(
     connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, event_id: int, url: str, body: str
 ) -> None:
     """Writes the delivery of an event, once: a second call changes nothing."""
-    row = {"project_id": project_id, "job_id": job_id, "event_id": event_id, "url": url, "body": body}
-    connection.execute(_ENQUEUE, row | {"receiver": receiver(url)})
+    enqueue_all(connection, project_id, [(job_id, event_id, url, body)])
 
 
 def enqueue_all(connection: Connection, project_id: uuid.UUID, rows: Sequence[tuple[uuid.UUID, int, str, str]]) -> None:

@@ -1,0 +1,120 @@
+"""How far batches are: their jobs by state, what they cost, what was kept, when they end.
+
+All is counted from the rows of the jobs, never kept in a counter, so it cannot drift. One statement reads one index:
+`ix_jobs_batch` has all that is asked for, so rows are looked at only where they have just changed. What a job that was
+made again had cost before is in the ledger, and no longer in its row; a parent's cost is there once it has ended.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, Connection, Row, Uuid, any_, bindparam, func, select
+
+from worker import money
+from worker.batches import forecast
+from worker.batches.document import BatchCost, BatchReview, Jobs
+from worker.states import AT_REST, TERMINAL, State
+from worker.tables import Batch, Job
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch is; `review` None: nobody is to look at its jobs; `finish_at` None: not known, or it waits."""
+
+    jobs: Jobs
+    cost: BatchCost
+    review: BatchReview | None
+    finish_at: datetime | None
+
+
+def of(connection: Connection, batches: Sequence[Batch], now: datetime) -> dict[uuid.UUID, Progress]:
+    """The progress of each batch; all are of one project."""
+    found: dict[uuid.UUID, list[Any]] = {batch.id: [] for batch in batches}
+    for row in connection.execute(_GROUPS, {"batches": list(found)}).all():
+        found[row.batch_id].append(row)
+    ends = _finish_at(connection, batches, found, now)
+    return {batch_id: _progress(rows, ends[batch_id]) for batch_id, rows in found.items()}
+
+
+def _progress(rows: Sequence[Row[Any]], finish_at: datetime | None) -> Progress:
+    actual = sum(int(row.cost or 0) for row in rows)
+    return Progress(_jobs(rows), _cost(rows, actual), _review(rows, actual), finish_at)
+
+
+def _jobs(rows: Iterable[Row[Any]]) -> Jobs:
+    states: Counter[str] = Counter()
+    for row in rows:
+        states[row.state] += row.jobs
+    unfinished = sum(jobs for state, jobs in states.items() if state not in TERMINAL)
+    by_state = {str(state): states[state] for state in State if states[state]}
+    return Jobs(total=states.total(), unfinished=unfinished, by_state=by_state)
+
+
+def _cost(rows: Sequence[Row[Any]], actual: int) -> BatchCost:
+    to_come = sum(int(row.unbilled or 0) for row in rows if row.state not in TERMINAL)
+    known = [int(row.estimate) for row in rows if row.estimate is not None]
+    estimated = money.shown(sum(known)) if known else None
+    return BatchCost(estimated=estimated, actual=_amount(actual), to_come=_amount(to_come))
+
+
+def _amount(micros: int) -> str:
+    shown = money.shown(micros)
+    assert shown is not None, "an amount is given"
+    return shown
+
+
+def _review(rows: Sequence[Row[Any]], actual: int) -> BatchReview | None:
+    looked_at = [row for row in rows if row.review is not None]
+    if not looked_at:
+        return None
+    approved = sum(row.jobs for row in looked_at if row.review == "approved")
+    return BatchReview(
+        waiting=sum(row.jobs for row in looked_at if row.state == State.AWAITING_REVIEW),
+        approved=approved,
+        rejected=sum(row.jobs for row in looked_at if row.state == State.REJECTED),
+        cost_per_approved=money.shown(round(actual / approved)) if approved else None,
+    )
+
+
+def _finish_at(
+    connection: Connection, batches: Sequence[Batch], found: Mapping[uuid.UUID, Sequence[Row[Any]]], now: datetime
+) -> dict[uuid.UUID, datetime | None]:
+    """When each batch ends: with the last of its kinds and models; a paused one, and one that waits for people: None.
+
+    One forecast for all of them, since they stand in one another's line.
+    """
+    moving = {
+        batch.id: [row for row in found[batch.id] if row.state not in AT_REST] if batch.paused_at is None else []
+        for batch in batches
+    }
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in (row for rows in moving.values() for row in rows):
+        counts[row.kind, row.model] += row.jobs
+    spans = forecast.spans(connection, counts, batches[0].project_id, now) if counts else {}
+    ends: dict[uuid.UUID, datetime | None] = {}
+    for batch_id, rows in moving.items():
+        longest = [spans.get((row.kind, row.model)) for row in rows]
+        known = [span for span in longest if span is not None]
+        ends[batch_id] = now + max(known) if known and len(known) == len(longest) else None
+    return ends
+
+
+# Built once: to build a statement costs more than to run it.
+_KEY = (Job.batch_id, Job.kind, Job.model, Job.state, Job.review)
+_GROUPS = (
+    select(
+        *_KEY,
+        func.count().label("jobs"),
+        func.sum(Job.estimate).label("estimate"),
+        func.coalesce(func.sum(Job.cost), 0).label("cost"),
+        func.coalesce(func.sum(Job.estimate).filter(Job.billed != "yes"), 0).label("unbilled"),
+    )
+    .where(Job.batch_id == any_(bindparam("batches", type_=ARRAY(Uuid))))
+    .group_by(*_KEY)
+)
