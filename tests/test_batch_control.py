@@ -377,6 +377,8 @@ def test_a_batch_is_canceled_while_workers_move_its_jobs_and_nothing_is_lost(env
                 turn.start()
             for turn in turns:
                 turn.join()
+            is_held = play.sql("select id from jobs where held_for = 'batch'")
+            assert row(play, batch)["state"] == "paused" or not is_held
             act(play, control.cancel, batch)
         finally:
             stop.set()
