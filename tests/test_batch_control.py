@@ -11,6 +11,8 @@ from typing import Any
 import campaign
 import pytest
 from pytest_httpserver import HTTPServer
+from serving import eventually
+from sqlalchemy import text
 from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
@@ -375,6 +377,8 @@ def test_a_batch_is_canceled_while_workers_move_its_jobs_and_nothing_is_lost(env
                 turn.start()
             for turn in turns:
                 turn.join()
+            is_held = play.sql("select id from jobs where held_for = 'batch'")
+            assert row(play, batch)["state"] == "paused" or not is_held
             act(play, control.cancel, batch)
         finally:
             stop.set()
@@ -393,3 +397,23 @@ def test_a_batch_is_canceled_while_workers_move_its_jobs_and_nothing_is_lost(env
             " or sequence <> (select max(sequence) from events where job_id = jobs.id)"
         )
         assert gaps == []
+
+
+def test_a_cancel_that_waits_in_a_circle_with_another_is_tried_again(play: Stage) -> None:
+    batch = filled(play, 2)
+    first, last = (found["id"] for found in play.sql("select id from jobs order by id"))
+    lock = text("update jobs set polls = polls + 1 where id = :id")
+    waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+
+    with play.ctx.engine.connect() as other:
+        other.execute(lock, {"id": last})
+        turn = threading.Thread(target=act, args=(play, control.cancel, batch))
+        turn.start()
+        eventually(lambda: play.sql(waits))
+        other.execute(lock, {"id": first})  # the cancel, which has waited for longer, gives way
+        other.commit()
+        turn.join()
+
+    assert states(play, batch) == {"canceled": 2}
+    assert play.sql("select distinct polls from jobs") == [{"polls": 1}]
+    assert reserved(play) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from serving import Served, served
 from sqlalchemy import Connection, Engine, select, text, update
 
+from api.routes import bulk as routes
 from worker import catalog, keys, moves, settings
 from worker.errors import Conflict
 from worker.jobs import bulk as jobs_bulk
@@ -403,3 +405,39 @@ def test_a_batch_is_paused_resumed_canceled_and_retried_over_http(api: Served, h
     assert http.post(f"{url}/retry-failed?states=succeeded").status_code == 422
     assert http.post(f"{url}/retry-failed").json()["outcomes"] == {"retried": 2}
     assert counts(api) == {"queued": 2}
+
+
+class Told:
+    """A sender that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.hints = 0
+
+    def hint(self) -> None:
+        self.hints += 1
+
+    def tell(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+
+def test_flower_is_told_of_what_was_moved_of_as_many_as_it_keeps(
+    api: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_TOLD", 3)
+    told = Told()
+    api.app.state.context = replace(api.app.state.context, sender=told)
+    batch = filled(api, 5)
+    api.sql("update jobs set state = 'running', task_status = 'PENDING' where batch_row = 1")
+
+    ask(http, filter={"batch": batch}, dry_run=True)
+    assert (told.events, told.hints) == ([], 0)
+    ask(http, filter={"batch": batch})
+
+    assert [event["type"] for event in told.events] == ["task-revoked"] * 3
+    assert told.hints > 0
+    assert api.sql("select state, cancel_requested from jobs where batch_row = 1") == [
+        {"state": "running", "cancel_requested": True}
+    ]
+    http.post(f"/v1/batches/{batch}/retry-failed")
+    assert [event["type"] for event in told.events][3:] == ["task-received"] * 3
