@@ -104,6 +104,14 @@ def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
         yield path
 
 
+def download(client: Client, jobs: Iterable[Job], folder: Path) -> None:
+    """Put the outputs of all jobs into a folder, and say the name of each file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        for path in fetch(client, job, folder):
+            show.ERR.print(str(path), markup=False, soft_wrap=True)
+
+
 def _live(rounds: Rounds, console: Console) -> Sequence[Job]:
     jobs: Sequence[Job] = ()
     with Live(console=console, auto_refresh=False) as live:
