@@ -296,7 +296,7 @@ def _looks(client: Client, batch_id: str) -> Iterator[dict[str, Any]]:
 def _waits_for_people(found: Batch) -> bool:
     """Whether nothing but reviews is left to be done."""
     waiting = found["review"]["waiting"] if found["review"] else 0
-    return 0 < waiting == found["jobs"]["unfinished"]
+    return bool(0 < waiting == found["jobs"]["unfinished"])
 
 
 def _teller() -> Callable[[Batch], None]:

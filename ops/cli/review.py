@@ -18,6 +18,7 @@ review = typer.Typer(invoke_without_command=True)
 Jobs = Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs' ids.")]
 Comment = Annotated[str | None, typer.Option(help="Why; it is kept with the job.")]
 _KEYS = "[bold]k[/]eep  [bold]r[/]eject  [bold]e[/] re-roll  [bold]n[/]ext  [bold]q[/]uit"
+_WORDS = ("k", "r", "e", "n", "q")
 
 
 @spread
@@ -92,15 +93,15 @@ def _decide(client: Client, job: Mapping[str, Any]) -> bool:
         for output in take["outputs"]:
             link = client.link(take["id"], output["n"])
             show.OUT.print(f"take {take['take']}: {link}", markup=False, soft_wrap=True)
-    while True:
+    said = ""
+    while said not in _WORDS:
         show.OUT.print(_KEYS)
-        said = typer.prompt("", prompt_suffix="> ", default="n", show_default=False).strip().lower()[:1]
-        if said in ("k", "a"):
-            client.approve(job["id"])
-        elif said in ("r", "e"):
-            _reject(client, job, again=said == "e")
-        if said in ("k", "a", "r", "e", "n", "q"):
-            return said != "q"
+        said = str(typer.prompt("", prompt_suffix="> ", default="n", show_default=False)).strip().lower()[:1]
+    if said == "k":
+        client.approve(job["id"])
+    elif said in ("r", "e"):
+        _reject(client, job, again=said == "e")
+    return said != "q"
 
 
 def _reject(client: Client, job: Mapping[str, Any], again: bool) -> None:
