@@ -12,6 +12,7 @@ and more of I1 to I13): `tests.chaos.witnesses`. Rows cannot show the order of t
     I6   each object in the bucket has its row            I15  no secret, link or prompt in the logs
     I7   each wanted event has one delivery               M    the ledger's lines add up
     I8   never more slots than the lane has               C    a parent has all its parts, and waits for none that ended
+    B    each row of a batch is made once, and its end is told
     R    a review is on record where one was asked for, and a take is made only of a rejected one
     S    each fire time of a schedule has one run, and each run at most one job
 """
@@ -64,5 +65,5 @@ def breaches(connection: Connection, rules: Iterable[Rule], since: datetime | No
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings in the order of the invariants: C, I1 to I15, M, R, S."""
+    """The findings in the order of the invariants: B, C, I1 to I15, M, R, S."""
     return sorted(findings, key=lambda finding: (finding.invariant[0], int(finding.invariant[1:] or 0)))

@@ -265,6 +265,39 @@ RULES = (
         "is the clock ticking, and is a worker at the queue `tick`? `noria doctor` tells",
     ),
     Rule(
+        "B",
+        """select r.job_id as job, 'row ' || r.n || ' of batch ' || r.batch_id || ' is ' || r.outcome || ' and ' ||
+             case when j.id is null then 'has no job' else 'its job is of another row' end as what
+           from batch_rows r join batches b on b.id = r.batch_id left join jobs j on j.id = r.job_id
+           where b.created_at >= :since and (r.outcome in ('made', 'existing') and j.id is null
+             or r.outcome = 'made' and (j.batch_id, j.batch_row) is distinct from (r.batch_id, r.n))""",
+        "a commit was not written in one transaction: report it with the batch",
+    ),
+    Rule(
+        "B",
+        """select null as job, 'batch ' || b.id || ' made ' || b.made || ' jobs, and has ' ||
+             count(j.id) || ' of ' || count(distinct j.batch_row) || ' rows' as what
+           from batches b left join jobs j on j.batch_id = b.id and j.take = 1
+           where b.created_at >= :since group by b.id
+           having count(j.id) <> b.made or count(distinct j.batch_row) <> b.made""",
+        "a row was made twice or lost: compare its jobs with its report",
+    ),
+    Rule(
+        "B",
+        """select null as job, 'batch ' || b.id || ' has ' || case when b.state = 'completed'
+             then 'ended, and nobody was told' else 'nothing left to do, and has not ended' end as what
+           from batches b where b.created_at >= :since
+             and case when b.state = 'completed'
+                 then not exists (select from events e left join deliveries d on d.event_id = e.id
+                                   where e.batch_id = b.id and e.type = 'batch.completed'
+                                     and (b.webhook_url is null or d.id is not null))
+                 when b.committed_at < :now - interval '5 minutes'
+                 then b.run_at is null
+                      and not exists (select from jobs j where j.batch_id = b.id and j.finished_at is null)
+                 else false end""",
+        "is the clock ticking, and is a worker at the queue `transfer`? `noria doctor` tells",
+    ),
+    Rule(
         "M",
         """select j.id as job, 'it reserved ' || coalesce(string_agg(l.micros::text, ' and '), 'nothing') ||
              ' micro-CNY for an estimate of ' || j.estimate as what

@@ -111,6 +111,14 @@ def _is_done(job: Job) -> bool:
     return bool(job["is_terminal"]) or job["state"] == _REVIEWED
 
 
+def download(client: Client, jobs: Iterable[Job], folder: Path) -> None:
+    """Put the outputs of all jobs into a folder, and say the name of each file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        for path in fetch(client, job, folder):
+            show.ERR.print(str(path), markup=False, soft_wrap=True)
+
+
 def _live(rounds: Rounds, console: Console) -> Sequence[Job]:
     jobs: Sequence[Job] = ()
     with Live(console=console, auto_refresh=False) as live:
