@@ -32,7 +32,7 @@ from ops.local.supervise import LocalError
 from worker.batches import files as batch_files
 
 _PAUSE = 1.0  # seconds between two looks at a batch
-_FAULTS = 20  # that are shown; `noria batches errors` has all
+_FAULTS = 20  # that are shown; --json has a hundred, `noria batches export ID errors.jsonl` all
 _BAR = 40  # columns
 
 Batch = Mapping[str, Any]  # as the API shows it
@@ -189,8 +189,10 @@ def export(
 ) -> None:
     """Write what became of each row into a file."""
     path = output or Path(what)
-    with api.client() as client, path.open("wb") as file:
+    draft = path.with_name(f"{path.name}.part")
+    with api.client() as client, draft.open("wb") as file:
         client.export(which, what, file)
+    draft.replace(path)
     show.ERR.print(str(path), markup=False)
 
 
@@ -200,7 +202,8 @@ def report(found: Batch) -> RenderableType:
     parts: list[RenderableType] = []
     faults = [fault_in_words(fault) for fault in said["faults"][:_FAULTS]]
     if more := said["faults_total"] - len(faults):
-        faults.append(f"… and {more:,} more: GET {found['urls'].get('errors', '')}")
+        by_code = ", ".join(f"{count:,} {code}" for code, count in said["faults_by_code"].items())
+        faults.append(f"… and {more:,} more. In all: {by_code}")
     parts += [Text(line, style="red") for line in faults]
     parts += [Text(f"Warning: {warning['message']}", style="yellow") for warning in said["warnings"]]
     table = show.table("rows", "kind", "model", "CNY", "takes", right=["rows", "CNY", "takes"], wide=["model"])
@@ -279,7 +282,7 @@ def _followed(client: Client, batch_id: str, api: Api) -> dict[str, Any]:
             for last in rounds:
                 live.update(progress(last, show.ERR), refresh=True)
     except KeyboardInterrupt:
-        show.ERR.print(f"It goes on without you: noria batches watch {batch_id}")
+        show.ERR.print(f"It goes on without you: noria batches watch {batch_id}", soft_wrap=True)
         raise
     return last
 
@@ -319,7 +322,8 @@ def _end(found: Batch, terms: Terms, api: Api) -> None:
         return
     if _waits_for_people(found):
         waiting = found["review"]["waiting"]
-        show.ERR.print(f"{show.count(waiting, 'job')} to be looked at: noria review --batch {found['id']}")
+        words = f"{show.count(waiting, 'job')} to be looked at: noria review --batch {found['id']}"
+        show.ERR.print(words, soft_wrap=True)
         return
     missed = {state: n for state, n in found["jobs"]["by_state"].items() if state not in ("succeeded", "rejected")}
     if missed:

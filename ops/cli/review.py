@@ -80,7 +80,8 @@ def reroll(
     """Reject a job and make another take of it, which is paid for again."""
     with api.client() as client:
         answer = client.reject(job_id, comment, _changes(prompt, seed))
-    api.answer(answer, f"{answer['next']['id']}  take {answer['next']['take']}, {show.cost(answer['next'])} CNY")
+    made = answer["next_take"]
+    api.answer(answer, f"{made['id']}  take {made['take']}, {show.cost(made)} CNY")
 
 
 def _decide(client: Client, job: Mapping[str, Any]) -> bool:
