@@ -8,48 +8,67 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import Annotated, Any, TypeVar
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from api.context import Here, Transferring
+from api.context import Drafting, Here, Transferring
 from api.problems import problem
 from worker import text
-from worker.errors import MOST_FAULTS, Fault, InvalidInput
+from worker.errors import Fault, InvalidInput
 
 BODY_LIMIT = 1 << 20  # bytes
+ITEMS_LIMIT = 4 << 20  # bytes of a batch that comes as JSON
+ROWS_LIMIT = 64 << 20  # bytes of a batch's file
 FIELD = "file"  # the part of a form that holds a file
+OPTIONS = "options"  # the part that says how a batch's file is to be taken
+JSON, _MULTIPART = "application/json", "multipart/form-data"
 _SECONDS = 60
 _FILE_SECONDS = 600
 _FRAMING = 64 << 10  # bytes of a form beside the file: boundaries and the part's headers
-_DIGITS = 20  # of an integer: 2^63 has 19, and a sign
-_DEPTH = 32  # of nested objects and lists; an input needs four
-_NUMBERS = 2**63  # the limit of integers in Postgres; no field of ours comes near it
 
 T = TypeVar("T")
 
 
 async def json_body(request: Request) -> Any:
     """The body as JSON; raises problems: 408 where it is not whole in time, 413, 415 and 400 for what is not JSON."""
-    if _media_type(request) != "application/json":
+    if _media_type(request) != JSON:
         raise problem(415, "not_json", "send the body as JSON, with Content-Type: application/json")
-    advice = "upload pictures, sound and documents (POST /v1/files), and name them by their keys"
-    too_large = f"a body may have {BODY_LIMIT} bytes: {advice}"
-    body = await _in_time(_whole(_chunks(request, BODY_LIMIT, too_large)), _SECONDS, "body")
+    return await _json(
+        request, BODY_LIMIT, "upload pictures, sound and documents (POST /v1/files), and name their keys"
+    )
+
+
+async def _json(request: Request, limit: int, advice: str) -> Any:
+    too_large = f"a body may have {limit} bytes: {advice}"
+    body = await _in_time(_whole(_chunks(request, limit, too_large)), _SECONDS, "body")
+    return _parsed(body, "the body")
+
+
+def _parsed(body: bytes, what: str) -> Any:
     try:
-        return json.loads(body, parse_int=_integer)  # infinity and NaN too: they are refused by name later
+        return json.loads(body, parse_int=text.integer)  # infinity and NaN too: they are refused by name later
     except RecursionError:
-        raise InvalidInput([Fault("", "too_deep", f"is nested more than {_DEPTH} levels deep")]) from None
+        raise InvalidInput([Fault("", "too_deep", f"is nested more than {text.DEPTH} levels deep")]) from None
     except ValueError as error:  # also bytes that are not UTF-8
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
-        raise problem(400, "invalid_json", f"the body is not JSON: {reason}") from None
+        raise problem(400, "invalid_json", f"{what} is not JSON: {reason}") from None
+
+
+async def json_or_nothing(request: Request) -> Any:
+    """The body as JSON; an empty object where there is none. Raises as `json_body` does."""
+    is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    return {} if is_empty else await json_body(request)
 
 
 JsonBody = Annotated[Any, Depends(json_body)]
+MayBeJson = Annotated[Any, Depends(json_or_nothing)]
 
 
 async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator[UploadFile]:
@@ -58,51 +77,51 @@ async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator
     Raises problems: 408 where it is not whole in ten minutes, 413 over the limit, 415 and 400 for what is no multipart
     form; InvalidInput unless it holds exactly one part, called `file`, with a file name.
     """
-    if _media_type(request) != "multipart/form-data":
+    if _media_type(request) != _MULTIPART:
         raise problem(415, "not_multipart", f"send the file as multipart/form-data, in a part called {FIELD}")
-    form = await _in_time(_form(request, here.settings.max_input_bytes), _FILE_SECONDS, "file")
-    try:
+    async with _form(request, here.settings.max_input_bytes) as form:
         yield _only(form, here.settings.max_input_bytes)
-    finally:
-        await form.close()
 
 
 Given = Annotated[UploadFile, Depends(upload)]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch: a file, or the items of a JSON body as one; and what was said of them, as it came."""
+
+    file: BinaryIO
+    name: str
+    content_type: str
+    options: Any
+
+
+async def rows(request: Request, _: Drafting) -> AsyncIterator[Rows]:
+    """A batch's rows and options, for as long as the request lasts. Raises as `json_body` and `upload` do."""
+    if _media_type(request) == JSON:
+        said = await _json(request, ITEMS_LIMIT, "send more as a JSONL file")
+        if not isinstance(said, dict) or not isinstance(said.get("items"), list):
+            raise InvalidInput(
+                [Fault("/items", "required", "is required: a list of jobs, as POST /v1/jobs takes them")]
+            )
+        yield Rows(BytesIO(_encoded(said.pop("items"))), "", JSON, said)
+        return
+    if _media_type(request) != _MULTIPART:
+        raise problem(415, "not_multipart", f"send JSON, or the file as multipart/form-data, in a part called {FIELD}")
+    async with _form(request, ROWS_LIMIT, fields=1) as form:
+        file, options = _only(form, ROWS_LIMIT), form.get(OPTIONS, "{}")
+        if not isinstance(options, str):
+            raise InvalidInput([Fault(f"/{OPTIONS}", "not_an_object", "must be text, a JSON object")])
+        yield Rows(file.file, file.filename or "", file.content_type or "", _parsed(options.encode(), OPTIONS))
+
+
+GivenRows = Annotated[Rows, Depends(rows)]
+
+
 def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
     """The body without what Postgres refuses or what is nested too deep, and the faults of those places."""
-    found: list[Fault] = []
-    return _scrub(value, (), found), found
-
-
-def _scrub(value: Any, where: tuple[Any, ...], found: list[Fault]) -> Any:
-    if len(where) > _DEPTH:
-        return _refused(None, where, found, "too_deep", f"lies more than {_DEPTH} levels deep")
-    if isinstance(value, str):
-        return _text(value, where, found)
-    if isinstance(value, int | float) and not -_NUMBERS <= value < _NUMBERS:  # NaN too
-        return _refused(None, where, found, "bad_number", "must be a number below 2^63")
-    if isinstance(value, list):
-        return [_scrub(item, (*where, n), found) for n, item in enumerate(value)]
-    if isinstance(value, dict):
-        return {_text(key, (*where, key), found): _scrub(item, (*where, key), found) for key, item in value.items()}
-    return value
-
-
-def _text(value: str, where: tuple[Any, ...], found: list[Fault]) -> str:
-    if not text.UNSTORABLE.search(value):
-        return value
-    said = "holds a NUL or half of a surrogate pair, which cannot be stored"
-    _refused(None, where, found, "bad_text", said)
-    return text.storable(value)
-
-
-def _refused(instead: Any, where: tuple[Any, ...], found: list[Fault], code: str, message: str) -> Any:
-    """Notes the fault; what is returned stands in for the value, so that the rest is looked through too."""
-    if len(found) < MOST_FAULTS:
-        found.append(Fault(text.pointer(where), code, message))
-    return instead
+    clean, found = text.scrubbed(value)
+    return clean, [Fault(*slip) for slip in found]
 
 
 def _media_type(request: Request) -> str:
@@ -132,12 +151,27 @@ async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-async def _form(request: Request, limit: int) -> FormData:
-    chunks = _chunks(request, limit + _FRAMING, _too_large(limit))
+@asynccontextmanager
+async def _form(request: Request, limit: int, fields: int = 0) -> AsyncIterator[FormData]:
+    """The form with its file on the disk, which is gone afterwards; beside the file so many fields."""
+    chunks = _chunks(request, limit + _FRAMING + fields * BODY_LIMIT, _too_large(limit))
+    parser = MultiPartParser(request.headers, chunks, max_files=1, max_fields=fields, max_part_size=BODY_LIMIT)
     try:
-        return await MultiPartParser(request.headers, chunks, max_files=1, max_fields=0).parse()
+        form = await _in_time(parser.parse(), _FILE_SECONDS, "file")
     except MultiPartException as error:
         raise problem(400, "invalid_form", f"the form cannot be read: {error.message}") from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _encoded(items: list[Any]) -> bytes:
+    """The items as they came, or, where one holds half of a surrogate pair, in ASCII."""
+    try:
+        return json.dumps(items, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(items).encode()
 
 
 def _only(form: FormData, limit: int) -> UploadFile:
@@ -151,8 +185,3 @@ def _only(form: FormData, limit: int) -> UploadFile:
 
 def _too_large(limit: int) -> str:
     return f"a file may have {limit} bytes"
-
-
-def _integer(digits: str) -> int | float:
-    """The number; infinite where it is too long, since the time to read one grows with the square of its digits."""
-    return int(digits) if len(digits) <= _DIGITS else math.inf

@@ -168,6 +168,15 @@ class Waiting:
         count.jobs += 1
         return False
 
+    def room(self, connection: Connection, project_id: uuid.UUID) -> int:
+        """How many more unfinished jobs the project may have, counted now."""
+        return max(0, self._most - _unfinished(connection, project_id))
+
+    def is_over(self, connection: Connection, project_id: uuid.UUID) -> bool:
+        """Whether the project has more than it may, counted now: jobs among them that its transaction has made."""
+        self._counts.pop(project_id, None)
+        return _unfinished(connection, project_id) > self._most
+
     def refuse(self) -> Exception:
         """The problem for a project that is full."""
         detail = f"this project has {self._most} unfinished jobs, as many as it may"
@@ -221,6 +230,9 @@ class Gates:
     lookups: Gate
     streams: Gate
     exports: Gate
+    bulk: Gate
+    drafts: Gate
+    commits: Gate
 
 
 def gates(max_input_bytes: int) -> Gates:
@@ -234,4 +246,8 @@ def gates(max_input_bytes: int) -> Gates:
         lookups=Gate("lookups at the provider", each=2, most=4, patience=5),
         streams=Gate("streams", each=100, most=1000, patience=0),
         exports=Gate("exports", each=4, most=40, patience=5),  # they hold threads as streams do
+        bulk=Gate("bulk requests", each=1, most=2, patience=10),
+        # each takes the disk for its file and for its rows, and a share of this process's one interpreter
+        drafts=Gate("batches being checked", each=1, most=2, patience=30),
+        commits=Gate("batches being committed", each=1, most=2, patience=30),
     )

@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from worker import database, errors, log, text
+from worker.batches.document import RowFault
 from worker.document import Answer
 from worker.errors import MOST_FAULTS, Fault
 from worker.storage import StorageTrouble
@@ -54,7 +55,7 @@ class ProblemDocument(Answer):
     code: str = Field(description="stable, for programs", examples=["invalid_input"])
     request_id: str = Field(description="finds the request in the log; also in X-Request-Id")
     detail: str | None = Field(None, description="for people")
-    errors: list[Fault] | None = Field(None, description="every wrong field, where input is wrong")
+    errors: list[RowFault | Fault] | None = Field(None, description="every wrong field, where input is wrong")
 
     # unlike other answers it leaves out what there is none of
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from api import problems
 from api.bodies import scrubbed
 from api.context import Context
-from api.forms import JobForm, ResolveCreate, ScheduleCreate
+from api.forms import BatchForm, JobForm, ScheduleCreate
+from worker.batches.draft import Options
 from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
 from worker.jobs.submission import Prepared, Submission
@@ -41,13 +42,25 @@ def job(here: Context, body: Any, on: datetime) -> Prepared:
     return prepared
 
 
-def decision(here: Context, body: Any) -> ResolveCreate:
-    """The decision about a job in a body; raises InvalidInput with every fault."""
+def decision(here: Context, form: type[T], body: Any) -> T:
+    """A person's decision about a job in a body of that form; raises InvalidInput with every fault."""
     clean, found = scrubbed(body)
-    said, of_form = _read(ResolveCreate, clean, here.settings)
+    said, of_form = _read(form, clean, here.settings)
     if said is None or found:
         raise InvalidInput(found + _unsaid(of_form, found))
     return said
+
+
+def batch(here: Context, said: Any) -> Options:
+    """What is said of a batch as a whole; raises InvalidInput with every fault.
+
+    The defaults stay as they were sent, since a row's identity is made of them.
+    """
+    clean, found = scrubbed(said)
+    form, of_form = _read(BatchForm, clean, here.settings)
+    if form is None or found:
+        raise InvalidInput(found + _unsaid(of_form, found))
+    return Options(form.name, clean.get("defaults", {}), form.files, form.repeat, form.webhook_url)
 
 
 def schedule(here: Context, body: Any, kept: dict[str, Any], on: datetime) -> Plan:

@@ -1,9 +1,9 @@
-"""A worker process of one life: takes a batch whose end is due, and dies by SIGKILL at a named point.
+"""A process that makes a batch of five rows, and dies by SIGKILL at a named point.
 
-    python tests/batch_killer.py BATCH taken | writing | written | committed
+    python tests/batch_killer.py PROJECT checking | copying | kept | drafted | made | told | committed
 
-`taken`: before the manifest; `writing`: with most of it on its way into the bucket; `written`: with it in the bucket
-and nothing on record; `committed`: with the end on record, and nobody told. Settings come from the environment.
+`checking`: at the third row; `copying`: with half of the rows on their way to Postgres; `kept`: before that is
+committed; `drafted`: after; `made`: with all jobs made; `told`: before that is committed; `committed`: after.
 """
 
 from __future__ import annotations
@@ -11,60 +11,73 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
-from worker import context, settings, tick
-from worker.batches import completion
-from worker.context import Context
-from worker.storage import Bucket
+from worker import context, keys, settings
+from worker.batches import commit, draft
+from worker.batches.draft import Options, Upload
+from worker.errors import NoriaError
+from worker.jobs import submission
+from worker.jobs.submission import Prepared, Submission
+from worker.moves import batch
+
+HEADER = b"kind,model,prompt,custom_id\n"
+ROWS = HEADER + b"".join(b"text-to-video,wan2.5-t2v-preview,a heron %c,%c\n" % (name, name) for name in b"abcde")
 
 
-class Fatal(Bucket):
-    """A bucket that kills whoever stores something in it, at the point."""
-
-    point = ""
-
-    def put_stream(self, key: str, chunks: Iterable[bytes], *more: Any) -> Any:
-        """Nothing, unless it is to live on."""
-        if self.point == "taken":
-            die()
-        stored = super().put_stream(key, _fatal(chunks) if self.point == "writing" else chunks, *more)
-        if self.point == "written":
-            die()
-        return stored
-
-
-class Last(Context):
-    """Its first write is its last."""
-
-    def write(self, change: Callable[..., Any], what: str) -> Any:
-        """Nothing: it is on record, and the process is dead."""
-        super().write(change, what)
-        die()
-
-
-def die() -> None:
+def die(*_: Any, **__: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(batch_id: str, point: str) -> None:
-    made = context.make(settings.load())
-    parts = {field.name: getattr(made, field.name) for field in fields(made)}
-    bucket = Fatal(made.settings)
-    bucket.point = point
-    ctx = (Last if point == "committed" else Context)(**parts | {"bucket": bucket})
+class Deadly:
+    """A spool whose reader dies in the middle."""
+
+    def __init__(self, spool: Any) -> None:
+        self._spool = spool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spool, name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for n, line in enumerate(self._spool):
+            if n == 3:
+                die()
+            yield line
+
+
+def main(name: str, point: str) -> None:
+    ctx = context.make(settings.load())
     with ctx.engine.begin() as connection:
-        messages = tick.run(connection)
-    numbers = [number for message in messages for number in message.numbers if number[0] == uuid.UUID(batch_id)]
-    assert numbers, "the batch is not due"
-    completion.complete(ctx, numbers)
+        (project,) = [found for found in keys.projects(connection) if found.name == name]
+        now = connection.exec_driver_sql("select now()").scalar_one()
+    seen = 0
 
+    def check(body: dict[str, Any]) -> Prepared:
+        nonlocal seen
+        seen += 1
+        if point == "checking" and seen == 3:
+            die()
+        return submission.prepare(ctx.catalog, ctx.settings, Submission(**body), now)
 
-def _fatal(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    yield from chunks
+    upload = Upload(BytesIO(ROWS), "spring.csv", "text/csv")
+    with draft.checked(ctx.engine, project.id, upload, Options(), check) as made:
+        if point == "copying":
+            vars(made)["spool"] = Deadly(made.spool)
+        with ctx.engine.begin() as connection:
+            kept, _ = draft.keep(connection, project.id, made, None, now)
+            if point == "kept":
+                die()
+    if point == "drafted":
+        die()
+    if point == "made":
+        batch.tell = die
+    with suppress(NoriaError), ctx.engine.begin() as connection:
+        commit.commit(connection, project, kept.id, False, now)
+        if point == "told":
+            die()
     die()
 
 

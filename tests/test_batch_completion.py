@@ -27,7 +27,7 @@ from worker.batches import completion, control
 from worker.storage import Bucket
 from worker.tables import Batch, Delivery
 
-KILLER = Path(__file__).with_name("batch_killer.py")
+KILLER = Path(__file__).with_name("completion_killer.py")
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
 
 

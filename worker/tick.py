@@ -34,7 +34,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
 from worker import claims, log, moves, timeouts, webhooks, work
-from worker.batches import completion
+from worker.batches import completion, draft
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
@@ -109,6 +109,8 @@ def _due(group: Group) -> Iterator[_Due]:
     among = frozenset(states)
     if group.per_project is not None:
         here = and_(here, group.per_project > _GATHERS)
+    if State.QUEUED in states:  # parents, which are in no lane's line
+        here = and_(here, text(f"not ({fair_queue.PASSED_BY})"))
     if group.urgent:
         yield _Due(group, among, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
         yield _Due(group, among, group.on_their_way - group.urgent, and_(here, ~_DIES_SOON), (Job.links_expire_at,))
@@ -264,6 +266,7 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
+    "forget_drafts": (timedelta(minutes=1), draft.forget),
 }
 
 # Statements are built once: to build one costs more than to run it.

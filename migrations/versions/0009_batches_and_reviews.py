@@ -27,12 +27,14 @@ _NOW = sa.text("now()")
 # after many jobs were made or moved, until the next vacuum, the planner would read the table, which takes twice as long.
 _GROUPS = """
 create function batch_groups(ids uuid[]) returns table (
-    batch_id uuid, kind text, model text, state text, review text,
-    jobs bigint, estimate numeric, cost numeric, unbilled numeric
-) language sql stable parallel safe set enable_seqscan = off set enable_bitmapscan = off as $$
-select batch_id, kind, model, state, review,
-       count(*), sum(estimate), sum(cost), sum(estimate) filter (where billed <> 'yes')
-  from jobs where batch_id = any (ids) group by batch_id, kind, model, state, review
+    batch_id uuid, kind text, model text, state text,
+    jobs bigint, reviewed bigint, approved bigint, estimate numeric, cost numeric, unbilled numeric
+) language sql stable
+set enable_seqscan = off set enable_bitmapscan = off set max_parallel_workers_per_gather = 0 as $$
+select batch_id, kind, model, state,
+       count(*), count(review), count(*) filter (where review = 'approved'),
+       sum(estimate), sum(cost), sum(estimate) filter (where billed <> 'yes')
+  from jobs where batch_id = any (ids) group by batch_id, kind, model, state
 $$
 """
 _TIMES = ("committed_at", "paused_at", "canceled_at", "completed_at", "run_at")
@@ -57,7 +59,7 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         _index(
             "ix_jobs_batch",
-            "jobs (batch_id, kind, model, state, review) include (estimate, cost, billed)",
+            "jobs (batch_id, kind, model, state, id) include (review, estimate, cost, billed)",
             "batch_id is not null",
         )
         _index("ix_jobs_batch_unfinished", "jobs (batch_id)", "batch_id is not null and finished_at is null")

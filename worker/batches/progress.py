@@ -70,14 +70,13 @@ def _amount(micros: int) -> str:
 
 
 def _review(rows: Sequence[Row[Any]], actual: int) -> BatchReview | None:
-    looked_at = [row for row in rows if row.review is not None]
-    if not looked_at:
+    if not any(row.reviewed for row in rows):
         return None
-    approved = sum(row.jobs for row in looked_at if row.review == "approved")
+    approved = sum(row.approved for row in rows)
     return BatchReview(
-        waiting=sum(row.jobs for row in looked_at if row.state == State.AWAITING_REVIEW),
+        waiting=sum(row.jobs for row in rows if row.state == State.AWAITING_REVIEW),
         approved=approved,
-        rejected=sum(row.jobs for row in looked_at if row.state == State.REJECTED),
+        rejected=sum(row.jobs for row in rows if row.state == State.REJECTED),
         cost_per_approved=money.shown(round(actual / approved)) if approved else None,
     )
 
@@ -87,18 +86,15 @@ def _finish_at(
 ) -> dict[uuid.UUID, datetime | None]:
     """When each batch ends: with the last of its kinds and models; a paused one, and one that waits for people: None.
 
-    One forecast for all of them, since they stand in one another's line. Their jobs in that line are among what the
-    forecast finds waiting there; it is told of those that have left it, and of one where there are none.
+    One forecast for all of them, since they stand in one another's line: their jobs are among what it finds waiting and
+    running, so it is asked for one more of each.
     """
     moving = {
         batch.id: [row for row in found[batch.id] if row.state not in AT_REST] if batch.paused_at is None else []
         for batch in batches
     }
-    counts: Counter[tuple[str, str]] = Counter()
-    for row in (row for rows in moving.values() for row in rows):
-        counts[row.kind, row.model] += 0 if row.state == State.QUEUED else row.jobs
-    counts = Counter({group: max(jobs, 1) for group, jobs in counts.items()})
-    spans = forecast.spans(connection, counts, batches[0].project_id, now) if counts else {}
+    last = {(row.kind, row.model): 1 for rows in moving.values() for row in rows}
+    spans = forecast.spans(connection, last, batches[0].project_id, now) if last else {}
     ends: dict[uuid.UUID, datetime | None] = {}
     for batch_id, rows in moving.items():
         longest = [spans.get((row.kind, row.model)) for row in rows]
@@ -109,6 +105,10 @@ def _finish_at(
 
 # Built once: to build a statement costs more than to run it. The function is migration 0009's, which says why.
 _FOUND = func.batch_groups(bindparam("batches", type_=ARRAY(Uuid))).table_valued(
-    column("batch_id", Uuid), "kind", "model", "state", "review", *("jobs", "estimate", "cost", "unbilled")
+    column("batch_id", Uuid),
+    "kind",
+    "model",
+    "state",
+    *("jobs", "reviewed", "approved", "estimate", "cost", "unbilled"),
 )
 _GROUPS = select(_FOUND)

@@ -18,7 +18,20 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, null, or_, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Row,
+    SQLColumnExpression,
+    Text,
+    any_,
+    bindparam,
+    literal_column,
+    null,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import catalog, media, timeouts
@@ -62,6 +75,7 @@ _SOUND = Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB")
 _OF = {Medium.PICTURE: _PICTURE, Medium.SOUND: _SOUND}
 _RULES = {name: _OF[medium] for kind in OFFERED.values() for name, medium in fields.media(kind.input).items()}
 _LISTS = [name for kind in OFFERED.values() for name in kind.keyed]
+NAMING = [*_RULES, *_LISTS]  # the fields that may name a file
 
 
 def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:
@@ -70,13 +84,38 @@ def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Map
     A picture must be one that the model takes. To be called in the submission's transaction: a file that is named
     cannot be removed before it ends.
     """
-    named = {**links(wanted), **_documents(project_id, wanted)}
-    if not named:
-        return
-    there = _there(connection, project_id, sorted(set(named.values())))
-    faults = [_fault(pointer, key, there.get(key), model) for pointer, key in named.items()]
-    if found := [fault for fault in faults if fault is not None]:
+    if found := check_all(connection, project_id, [(model, wanted)])[0]:
         raise InvalidInput(found)
+
+
+def check_all(
+    connection: Connection, project_id: uuid.UUID, asked: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[list[Fault]]:
+    """The same faults of many models' complete inputs, each input's own, looked up together."""
+    named = [named_by(project_id, wanted) for _, wanted in asked]
+    there = _there(connection, project_id, sorted({key for keys in named for key in keys.values()}))
+    return [
+        [fault for pointer, key in keys.items() if (fault := _fault(pointer, key, there.get(key), model))]
+        for (model, _), keys in zip(asked, named, strict=True)
+    ]
+
+
+def named_by(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Pointer → key, of all objects that a complete input names and that must be there."""
+    return {**links(wanted), **_documents(project_id, wanted)}
+
+
+def with_keys(wanted: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """A raw input with the keys of files in the place of what its user calls them."""
+    named = {name: keys[value] for name in _RULES if isinstance(value := wanted.get(name), str) and value in keys}
+    listed = {name: _keyed(wanted[name], keys) for name in _LISTS if isinstance(wanted.get(name), list)}
+    return {**wanted, **named, **listed}
+
+
+def names_files(wanted: SQLColumnExpression[Any]) -> ColumnElement[bool]:
+    """Whether a complete input has any field that may name a file."""
+    has_any = wanted.bool_op("?|")
+    return has_any(literal_column("array[" + ", ".join(f"'{name}'" for name in (*_RULES, *_LISTS)) + "]"))
 
 
 def links(wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -184,6 +223,16 @@ def _documents(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, st
     return dict(pair for name in _LISTS for pair in _keys_of(name, wanted.get(name), f"{project_id}/files/"))
 
 
+def _keyed(documents: Sequence[Any], keys: Mapping[str, str]) -> list[Any]:
+    """A list of objects, with the keys of files in the place of what their user calls them."""
+    return [
+        {**document, "key": keys.get(document["key"], document["key"])}
+        if isinstance(document, dict) and isinstance(document.get("key"), str)
+        else document
+        for document in documents
+    ]
+
+
 def _keys_of(name: str, documents: Any, prefix: str) -> Iterator[tuple[str, str]]:
     for n, document in enumerate(documents if isinstance(documents, list) else ()):
         key = document.get("key") if isinstance(document, dict) else None
@@ -192,6 +241,8 @@ def _keys_of(name: str, documents: Any, prefix: str) -> Iterator[tuple[str, str]
 
 
 def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -> dict[str, _Object]:
+    if not keys:
+        return {}
     found = {row.key: row for row in connection.execute(_FILES, {"project": project_id, "keys": keys})}
     if missing := [key for key in keys if key not in found]:
         found |= {row.key: row for row in connection.execute(_OUTPUTS, {"project": project_id, "keys": missing})}
@@ -232,16 +283,17 @@ def _with(value: Any, places: Mapping[str, str]) -> Any:
     return places.get(value, value) if isinstance(value, str) else value
 
 
+_KEYS = any_(bindparam("keys", type_=ARRAY(Text)))
 # The files of those keys; FOR KEY SHARE, so that none is removed before the job that names it is on record.
 _FILES = (
     select(File.key, File.content_type, File.bytes, File.width, File.height, File.has_alpha)
-    .where(File.project_id == bindparam("project"), File.key.in_(bindparam("keys", expanding=True)))
+    .where(File.project_id == bindparam("project"), File.key == _KEYS)
     .order_by(File.key)
     .with_for_update(read=True, key_share=True)
 )
 # The outputs of those keys.
 _OUTPUTS = select(Output.key, Output.content_type, Output.bytes, null(), null(), null()).where(
-    Output.project_id == bindparam("project"), Output.key.in_(bindparam("keys", expanding=True))
+    Output.project_id == bindparam("project"), Output.key == _KEYS
 )
 # A job that names the key.
 _USER = (

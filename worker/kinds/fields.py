@@ -78,7 +78,7 @@ def _is_near(host: str) -> bool:
 
 def _storable(value: str) -> str:
     if text.UNSTORABLE.search(value):
-        raise no("bad_text", "holds a NUL or half of a surrogate pair, which cannot be stored")
+        raise no("bad_text", text.BAD_TEXT)
     return value
 
 

@@ -1,13 +1,12 @@
 """Moves on record: the one way to make a job and to move it.
 
 `record` names the state and the claim that it leaves, and writes everything that belongs to the move (its event, the
-attempt's answer, outputs, ledger lines, deliveries) in the same transaction. `fair_queue` admits jobs and `children`
-moves a parent's children, many at a time; the statements of all three are `transition`'s.
+attempt's answer, outputs, ledger lines, deliveries) in the same transaction. Many at a time are moved by `fair_queue`,
+which admits jobs, by `children`, and by `bulk`, where a person asks for it; the statements are all `transition`'s.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -31,7 +30,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal_column,
     or_,
     select,
     update,
@@ -42,8 +40,8 @@ from worker import claims, document, money, text, webhooks, work
 from worker.claims import NOW, Now
 from worker.errors import ClaimLost, ErrorClass, Failure
 from worker.lanes import slots, throttle
-from worker.moves import children, fair_queue, transition
-from worker.states import TERMINAL, HeldFor, Mode, Move, State
+from worker.moves import children, making, transition
+from worker.states import DONE, TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
@@ -94,7 +92,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     left = State(job.state)
     if move.to is State.SUBMITTING:
         return _begin(connection, job, move, now)
-    if job.mode == Mode.PARENT and move.to in TERMINAL:
+    if job.mode == Mode.PARENT and move.to in DONE:
         move = replace(move, columns={**move.columns, **children.paid(connection, job.id)})
     event = transition.Told(_type(left, move.to), move.why, now) if move.to is not left or move.why else None
     answer = _answer(job, move, now)
@@ -316,12 +314,12 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
-    """Gives back what was reserved, once the job's call is paid for, or it has ended and no verdict is missing."""
+    """Gives back what was reserved, once the job's call is paid for, or it is done and no verdict is missing."""
     if job.parent_id is not None:
         return
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))
-    is_over = move.to in TERMINAL and job.mode == Mode.PARENT
+    is_over = move.to in DONE and job.mode == Mode.PARENT
     if _is_paid(move) or is_over or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 
@@ -372,9 +370,7 @@ def _send(connection: Connection, job: Job, event_type: str, event_id: int | Non
     stored = [Output.of(row._mapping) for row in rows if row.n is not None]  # noqa: SLF001
     made_of = document.parts(connection, [job]).get(job.id)
     shown = document.shown(rows[0].project, job, stored, rows[0].request_id, None, made_of)
-    data = shown.model_dump(mode="json", exclude={"input"})
-    said = {"type": event_type, "timestamp": text.moment(now), "sequence": job.sequence, "data": data}
-    body = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    body = making.body(event_type, job, shown, now)
     webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
 
 
@@ -454,28 +450,15 @@ def _making(columns: tuple[str, ...], once: bool) -> Select[Any]:
     """
     table, moment = Job.__table__, func.coalesce(bindparam("now", type_=DateTime(timezone=True)), NOW)
     born = select(func.uuidv7().label("id"), moment.label("at")).cte("born")
-    at = born.c.at.expression
     asked = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
-    written = {
-        "id": born.c.id,
-        "sequence": literal_column("1"),
-        "created_at": at,
-        "state_at": at,
-        "run_at": at,
-        **asked,
-    }
-    if "priority" in asked:
-        written["rank_at"] = fair_queue.rank(at, asked["priority"])
+    written = making.columns(born, asked)
     given = select(*written.values())
     if once:
         key = select(asked["project_id"], bindparam("key", type_=Text), bindparam("hash", type_=LargeBinary), *born.c)
         names = ("project_id", "key", "request_hash", "job_id", "created_at")
         kept = upsert(IdempotencyKey).from_select(names, key).on_conflict_do_nothing().returning(IdempotencyKey.key)
         given = given.where(exists(select(kept.cte("kept"))))
-    made = insert(Job).from_select(list(written), given).returning(*table.c).cte("made")
-    first = select(made.c.id, made.c.project_id, made.c.sequence, literal_column("'job.' || state"), made.c.state)
-    named = ("job_id", "project_id", "sequence", "type", "entered", "claim", "at")
-    event = insert(Event).from_select(named, first.add_columns(made.c.claim, made.c.created_at))
-    told = event.returning(Event.id, Event.job_id).cte("told")
+    made = making.inserted(written, given)
+    told = making.told(made)
     whole = select(made, told.c.id.label("event_id")).join(told, told.c.job_id == made.c.id)
-    return whole.add_cte(money.reserving(made).cte("reserved"))
+    return whole.add_cte(making.reserved(made))

@@ -11,14 +11,15 @@ import secrets
 import uuid
 import zlib
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, DateTime, bindparam, func, or_, select, text, update
+from sqlalchemy import BigInteger, Connection, DateTime, Text, Uuid, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
-from worker import egress, timeouts
+from worker import claims, egress, timeouts
 from worker.egress import transports
 from worker.errors import CallFailed
 from worker.tables import Delivery
@@ -36,8 +37,11 @@ _AT_ONCE = 5000  # deliveries that are given up together
 _GONE = 410  # the receiver wants no more
 _HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}
 
-TERMINAL_EVENTS = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
-JOB_EVENTS = TERMINAL_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
+# What a receiver is told of that names no events: how a job ends, and that it waits for the review it was to have.
+DEFAULT_EVENTS = frozenset(
+    {"job.succeeded", "job.rejected", "job.failed", "job.canceled", "job.expired", "job.awaiting_review"}
+)
+JOB_EVENTS = DEFAULT_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,24 @@ def receiver(url: str) -> int:
 
 
 def wanted(event_type: str, events: list[str] | None) -> bool:
-    """Whether a job's receiver is told of an event: the terminal ones, unless it asked for others."""
-    return event_type in (TERMINAL_EVENTS if events is None else events)
+    """Whether a job's receiver is told of an event: by default of its ends and of its review."""
+    return event_type in (DEFAULT_EVENTS if events is None else events)
 
 
 def enqueue(
     connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID | None, event_id: int, url: str, body: str
 ) -> None:
     """Writes the delivery of an event, of a job or (None) of a batch, once: a second call changes nothing."""
-    row = {"project_id": project_id, "job_id": job_id, "event_id": event_id, "url": url, "body": body}
-    connection.execute(_ENQUEUE, row | {"receiver": receiver(url)})
+    enqueue_all(connection, project_id, [(job_id, event_id, url, body)])
+
+
+def enqueue_all(
+    connection: Connection, project_id: uuid.UUID, rows: Sequence[tuple[uuid.UUID | None, int, str, str]]
+) -> None:
+    """Writes the deliveries of a project's events as `enqueue` does, by one statement: job, event, URL and body."""
+    jobs, events, urls, bodies = (list(column) for column in zip(*rows, strict=True))
+    told = {"jobs": jobs, "events": events, "urls": urls, "bodies": bodies, "receivers": list(map(receiver, urls))}
+    connection.execute(_ENQUEUE_ALL, {"of_project": project_id, **told})
 
 
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
@@ -128,6 +140,17 @@ def failed(delivery: Delivery, status: int | None, error: str, now: datetime) ->
 
 # A new delivery, unless the event has one to that receiver.
 _ENQUEUE = upsert(Delivery).on_conflict_do_nothing()
+_TOLD = claims.unnested("told", jobs=Uuid(), events=BigInteger(), urls=Text(), bodies=Text(), receivers=BigInteger()).c
+_ENQUEUE_ALL = (
+    upsert(Delivery)
+    .from_select(
+        ["project_id", "job_id", "event_id", "url", "body", "receiver"],
+        select(
+            bindparam("of_project", type_=Uuid), _TOLD.jobs, _TOLD.events, _TOLD.urls, _TOLD.bodies, _TOLD.receivers
+        ),
+    )
+    .on_conflict_do_nothing()
+)
 
 # The deliveries that have waited for too long, some thousands of them, and their end.
 _OLD = (
