@@ -411,6 +411,14 @@ class TestCommitting:
         assert sum(batch["rows"]["made"] for batch in made[:2]) == 200
         assert sum(batch["rows"]["existing"] for batch in made[:2]) == 200
 
+    def test_keys_are_taken_in_one_order_so_that_no_two_commits_wait_for_each_other(
+        self, http: httpx.Client, api: Served
+    ) -> None:
+        commit(http, drafted(http, rows(*map(str, range(50)))))
+
+        taken = [row["key"] for row in api.sql("select key from idempotency_keys order by ctid")]
+        assert taken == [row["key"] for row in api.sql("select key from idempotency_keys order by key")]
+
     def test_a_file_that_went_since_makes_its_row_bad(self, http: httpx.Client, api: Served) -> None:
         file = http.post("/v1/files", files=PICTURE).json()
         made = items(http, STILL | {"input": {"img_url": file["key"]}}, CLIP)
