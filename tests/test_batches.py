@@ -202,6 +202,18 @@ class TestChecking:
 
         assert [warning["code"] for warning in made["report"]["warnings"]] == ["retired_model"]
 
+    def test_the_report_says_how_long_it_takes_at_todays_limits(self, http: httpx.Client, api: Served) -> None:
+        api.sql("insert into owners (name) values ('o')")
+        api.sql(
+            "insert into lanes (account, owner, region, model, concurrency, interval_us)"
+            " values ('a', 'o', 'cn-beijing', 'wan2.5-t2v-preview', 1, 1)"
+        )
+        api.sql("insert into run_times (model, shape, early, median) values ('wan2.5-t2v-preview', '', 50, 100)")
+
+        report = drafted(http, rows("a", "b", "c"))["report"]
+
+        assert report["seconds"] == report["groups"][0]["seconds"] == 300
+
     def test_nul_and_halves_of_pairs_are_faults_and_can_be_shown(self, http: httpx.Client) -> None:
         body = b'{"items": [{"kind": "text-to-video", "custom_id": "a\\u0000", "input": {"p\\ud800": "x"}}]}'
 
@@ -411,6 +423,22 @@ class TestCommitting:
         assert sum(batch["rows"]["made"] for batch in made[:2]) == 200
         assert sum(batch["rows"]["existing"] for batch in made[:2]) == 200
 
+    def test_rows_that_were_just_written_are_not_compared_each_with_each(self, http: httpx.Client, api: Served) -> None:
+        made = drafted(http, rows(*map(str, range(50))))
+        plans: list[str] = []
+
+        def note(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
+            if "INSERT INTO jobs" in statement:
+                with cursor.connection.cursor() as beside:
+                    plans.extend(line for (line,) in beside.execute(f"explain {statement}", parameters))
+
+        listen(api.engine, "before_cursor_execute", note)
+        commit(http, made)
+        remove(api.engine, "before_cursor_execute", note)
+
+        assert "Hash Join" in "\n".join(plans)
+        assert "Nested Loop" not in "\n".join(plans)
+
     def test_keys_are_taken_in_one_order_so_that_no_two_commits_wait_for_each_other(
         self, http: httpx.Client, api: Served
     ) -> None:
@@ -458,6 +486,18 @@ class TestCommitting:
             assert counts(fits.json()) == {"total": 3, "made": 3}
             assert counts(repeated.json()) == {"total": 3, "existing": 3}, "it needs no room"
             assert single.json()["code"] == "too_many_waiting", "its jobs were counted at once"
+
+    def test_a_project_checks_and_commits_one_at_a_time(self, http: httpx.Client, api: Served) -> None:
+        made = drafted(http, rows("a"))
+        context = api.app.state.context
+        full = {name: Gate(f"{name} of batches", 0, 1, 0) for name in ("drafts", "commits")}
+        api.app.state.context = replace(context, gates=replace(context.gates, **full))
+
+        refused = [send(http, rows("a")), http.post(made["urls"]["commit"])]
+
+        assert [answer.status_code for answer in refused] == [429, 429]
+        assert http.get(made["urls"]["self"]).status_code == 200, "who looks is not held up"
+        assert (context.gates.drafts.each, context.gates.commits.each) == (1, 1)
 
     def test_flower_is_told_of_its_jobs_and_a_tick_is_asked_for(
         self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
