@@ -80,6 +80,11 @@ def test_the_encoding_is_found(encoding: str, mark: bytes, named: str) -> None:
     assert [row.body for row in rows] == [clip()]
 
 
+@pytest.mark.parametrize("prompt", ["夜市", "電視", "ice—cream", "“a”", "￥5", "朱镕基", "👍", "臺灣的夜市", "①"])
+def test_few_characters_show_that_a_file_is_in_gb18030(prompt: str) -> None:
+    assert bodies(f"prompt\n{prompt}\n".encode("gb18030")) == [{"input": {"prompt": prompt}}]
+
+
 @pytest.mark.parametrize("ends", ["\r\n", "\n", "\r"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_delimiters_and_line_ends_are_found(delimiter: str, ends: str) -> None:
@@ -408,6 +413,8 @@ def test_a_row_of_over_a_mebibyte_is_refused() -> None:
         (f"kind,prompt\nx,{PROMPT}\ny,caf\xe9 a\n".encode("cp1252", "ignore"), "a.csv", "unknown_encoding", "line 3"),
         ("kind,prompt\nx,Müller fährt\n".encode("cp1252"), "a.csv", "unknown_encoding", "CSV UTF-8"),
         ("kind,prompt\nx,水庫在夏天要放水，鎮上的人都知道\n".encode("big5"), "a.csv", "unknown_encoding", "CSV UTF-8"),
+        (("prompt\n" + "少女\n" * 18).encode() + b"a\xb2\xe2b\n", "a.csv", "unknown_encoding", "line 20"),
+        (("prompt\n" + "Café\n" * 18).encode() + b"a\xb2\xe2b\n", "a.csv", "unknown_encoding", "line 20"),
         (codecs.BOM_UTF8 + b"kind,prompt\nx,y\nx,\xff\n", "a.csv", "unknown_encoding", "line 3"),
         (f"kind,prompt\nx,{PROMPT}".encode()[:-1], "a.csv", "unknown_encoding", "line 2"),
         (b"kind,prompt\nx,y\n" * 2 + b"\n" * 2_000_001, "a.csv", "too_many_lines", "2,000,000"),

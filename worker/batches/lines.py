@@ -32,8 +32,7 @@ _MARKS = {
 ENCODINGS = {"utf-8-sig": "utf-8", "utf-16-le": "utf-16", "utf-16-be": "utf-16"}  # by Python's codecs
 _NARROW = ("utf-8", "gb18030")
 _ASCII = re.compile("[\0-\x7f]+")
-_NO_HAN = bytes(range(0xA1))
-_USUAL = 1 / 3  # of what is beyond ASCII is in GB 2312, also where Chinese is written in the traditional way
+_WHOLE = 4  # times as many characters are whole as are damaged, where a text is in UTF-8 and damaged
 _FEW = 0.02  # of the bytes of a text may be NULs, each a fault of its row
 _TEXTS = ("text/", "application/jsonl", "message/")  # content types
 _BINARY = {
@@ -108,7 +107,7 @@ def _broken(file: BinaryIO, codec: str) -> int | None:
         while chunk := file.read(_CHUNK):
             decoded = decoder.decode(chunk)
             line += decoded.count("\n")
-            if codec == "gb18030" and len(sample) < _SAMPLE:  # which gives a text for most bytes of other encodings
+            if codec == "gb18030" and len(sample) < _SAMPLE:
                 sample += _ASCII.sub(" ", decoded)
         decoder.decode(b"", True)
     except UnicodeDecodeError as error:
@@ -117,9 +116,18 @@ def _broken(file: BinaryIO, codec: str) -> int | None:
 
 
 def _is_chinese(text: str) -> bool:
-    """Whether a text is what it seems to be in GB18030, in which e.g. the ü of cp1252 and a letter are a rare Han."""
-    usual = len(text.encode("gb2312", "ignore").translate(None, _NO_HAN)) // 2
-    return usual >= _USUAL * len(text.replace(" ", "")) and decoding.implausible(text) is None
+    """Whether a text in GB18030 is what it seems to be; most bytes of other encodings are a text in it too.
+
+    It is not where nearly all of it is UTF-8, which then is damaged; nor where most characters end in a letter of
+    ASCII, as the ü of cp1252 and the letter after it do.
+    """
+    pairs = [char.encode("gb18030", "ignore") for char in text]
+    in_utf8 = b"".join(pairs).decode("utf-8", "replace")
+    damaged = in_utf8.count("\ufffd")
+    whole = len(in_utf8) - len(in_utf8.encode("ascii", "ignore")) - damaged
+    lettered = sum(len(pair) == 2 and pair[1:].isalpha() for pair in pairs)
+    is_mistaken = whole > _WHOLE * damaged or 2 * lettered > len(text.replace(" ", ""))
+    return not is_mistaken and decoding.implausible(text) is None
 
 
 class _Text(io.TextIOWrapper):
