@@ -23,8 +23,9 @@ from sqlalchemy.event import listen, remove
 from api import bodies
 from api.limits import Gate
 from worker import tick
-from worker.batches import draft
+from worker.batches import checking, draft, files
 from worker.catalog import load
+from worker.egress import transports
 from worker.webhooks import JOB_EVENTS
 
 KILLER = Path(__file__).with_name("batch_killer.py")
@@ -122,10 +123,10 @@ class TestChecking:
         assert made["report"]["faults"][-1]["line"] == 3
 
     def test_a_fault_inside_a_field_is_of_that_fields_column(self) -> None:
-        row = draft.Row(1, 2, {}, (), {"/input/messages": "messages"})
+        row = files.Row(1, 2, {}, (), {"/input/messages": "messages"})
 
-        assert draft._column(row, "/input/messages/0/role") == "messages"
-        assert draft._column(row, "/input") is None
+        assert checking._column(row, "/input/messages/0/role") == "messages"
+        assert checking._column(row, "/input") is None
 
     def test_a_custom_id_stands_once_in_a_file_and_its_fault_names_the_first(self, http: httpx.Client) -> None:
         made = drafted(http, rows("a", "b", "a"))
@@ -241,12 +242,34 @@ class TestChecking:
     def test_rows_that_defaults_make_too_long_for_the_disk_are_refused(
         self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(draft, "SPOOL", 10_000)
+        monkeypatch.setattr(checking, "SPOOL", 10_000)
 
         answer = send(http, rows(*map(str, range(20))), defaults={"input": {"negative_prompt": "x" * 400}})
 
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "too_long")
         assert api.sql("select count(*) from batches") == [{"count": 0}]
+
+    def test_a_receiver_that_all_rows_name_is_looked_up_once(
+        self, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        submit = transports._LOOKUPS.submit
+        monkeypatch.setattr(transports._LOOKUPS, "submit", lambda *given: asked.append(given[1]) or submit(*given))
+        transports._looked_up.cache_clear()
+
+        made = items(http, *[CLIP] * 20, defaults={"webhook_url": "http://localhost:9/hook"})
+
+        assert counts(made) == {"total": 20, "good": 20}
+        assert asked == ["localhost"]
+
+    def test_a_check_that_takes_too_long_is_broken_off(
+        self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checking, "_SECONDS", 0)
+
+        answer = send(http, rows("a"))
+
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "too_slow")
 
 
 class TestCommitting:
