@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems
-from api.routes import batches, catalog, files, jobs, operator, schedules
+from api.routes import batches, bulk, catalog, files, jobs, operator, review, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
@@ -44,7 +44,15 @@ A job queue for generated media on DashScope: submit a job, and find its output 
 - Times are RFC 3339 in UTC, money is a decimal string, ids are UUIDv7.
 - With an `Idempotency-Key` a submission may be repeated: the first job is answered, with `Idempotency-Replayed: true`.
 """
-_FORMS = (forms.BatchCreate, forms.ResolveCreate, forms.ScheduleCreate, problems.ProblemDocument)
+_FORMS = (
+    forms.ApproveCreate,
+    forms.BatchCreate,
+    forms.BulkCreate,
+    forms.RejectCreate,
+    forms.ResolveCreate,
+    forms.ScheduleCreate,
+    problems.ProblemDocument,
+)
 
 _log = log.get(__name__)
 
@@ -58,7 +66,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, batches, operator, files, schedules, catalog):
+    for routes in (jobs, bulk, review, batches, operator, files, schedules, catalog):
         app.include_router(routes.router)
     return app
 

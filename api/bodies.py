@@ -61,7 +61,14 @@ def _parsed(body: bytes, what: str) -> Any:
         raise problem(400, "invalid_json", f"{what} is not JSON: {reason}") from None
 
 
+async def json_or_nothing(request: Request) -> Any:
+    """The body as JSON; an empty object where there is none. Raises as `json_body` does."""
+    is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    return {} if is_empty else await json_body(request)
+
+
 JsonBody = Annotated[Any, Depends(json_body)]
+MayBeJson = Annotated[Any, Depends(json_or_nothing)]
 
 
 async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator[UploadFile]:

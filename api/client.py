@@ -7,13 +7,14 @@ that were not answered, or were answered 429 or 503, are made again for half a m
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 from urllib.parse import quote
 
 import httpx
@@ -45,6 +46,11 @@ class ApiError(Exception):
     def code(self) -> str:
         """What to decide on."""
         return str(self.problem.get("code", self.status))
+
+    @property
+    def faults(self) -> list[str]:
+        """Every wrong field that the API names, as `input.size: …`; the error itself where it names none."""
+        return [fault_in_words(fault) for fault in self.problem.get("errors", [])] or [str(self)]
 
 
 class Client:
@@ -122,19 +128,78 @@ class Client:
         """The job, on its way again."""
         return self._json("POST", _path(job_id, "/retry"))
 
+    def approve(self, job_id: str, comment: str | None = None) -> dict[str, Any]:
+        """The job, whose outputs were kept."""
+        return self._json("POST", _path(job_id, "/approve"), json={"comment": comment} if comment else {})
+
+    def reject(self, job_id: str, comment: str, reroll: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The job, whose outputs were not kept, and the next take where `reroll` (seed, prompt) asks for one."""
+        return self._json("POST", _path(job_id, "/reject"), json={"comment": comment, "reroll": reroll})
+
+    def takes(self, job_id: str) -> list[dict[str, Any]]:
+        """All takes of the job's row, the first first."""
+        return list(self._pages(_path(job_id, "/takes"), {}))
+
+    def make_batch(
+        self, name: str, file: BinaryIO, options: Mapping[str, Any], idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """A draft of the jobs in a CSV or JSONL file, with the report on it; nothing is spent."""
+        said = {"options": json.dumps(options)}
+        headers = {"idempotency-key": idempotency_key or str(uuid.uuid4())}
+        return self._sent("/v1/batches", name, file, data=said, headers=headers)
+
+    def make_items(self, items: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> dict[str, Any]:
+        """A draft of these jobs."""
+        body, headers = {**options, "items": items}, {"idempotency-key": str(uuid.uuid4())}
+        return self._json("POST", "/v1/batches", json=body, headers=headers, timeout=_UPLOAD_TIMEOUT)
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        """One batch: its counts, what it cost, and when it ends."""
+        return self._json("GET", _batch(batch_id))
+
+    def batches(self, state: str | None = None) -> Iterator[dict[str, Any]]:
+        """Every batch, the newest first."""
+        yield from self._pages("/v1/batches", {"state": state} if state else {})
+
+    def commit_batch(self, batch_id: str, skip_bad: bool = False) -> dict[str, Any]:
+        """The batch, whose jobs are made."""
+        params = {"skip_bad": str(skip_bad).lower()}
+        return self._json("POST", _batch(batch_id, "/commit"), params=params, timeout=_UPLOAD_TIMEOUT)
+
+    def delete_batch(self, batch_id: str) -> None:
+        """Forgets a draft."""
+        self._call("DELETE", _batch(batch_id))
+
+    def change_batch(self, batch_id: str, action: Literal["pause", "resume", "cancel"]) -> dict[str, Any]:
+        """The batch as it is then."""
+        return self._json("POST", _batch(batch_id, f"/{action}"), timeout=_UPLOAD_TIMEOUT)
+
+    def retry_failed(self, batch_id: str, dry_run: bool = False) -> dict[str, Any]:
+        """How many of its jobs are made again, or with `dry_run` would be, and what that costs."""
+        params = {"dry_run": str(dry_run).lower()}
+        return self._json("POST", _batch(batch_id, "/retry-failed"), params=params, timeout=_UPLOAD_TIMEOUT)
+
+    def batch_items(self, batch_id: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """The rows of a batch in their order, each with its job."""
+        said = {name: value for name, value in filters.items() if value is not None}
+        yield from self._pages(_batch(batch_id, "/items"), said)
+
+    def export(self, batch_id: str, what: str, target: BinaryIO) -> None:
+        """Writes `report.csv`, `results.jsonl` or `errors.jsonl` of a batch into the file."""
+        with self._http.stream("GET", _batch(batch_id, f"/{what}"), timeout=_UPLOAD_TIMEOUT) as answer:
+            if answer.is_error:
+                answer.read()
+            _refuse(answer)
+            for chunk in answer.iter_bytes(_CHUNK):
+                target.write(chunk)
+
     def children(self, job_id: str, state: str | None = None) -> Iterator[dict[str, Any]]:
         """The parts that a job is made in, in their order; those in the states that are named, with commas."""
         yield from self._pages(_path(job_id, "/children"), {"limit": 100} | ({"state": state} if state else {}))
 
     def upload(self, name: str, content: BinaryIO) -> dict[str, Any]:
         """The file in the bucket, whose `key` an input may name; the same content and name are one file."""
-        for attempt in _attempts():
-            with attempt:
-                content.seek(0)
-                answer = self._http.post("/v1/files", files={"file": (name, content)}, timeout=_UPLOAD_TIMEOUT)
-                _refuse(answer)
-        found: dict[str, Any] = answer.json()
-        return found
+        return self._sent("/v1/files", name, content)
 
     def files(self) -> Iterator[dict[str, Any]]:
         """Every file, the newest first."""
@@ -200,7 +265,7 @@ class Client:
 
     def download(self, job_id: str, n: int, target: BinaryIO) -> str:
         """Writes an output into the file; its SHA-256 in hex, to be compared with the job's `outputs`."""
-        link = self._call("GET", _path(job_id, f"/outputs/{n}"), params={"download": "true"}).headers["location"]
+        link = self.link(job_id, n, download=True)
         digest = hashlib.sha256()
         # not with our client, whose key is none of the bucket's business
         with _client(link, timeout=_STREAM_TIMEOUT) as bucket, bucket.stream("GET", link) as answer:
@@ -209,6 +274,21 @@ class Client:
                 target.write(chunk)
                 digest.update(chunk)
         return digest.hexdigest()
+
+    def link(self, job_id: str, n: int, download: bool = False) -> str:
+        """A link to an output, good for five minutes."""
+        params = {"download": "true"} if download else {}
+        return self._call("GET", _path(job_id, f"/outputs/{n}"), params=params).headers["location"]
+
+    def _sent(self, path: str, name: str, content: BinaryIO, **said: Any) -> dict[str, Any]:
+        """What the API answers to a file."""
+        for attempt in _attempts():
+            with attempt:
+                content.seek(0)
+                answer = self._http.post(path, files={"file": (name, content)}, timeout=_UPLOAD_TIMEOUT, **said)
+                _refuse(answer)
+        found: dict[str, Any] = answer.json()
+        return found
 
     def _pages(self, path: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
         cursor: str | None = None
@@ -241,6 +321,14 @@ class Client:
             yield source
 
 
+def fault_in_words(fault: Mapping[str, Any]) -> str:
+    """`line 3, column Size: …` of a file's row, else `input.size: …`."""
+    if line := fault.get("line"):
+        column = f", column {fault['column']}" if fault.get("column") else ""
+        return f"line {line}{column}: {fault['message']}"
+    return f"{fault['pointer'].strip('/').replace('/', '.') or 'body'}: {fault['message']}"
+
+
 def _attempts() -> Iterator[stamina.Attempt]:
     return iter(stamina.retry_context(on=_wait, attempts=None, timeout=_PATIENCE, wait_initial=0.2))
 
@@ -267,6 +355,10 @@ def _is_loopback(url: str) -> bool:
 
 def _path(job_id: str, suffix: str = "") -> str:
     return f"/v1/jobs/{quote(str(job_id), safe='')}{suffix}"
+
+
+def _batch(batch_id: str, suffix: str = "") -> str:
+    return f"/v1/batches/{quote(str(batch_id), safe='')}{suffix}"
 
 
 def _schedule(schedule_id: str, suffix: str = "") -> str:

@@ -7,7 +7,7 @@ may name its own there, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -80,9 +80,9 @@ class Context:
                 detail = f"this takes more than {_READ_SECONDS} s to find: narrow it, by state, kind or time"
                 raise problem(503, "search_too_long", detail, retry_after=_READ_SECONDS) from None
 
-    def tell(self, job: Job, project: Project) -> None:
-        """Tells Flower the job's state and asks for a tick, without waiting for either."""
-        if event := document.flower_event(job, project.name, []):
+    def tell(self, job: Job, project: Project, keys: Sequence[str] = ()) -> None:
+        """Tells Flower the job's state, with its outputs' keys, and asks for a tick, without waiting for either."""
+        if event := document.flower_event(job, project.name, keys):
             self.sender.tell(event)
         self.sender.hint()
 
@@ -216,6 +216,7 @@ Asking = Annotated[Caller, Depends(Door(_anyone, lambda gates, _: gates.lookups)
 Mine = Annotated[Tenant, Depends(Door(_tenant, _at_once))]
 Searching = Annotated[Tenant, Depends(Door(_tenant, _search))]
 Following = Annotated[Tenant, Depends(Door(_tenant, _history))]
+Moving = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.bulk))]  # many jobs at once
 Transferring = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.files))]  # to or from the bucket
 Drafting = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.drafts))]
 Committing = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.commits))]

@@ -25,9 +25,10 @@ from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.egress import transports
-from worker.jobs import reading
+from worker.jobs import bulk, reading, review
 from worker.kinds import OFFERED, Kind
-from worker.kinds.fields import Line, Text, no
+from worker.kinds.fields import SEED_LIMIT, Filled, Line, Text, no
+from worker.moves.bulk import AGAIN
 from worker.schedules.plan import VARIABLES
 from worker.states import State
 from worker.webhooks import JOB_EVENTS
@@ -54,8 +55,29 @@ def _known_state(name: str) -> str:
     return name
 
 
+def _known_end(name: str) -> str:
+    if name not in AGAIN:
+        raise no("not_allowed", f"must be one of {', '.join(sorted(AGAIN))}: only these are made again")
+    return name
+
+
 def _no_filter(name: str, code: LiteralString, message: str) -> PydanticCustomError:
     return PydanticCustomError(code, "{message}", {"message": message, "at": name[:80]})
+
+
+def _id(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return uuid.UUID(value)
+    except ValueError:
+        raise no("bad_id", "must be an id, a UUID") from None
+
+
+def apart(value: Any) -> Any:
+    """`state=queued,running` and `state=queued&state=running` are the same; so are a word and a list in a body."""
+    value = [value] if isinstance(value, str) else value
+    return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
 
 
 def _called(url: str | None, info: ValidationInfo) -> str | None:
@@ -72,20 +94,21 @@ def _moment(value: Any) -> Any:
     try:
         at = datetime.fromisoformat(value[:40])
     except ValueError:
-        raise no("bad_time", "must be a time as RFC 3339 writes it: 2026-12-01T06:00:00Z") from None
+        at = None
+    if at is None or at.tzinfo is None:
+        raise no("bad_time", "must be a time as RFC 3339 writes it, with its zone: 2026-12-01T06:00:00Z")
     if not 1 < at.year < MAXYEAR:
         raise no("bad_time", "must be of a year between 2 and 9998")
     return at
 
 
-def _apart(value: Any) -> Any:
-    """`state=queued,running` and `state=queued&state=running` are the same."""
-    return [part for item in value for part in str(item).split(",")] if isinstance(value, list) else value
-
-
+# JSON has neither ids nor times, so that strictly read there would be none
+Id = Annotated[uuid.UUID, BeforeValidator(_id)]
+Time = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Key = Annotated[str, Field(min_length=1, max_length=_KEY_LENGTH)]
 Value = Annotated[str, Field(max_length=_VALUE_LENGTH)]
 EventName = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra={"enum": sorted(JOB_EVENTS)})]
+EndName = Annotated[Text, AfterValidator(_known_end), Field(json_schema_extra={"enum": sorted(AGAIN)})]
 StateName = Annotated[Text, AfterValidator(_known_state), Field(json_schema_extra={"enum": list(State)})]
 
 
@@ -115,13 +138,14 @@ class JobForm(BaseModel):
         None, max_length=2048, description="is called when the job ends", examples=["https://example.com/hooks/noria"]
     )
     webhook_events: list[EventName] | None = Field(
-        None, max_length=len(JOB_EVENTS), description="the events it is called for; null: those that end the job"
+        None,
+        max_length=len(JOB_EVENTS),
+        description="the events it is called for; null: those that end the job, and that it awaits a review",
     )
-
     review: Literal["required"] | None = Field(
         None, description="required: its outputs wait until a person approves or rejects them"
     )
-    not_after: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
+    not_after: Time | None = Field(
         None,
         description="RFC 3339; what has not been sent to the provider by then ends unpaid",
         examples=["2026-12-01T06:00:00Z"],
@@ -192,6 +216,32 @@ class ResolveCreate(BaseModel):
         return self
 
 
+class ApproveCreate(BaseModel):
+    """What a person says of outputs that are as they should be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comment: Text | None = Field(None, max_length=review.COMMENT_LENGTH, examples=["the light is right"])
+
+
+class Reroll(BaseModel):
+    """What is to be different in another take; nothing: another seed, where the model takes one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="another seed", examples=[7])
+    prompt: Filled | None = Field(None, description="another prompt", examples=["a kitten runs, seen from behind"])
+
+
+class RejectCreate(BaseModel):
+    """Why outputs are not as they should be, and whether another take is to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comment: Filled = Field(max_length=review.COMMENT_LENGTH, examples=["the cat has five legs"])
+    reroll: Reroll | None = Field(None, description="makes another take, a job of its own; null: none is made")
+
+
 class ScheduleCreate(BaseModel):
     """A job for the clock to submit."""
 
@@ -220,9 +270,10 @@ class JobQuery(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     kind: Text | None = Field(None, description="what the job makes")
     model: Text | None = Field(None, description="a model's id or alias")
+    batch: uuid.UUID | None = Field(None, description="the id of a batch")
     custom_id: Text | None = Field(None, description="your own id")
     created_after: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
     created_before: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
@@ -252,8 +303,58 @@ class JobQuery(BaseModel):
             model=model,
             metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
             before=self.cursor,
-            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q"}),
+            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q", "batch"}),
         )
+
+
+class BulkFilter(BaseModel):
+    """Which jobs, as GET /v1/jobs finds them; conditions narrow together, and there must be one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field(
+        [], description="one or several states; none: all for which the action may do something"
+    )
+    kind: Text | None = Field(None, description="what the job makes")
+    model: Text | None = Field(None, description="a model's id or alias")
+    batch: Id | None = Field(None, description="the id of a batch")
+    custom_id: Text | None = Field(None, description="your own id")
+    metadata: dict[Key, Value] = Field(default_factory=dict, max_length=_KEYS, description="all of these")
+    created_after: Time | None = Field(None, description="RFC 3339, exclusive")
+    created_before: Time | None = Field(None, description="RFC 3339, exclusive")
+
+    @model_validator(mode="after")
+    def _narrows(self) -> Self:
+        """A filter that was meant to say something, and does not, would take all jobs."""
+        if not any(self.model_dump().values()):
+            raise no("empty_filter", "must have a condition: without one it would be all jobs of the project")
+        return self
+
+
+class BulkCreate(BaseModel):
+    """Many jobs to cancel, or to make again: by their ids, or by a filter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["cancel", "retry"] = Field(
+        description="cancel, as POST …/cancel does; retry what failed, expired or was canceled", examples=["cancel"]
+    )
+    ids: list[Id] | None = Field(None, min_length=1, max_length=bulk.MOST, description="of jobs")
+    filter: BulkFilter | None = Field(None, description="instead of ids")
+    cursor: Id | None = Field(None, description="with a filter: the next_cursor of the call before")
+    dry_run: bool = Field(False, description="count and price only")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise no("ids_or_filter", "name the jobs by either ids or a filter")
+        return self
+
+    def wanted(self, model: str | None) -> reading.Filter:
+        """The filter as the engine takes it; `model` is the catalog's id of the model."""
+        assert self.filter is not None, "the jobs are named by their ids"
+        said = self.filter.model_dump(exclude={"state", "model"})
+        return reading.Filter(states=tuple(self.filter.state), model=model, before=self.cursor, **said)
 
 
 class ChildQuery(BaseModel):
@@ -261,7 +362,7 @@ class ChildQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    state: Annotated[list[StateName], BeforeValidator(_apart)] = Field([], description="one or several states")
+    state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     cursor: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,9}$", description="the next_cursor of the page before")
     limit: int = Field(50, ge=1, le=100, description="children on a page")
 
@@ -324,10 +425,10 @@ def example(kind: str) -> dict[str, Any]:
     return {"kind": kind, "model": model.id, "input": wanted}
 
 
-def body(name: str, **more: Any) -> dict[str, Any]:
+def body(name: str, required: bool = True, **more: Any) -> dict[str, Any]:
     """The request body, for OpenAPI, of a route that reads it itself, by the name of its form."""
     content = {"application/json": {"schema": {"$ref": REF.format(model=name)}, **more}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def job_body() -> dict[str, Any]:

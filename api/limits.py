@@ -168,6 +168,10 @@ class Waiting:
         count.jobs += 1
         return False
 
+    def room(self, connection: Connection, project_id: uuid.UUID) -> int:
+        """How many more unfinished jobs the project may have, counted now."""
+        return max(0, self._most - _unfinished(connection, project_id))
+
     def is_over(self, connection: Connection, project_id: uuid.UUID) -> bool:
         """Whether the project has more than it may, counted now: jobs among them that its transaction has made."""
         self._counts.pop(project_id, None)
@@ -225,6 +229,7 @@ class Gates:
     files: Gate
     lookups: Gate
     streams: Gate
+    bulk: Gate
     drafts: Gate
     commits: Gate
 
@@ -239,6 +244,7 @@ def gates(max_input_bytes: int) -> Gates:
         files=Gate("file transfers", each=max(1, files // 2), most=files, patience=10),
         lookups=Gate("lookups at the provider", each=2, most=4, patience=5),
         streams=Gate("streams", each=100, most=1000, patience=0),
+        bulk=Gate("bulk requests", each=1, most=2, patience=10),
         # each takes the disk for its file and for its rows, and a share of this process's one interpreter
         drafts=Gate("batches being checked", each=1, most=2, patience=30),
         commits=Gate("batches being committed", each=1, most=2, patience=30),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from api import problems
 from api.bodies import scrubbed
 from api.context import Context
-from api.forms import BatchForm, JobForm, ResolveCreate, ScheduleCreate
+from api.forms import BatchForm, JobForm, ScheduleCreate
 from worker.batches.checking import Options
 from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
@@ -42,10 +42,10 @@ def job(here: Context, body: Any, on: datetime) -> Prepared:
     return prepared
 
 
-def decision(here: Context, body: Any) -> ResolveCreate:
-    """The decision about a job in a body; raises InvalidInput with every fault."""
+def decision(here: Context, form: type[T], body: Any) -> T:
+    """A person's decision about a job in a body of that form; raises InvalidInput with every fault."""
     clean, found = scrubbed(body)
-    said, of_form = _read(ResolveCreate, clean, here.settings)
+    said, of_form = _read(form, clean, here.settings)
     if said is None or found:
         raise InvalidInput(found + _unsaid(of_form, found))
     return said

@@ -19,8 +19,10 @@ from ops.sandbox.testing import Sandbox, running
 from tests.chaos import witnesses as told
 from tests.chaos.witnesses import Witnesses
 from worker import storage
+from worker.jobs import review
 from worker.schedules import fire
 from worker.schedules import plan as plans
+from worker.states import State
 from worker.tables import Job, Schedule
 
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
@@ -76,6 +78,20 @@ FAMILY_BREACHES = (
     ("M", "update ledger set micros = micros + 1 where entry = 'settle'"),
     ("M", "update attempts set billed = 'no'"),
 )
+# of a job that was rejected, and of its second take, which awaits its review
+REVIEW_BREACHES = (
+    ("I4", "update jobs set state = 'running', run_at = null where take = 2"),
+    ("I5", "delete from outputs where job_id = (select id from jobs where take = 1)"),
+    ("I5", "delete from outputs where job_id = (select id from jobs where take = 2)"),
+    ("I7", "delete from deliveries where body like '%job.awaiting_review%'"),
+    ("I7", "delete from deliveries where body like '%job.rejected%'"),
+    ("M", "delete from ledger where entry = 'release'"),
+    ("R", "update jobs set review = null where take = 1"),
+    ("R", "update jobs set review = 'approved' where take = 2"),
+    ("R", "update jobs set state = 'succeeded', finished_at = now() where take = 2"),
+    ("R", "update jobs set state = 'failed' where take = 1"),
+    ("R", "update jobs set take = 3 where take = 2"),
+)
 CLOCK_BREACHES = (
     ("S", "update schedules set next_at = now() - interval '1 h'"),
     ("S", "update runs set job_id = null"),
@@ -114,6 +130,16 @@ def family(play: Stage) -> Job:
     """A narration of three segments that ended well."""
     verses = [{"text": f"Verse {n} of the water wheel."} for n in range(3)]
     return play.until(play.submit("speech", "qwen3-tts-flash", input={"paragraphs": verses}))
+
+
+@pytest.fixture
+def retaken(play: Stage) -> Job:
+    """The second take of a job that was rejected, awaiting its review."""
+    job = play.until(play.submit(webhook_url=HOOK, review="required"), State.AWAITING_REVIEW)
+    with play.ctx.engine.begin() as connection:
+        rejected = review.reject(connection, play.project.id, job.id, "no", play.now())
+        take = review.reroll(connection, play.ctx.catalog, play.ctx.settings, rejected, {}, play.now())
+    return play.until(take, State.AWAITING_REVIEW)
 
 
 @pytest.fixture
@@ -178,6 +204,14 @@ def test_a_family_in_which_nothing_went_wrong_leaves_nothing_to_say(play: Stage,
 
 def test_every_promise_about_parents_that_the_rows_can_break_is_found_broken(play: Stage, family: Job) -> None:
     missed = [(invariant, harm) for invariant, harm in FAMILY_BREACHES if invariant not in broken_by(play, harm)]
+
+    assert missed == []
+
+
+def test_every_promise_about_reviews_that_the_rows_can_break_is_found_broken(play: Stage, retaken: Job) -> None:
+    assert found(play) == []
+
+    missed = [(invariant, harm) for invariant, harm in REVIEW_BREACHES if invariant not in broken_by(play, harm)]
 
     assert missed == []
 

@@ -23,16 +23,12 @@ from structlog.testing import capture_logs
 
 from api.client import Client
 from ops import cli
-from ops.cli import campaign, following, reach
+from ops.cli import following, reach
 from ops.cli.reach import Door
 from ops.local import servers as embedded
 from ops.local.supervise import LocalError
 from ops.local.up import UpOptions
 
-CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
-first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
-第二,text-to-image,wan2.2-t2i-flash,"一只猫，在月光下",1024*1024,,B2
-"""
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
 ANIMATE = ("submit", "image-to-video", "--model", "wan2.5-i2v-preview", "--prompt", "it purrs")
 SUBMIT = ("submit", "text-to-video", "--model", "wan2.5-t2v-plus", "--prompt", "a kitten runs")
@@ -274,85 +270,11 @@ def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -
     )
 
 
-def test_a_csv_is_submitted_once_however_often_it_is_sent(noria: Shell, api: Served) -> None:
-    (noria.cwd / "campaign.csv").write_text("\ufeff" + CSV, encoding="utf-8")  # as Excel writes it
-
-    first = noria("submit", "--csv", "campaign.csv", "--json")
-    again = noria("submit", "--csv", "campaign.csv", "--json").json
-    anew = noria("submit", "--csv", "campaign.csv", "--idempotency-key", "second-run", "--json").json
-
-    assert "2 jobs, ¥1.64" in first.err
-    assert [(job["custom_id"], job["metadata"]) for job in first.json] == [
-        ("first", {"sku": "A1"}),
-        ("第二", {"sku": "B2"}),
-    ]
-    assert [job["id"] for job in again] == [job["id"] for job in first.json]
-    assert {job["id"] for job in anew}.isdisjoint(job["id"] for job in again)
-
-
-def test_after_an_edit_only_the_edited_rows_of_a_csv_are_new(noria: Shell, api: Served) -> None:
-    file = noria.cwd / "campaign.csv"
-    file.write_text(CSV, encoding="utf-8")
-    first = noria("submit", "--csv", "campaign.csv", "--json").json
-    file.write_text(CSV.replace("A1", "A2"), encoding="utf-8")
-
-    again = noria("submit", "--csv", "campaign.csv", "--json").json
-
-    assert again[0]["id"] != first[0]["id"]
-    assert again[1]["id"] == first[1]["id"]
-
-
-def test_every_wrong_line_of_a_csv_is_reported_and_nothing_is_submitted(noria: Shell, api: Served) -> None:
-    wrong = CSV + "third,text-to-video,wan9,x,,,\n" + "fourth,text-to-video,wan2.5-t2v-preview,x,1*1,3,\n"
-    (noria.cwd / "campaign.csv").write_text(wrong, encoding="utf-8")
-
-    said = noria("submit", "--csv", "campaign.csv")
-
-    assert said.code == 5
-    assert "line 4: model: " in said.err
-    assert "line 5: input.size: " in said.err
-    assert "line 5: input.duration: " in said.err
-    assert noria("list", "--json").json == []
-
-
 def test_a_dry_run_prices_and_submits_nothing(noria: Shell, api: Served) -> None:
-    (noria.cwd / "campaign.csv").write_text(CSV, encoding="utf-8")
+    said = noria(*SUBMIT, "--dry-run", "--json")
 
-    said = noria("submit", "--csv", "campaign.csv", "--dry-run", "--json")
-
-    assert said.json == {"jobs": 2, "cost": {"currency": "CNY", "estimated": "1.64"}, "warnings": []}
+    assert said.json["cost"] == {"currency": "CNY", "estimated": "1.50"}
     assert noria("list", "--json").json == []
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "has no rows"),
-        (b"model,model\na,b\n", "each once; see: model"),
-        (b"model,prompt\na,b,c\n", "Line 2 has more cells"),
-        ("model,prompt\na,月光下的猫\n".encode("gbk"), "is not in UTF-8"),
-        (b'model,prompt\na,"b\n', "is no CSV"),
-        (b"kind;model\nspeech;qwen3-tts-flash\n", "has semicolons and no comma"),
-        (b"kind\tmodel\nspeech\tqwen3-tts-flash\n", "has tabs and no comma"),
-    ],
-)
-def test_a_file_that_is_no_campaign_is_refused_in_plain_words(tmp_path: Path, content: bytes, complaint: str) -> None:
-    path = tmp_path / "campaign.csv"
-    path.write_bytes(content)
-
-    with pytest.raises(campaign.BadCampaign, match=complaint):
-        campaign.read(path, {})
-
-
-def test_a_rows_line_is_where_it_begins_and_empty_rows_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "campaign.csv"
-    path.write_text('model,prompt,size\na,"two\nlines",\n,,\nb,one line,1*1\n')
-
-    rows = campaign.read(path, {"kind": "text-to-video", "input": {"duration": 5}})
-
-    assert [row.line for row in rows] == [2, 5]
-    assert rows[0].body["input"] == {"duration": 5, "prompt": "two\nlines"}
-    assert (rows[1].body["kind"], rows[1].body["model"]) == ("text-to-video", "b")
 
 
 def test_watch_tells_each_change_and_exits_1_when_a_job_did_not_succeed(noria: Shell, api: Served) -> None:
@@ -366,6 +288,15 @@ def test_watch_tells_each_change_and_exits_1_when_a_job_did_not_succeed(noria: S
     assert "succeeded" in fine.out
     assert both.code == 1
     assert [json.loads(line)["state"] for line in both.out.splitlines()] == ["succeeded", "canceled"]
+
+
+def test_watch_ends_where_only_a_person_can_go_on(noria: Shell, api: Served) -> None:
+    job_id = noria(*SUBMIT).out.strip()
+    api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null")
+
+    watched = noria("watch", job_id)
+
+    assert (watched.code, "awaiting_review" in watched.out) == (0, True)
 
 
 def test_a_list_is_narrowed_by_its_filters(noria: Shell, api: Served) -> None:
@@ -403,43 +334,8 @@ def test_a_picture_of_this_machine_is_uploaded_and_named_by_its_key(noria: Shell
     assert (file["name"], file["content_type"]) == ("cat.png", "image/png")
     assert noria(*ANIMATE, "--image", "https://example.com/cat.png", "--json").json["input"]["img_url"][:5] == "https"
     assert noria(*ANIMATE, "--image", "dog.png").err == (
-        "Nothing was submitted. What is wrong:\nline 1: img_url: there is no file dog.png\n"
+        "Nothing was submitted. What is wrong:\nimg_url: there is no file dog.png\n"
     )
-
-
-def test_files_that_a_csv_names_are_uploaded_once_and_a_second_run_submits_nothing_twice(
-    noria: Shell, api: Served
-) -> None:
-    campaign_of = noria.cwd / "spring"
-    (campaign_of / "photos").mkdir(parents=True)
-    (campaign_of / "photos" / "cat.png").write_bytes(PNG)
-    row = "image-to-video,wan2.5-i2v-preview,photos/cat.png"
-    (campaign_of / "clips.csv").write_text(f"kind,model,img_url,prompt\n{row},it purrs\n{row},it jumps\n")
-
-    first = noria("submit", "--csv", "spring/clips.csv", "--json").json
-    again = noria("submit", "--csv", "spring/clips.csv", "--json").json
-    (campaign_of / "photos" / "cat.png").write_bytes(PNG + b"another cat")
-    changed = noria("submit", "--csv", "spring/clips.csv", "--json").json
-
-    assert len({job["input"]["img_url"] for job in first}) == 1
-    assert [job["id"] for job in again] == [job["id"] for job in first]
-    assert {job["id"] for job in changed}.isdisjoint(job["id"] for job in first)
-    assert len(noria("files", "--json").json) == 2
-
-
-def test_every_file_that_a_csv_names_and_is_not_there_is_reported_before_anything_is_uploaded(
-    noria: Shell, api: Served
-) -> None:
-    (noria.cwd / "cat.png").write_bytes(PNG)
-    row = "image-to-video,wan2.5-i2v-preview"
-    (noria.cwd / "clips.csv").write_text(f"kind,model,img_url,audio_url\n{row},cat.png,\n{row},dog.png,bark.wav\n")
-
-    said = noria("submit", "--csv", "clips.csv")
-
-    assert said.code == 5
-    assert "line 3: img_url: there is no file dog.png" in said.err
-    assert "line 3: audio_url: there is no file bark.wav" in said.err
-    assert noria("files", "--json").json == []
 
 
 def test_what_is_spoken_and_what_is_summarised_comes_from_files(noria: Shell, api: Served) -> None:

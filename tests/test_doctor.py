@@ -25,6 +25,7 @@ from ops.local import servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker.settings import Account, Settings
+from worker.states import State
 from worker.storage import Bucket
 from worker.storage.bucket import Upload
 
@@ -137,6 +138,16 @@ def test_rows_that_nobody_would_pick_are_told_and_made_due_with_a_new_claim(play
     assert examined(play, "stuck rows").keys() == {Verdict.WELL}
     assert play.job(job).claim == job.claim + 1
     assert play.job(job).run_at is not None
+
+
+def test_a_job_that_awaits_a_review_is_counted_and_left_alone_by_the_fix(play: Stage) -> None:
+    job = play.until(play.submit(review="required"), State.AWAITING_REVIEW)
+
+    said = examined(play, "stuck rows", fix=True)
+
+    assert said.keys() == {Verdict.WELL}
+    assert any("1 jobs wait for a review" in what for what in said[Verdict.WELL])
+    assert play.job(job).run_at is None
 
 
 def test_a_lease_that_runs_is_left_alone_by_the_fix(play: Stage) -> None:

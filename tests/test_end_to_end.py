@@ -125,6 +125,20 @@ def test_a_clip_is_made_stored_and_shown_in_flower_as_one_row(running: Stack, ap
     assert all(row["name"].startswith("text-to") for row in flower(running).values()), "plumbing is not shown"
 
 
+def test_flower_shows_a_review_that_is_due_and_how_it_ended(running: Stack, api: httpx.Client) -> None:
+    kept, thrown = submit(api, review="required"), submit(api, review="required")
+
+    for job_id in (kept, thrown):
+        row = eventually(lambda: flower(running).get(job_id, {}), lambda row: row.get("state") == "AWAITING_REVIEW")  # noqa: B023
+        assert row["result"].endswith("0-video.mp4")
+    api.post(f"/v1/jobs/{kept}/approve")
+    api.post(f"/v1/jobs/{thrown}/reject", json={"comment": "five legs"})
+
+    eventually(lambda: flower(running)[kept], lambda row: row["state"] == "SUCCESS")
+    row = eventually(lambda: flower(running)[thrown], lambda row: row["state"] == "REJECTED_IN_REVIEW")
+    assert row["exception"] == "rejected: five legs"
+
+
 def test_flower_asks_who_is_there_and_lets_nobody_change_anything(running: Stack) -> None:
     url = address(running, "flower")
     login = tuple(running.environment["FLOWER_BASIC_AUTH"].split(":", 1))

@@ -109,12 +109,14 @@ def test_no_project_may_have_half_of_what_there_is_and_uploads_fit_the_memory_of
         ("streams", "GET", "/v1/jobs/{job}/events", SSE),
         ("lookups", "GET", "/v1/jobs/{job}/candidates", {}),
         ("lookups", "POST", "/v1/jobs/{job}/resolve", {}),
+        ("bulk_requests", "POST", "/v1/jobs/bulk", {}),
+        ("bulk_requests", "POST", "/v1/batches/{job}/cancel", {}),
     ],
 )
 def test_what_may_be_slow_has_a_gate_of_its_own(
     api: Served, gate: str, method: str, path: str, headers: dict[str, str]
 ) -> None:
-    limited(api, **{gate: Gate(gate, each=0, most=9, patience=0)})
+    limited(api, **{gate.partition("_")[0]: Gate(gate, each=0, most=9, patience=0)})
     with api.http(api.key("spring"), **headers) as http:
         refused = http.request(method, path.format(job=uuid.uuid4()))
         alive = http.get("/healthz")

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from ops.local import servers as embedded
 from tests.bench import seeding
 from worker import catalog, keys, settings
-from worker.jobs import reading
+from worker.jobs import reading, review
 from worker.jobs.reading import Filter
 from worker.lanes import slots
 
@@ -110,6 +110,24 @@ def test_a_search_that_no_index_serves_reads_as_many_jobs_as_it_may(seeded: Engi
         found, read = _page(connection, project, replace(wanted, last=last))
 
     assert (found, read) == ([], 100)
+
+
+def test_the_takes_of_a_job_are_found_by_their_index(seeded: Engine) -> None:
+    linked = text("update jobs set take = :take, first_take = :first where id = :id")
+    with seeded.connect() as connection:
+        project = connection.execute(text("select id from projects where name = 'spring'")).scalar_one()
+        ids = [job.id for job in reading.page(connection, project, Filter(), 3)]
+        for take, its_id in enumerate(ids[1:], 2):
+            connection.execute(linked, {"id": its_id, "take": take, "first": ids[0]})
+        connection.exec_driver_sql("set plan_cache_mode = force_generic_plan")
+        second = reading.one(connection, project, ids[1])
+        before = connection.execute(_READ).scalar_one()
+        found = review.takes(connection, second)
+        read = connection.execute(_READ).scalar_one() - before
+        connection.rollback()
+
+    assert [job.id for job in found] == ids
+    assert read < 10, read
 
 
 def test_an_id_is_of_a_time(seeded: Engine) -> None:

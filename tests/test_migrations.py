@@ -301,6 +301,29 @@ def test_a_page_of_a_projects_jobs_reads_no_more_than_the_page(seeded: Engine) -
     assert "Sort" not in plans[-1].nodes
 
 
+OF_A_BATCH = """
+insert into batches (project_id, name, digest, source, report, rows, state)
+select id, 'spring', '', '{}', '{}', 1, 'running' from projects where name = 'project-10';
+update jobs set batch_id = batches.id from batches where jobs.project_id = batches.project_id;
+analyze jobs
+"""
+
+
+@pytest.mark.parametrize("narrow", [{}, {"states": ("succeeded",)}, {"states": ("failed",)}, {"model": "qwen-plus"}])
+def test_a_page_of_a_batch_is_found_by_its_index(seeded: Engine, narrow: dict[str, Any]) -> None:
+    with _plans(seeded) as (connection, plans):
+        with connection.connection.cursor() as unexplained:
+            unexplained.execute(OF_A_BATCH)
+            (batch,) = unexplained.execute("select id from batches").fetchone()
+        wanted = reading.Filter(batch=batch, **narrow)
+        found = reading.page(connection, _project(connection), wanted, limit=20)
+        ids = reading.ids(connection, _project(connection), wanted, limit=20)
+
+    assert [job.id for job in found] == ids
+    assert "ix_jobs_batch" in plans[-1].indexes
+    assert _scanned(plans) == set()
+
+
 def test_a_job_is_found_by_the_users_own_id(seeded: Engine) -> None:
     with _plans(seeded) as (connection, plans):
         found = reading.page(connection, _project(connection), reading.Filter(custom_id="row-20010"), limit=20)

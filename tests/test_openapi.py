@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import batches, catalog, files, jobs, operator, schedules
+from api.routes import batches, bulk, catalog, files, jobs, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
 from worker.kinds import OFFERED
@@ -43,6 +43,7 @@ CHECKS = [
 EXAMPLES = 12  # of each operation
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ANY = list(HealthCheck)
+MANY: dict[str, Any] = {"action": "cancel", "filter": {"custom_id": "row-17"}, "dry_run": True}
 PROJECT = {"Noria-Project": "spring"}
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -150,20 +151,26 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             operator.LaneList: http.get("/v1/limits").json(),
             catalog.Readiness: http.get("/readyz").json(),
             problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
+            bulk.BulkDocument: http.post("/v1/jobs/bulk", json=MANY).json(),
             jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
         }
+        api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null, finished_at = null")
+        said[review.Rejection] = http.post(job["urls"]["self"] + "/reject", json={"comment": "no", "reroll": {}}).json()
 
     for form, answer in said.items():
         form.model_validate_json(json.dumps(answer))
     assert said[answers.JobList]["data"][0]["outputs"][0]["duration"] == 5.04
 
 
-# what no generated request of a project's key can get an answer from: an output, a model's name, an operator's words
+# what no generated request of a project's key can get an answer from: an output, a model's name, an operator's words,
+# outputs that wait for a review
 NEVER_ANSWERED = {
     "GET /v1/jobs/{job_id}/outputs/{n}",
     "GET /v1/models/{name}",
     "GET /v1/jobs/{job_id}/candidates",
     "POST /v1/jobs/{job_id}/resolve",
+    "POST /v1/jobs/{job_id}/approve",
+    "POST /v1/jobs/{job_id}/reject",
 }
 
 
@@ -182,7 +189,8 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
     for operation in (found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)):
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue
-        batch = httpx.post(api.url + "/v1/batches", json=items, headers=headers).json()
+        is_begun = {"commit": str(operation.path.endswith(("/pause", "/resume", "/cancel", "/retry-failed"))).lower()}
+        batch = httpx.post(api.url + "/v1/batches", params=is_begun, json=items, headers=headers).json()
         known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"]}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
@@ -203,7 +211,8 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
     """Generated bodies, which seldom name a model; and one that does."""
-    whole = NIGHTLY if operation.path == "/v1/schedules" else {} if "schedule" in operation.path else CLIP
+    given: dict[str, Any] = {"/v1/schedules": NIGHTLY, "/v1/jobs/bulk": MANY}
+    whole = given.get(operation.path, {} if "schedule" in operation.path else CLIP)
     return [NOT_SET, whole] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
 
 

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from structlog.testing import capture_logs
 
 from worker import catalog, keys, tick
@@ -408,6 +408,29 @@ class TestOverlap:
         (job,) = clock.sql("select id from jobs")
         assert clock.runs(schedule)[1] == ("20 02:00", "clock", "skipped")
         assert clock.why(schedule) == f"job {job['id']} of the run before is queued"
+
+    @pytest.mark.parametrize("overlap", ["skip", "queue", "cancel"])
+    def test_a_review_does_not_keep_the_next_one_waiting(self, clock: Clockwork, overlap: str) -> None:
+        schedule = clock.make(replace(HOURLY, overlap=overlap))
+        clock.fire(START + HOUR)
+        clock.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null")
+
+        made = clock.fire(START + 2 * HOUR)
+
+        assert len(made) == 1
+        assert [outcome for *_, outcome in clock.runs(schedule)] == ["submitted", "submitted"]
+        assert clock.sql("select cancel_requested from jobs where review is not null") == [{"cancel_requested": False}]
+
+    def test_a_queued_run_does_not_wait_for_a_review(self, clock: Clockwork) -> None:
+        clock.make(replace(HOURLY, overlap="queue"))
+        clock.fire(START + HOUR)
+        assert clock.fire(START + 2 * HOUR) == []
+
+        clock.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null")
+
+        with clock.engine.connect() as connection:
+            assert connection.execute(select(firing.is_due(START + 2 * HOUR + MINUTE))).scalar_one()
+        assert len(clock.fire(START + 2 * HOUR + MINUTE)) == 1
 
     def test_queued_runs_follow_one_another_each_with_its_window(self, clock: Clockwork) -> None:
         schedule = clock.make(replace(HOURLY, overlap="queue"))

@@ -26,7 +26,7 @@ from worker.text import moment
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
 STATES: dict[str, Any] = {"enum": [*State]}  # as of today: a state may be added
 
-_PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
+PRIORITY_NAMES = {number: name for name, number in PRIORITIES.items()}
 
 Priority = Literal["high", "normal", "low"]
 Billed = Literal["yes", "no", "unknown"]
@@ -179,7 +179,7 @@ def shown(
         held_for=HeldFor(job.held_for) if job.held_for else None,
         cancel_requested=job.cancel_requested,
         waiting_on=cause,
-        priority=_PRIORITY_NAMES[job.priority],
+        priority=PRIORITY_NAMES[job.priority],
         input=job.input,
         metadata=job.labels,
         custom_id=job.custom_id,
@@ -283,13 +283,16 @@ _FLOWER_TYPES = {
     State.GATHERING: "task-gathering",
     State.COPYING: "task-copying",
     State.HELD: "task-held",
+    State.AWAITING_REVIEW: "task-awaiting_review",
+    # Celery's own task-rejected is of a message that a worker would not take, and hides no state of ours (ADR 0038)
+    State.REJECTED: "task-rejected_in_review",
     State.SUCCEEDED: "task-succeeded",
     State.FAILED: "task-failed",
     State.EXPIRED: "task-failed",
     State.CANCELED: "task-revoked",
 }
 _ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED, State.EXPIRED)
-_LINKS = ("events", "attempts", "children", "cancel", "retry")
+_LINKS = ("events", "attempts", "children", "cancel", "retry", "takes", "approve", "reject")
 
 
 def _provider(job: Job, request_id: str | None) -> Provider:
@@ -311,8 +314,10 @@ def _review(job: Job) -> Review | None:
 
 
 def _urls(job: Job, path: str) -> dict[str, str]:
-    is_parent = job.mode == Mode.PARENT
-    return {"self": path} | {name: f"{path}/{name}" for name in _LINKS if is_parent or name != "children"}
+    left_out = set() if job.mode == Mode.PARENT else {"children"}
+    left_out |= set() if job.state == State.AWAITING_REVIEW else {"approve", "reject"}
+    left_out |= set() if job.review else {"takes"}
+    return {"self": path} | {name: f"{path}/{name}" for name in _LINKS if name not in left_out}
 
 
 def _children(made_of: Counter[str]) -> Children:
@@ -342,6 +347,10 @@ def _end(job: Job, keys: Sequence[str]) -> dict[str, Any]:
     took = (job.finished_at - job.created_at).total_seconds() if job.finished_at else None
     if job.state == State.SUCCEEDED:
         return {"result": ", ".join(keys), "runtime": took}
+    if job.state == State.AWAITING_REVIEW:
+        return {"result": ", ".join(keys)} if keys else {}  # without them told again, when Flower may have them
+    if job.state == State.REJECTED:
+        return {"exception": f"rejected: {job.review_note}", "runtime": took}
     if job.state in (State.FAILED, State.EXPIRED):
         error = job.error or {}
         reason = f"{error.get('code')}: {error.get('message')}"

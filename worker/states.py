@@ -55,12 +55,14 @@ class HeldFor(StrEnum):
     CRASHES = "crashes"  # three workers died on it
     BUDGET = "budget"
     BATCH = "batch"
-    REVIEW = "review"
 
 
 S = State
 
 TERMINAL = frozenset({S.SUCCEEDED, S.REJECTED, S.FAILED, S.CANCELED, S.EXPIRED})
+
+# States of a job that has made all it will make: nothing more is paid for it, and what it cost is known.
+DONE = TERMINAL | {S.AWAITING_REVIEW}
 
 # States in which no row is due: they end by a person's word, or never.
 AT_REST = TERMINAL | {S.HELD, S.AWAITING_REVIEW}

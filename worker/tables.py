@@ -197,7 +197,7 @@ class Job(Base):
     place: Mapped[int | None] = mapped_column(Integer)  # a child's, in its round, from 0
     note: Mapped[dict[str, Any] | None]  # its kind's own: what a child is to its parent, how far a parent is
     webhook_url: Mapped[str | None]
-    webhook_events: Mapped[list[str] | None]  # null: the terminal ones
+    webhook_events: Mapped[list[str] | None]  # null: `webhooks.DEFAULT_EVENTS`
     not_after: Mapped[datetime | None]  # what has not been sent by then ends unpaid
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id"))
     batch_row: Mapped[int | None] = mapped_column(Integer)  # which row of it, from 1; its takes have the same
@@ -327,10 +327,10 @@ class Job(Base):
             "parent_id",
             postgresql_where=text("parent_id is not null and state in ('failed', 'expired')"),
         ),
-        # for `batches`: counts, cost and forecast by the index alone; what has not ended; what is overdue
+        # for `batches`: counts, cost and forecast by the index alone, and pages; what has not ended; what is overdue
         Index(
             "ix_jobs_batch",
-            *("batch_id", "model", "state"),
+            *("batch_id", "model", "state", "id"),
             postgresql_include=["estimate", "cost", "billed"],
             postgresql_where=text("batch_id is not null"),
         ),

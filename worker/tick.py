@@ -106,6 +106,8 @@ def _due(group: Group) -> Iterator[_Due]:
     among = frozenset(states)
     if group.per_project is not None:
         here = and_(here, group.per_project > _GATHERS)
+    if State.QUEUED in states:  # parents, which are in no lane's line
+        here = and_(here, text(f"not ({fair_queue.PASSED_BY})"))
     if group.urgent:
         yield _Due(group, among, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
         yield _Due(group, among, group.on_their_way - group.urgent, and_(here, ~_DIES_SOON), (Job.links_expire_at,))

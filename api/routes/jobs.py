@@ -62,7 +62,10 @@ class Estimate(Answer):
 
 
 class Cancellation(Answer):
-    """What a cancel led to: canceled, requested (the provider is asked), too_late (billed), already_finished."""
+    """What a cancel led to: canceled, requested (the provider is asked), too_late (billed), already_finished.
+
+    For a job that awaits a review it is too late: approve or reject it.
+    """
 
     object: Literal["cancellation"] = "cancellation"
     outcome: Literal["canceled", "requested", "too_late", "already_finished"]
@@ -138,7 +141,7 @@ def search(here: Here, mine: Searching, wanted: Annotated[JobQuery, Query()]) ->
 
     With `q` a page looks through some ten thousand jobs, and may hold few or none although `has_more` is true.
     """
-    said = wanted.filter(_model_id(here, wanted))
+    said = wanted.filter(model_id(here, wanted.model))
     with here.reading() as connection:
         last = reading.last_to_look_at(connection, mine.project.id, said) if said.q else None
         found = reading.page(connection, mine.project.id, replace(said, last=last), wanted.limit + 1)
@@ -223,7 +226,10 @@ def fetch(
 
 @router.post("/{job_id}/cancel", response_model=Cancellation)
 def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
-    """Ask a job to stop. The provider drops only what has not started: `outcome` says what will happen."""
+    """Ask a job to stop. The provider drops only what has not started: `outcome` says what will happen.
+
+    What awaits a review is made and paid for: approve or reject it.
+    """
     with here.engine.begin() as connection:
         job, outcome = submission.cancel(connection, mine.project.id, job_id, moment(connection))
         shown = _document(connection, mine, job)
@@ -243,6 +249,13 @@ def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
         shown = _document(connection, mine, job)
     here.tell(job, mine.project)
     return answers.answer(shown)
+
+
+def model_id(here: Context, name: str | None) -> str | None:
+    """The id that jobs are kept under, where an alias was given; what the catalog does not know stays as it is."""
+    with suppress(InvalidInput):
+        return here.catalog.model(name).id if name else None
+    return name
 
 
 def _estimate(prepared: Prepared) -> Estimate:
@@ -298,10 +311,3 @@ def _stream(here: Context, job: Job, after: int) -> Response:
 
 def _filename(output: Output) -> str:
     return f"{output.job_id}-{PurePosixPath(output.key).name}"
-
-
-def _model_id(here: Context, wanted: JobQuery) -> str | None:
-    """The id that jobs are kept under, where an alias was given; what the catalog does not know stays as it is."""
-    with suppress(InvalidInput):
-        return here.catalog.model(wanted.model).id if wanted.model else None
-    return wanted.model

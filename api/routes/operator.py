@@ -116,7 +116,7 @@ def decide(
     A task is adopted only if the provider lists it for the job's model and time, no job has it, and what it repeats of
     its request is the job's.
     """
-    said = submissions.decision(here, body)
+    said = submissions.decision(here, forms.ResolveCreate, body)
     job, project = _found(here, who, job_id)
     decision = Decision(Action(said.action), by, said.task_id, said.billed)
     try:

@@ -44,7 +44,9 @@ def upgrade() -> None:
     _hold(checks, {"jobs.batch_id": "batches", "jobs.first_take": "jobs", "events.batch_id": "batches"})
     with op.get_context().autocommit_block():
         _index(
-            "ix_jobs_batch", "jobs (batch_id, model, state) include (estimate, cost, billed)", "batch_id is not null"
+            "ix_jobs_batch",
+            "jobs (batch_id, model, state, id) include (estimate, cost, billed)",
+            "batch_id is not null",
         )
         _index("ix_jobs_batch_unfinished", "jobs (batch_id)", "batch_id is not null and finished_at is null")
         _index("ix_jobs_not_after", "jobs (not_after)", f"not_after is not null and {_UNSENT}")

@@ -12,6 +12,8 @@ and more of I1 to I13): `tests.chaos.witnesses`. Rows cannot show the order of t
     I6   each object in the bucket has its row            I15  no secret, link or prompt in the logs
     I7   each wanted event has one delivery               M    the ledger's lines add up
     I8   never more slots than the lane has               C    a parent has all its parts, and waits for none that ended
+    B    each row of a batch is made once, and its end is told
+    R    a review is on record where one was asked for, and a take is made only of a rejected one
     S    each fire time of a schedule has one run, and each run at most one job
 """
 
@@ -24,7 +26,7 @@ from sqlalchemy import Connection, Engine, text
 
 from ops.audit.rules import RULES, Finding, Rule
 from worker.states import MOVES, SLOTTED, State
-from worker.webhooks import TERMINAL_EVENTS
+from worker.webhooks import DEFAULT_EVENTS
 
 __all__ = ["RULES", "Finding", "Rule", "audit", "breaches", "in_order", "look"]
 
@@ -50,7 +52,7 @@ def breaches(connection: Connection, rules: Iterable[Rule], since: datetime | No
     values = {
         "now": now,
         "since": since or datetime.min.replace(tzinfo=now.tzinfo),
-        "terminal_events": sorted(TERMINAL_EVENTS),
+        "default_events": sorted(DEFAULT_EVENTS),
         "slotted": [str(state) for state in SLOTTED],
         "lefts": [str(left) for left, _ in legal],
         "entereds": [str(entered) for _, entered in legal],
@@ -63,5 +65,5 @@ def breaches(connection: Connection, rules: Iterable[Rule], since: datetime | No
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings in the order of the invariants: C, I1 to I15, M, S."""
+    """The findings in the order of the invariants: B, C, I1 to I15, M, R, S."""
     return sorted(findings, key=lambda finding: (finding.invariant[0], int(finding.invariant[1:] or 0)))

@@ -66,7 +66,7 @@ RULES = (
     Rule(
         "I4",
         """select id as job, 'it is ' || state || ' and nothing will pick it: run_at is null' as what
-           from jobs where finished_at is null and state <> 'held' and run_at is null
+           from jobs where finished_at is null and state not in ('held', 'awaiting_review') and run_at is null
              and not (state = 'gathering' and exists (select from jobs c where c.parent_id = jobs.id))""",
         "`noria doctor --fix` makes it due",
     ),
@@ -78,8 +78,8 @@ RULES = (
     ),
     Rule(
         "I5",
-        """select id as job, 'it succeeded without an output' as what from jobs j
-           where created_at >= :since and state = 'succeeded'
+        """select id as job, 'it is ' || state || ' without an output' as what from jobs j
+           where created_at >= :since and state in ('awaiting_review', 'succeeded', 'rejected')
              and not exists (select from outputs o where o.job_id = j.id)
              and not exists (select from attempts a where a.id = j.attempt_id and a.output is not null)""",
         "ask the provider for its task again while it keeps it",
@@ -102,7 +102,7 @@ RULES = (
         """select j.id as job, e.type || ' was to be told to its receiver, and has no delivery' as what
            from events e join jobs j on j.id = e.job_id
            where j.created_at >= :since and j.webhook_url is not null
-             and e.type = any(coalesce(j.webhook_events, :terminal_events))
+             and e.type = any(coalesce(j.webhook_events, :default_events))
              and not exists (select from deliveries d where d.event_id = e.id)""",
         "tell its receiver by hand: the event is in the job's history",
     ),
@@ -199,7 +199,7 @@ RULES = (
         "C",
         """select c.id as job, 'it is a part, and its parent is ' || p.state || ', which has no parts yet' as what
            from jobs c join jobs p on p.id = c.parent_id
-           where p.finished_at is null and p.state not in ('gathering', 'copying')
+           where p.finished_at is null and p.state not in ('gathering', 'copying', 'awaiting_review')
              and not (p.state = 'held' and p.held_from in ('gathering', 'copying'))""",
         _REPORT,
     ),
@@ -229,6 +229,23 @@ RULES = (
         "a part is missing: report it with the job's history",
     ),
     Rule(
+        "R",
+        """select id as job, 'it is ' || state || ', and its review is ' || coalesce(review, 'not asked for') as what
+           from jobs where created_at >= :since and parent_id is null
+             and (state in ('awaiting_review', 'rejected') or review is not null)
+             and review is distinct from case state when 'succeeded' then 'approved' when 'rejected' then 'rejected'
+                                                    else 'required' end""",
+        _REPORT,
+    ),
+    Rule(
+        "R",
+        """select j.id as job, 'it is take ' || j.take || ', and the one before is ' || coalesce(b.state, 'not there')
+             as what
+           from jobs j left join jobs b on b.take = j.take - 1 and (b.id = j.first_take or b.first_take = j.first_take)
+           where j.created_at >= :since and j.first_take is not null and b.state is distinct from 'rejected'""",
+        _REPORT,
+    ),
+    Rule(
         "S",
         """select job_id as job, count(*) || ' runs of schedules submitted it' as what
            from runs where at >= :since and job_id is not null group by job_id having count(*) > 1""",
@@ -248,6 +265,39 @@ RULES = (
         "is the clock ticking, and is a worker at the queue `tick`? `noria doctor` tells",
     ),
     Rule(
+        "B",
+        """select r.job_id as job, 'row ' || r.n || ' of batch ' || r.batch_id || ' is ' || r.outcome || ' and ' ||
+             case when j.id is null then 'has no job' else 'its job is of another row' end as what
+           from batch_rows r join batches b on b.id = r.batch_id left join jobs j on j.id = r.job_id
+           where b.created_at >= :since and (r.outcome in ('made', 'existing') and j.id is null
+             or r.outcome = 'made' and (j.batch_id, j.batch_row) is distinct from (r.batch_id, r.n))""",
+        "a commit was not written in one transaction: report it with the batch",
+    ),
+    Rule(
+        "B",
+        """select null as job, 'batch ' || b.id || ' made ' || b.made || ' jobs, and has ' ||
+             count(j.id) || ' of ' || count(distinct j.batch_row) || ' rows' as what
+           from batches b left join jobs j on j.batch_id = b.id and j.take = 1
+           where b.created_at >= :since group by b.id
+           having count(j.id) <> b.made or count(distinct j.batch_row) <> b.made""",
+        "a row was made twice or lost: compare its jobs with its report",
+    ),
+    Rule(
+        "B",
+        """select null as job, 'batch ' || b.id || ' has ' || case when b.state = 'completed'
+             then 'ended, and nobody was told' else 'nothing left to do, and has not ended' end as what
+           from batches b where b.created_at >= :since
+             and case when b.state = 'completed'
+                 then not exists (select from events e left join deliveries d on d.event_id = e.id
+                                   where e.batch_id = b.id and e.type = 'batch.completed'
+                                     and (b.webhook_url is null or d.id is not null))
+                 when b.committed_at < :now - interval '5 minutes'
+                 then b.run_at is null
+                      and not exists (select from jobs j where j.batch_id = b.id and j.finished_at is null)
+                 else false end""",
+        "is the clock ticking, and is a worker at the queue `transfer`? `noria doctor` tells",
+    ),
+    Rule(
         "M",
         """select j.id as job, 'it reserved ' || coalesce(string_agg(l.micros::text, ' and '), 'nothing') ||
              ' micro-CNY for an estimate of ' || j.estimate as what
@@ -260,7 +310,8 @@ RULES = (
         "M",
         """select j.id as job, sum(l.micros) || ' micro-CNY of what it reserved were not given back once' as what
            from jobs j join ledger l on l.job_id = j.id and l.entry in ('reserve', 'release')
-           where j.created_at >= :since and j.parent_id is null and j.finished_at is not null and j.billed <> 'unknown'
+           where j.created_at >= :since and j.parent_id is null and j.billed <> 'unknown'
+             and (j.finished_at is not null or j.state = 'awaiting_review')
            group by j.id having sum(l.micros) <> 0""",
         _MISCOUNTED,
     ),
@@ -290,8 +341,8 @@ RULES = (
            from jobs p, lateral (select sum(l.micros) as cost from ledger l join attempts a on a.id = l.attempt_id
                                    join jobs c on c.id = a.job_id and c.parent_id = p.id
                                    where l.job_id = p.id and l.entry = 'settle') calls
-           where p.created_at >= :since and p.mode = 'parent' and p.finished_at is not null
-             and p.cost is distinct from calls.cost""",
+           where p.created_at >= :since and p.mode = 'parent'
+             and (p.finished_at is not null or p.state = 'awaiting_review') and p.cost is distinct from calls.cost""",
         "compare what its parts cost with the provider's bill",
     ),
     Rule(

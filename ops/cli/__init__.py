@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import admin, campaign, doctor, files, jobs, reach, schedules, show, submit
+from ops.cli import admin, batches, doctor, files, jobs, reach, review, schedules, show, submit
 from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local
@@ -102,7 +102,7 @@ def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tu
         case LocalError():
             return error.exit_code, str(error)
         case ApiError():
-            words = [*campaign.faults_of(error), *filter(None, [_ADVICE.get(error.code, _ADVICE.get(error.status))])]
+            words = [*error.faults, *filter(None, [_ADVICE.get(error.code, _ADVICE.get(error.status))])]
             return (Code.AWAY if error.status >= _SERVER_FAILED else Code.REFUSED), "\n".join(words)
         case InvalidInput():
             return Code.REFUSED, "\n".join(f"{fault.pointer.strip('/')} {fault.message}." for fault in error.faults)
@@ -191,10 +191,18 @@ def sandbox(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "ops.sandbox", *context.args])  # noqa: S606, no shell is meant
 
 
-for part, panel in ((submit.app, _MAKE), (jobs.app, _MAKE), (doctor.app, _OPERATE), (admin.app, _OPERATE)):
+for part, panel in (
+    (submit.app, _MAKE),
+    (batches.app, _MAKE),
+    (jobs.app, _MAKE),
+    (doctor.app, _OPERATE),
+    (admin.app, _OPERATE),
+):
     for each in part.registered_commands:
         each.rich_help_panel = panel
     app.add_typer(part)
+app.add_typer(batches.batches, name="batches", rich_help_panel=_MAKE)
+app.add_typer(review.review, name="review", rich_help_panel=_MAKE)
 app.add_typer(files.files, name="files", rich_help_panel=_MAKE)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_MAKE)
 app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)

@@ -1,13 +1,12 @@
 """Files of this machine that become inputs: `noria files`, and the upload of what a job names.
 
 Where a field of the input takes a link, it may name a local file. A file that several rows name is uploaded once; the
-API knows a file again by its bytes and its name, so a second run gets the same keys, and with them the same
-Idempotency-Keys.
+API knows a file again by its bytes and its name, so a second run gets the same keys, and makes no job twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,6 @@ import typer
 
 from api.client import ApiError, Client
 from ops.cli import show, tables
-from ops.cli.campaign import BadCampaign, Row, faults_of
 from ops.cli.reach import Api, command, spread
 from ops.local.supervise import LocalError
 from worker import media
@@ -25,6 +23,7 @@ from worker.kinds.fields import is_key
 from worker.kinds.reading.extract import READ
 
 _LISTED = 20  # files that are left out, by name
+_FAULTS = 100  # missing files that are named
 _LINKS = ("img_url", "image_url", "first_frame_url", "last_frame_url", "audio_url")
 
 
@@ -59,7 +58,7 @@ class Uploads:
         except ApiError as error:
             if error.status not in (413, 422):
                 raise
-            raise NoFile(f"{path}: {'; '.join(faults_of(error))}.") from error
+            raise NoFile(f"{path}: {'; '.join(error.faults)}.") from error
 
 
 files = typer.Typer(invoke_without_command=True)
@@ -114,24 +113,29 @@ def say_left_out(uploads: Uploads) -> None:
         show.ERR.print(f"left out: {each}", markup=False, soft_wrap=True)
 
 
-def placed(uploads: Uploads, rows: Sequence[Row], folder: Path) -> list[Row]:
-    """The rows with keys in place of the files that they name, relative to the folder.
+def placed(uploads: Uploads, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with keys in place of the files that its input names; `NoFile` where one is not there."""
+    keys = keys_of(uploads, [(None, body)], Path())
+    given = {name: keys[value] for name, value in _local(body)}
+    return {**body, "input": {**body["input"], **given}}
 
-    `BadCampaign` with every row that names a missing file; nothing is uploaded then.
+
+def keys_of(uploads: Uploads, bodies: Iterable[tuple[int | None, Mapping[str, Any]]], folder: Path) -> dict[str, str]:
+    """The key of each file of this machine that a body's input names, relative to the folder, by that name.
+
+    Each body comes with its line in a file, if it has one. `NoFile` names all that are missing; then nothing is
+    uploaded.
     """
-    missing = [
-        f"line {row.line}: {name}: there is no file {value}"
-        for row in rows
-        for name, value in _local(row.body)
-        if not (folder / value).is_file()
-    ]
+    named: dict[str, Path] = {}
+    missing: list[str] = []
+    for line, body in bodies:
+        for name, value in _local(body):
+            named[value] = folder / value
+            if not named[value].is_file():
+                missing.append(f"{f'line {line}: ' if line else ''}{name}: there is no file {value}")
     if missing:
-        raise BadCampaign("\n".join(["Nothing was submitted. What is wrong:", *missing]))
-    made = []
-    for row in rows:
-        keys = {name: uploads.key(folder / value) for name, value in _local(row.body)}
-        made.append(Row(row.line, {**row.body, "input": {**row.body["input"], **keys}}))
-    return made
+        raise NoFile("\n".join(["Nothing was submitted. What is wrong:", *missing[:_FAULTS]]))
+    return {value: uploads.key(path) for value, path in named.items()}
 
 
 def documents(uploads: Uploads, paths: Sequence[Path]) -> list[dict[str, str]]:

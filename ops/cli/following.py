@@ -23,6 +23,8 @@ _UNSAFE = re.compile(r"[^\w.-]+")  # in a file's name
 _FRAME_LINES = 4  # of the live table beside its rows
 _NAME_BYTES = 150  # of the 255 that a file's name may have; the rest is for an id
 
+_REVIEWED = "awaiting_review"  # all is made, and a person may take days to look at it
+
 Rounds = Iterable[Sequence[Job]]  # the jobs as they are now, again and again
 
 # The steps whose time people ask for, and the states that it is spent in.
@@ -39,20 +41,20 @@ class Damaged(LocalError):
 
 
 def follow(client: Client, ids: Sequence[str]) -> Iterator[list[Job]]:
-    """The jobs as they are now, again and again until all have ended; those that have are not asked for again."""
+    """The jobs as they are now, again and again until all are done; those that are done are not asked for again."""
     seen: dict[str, Job] = {}
     while True:
-        open_ids = [job_id for job_id in ids if not seen.get(job_id, {}).get("is_terminal")]
+        open_ids = [job_id for job_id in ids if job_id not in seen or not _is_done(seen[job_id])]
         seen |= {job_id: client.job(job_id) for job_id in open_ids}
         yield [seen[job_id] for job_id in ids]
-        if all(job["is_terminal"] for job in seen.values()):
+        if all(map(_is_done, seen.values())):
             return
         time.sleep(max(_SHORTEST_PAUSE, len(open_ids) / _LOOKS_PER_SECOND))
 
 
 def succeeded(jobs: Sequence[Job]) -> bool:
     """Whether every one of them did."""
-    return all(job["state"] == "succeeded" for job in jobs)
+    return all(job["state"] in ("succeeded", _REVIEWED) for job in jobs)
 
 
 def seconds_by_step(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -102,6 +104,19 @@ def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
             path = folder / f"{own}-{job['id']}{ending}"
         draft.replace(path)
         yield path
+
+
+def _is_done(job: Job) -> bool:
+    """Whether nothing more happens to the job by itself."""
+    return bool(job["is_terminal"]) or job["state"] == _REVIEWED
+
+
+def download(client: Client, jobs: Iterable[Job], folder: Path) -> None:
+    """Put the outputs of all jobs into a folder, and say the name of each file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        for path in fetch(client, job, folder):
+            show.ERR.print(str(path), markup=False, soft_wrap=True)
 
 
 def _live(rounds: Rounds, console: Console) -> Sequence[Job]:

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -37,6 +37,8 @@ ERR = _Plain(stderr=True, highlight=False)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 _COLOURS = {
     "succeeded": "green",
+    "awaiting_review": "magenta",
+    "rejected": "yellow",
     "failed": "red",
     "expired": "red",
     "canceled": "yellow",
@@ -160,6 +162,12 @@ def cost(job: Job) -> str:
     return f"~{job['cost']['estimated']}" if job["cost"]["estimated"] is not None else "?"
 
 
+def estimated(document: Mapping[str, Any]) -> Decimal | None:
+    """The estimate of a job or of a dry run, CNY; None: no price is known."""
+    amount = document["cost"]["estimated"]
+    return None if amount is None else Decimal(amount)
+
+
 def price(prices: Sequence[Decimal | None]) -> str:
     """`12 jobs, ¥27.40`, and how many have no known price."""
     known = [amount for amount in prices if amount is not None]
@@ -172,6 +180,11 @@ def price(prices: Sequence[Decimal | None]) -> str:
 def at(moment: str) -> datetime:
     """A time of the API's."""
     return datetime.fromisoformat(moment)
+
+
+def now() -> datetime:
+    """The time here."""
+    return datetime.now(UTC)
 
 
 def timed(events: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float | None]]:

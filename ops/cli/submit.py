@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from api.client import Client
-from ops.cli import campaign, files, following, show, tables
-from ops.cli.campaign import Row
+from ops.cli import files, following, show
 from ops.cli.files import Uploads
 from ops.cli.reach import Api, command, pairs, read_object
 from ops.cli.show import Job
@@ -25,9 +24,9 @@ Model = Annotated[
     str | None,
     typer.Option(help="The provider's model or an alias; `noria models` lists them. Some kinds have a default."),
 ]
-Kind = Annotated[
+NotAfter = Annotated[
     str | None,
-    typer.Argument(metavar="[KIND]", help=f"{', '.join(OFFERED)}."),
+    typer.Option(metavar="TIME", help="What is not sent by then ends unpaid: 2026-12-01T06:00:00+08:00."),
 ]
 
 
@@ -58,7 +57,7 @@ class Input:
     def fields(self) -> dict[str, Any]:
         """The input: the fields of --input-file, then those of --input, then the other options."""
         made = read_object(self.input_file, "--input-file") if self.input_file else {}
-        made |= {name: _value(value) for name, value in pairs(self.given, "--input").items()}
+        made |= given_input(self.given)
         named = {"img_url": self.image, "prompt": self.prompt, "size": self.size, "duration": self.duration}
         named |= {"resolution": self.resolution, "ratio": self.ratio}
         made |= {name: value for name, value in named.items() if value is not None}
@@ -75,6 +74,7 @@ class Labels:
     ] = None
     priority: Annotated[str | None, typer.Option(help="high, normal or low.")] = None
     webhook_url: Annotated[str | None, typer.Option(help="Where the job's end is reported.")] = None
+    review: Annotated[bool, typer.Option("--review", help="The outputs wait until a person has seen them.")] = False
 
     def fields(self) -> dict[str, Any]:
         """The fields that were given."""
@@ -83,19 +83,20 @@ class Labels:
             "metadata": pairs(self.metadata, "--metadata") or None,
             "priority": self.priority,
             "webhook_url": self.webhook_url,
+            "review": "required" if self.review else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Afterwards:
-    """Options that say what `submit` does once the jobs are submitted, or instead of it."""
+    """Options that say what is done once jobs are submitted, or instead of it."""
 
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and price, submit nothing; local files are uploaded.")
     ] = False
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until all have ended; exit code 1 if one did not succeed.")
+        bool, typer.Option("--wait", help="Wait until it has ended; exit code 1 if it did not succeed.")
     ] = False
     download: Annotated[
         Path | None, typer.Option(file_okay=False, help="Wait, and download the outputs into this folder.")
@@ -105,43 +106,31 @@ class Afterwards:
 @command(app)
 def submit(
     *,
-    kind: Kind = None,
+    kind: Annotated[str, typer.Argument(help=f"{', '.join(OFFERED)}.")],
     model: Model = None,
     wanted: Input,
     documents: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", exists=True, help="Documents to summarise: a file, or a folder with files."),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Submit many jobs: one for each row.")
-    ] = None,
     labels: Labels,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="Makes a repetition safe; the rows of a CSV have one of their own.")
-    ] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Makes a repetition safe.")] = None,
+    not_after: NotAfter = None,
     afterwards: Afterwards,
     api: Api,
 ) -> None:
-    """Submit a job, or with --csv many.
+    """Submit a job; many at once come from a file: `noria batch`.
 
-    A CSV is checked whole before anything is submitted, and its price is shown. Its columns are fields of the input, or
-    kind, model, custom_id, priority, webhook_url and metadata.NAME. Submitting the same file again within 7 days makes
-    nothing twice; after an edit only the edited rows are new. To make everything again, give an --idempotency-key.
-
-    A field that takes a link (img_url, last_frame_url, audio_url) may name a local file, in a CSV relative to the CSV.
+    A field that takes a link (img_url, last_frame_url, audio_url) may name a local file.
     """
-    named = {name: value for name, value in {"kind": kind, "model": model}.items() if value is not None}
-    body = {**named, "input": wanted.fields(), **labels.fields()}
-    if not csv and kind is None:
-        raise typer.BadParameter("a job needs a KIND; many jobs come from a file: --csv")
-    rows = campaign.read(csv, body) if csv else [Row(1, body)]
+    said = {name: value for name, value in {"model": model, "not_after": not_after}.items() if value is not None}
+    body = {"kind": kind, **said, "input": wanted.fields(), **labels.fields()}
     with api.client() as client:
-        rows = _uploaded(client, rows, csv, documents)
+        whole = _uploaded(client, body, documents)
         if afterwards.dry_run:
-            _price(client, rows, api)
+            _price(client.dry_run(whole), api)
         else:
-            keys = campaign.keys(rows, idempotency_key) if csv else [idempotency_key]
-            _submit(client, rows, keys, csv is not None, afterwards, api)
+            _submit(client, whole, idempotency_key, afterwards, api)
 
 
 @command(app)
@@ -157,13 +146,13 @@ def estimate(
     A local file that the input names is uploaded, as `noria submit --dry-run` does.
     """
     with api.client() as client:
-        [row] = files.placed(
-            Uploads(client), [Row(1, {"kind": kind, "model": model, "input": wanted.fields()})], Path()
-        )
-        priced = client.dry_run(row.body)
-    api.answer(priced, show.price([campaign.price(priced)]))
-    if not api.as_json:
-        show.warnings(campaign.warnings([priced]))
+        body = {"kind": kind, "model": model, "input": wanted.fields()}
+        _price(client.dry_run(files.placed(Uploads(client), body)), api)
+
+
+def given_input(given: list[str] | None) -> dict[str, Any]:
+    """The fields of --input."""
+    return {name: _value(value) for name, value in pairs(given, "--input").items()}
 
 
 def _value(text: str) -> Any:
@@ -187,44 +176,30 @@ def _spoken(path: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text, **({"markup": "markdown"} if is_markdown else {})}
 
 
-def _uploaded(client: Client, rows: list[Row], csv: Path | None, documents: list[Path] | None) -> list[Row]:
-    """The rows with keys in place of the local files that they name."""
+def _uploaded(client: Client, body: dict[str, Any], documents: list[Path] | None) -> dict[str, Any]:
+    """The body with keys in place of the local files that it names."""
     uploads = Uploads(client)
     if documents:
-        found = {"documents": files.documents(uploads, documents)}
+        body = {**body, "input": body["input"] | {"documents": files.documents(uploads, documents)}}
         files.say_left_out(uploads)
-        rows = [Row(row.line, {**row.body, "input": row.body["input"] | found}) for row in rows]
-    return files.placed(uploads, rows, csv.parent if csv else Path())
+    return files.placed(uploads, body)
 
 
-def _price(client: Client, rows: Sequence[Row], api: Api) -> None:
-    quote = campaign.quote(client, rows)
-    cost = {"currency": "CNY", "estimated": str(quote.total)}
-    api.answer({"jobs": len(rows), "cost": cost, "warnings": quote.warnings}, show.price(quote.prices))
+def _price(priced: Mapping[str, Any], api: Api) -> None:
+    api.answer(priced, show.price([show.estimated(priced)]))
     if not api.as_json:
-        show.warnings(quote.warnings)
+        show.warnings(priced["warnings"])
 
 
-def _submit(
-    client: Client, rows: Sequence[Row], keys: Sequence[str | None], is_many: bool, afterwards: Afterwards, api: Api
-) -> None:
-    if is_many:
-        show.ERR.print(show.price(campaign.quote(client, rows).prices))
-    jobs: Sequence[Job] = [client.submit(row.body, key) for row, key in zip(rows, keys, strict=True)]
-    show.warnings(campaign.warnings(jobs))
+def _submit(client: Client, body: Mapping[str, Any], key: str | None, afterwards: Afterwards, api: Api) -> None:
+    job: Job = client.submit(body, key)
+    show.warnings(job["warnings"])
     waits = afterwards.wait or afterwards.download is not None
     if waits:
-        rounds = following.follow(client, [job["id"] for job in jobs])
-        jobs = following.told(rounds, lambda _: None) if api.as_json else following.watched(rounds, show.ERR)
+        rounds = following.follow(client, [job["id"]])
+        [job] = following.told(rounds, lambda _: None) if api.as_json else following.watched(rounds, show.ERR)
     if afterwards.download:
-        _download(client, jobs, afterwards.download)
-    api.answer(jobs if is_many else jobs[0], tables.jobs(jobs) if is_many else jobs[0]["id"])
-    if waits and not following.succeeded(jobs):
+        following.download(client, [job], afterwards.download)
+    api.answer(job, job["id"])
+    if waits and not following.succeeded([job]):
         raise typer.Exit(1)
-
-
-def _download(client: Client, jobs: Sequence[Job], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for job in jobs:
-        for path in following.fetch(client, job, folder):
-            show.ERR.print(str(path), markup=False, soft_wrap=True)

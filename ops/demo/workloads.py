@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from api.client import Client
-from ops.cli import campaign, show
-from ops.cli.campaign import Row
+from ops.cli import show
 from ops.cli.show import Job
 from ops.local.supervise import LocalError
+from worker import text
 from worker.kinds.speech import script
 from worker.kinds.summary import documents
 from worker.settings import Settings
@@ -36,44 +36,59 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """All that is to be submitted, and what it would cost in CNY (None: not known); `schedule` as the API takes it."""
+    """All that is to be submitted, and what it would cost in CNY (None: not known).
 
-    rows: tuple[Row, ...]
-    narration: Row
+    `campaign` is a draft of the API's, `narration` a job and `schedule` a schedule as the API takes them.
+    """
+
+    campaign: Body
+    narration: Body
     schedule: Body
-    prices: tuple[Decimal | None, ...]  # of the rows, the narration, and the summaries
+    spoken: Decimal | None
+    summed: Decimal | None
+
+    @property
+    def prices(self) -> tuple[Decimal | None, ...]:
+        """Of the clips, the narration and the summaries."""
+        clips = [Decimal(group["cost"]) for group in self.campaign["report"]["groups"] if group["cost"]]
+        return (sum(clips, Decimal(0)), self.spoken, self.summed)
 
     def priced(self) -> list[str]:
         """A line for each of the three."""
-        *clips, spoken, summed = self.prices
+        clips, *_ = self.prices
+        assert clips is not None
         return [
-            f"{CAMPAIGN.name}: {show.price(clips)}",
-            f"{NARRATION.name}, {len(_text()):,} characters: {show.price([spoken])}",
-            f"{DOCUMENTS.name}, {len(brought())} of them: {show.price([summed])}",
+            f"{CAMPAIGN.name}: {show.count(self.campaign['rows']['total'], 'job')}, {show.money(clips)}",
+            f"{NARRATION.name}, {len(_text()):,} characters: {show.price([self.spoken])}",
+            f"{DOCUMENTS.name}, {len(brought())} of them: {show.price([self.summed])}",
         ]
 
 
 def offered(client: Client, shared: Mapping[str, Any], count: int | None) -> Work:
-    """The work, priced by the API's own dry run; `shared` is in every body, `count` how many rows of the campaign.
+    """The work, checked and priced; `shared` is in every body, `count` how many rows of the campaign.
 
-    The cheapest clips are taken where that is not all; `BadCampaign` names what cannot be submitted.
+    The cheapest clips are taken where that is not all. ApiError names what cannot be submitted.
     """
-    rows = campaign.read(CAMPAIGN, shared)
-    chosen = list(zip(rows, campaign.quote(client, rows).prices, strict=True))
-    if count is not None and count < len(rows):
-        chosen = sorted(chosen, key=_clips_first_cheapest_first)[:count]
+    with CAMPAIGN.open("rb") as file:
+        draft = client.make_batch(CAMPAIGN.name, file, {"defaults": shared})
+    if count is not None and count < draft["rows"]["total"]:
+        asked = [item["asked"] | {"custom_id": item["custom_id"]} for item in client.batch_items(draft["id"])]
+        client.delete_batch(draft["id"])
+        chosen = sorted(asked, key=_clips_first_cheapest_first)[:count]
+        bodies = [{name: row[name] for name in ("kind", "model", "input", "custom_id")} for row in chosen]
+        draft = client.make_items(bodies, {"name": CAMPAIGN.name, "defaults": shared})
     narration, schedule = _narration(shared), _schedule(shared)
-    spoken = campaign.price(client.dry_run(narration.body))
-    prices = (*(price for _, price in chosen), spoken, _price_of_summaries(client, schedule["template"]))
-    return Work(tuple(row for row, _ in chosen), narration, schedule, prices)
+    spoken = show.estimated(client.dry_run(narration))
+    return Work(draft, narration, schedule, spoken, _price_of_summaries(client, schedule["template"]))
 
 
 def submitted(client: Client, bucket: Bucket, work: Work) -> list[Job]:
     """The jobs, all on their way. `LocalError` where the schedule makes none."""
     run = _run(client, bucket, work.schedule)
-    rows = (*work.rows, work.narration)
-    jobs = [client.submit(row.body, key) for row, key in zip(rows, campaign.keys(rows, "demo"), strict=True)]
-    return [*jobs, client.job(run["job_id"])]
+    made = client.commit_batch(work.campaign["id"])
+    # of an interrupted run, which are not made again, too
+    clips = [item["job"] for item in client.batch_items(made["id"])]
+    return [*clips, client.submit(work.narration, _key(work.narration)), client.job(run["job_id"])]
 
 
 def brought() -> list[Path]:
@@ -87,10 +102,9 @@ def bucket(environment: Mapping[str, str]) -> Bucket:
     return Bucket(Settings.model_validate({"database_url": "", "broker_url": "", **ours}))
 
 
-def _narration(shared: Mapping[str, Any]) -> Row:
+def _narration(shared: Mapping[str, Any]) -> Body:
     parts = [{"text": part, "voice": _VOICES[part.isascii()]} for part in script.paragraphs(_text())]
-    body = {**shared, "kind": "speech", "custom_id": "narration", "input": {"paragraphs": parts}}
-    return Row(1, body)
+    return {**shared, "kind": "speech", "custom_id": "narration", "input": {"paragraphs": parts}}
 
 
 def _schedule(shared: Mapping[str, Any]) -> Body:
@@ -109,7 +123,7 @@ def _run(client: Client, bucket: Bucket, schedule: Body) -> Body:
         bucket.put_stream(inbox + path.name, [path.read_bytes()], content_type, Expected())
     made = client.make_schedule(schedule)
     client.pause_schedule(made["id"])
-    run = client.run_schedule(made["id"], *campaign.keys([Row(1, schedule)], "demo"))
+    run = client.run_schedule(made["id"], _key(schedule))
     if run["job_id"] is None:
         raise LocalError(f"The schedule made no job: {run['why']}.")
     return run
@@ -125,13 +139,18 @@ def _price_of_summaries(client: Client, template: Body) -> Decimal | None:
     mapped = client.dry_run({"kind": "summary", "input": inline})
     whole = {"documents": [{"text": "\n".join(texts)}], "length": "long"}
     reduced = client.dry_run({"kind": "summary", "model": mapped["input"]["reduce_model"], "input": whole})
-    prices = campaign.price(mapped), campaign.price(reduced)
+    prices = show.estimated(mapped), show.estimated(reduced)
     return None if None in prices else sum(filter(None, prices), Decimal(0))
 
 
-def _clips_first_cheapest_first(priced: tuple[Row, Decimal | None]) -> tuple[bool, Decimal]:
-    row, price = priced
-    return row.body["kind"] == "text-to-image", Decimal("Infinity") if price is None else price
+def _clips_first_cheapest_first(asked: Mapping[str, Any]) -> tuple[bool, Decimal]:
+    price = show.estimated(asked)
+    return asked["kind"] == "text-to-image", Decimal("Infinity") if price is None else price
+
+
+def _key(body: Body) -> str:
+    """The Idempotency-Key of a body: an interrupted run finds what it made."""
+    return f"demo-{text.digest(body).hex()[:32]}"
 
 
 def _text() -> str:

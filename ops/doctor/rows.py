@@ -134,6 +134,10 @@ _WAITING = """
            '`noria list --state held`; resolve each' as advice
     from jobs where state = 'held' group by held_for
     union all
+    select 'well', format('%s jobs wait for a review, one of them for %s', count(*),
+                          date_trunc('second', now() - min(state_at))), ''
+    from jobs where state = 'awaiting_review' having count(*) > 0
+    union all
     select 'warning', format('%s jobs are uncertain long after the settle time', count(*)),
            'does the provider''s task list answer? Their slots stay taken until it does'
     from jobs where state = 'uncertain' and state_at < now() - cast(:settle as interval) having count(*) > 0
@@ -157,7 +161,8 @@ _ACCOUNTS = """
 # No wait and no lease is as long as a day.
 # A parent with children at work rests: the last one's end makes it due.
 _OVERLOOKED = """
-    finished_at is null and state <> 'held' and (run_at is null or run_at > now() + interval '1 day')
+    finished_at is null and state not in ('held', 'awaiting_review')
+    and (run_at is null or run_at > now() + interval '1 day')
     and not (state = 'gathering' and run_at is null
              and exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null))
 """

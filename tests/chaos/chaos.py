@@ -30,6 +30,7 @@ from tests.chaos.witnesses import Witnesses
 from worker.storage import Bucket
 
 _SUBMITTERS = 8
+_BATCHES = 4
 _HURRY_SECONDS = 1.0
 _SENT_SECONDS = 90.0  # in which the last creates must have been sent
 _REST_SECONDS = 150.0  # in which all must have ended once the faults have stopped
@@ -93,6 +94,7 @@ def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], N
     with ThreadPoolExecutor(_SUBMITTERS) as pool:
         pause = options.seconds / 3 * _SUBMITTERS / max(1, len(load.bodies))
         promises = [pool.submit(chaos_load.set_clock, stack.door, load)]
+        promises += [pool.submit(chaos_load.send_batch, stack.door, load, n) for n in range(_BATCHES)]
         promises += [pool.submit(_submit, stack, load, n, pause) for n in range(len(load.bodies))]
         with provider.failing(stack.sandbox), stack.broken_lines(), echo.echoing(stack.scene) as echoes:
             for name in _torments(options, stack.scene):
@@ -145,8 +147,10 @@ _LOST_CALLS = (
 )
 _HELD_OF_MUTE = "select count(*) from jobs where held_for = 'uncertain' and model = any(:mute)"
 _UNFINISHED = """
-    select (select count(*) from jobs where finished_at is null and state <> 'held')
+    select (select count(*) from jobs where finished_at is null and state not in ('held', 'awaiting_review'))
          + (select count(*) from runs where outcome = 'waiting')
+         + (select count(*) from batches b where state = 'running'
+              and not exists (select from jobs where batch_id = b.id and state = 'held'))
          + (select count(*) from deliveries where state = 'waiting')
 """
 # Never rows that somebody has claimed; and who is uncertain waits for the settle time, which is the point of it.
@@ -155,6 +159,7 @@ _HURRY = (
     " and state in ('queued', 'gathering', 'running', 'copying')",
     "update duties set due_at = now() where name = 'gather'",
     "update deliveries set run_at = now() where claimed is null and run_at > now() + interval '1 s'",
+    "update batches set run_at = now() where claimed is null and run_at > now() + interval '1 s'",
     "update dead_receivers set resume_at = now() where resume_at > now() + interval '1 s'",
 )
 
@@ -166,6 +171,7 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
         states = Counter(connection.execute(text("select state from jobs where parent_id is null")).scalars())
         parts = Counter(connection.execute(text("select state from jobs where parent_id is not null")).scalars())
         runs = Counter(connection.execute(text("select outcome from runs")).scalars())
+        batches = Counter(connection.execute(text("select state from batches")).scalars())
         lost = connection.execute(text(_LOST_CALLS)).scalar_one()
         outcomes = Counter(connection.execute(text("select outcome from attempts")).scalars())
         entered = Counter(connection.execute(text('select entered from events where "left" <> entered')).scalars())
@@ -181,6 +187,7 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
         **{f"jobs {state}": count for state, count in sorted(states.items())},
         **{f"parts {state}": count for state, count in sorted(parts.items())},
         **{f"runs of the schedule {outcome}": count for outcome, count in sorted(runs.items())},
+        **{f"files of rows {state}": count for state, count in sorted(batches.items())},
         "of the failed, made twice and failed twice, unbilled": redone,
         **{f"held for {why}": count for why, count in sorted(held.items())},
         "of these, of models that do not repeat the prompt": mute,

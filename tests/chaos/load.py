@@ -1,8 +1,10 @@
-"""What chaos asks of the API: clips and pictures, a few narrations and summaries, and a schedule."""
+"""What chaos asks of the API: clips and pictures, a few narrations and summaries, batches, and a schedule."""
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from tests.chaos.stack import READ, SPOKEN
 CANARY = "heron-"  # begins every prompt, so that one in a log is found
 _FAMILY_EVERY, _FAMILY_FIRST = 13, 7  # jobs
 _CANCELED_EVERY = 40
+_ROWS, _CANCELED_BATCHES = 14, 3  # of a batch; one in so many
 _ACCEPTED_SECONDS = 120.0  # in which the API must have taken a submission
 
 T = TypeVar("T")
@@ -28,11 +31,12 @@ class Load:
     bodies: Sequence[Mapping[str, Any]]
     accepted: dict[str, str] = field(default_factory=dict)
     schedule: str = ""
+    hook: str = ""
 
 
 def load(count: int, hook: str) -> Load:
     """So many submissions, which can all be told apart."""
-    return Load(list(_bodies(count, hook)))
+    return Load(list(_bodies(count, hook)), hook=hook)
 
 
 def submit(door: reach.Door, load: Load, n: int) -> None:
@@ -42,6 +46,18 @@ def submit(door: reach.Door, load: Load, n: int) -> None:
     load.accepted[body["custom_id"]] = job["id"]
     if n % _CANCELED_EVERY == _CANCELED_EVERY - 1:
         _persist(door, lambda client: client.cancel(job["id"]))
+
+
+def send_batch(door: reach.Door, load: Load, n: int) -> None:
+    """Sends one file twice, each time as often as it takes: its rows are made once. One in three is canceled."""
+    bodies = itertools.islice(_bodies(_ROWS, load.hook), _ROWS)
+    rows = [{**body, "custom_id": f"batch-{n}-{row}"} for row, body in enumerate(bodies)]
+    file = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    first, again = (_sent(door, file, {"webhook_url": load.hook}, f"batch-{n}-{time}") for time in (1, 2))
+    for item in _persist(door, lambda client: list(client.batch_items(again))):
+        load.accepted[item["custom_id"]] = item["job"]["id"]
+    if n % _CANCELED_BATCHES == 0:
+        _persist(door, lambda client: client.change_batch(first, "cancel"))
 
 
 def set_clock(door: reach.Door, load: Load) -> None:
@@ -59,6 +75,14 @@ def stop_clock(door: reach.Door, load: Load) -> None:
     for run in _persist(door, lambda client: list(client.runs(load.schedule))):
         if run["job_id"]:
             load.accepted[f"run-{run['id']}"] = run["job_id"]
+
+
+def _sent(door: reach.Door, file: bytes, options: Mapping[str, Any], key: str) -> str:
+    """The id of the batch, committed."""
+    draft = _persist(door, lambda client: client.make_batch("rows.jsonl", io.BytesIO(file), options, key))
+    assert not draft["rows"]["bad"], draft["report"]["faults"]
+    made: str = _persist(door, lambda client: client.commit_batch(draft["id"]))["id"]
+    return made
 
 
 def _bodies(count: int, hook: str) -> Iterator[dict[str, Any]]:

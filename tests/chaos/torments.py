@@ -91,6 +91,7 @@ def lapse(scene: Scene) -> int:
             for statement in (
                 text("update jobs set run_at = now() where claimed is not null and run_at > now()"),
                 text("update deliveries set run_at = now() where claimed is not null and run_at > now()"),
+                text("update batches set run_at = now() where claimed is not null and run_at > now()"),
             )
         )
 

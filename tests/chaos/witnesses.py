@@ -7,6 +7,7 @@ Each of them is optional.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,6 +29,7 @@ from worker.tables import Schedule
 
 _ABANDONED = timedelta(days=1)  # a multipart upload that began so long ago is nobody's
 _KEY = re.compile(r"(?P<project>[0-9a-f-]{36})/\d{4}/\d\d/\d\d/(?P<job>[0-9a-f-]{36})/(?P<rest>.+)")
+_MANIFEST = re.compile(r"[0-9a-f-]{36}/batches/(?P<batch>[0-9a-f-]{36})/manifest\.jsonl")
 _QUERIES = 20  # a second, of one account (Alibaba docs, "Manage asynchronous tasks")
 
 
@@ -64,8 +66,17 @@ AT_REST = (
     Rule(
         "I14",
         """select id as job, 'all should be at rest, and it is ' || state as what
-           from jobs where finished_at is null and state <> 'held'""",
+           from jobs where finished_at is null and state not in ('held', 'awaiting_review')""",
         "its history and `waiting_on` say what it waits for: `noria show`",
+    ),
+    Rule(
+        "B",
+        """select null as job, 'all should be at rest; batch ' || b.id || ' is ' || b.state || ' and ended ' ||
+             count(e.id) || ' times' as what
+           from batches b left join events e on e.batch_id = b.id and e.type = 'batch.completed'
+           where not exists (select from jobs j where j.batch_id = b.id and j.finished_at is null)
+           group by b.id having b.state <> 'completed' or count(e.id) <> 1""",
+        "it was told twice or never: report it with the batch's events",
     ),
     Rule(
         "I14",
@@ -96,6 +107,7 @@ def heard(connection: Connection, witnesses: Witnesses) -> list[Finding]:
         asked += [
             lambda: _stored(connection, bucket, witnesses.reads_bytes),
             lambda: _strangers(connection, bucket),
+            lambda: _listed(connection, bucket),
             lambda: _abandoned(bucket),
         ]
     if (receiver := witnesses.receiver) is not None:
@@ -159,6 +171,22 @@ def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
         if match and key not in keys and match["job"] not in unfinished:
             advice = "a copy was stored and not recorded: delete the object"
             yield Finding("I6", f"{key} is in the bucket, and no row knows it", match["job"], advice)
+
+
+def _listed(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
+    """B: the manifest of a batch that has ended has each row, and each object of its jobs."""
+    ended = text("select id::text as id, manifest from batches where state = 'completed'")
+    for batch in connection.execute(ended).all():
+        lines = [json.loads(line) for line in b"".join(bucket.chunks(batch.manifest)).splitlines()][1:]
+        rows = {row.n: row.key for row in connection.execute(_ROWS, {"batch": batch.id})}
+        said = {line["row"]: next((one["key"] for one in line["objects"]), None) for line in lines}
+        if said != rows:
+            yield Finding("B", f"the manifest of batch {batch.id} lists other rows or objects", None, "report it")
+
+
+_ROWS = text(
+    "select r.n, o.key from batch_rows r left join outputs o on o.job_id = r.job_id and o.n = 0 where batch_id = :batch"
+)
 
 
 def _abandoned(bucket: Bucket) -> Iterator[Finding]:

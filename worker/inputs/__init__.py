@@ -75,6 +75,7 @@ _SOUND = Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB")
 _OF = {Medium.PICTURE: _PICTURE, Medium.SOUND: _SOUND}
 _RULES = {name: _OF[medium] for kind in OFFERED.values() for name, medium in fields.media(kind.input).items()}
 _LISTS = [name for kind in OFFERED.values() for name in kind.keyed]
+NAMING = [*_RULES, *_LISTS]  # the fields that may name a file
 
 
 def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import (
     ARRAY,
+    CTE,
     Connection,
     DateTime,
     Result,
@@ -42,7 +43,7 @@ from worker.document import Answer, Billed, JobDocument, Moment, Waiting
 from worker.errors import NotFound
 from worker.lanes import slots
 from worker.states import HeldFor, Mode, State
-from worker.tables import Attempt, Event, Job, Lane, Output, Owner, Project
+from worker.tables import Attempt, Batch, Event, Job, Lane, Output, Owner, Project
 
 LOOKED_THROUGH = 10_000  # jobs that one search reads where no index finds what it is for
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -54,8 +55,7 @@ _HELD = {
     HeldFor.UNCERTAIN: "nobody can prove whether the provider made a task: a person has to decide",
     HeldFor.CRASHES: "several workers died on it: a person has to look",
     HeldFor.BUDGET: "the project's budget is spent",
-    HeldFor.BATCH: "its batch has not begun, or is paused",
-    HeldFor.REVIEW: "waits for a person's review",
+    HeldFor.BATCH: "its batch is paused",
 }
 
 
@@ -66,6 +66,7 @@ class Filter:
     states: tuple[str, ...] = ()
     kind: str | None = None
     model: str | None = None
+    batch: uuid.UUID | None = None
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
@@ -184,6 +185,8 @@ class _Line:
     has_others: bool
 
 
+_REVIEW = Waiting("review", "a person is to approve or reject its outputs")
+_PAUSED_BATCH = Waiting("paused", "its batch is paused")
 _PARTS = Waiting("parts", "waits to be divided into its parts")
 _DAY = Waiting("quota", "of the model's tokens a day fewer are left than it may take: smaller calls go first")
 _SLOT = Waiting("slot", "waits for one of the model's concurrent tasks")
@@ -200,11 +203,17 @@ def one(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job
 
 def brief(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
     """The project's job as lists have it, with what is long cut; raises NotFound."""
-    statement = select(*_LISTED).where(Job.project_id == project_id, Job.id == job_id)
+    statement = select(*LISTED).where(Job.project_id == project_id, Job.id == job_id)
     row = connection.execute(statement).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no job {job_id}")
     return Job.of(row)
+
+
+def several(connection: Connection, project_id: uuid.UUID, job_ids: Collection[uuid.UUID]) -> list[Job]:
+    """Those of the jobs that are the project's, whole: few at a time, since an input may hold a picture."""
+    statement = select(*Job.__table__.c).where(Job.project_id == project_id, Job.id.in_(job_ids)).order_by(Job.id)
+    return _jobs(connection.execute(statement))
 
 
 def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
@@ -213,19 +222,22 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
         return _labelled(connection, project_id, wanted, limit)
     if wanted.custom_id or wanted.q:
         return _looked_through(connection, project_id, wanted, limit)
-    after, before = wanted.ids
-    said: dict[str, Any] = {
-        "project": project_id,
-        "after": after,
-        "before": before,
-        "created_after": wanted.created_after or _LONG_AGO,
-        "created_before": wanted.created_before or _NEVER,
-        "most": limit,
-    }
+    said = _said(project_id, wanted, limit)
+    if wanted.batch:
+        return _jobs(connection.execute(_NEWEST_OF_BATCH, said))
     if not (wanted.states or wanted.kind or wanted.model):
         return _jobs(connection.execute(_NEWEST, said))
-    said |= {"kind": wanted.kind, "model": wanted.model, "states": list(wanted.states) or None}
     return _jobs(connection.execute(_NEWEST_OF_GROUPS, said))
+
+
+def ids(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[uuid.UUID]:
+    """The ids of the newest `limit` top-level jobs that the filter finds, the newest first; without `q`."""
+    if wanted.metadata or wanted.custom_id:
+        mine = _matching(project_id, wanted)
+        newest = select(mine.c.id).order_by(mine.c.id.desc()).limit(limit)
+    else:
+        newest = select((_OF_BATCH if wanted.batch else _FOUND).c.id)
+    return list(connection.execute(newest, _said(project_id, wanted, limit)).scalars())
 
 
 def last_to_look_at(
@@ -249,7 +261,7 @@ def children(
     All states where none is named.
     """
     places = tuple_(Job.round, Job.place)
-    statement = select(*_LISTED).where(Job.parent_id == parent.id, places > after)
+    statement = select(*LISTED).where(Job.parent_id == parent.id, places > after)
     if states:
         statement = statement.where(Job.state.in_(states))
     return _jobs(connection.execute(statement.order_by(Job.round, Job.place).limit(limit)))
@@ -307,7 +319,9 @@ def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> di
     queued = [job for job in jobs if job.state == State.QUEUED and job.mode != Mode.PARENT]
     due = [job for job in queued if job.run_at is None or job.run_at <= now]
     found |= {job.id: Waiting("backoff", "waits before it is tried again", job.run_at) for job in queued}
-    return found | _in_line(connection, due, now) if due else found
+    if due:
+        found |= _in_line(connection, due, now)
+    return found | _passed_by(connection, jobs)
 
 
 def at_first(job: Job) -> Waiting:
@@ -346,8 +360,29 @@ def _tokens(lane: Row[Any]) -> Tokens | None:
     return Tokens(per_minute=lane.tpm, ahead=ahead, per_day=lane.tpd, today=lane.tokens_today)
 
 
+def _said(project_id: uuid.UUID, wanted: Filter, limit: int) -> dict[str, Any]:
+    after, before = wanted.ids
+    return {
+        "project": project_id,
+        "after": after,
+        "before": before,
+        "created_after": wanted.created_after or _LONG_AGO,
+        "created_before": wanted.created_before or _NEVER,
+        "kind": wanted.kind,
+        "model": wanted.model,
+        "states": list(wanted.states) or None,
+        "batch": wanted.batch,
+        "most": limit,
+    }
+
+
 def _conditions(wanted: Filter) -> list[Any]:
-    simple = {Job.kind: wanted.kind, Job.model: wanted.model, Job.custom_id: wanted.custom_id}
+    simple = {
+        Job.kind: wanted.kind,
+        Job.model: wanted.model,
+        Job.custom_id: wanted.custom_id,
+        Job.batch_id: wanted.batch,
+    }
     conditions: list[Any] = [column == value for column, value in simple.items() if value is not None]
     if wanted.states:
         conditions.append(Job.state.in_(wanted.states))
@@ -381,15 +416,19 @@ def _labelled(connection: Connection, project_id: uuid.UUID, wanted: Filter, lim
     newest = _looked_through(connection, project_id, replace(wanted, last=last), limit)
     if last is None or len(newest) == limit:
         return newest
-    ids = select(Job.id).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
-    # Materialized, or the planner would look through all the others for a page of them.
-    found = ids.cte("found").prefix_with("materialized")
+    found = _matching(project_id, wanted)
     first = select(found.c.id).order_by(found.c.id.desc()).limit(limit).subquery()
-    return _jobs(connection.execute(select(*_LISTED).join(first, first.c.id == Job.id).order_by(Job.id.desc())))
+    return _jobs(connection.execute(select(*LISTED).join(first, first.c.id == Job.id).order_by(Job.id.desc())))
+
+
+def _matching(project_id: uuid.UUID, wanted: Filter) -> CTE:
+    """The ids of all jobs that few indexes know of; materialized, or the planner would look through all the others."""
+    matching = select(Job.id).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
+    return matching.cte("found").prefix_with("materialized")
 
 
 def _looked_through(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[Job]:
-    mine = select(*_LISTED).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
+    mine = select(*LISTED).where(Job.project_id == project_id, Job.parent_id.is_(None), *_conditions(wanted))
     return _jobs(connection.execute(mine.order_by(Job.id.desc()).limit(limit)))
 
 
@@ -409,6 +448,8 @@ def _by_state(job: Job) -> Waiting | None:
             return Waiting("uncertain", "the create call's answer was lost; the task is being looked for", job.run_at)
         case State.RUNNING:
             return Waiting("provider", f"the provider says {job.task_status or 'nothing yet'}", job.run_at)
+        case State.AWAITING_REVIEW:
+            return _REVIEW
         case State.COPYING if job.claimed is None:
             trouble = f": {job.error['message']}" if job.error else ""
             return Waiting("storage", f"waits to be copied into the bucket{trouble}", job.run_at)
@@ -423,6 +464,15 @@ def _in_line(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict
         job.id: _placed(by_model.get(job.model) or held_up[job.project_id] or _alone(job), places.get(job.id))
         for job in jobs
     }
+
+
+def _passed_by(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Waiting | None]:
+    """What those jobs wait for that came back to the line while their batch is paused."""
+    queued = {job.id: job.batch_id for job in jobs if job.state == State.QUEUED and job.batch_id}
+    if not queued:
+        return {}
+    paused = set(connection.execute(_PAUSED, {"batches": list(set(queued.values()))}).scalars())
+    return {job_id: _PAUSED_BATCH for job_id, batch_id in queued.items() if batch_id in paused}
 
 
 def _alone(job: Job) -> Waiting:
@@ -481,13 +531,13 @@ _SHORT: Mapping[str, Any] = {  # what a list never loads whole: megabytes each; 
     "note": null(),
     "sources": null(),
 }
-_LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
+LISTED = [_SHORT[column.name].label(column.name) if column.name in _SHORT else column for column in Job.__table__.c]
 _CALL = [null().label("output") if column.name == "output" else column for column in Attempt.__table__.c]
 
 # Built once: with the columns of a job, building a statement costs as much as running it.
 _ONE = select(*Job.__table__.c).where(Job.project_id == bindparam("project"), Job.id == bindparam("job"))
 _NEWEST = (
-    select(*_LISTED)
+    select(*LISTED)
     .where(
         Job.project_id == bindparam("project"),
         Job.parent_id.is_(None),
@@ -526,7 +576,38 @@ _GROUPS = text(
     """
 )
 _FOUND = _GROUPS.bindparams(bindparam("states", type_=ARRAY(String))).columns(id=Uuid).subquery("found")
-_NEWEST_OF_GROUPS = select(*_LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
+# The same within a batch: its jobs lie together in one index, by model and state.
+_GROUPS_OF_BATCH = text(
+    """
+    with recursive groups (model, state) as (
+        (select model, state from jobs
+          where batch_id = :batch and exists (select from batches where id = :batch and project_id = :project)
+          order by model, state limit 1)
+        union all
+        select next.* from groups cross join lateral (
+               select model, state from jobs
+                where batch_id = :batch and (model, state) > (groups.model, groups.state)
+                order by model, state limit 1) as next
+    )
+    select newest.id from groups cross join lateral (
+           select id from jobs
+            where batch_id = :batch and model = groups.model and state = groups.state
+              and project_id = :project and parent_id is null
+              and id > :after and id < :before and created_at > :created_after and created_at < :created_before
+              and (cast(:kind as text) is null or kind = :kind)
+            order by id desc limit :most) as newest
+     where (cast(:model as text) is null or groups.model = :model)
+       and (cast(:states as text[]) is null or groups.state = any(:states))
+     order by newest.id desc limit :most
+    """
+)
+_OF_BATCH = (
+    _GROUPS_OF_BATCH.bindparams(bindparam("states", type_=ARRAY(String)), bindparam("batch", type_=Uuid))
+    .columns(id=Uuid)
+    .subquery("found")
+)
+_NEWEST_OF_BATCH = select(*LISTED).join(_OF_BATCH, _OF_BATCH.c.id == Job.id).order_by(Job.id.desc())
+_NEWEST_OF_GROUPS = select(*LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
 _LANES = (
     select(Lane.model, Lane.paused_why, Lane.parked_until, Lane.parked_why)
     .add_columns(*slots.obstacles(bindparam("now", type_=DateTime(timezone=True))))
@@ -543,6 +624,7 @@ _PROJECTS = (
     )
     .where(Project.id.in_(bindparam("projects", expanding=True)))
 )
+_PAUSED = select(Batch.id).where(Batch.id.in_(bindparam("batches", expanding=True)), Batch.state == "paused")
 _QUEUED = (
     select(
         Job.id,

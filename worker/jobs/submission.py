@@ -10,28 +10,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, and_, bindparam, case, exists, or_, select, update
+from sqlalchemy import Connection, select
 
-from worker import claims, document, inputs, kinds, money, moves, text
+from worker import document, inputs, kinds, money, moves, text
 from worker.catalog import Catalog, Model
-from worker.errors import Conflict, Fault, InvalidInput
+from worker.errors import Conflict, Fault, InvalidInput, NotFound
 from worker.jobs import reading
 from worker.kinds import OFFERED, Kind, ParentKind
-from worker.moves import children
+from worker.moves import bulk
 from worker.settings import Settings
-from worker.states import TERMINAL, Mode, Move, State
-from worker.tables import Attempt, IdempotencyKey, Job, Project
-
-_ASKED = {"cancel_requested": True}
-_MINE = (State.QUEUED, State.HELD, State.ADMITTED)  # states in which the provider knows nothing of the job
-_AGAIN = frozenset({State.FAILED, State.CANCELED, State.EXPIRED})
-
-# Whether the job has, or one of its children, a call whose verdict is open.
-_OPEN = select(
-    exists()
-    .where(Attempt.job_id == Job.id, Attempt.closed_at.is_(None))
-    .where(or_(Job.id == bindparam("job"), Job.parent_id == bindparam("job")))
-)
+from worker.states import Mode
+from worker.tables import IdempotencyKey, Job, Project
 
 
 @dataclass(frozen=True)
@@ -155,29 +144,12 @@ def replayed(connection: Connection, project: Project, sent: Sent, prepared: Pre
 
 
 def cancel(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now: datetime) -> tuple[Job, str]:
-    """Asks a job to stop: the job, and what became of it.
+    """Asks a job to stop: the job, and what became of it, as `moves.bulk.cancel` says.
 
-    `canceled`: it is. `requested`: the provider is being asked. `too_late`: it runs on and is billed, and ends as if
-    nothing had been asked. `already_finished`. Raises Conflict for a job that is held because nobody knows whether
-    the provider has a task for it.
+    Raises Conflict for a child, and for a job that is held because nobody knows whether the provider has a task for it.
     """
-    job = reading.one(connection, project_id, job_id)
-    state = State(job.state)
-    if state in TERMINAL:
-        return job, "already_finished"
-    if job.parent_id is not None:
-        raise Conflict("is_child", f"it is a part of job {job.parent_id}: cancel that")
-    if state is State.HELD and job.held_from == State.UNCERTAIN:
-        raise Conflict("held_uncertain", "a person has to say first what became of its create call: POST …/resolve")
-    if state is State.HELD and job.held_from == State.GATHERING:
-        seen_to = Move(State.GATHERING, "canceled by the user: its parts are seen to their end", columns=_ASKED)
-        return _decided(connection, job, "moved_on", seen_to, now), "requested"
-    if state in _MINE and (mine := claims.seize(connection, job, Job.claimed.is_distinct_from(claims.TAKEN))):
-        stopped = Move(State.CANCELED, "canceled by the user", columns=_ASKED)
-        return moves.record(connection, mine, stopped, now), "canceled"
-    if state is State.COPYING or (state is State.RUNNING and job.task_status == "RUNNING"):
-        return job, "too_late"
-    return _ask_to_cancel(connection, job, now), "requested"
+    fate = _fate(bulk.cancel(connection, project_id, [job_id], now), job_id)
+    return reading.one(connection, project_id, job_id), fate.outcome
 
 
 def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now: datetime) -> Job:
@@ -186,29 +158,20 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     It is reserved and paid for again. Raises Conflict where there is nothing to make again, and while it is not known
     what became of a call for it; InvalidInput where a file that it names is gone.
     """
-    job = reading.one(connection, project_id, job_id)
-    if job.parent_id is not None:
-        raise Conflict("is_child", f"it is a part of job {job.parent_id}: retry that, which repeats only what failed")
-    if job.state not in _AGAIN:
-        raise Conflict("not_retryable", f"it is {job.state}: only what failed, expired or was canceled is made again")
-    if connection.execute(_OPEN, {"job": job.id}).scalar_one():
-        raise Conflict("attempt_open", "it is not known yet what became of its last create call, so it may be paid for")
-    if job.mode != Mode.PARENT:  # a document that is gone is for its kind to report
-        inputs.check(connection, project_id, job.model, job.input)
-    to = State.GATHERING if job.round else State.QUEUED
-    made = _decided(connection, job, "not_retryable", Move(to, "made again, as a person asked"), now)
-    if job.mode == Mode.PARENT:
-        children.make_again(connection, made, now)
-    money.reserve(connection, made, now)
-    return made
+    _fate(bulk.retry(connection, project_id, [job_id], now), job_id)
+    return reading.one(connection, project_id, job_id)
 
 
-def _decided(connection: Connection, job: Job, code: str, move: Move, now: datetime) -> Job:
-    """Moves a job as a person asks, whoever works on it; raises Conflict where it has moved since it was read."""
-    mine = claims.seize(connection, job)
-    if mine is None:
-        raise Conflict(code, "somebody else has just changed it: look again")
-    return moves.record(connection, mine, move, now)
+def _fate(fates: bulk.Fates, job_id: uuid.UUID) -> bulk.Fate:
+    """What became of the job; raises NotFound, InvalidInput and Conflict."""
+    fate = fates.get(job_id)
+    if fate is None:
+        raise NotFound(f"no job {job_id}")
+    if fate.faults:
+        raise InvalidInput([*fate.faults])
+    if fate.why:
+        raise Conflict(fate.outcome, fate.why)
+    return fate
 
 
 def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Model]:
@@ -235,11 +198,3 @@ def _default(catalog: Catalog, kind: str) -> str:
 
 def _rest(said: Submission) -> list[Any]:
     return [said.metadata, said.custom_id, said.priority, said.webhook_url, said.webhook_events]
-
-
-def _ask_to_cancel(connection: Connection, job: Job, now: datetime) -> Job:
-    """Leaves word for whoever works on the job, and makes it due at once where nobody does."""
-    waits = or_(Job.run_at > now, and_(Job.state == State.GATHERING, Job.run_at.is_(None)))
-    due = case((and_(Job.claimed.is_(None), waits), now), else_=Job.run_at)
-    asked = update(Job).where(Job.id == job.id).values(cancel_requested=True, run_at=due)
-    return Job.of(connection.execute(asked.returning(*Job.__table__.c)).mappings().one())

@@ -9,7 +9,7 @@ by (attempt, entry).
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -50,11 +50,9 @@ def dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int
     return max(known) if len(known) == len(prices) else None
 
 
-def reserve(connection: Connection, job: Job, now: datetime) -> None:
-    """Books the estimate of a job that is made again; nothing when there is no price for it."""
-    if job.estimate is not None:
-        line = {"project_id": job.project_id, "job_id": job.id, "entry": "reserve", "micros": job.estimate}
-        connection.execute(_RESERVE, line | {"at": now, "reserved_at": job.created_at})
+def reserve(connection: Connection, jobs: Sequence[uuid.UUID], now: datetime) -> None:
+    """Books the estimates of jobs that are made again, those of them that have a price."""
+    connection.execute(_RESERVE, {"jobs": jobs, "now": now})
 
 
 def reserving(made: CTE) -> Insert:
@@ -96,6 +94,11 @@ def release(connection: Connection, job: Job, now: datetime) -> None:
         connection.execute(_RELEASE, {"the_job": job.id, "the_attempt": job.attempt_id, "now": now})
 
 
+def release_ended(connection: Connection, jobs: Sequence[uuid.UUID], now: datetime) -> None:
+    """Gives back what was reserved for jobs that have ended, but where the verdict on a job's last call is missing."""
+    connection.execute(_RELEASE_ENDED, {"jobs": jobs, "now": now})
+
+
 def shown(micros: int | None) -> str | None:
     """`"3.00"`: at least two decimals, and as many as the amount has."""
     if micros is None:
@@ -104,8 +107,12 @@ def shown(micros: int | None) -> str | None:
     return f"{amount:.2f}" if -amount.as_tuple().exponent < 2 else f"{amount:f}"  # type: ignore[operator]
 
 
-# The line of a reservation.
-_RESERVE = insert(Entry)
+# The lines of reservations.
+_RESERVE = text(
+    "insert into ledger (project_id, job_id, entry, micros, at, reserved_at)"
+    " select project_id, id, 'reserve', estimate, :now, created_at from jobs"
+    " where id = any(cast(:jobs as uuid[])) and estimate is not null order by id"
+)
 # What an attempt cost; booked again, it replaces the amount.
 _SETTLING = """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
@@ -126,6 +133,19 @@ _RELEASING = """
     group by project_id, job_id having sum(micros) <> 0
     on conflict (attempt_id, entry) do nothing
     """
+# `_RELEASING` of many jobs. A parent's own calls are none; a call's verdict is missing until its attempt is closed.
+_RELEASE_ENDED = text(
+    """
+    insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
+    select jobs.project_id, jobs.id, jobs.attempt_id, 'release', -sum(micros), :now, min(reserved_at)
+    from jobs join ledger on ledger.job_id = jobs.id and entry in ('reserve', 'release')
+    where jobs.id = any(cast(:jobs as uuid[])) and jobs.estimate is not null
+      and (jobs.mode = 'parent' or jobs.billed <> 'unknown'
+           or exists (select from attempts where attempts.id = jobs.attempt_id and closed_at is not null))
+    group by jobs.id having sum(micros) <> 0 order by jobs.id
+    on conflict (attempt_id, entry) do nothing
+    """
+)
 _SETTLE, _RELEASE = text(_SETTLING), text(_RELEASING)
 # the main statement runs first, so that the lines read as they always did
 _PAY = text(f"with released as ({_RELEASING}) {_SETTLING}")

@@ -1,8 +1,8 @@
 """Moves on record: the one way to make a job and to move it.
 
 `record` names the state and the claim that it leaves, and writes everything that belongs to the move (its event, the
-attempt's answer, outputs, ledger lines, deliveries) in the same transaction. `fair_queue` admits jobs and `children`
-moves a parent's children, many at a time; the statements of all three are `transition`'s.
+attempt's answer, outputs, ledger lines, deliveries) in the same transaction. Many at a time are moved by `fair_queue`,
+which admits jobs, by `children`, and by `bulk`, where a person asks for it; the statements are all `transition`'s.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from worker.claims import NOW
 from worker.errors import ClaimLost
 from worker.lanes import slots, throttle
 from worker.moves import children, making, transition
-from worker.states import TERMINAL, HeldFor, Mode, Move, State
+from worker.states import DONE, TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
@@ -89,7 +89,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     left = State(job.state)
     if move.to is State.SUBMITTING:
         return _begin(connection, job, move, now)
-    if job.mode == Mode.PARENT and move.to in TERMINAL:
+    if job.mode == Mode.PARENT and move.to in DONE:
         move = replace(move, columns={**move.columns, **children.paid(connection, job.id)})
     event = transition.Told(_type(left, move.to), move.why, now) if move.to is not left or move.why else None
     answer = _answer(job, move, now)
@@ -291,12 +291,12 @@ def _columns(job: Job, move: Move, now: datetime) -> dict[str, Any]:
 
 
 def _release(connection: Connection, job: Job, left: State, move: Move, now: datetime) -> None:
-    """Gives back what was reserved, once the job's call is paid for, or it has ended and no verdict is missing."""
+    """Gives back what was reserved, once the job's call is paid for, or it is done and no verdict is missing."""
     if job.parent_id is not None:
         return
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))
-    is_over = move.to in TERMINAL and job.mode == Mode.PARENT
+    is_over = move.to in DONE and job.mode == Mode.PARENT
     if _is_paid(move) or is_over or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, insert, select, text, update
+from sqlalchemy import ARRAY, Connection, Uuid, and_, any_, bindparam, delete, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import claims
@@ -21,7 +21,7 @@ from worker.errors import ErrorClass, Failure
 from worker.kinds import KINDS, ParentKind
 from worker.kinds.kind import Ended, Stored
 from worker.moves import transition
-from worker.states import State
+from worker.states import DONE, State
 from worker.tables import Event, Job, Output
 
 
@@ -88,9 +88,9 @@ class Fail:
             connection.execute(_FORGET, {"jobs": failed})
 
 
-def make_again(connection: Connection, parent: Job, now: datetime) -> None:
-    """Puts the children that failed, expired or were canceled back into the line."""
-    connection.execute(_AGAIN, {"parent": parent.id, "the_why": "made again", "now": now})
+def make_again(connection: Connection, parents: Sequence[uuid.UUID], now: datetime) -> None:
+    """Puts the parents' children that failed, expired or were canceled back into the line."""
+    connection.execute(_AGAIN, {"parents": parents, "the_why": "made again", "now": now})
 
 
 def counts(connection: Connection, parent: Job) -> Counts:
@@ -121,15 +121,15 @@ def first_failed(connection: Connection, parent: Job) -> Job | None:
 
 
 def paid(connection: Connection, parent_id: uuid.UUID) -> dict[str, Any]:
-    """What the children cost in all: the columns of a parent that has ended."""
+    """What the children cost in all: the columns of a parent that is done."""
     row = connection.execute(_PAID, {"parent": parent_id}).one()
     return {"cost": row.cost, "billed": row.billed}
 
 
 def tell_paid(connection: Connection, parent_id: uuid.UUID) -> None:
-    """Lets a parent that has ended say what its children cost, as the ledger has it now."""
-    has_ended = (Job.id == parent_id, Job.finished_at.is_not(None))
-    connection.execute(update(Job).where(*has_ended).values(**paid(connection, parent_id)))
+    """Lets a parent that is done say what its children cost, as the ledger has it now."""
+    is_done = (Job.id == parent_id, Job.state.in_(DONE))
+    connection.execute(update(Job).where(*is_done).values(**paid(connection, parent_id)))
 
 
 def wake(connection: Connection, parent_id: uuid.UUID) -> bool:
@@ -235,4 +235,8 @@ _FAIL = transition.many(
     error=bindparam("the_error", type_=Job.__table__.c.error.type),
 )
 _FORGET = delete(Output).where(Output.job_id.in_(bindparam("jobs", expanding=True)))
-_AGAIN = transition.many({State.FAILED, State.EXPIRED, State.CANCELED}, State.QUEUED, _OF_PARENT)
+_AGAIN = transition.many(
+    {State.FAILED, State.EXPIRED, State.CANCELED},
+    State.QUEUED,
+    Job.parent_id == any_(bindparam("parents", type_=ARRAY(Uuid))),
+)

@@ -5,6 +5,8 @@ lowest, so that projects of equal weight alternate however many jobs each has, a
 to one of another. A project that comes back from an idle time starts where the lane stands now: what it did not use
 is not saved up. This is start-time fair queueing, which needs one number a project (`turns`) and one a lane.
 
+A job of a paused batch is held. One that comes back to the line meanwhile (throttled, or made again) is passed by.
+
 Within a project the line is kept by `rank_at`: the time of submission, ten minutes earlier for each class of priority.
 So a class is worth ten minutes of waiting, none starves, and nothing has to be sorted or aged: an index holds the line.
 """
@@ -33,13 +35,15 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.sql.dml import ReturningInsert
 
 from worker.lanes import account_stops, slots, throttle
 from worker.moves import transition
 from worker.states import State
 from worker.tables import Job, Lane, Owner, Turn
 
+# Whether a job came back to the line while its batch is paused; it costs a job of no batch nothing.
+PASSED_BY = """jobs.batch_id is not null
+                  and exists (select from batches where batches.id = jobs.batch_id and batches.state = 'paused')"""
 _CLASS = timedelta(minutes=10)  # how long a job of the next lower priority waits to be its equal
 _AT_ONCE = 300  # jobs that one tick admits to a lane at the most; the next tick goes on
 
@@ -109,7 +113,7 @@ _WITH_ROOM = _with_room(transition.BOUND_NOW)
 
 # The jobs at the heads of the projects' lines, `free` of them at the most, each with where its turn starts and ends.
 _NEXT = text(
-    """
+    f"""
     with recursive waiting (project_id) as (
         -- one look into the index for each project that waits, however many jobs it has
         (select project_id from jobs where state = 'queued' and mode <> 'parent' and model = :the_model
@@ -138,17 +142,18 @@ _NEXT = text(
                   and run_at <= :now
                   -- what wants more than the day has left waits in its place, and lets smaller calls pass
                   and (tokens is null or (tokens <= cast(:the_left as bigint)) is not false)
+                  and not ({PASSED_BY})
                 order by rank_at, id limit least(:free, greatest(served.room, 0))) as head
     ), next as materialized (
         select id, start, cost from line order by start, rank_at, id limit :free
     )
     select jobs.id, next.start, next.start + next.cost as stop from jobs join next on next.id = jobs.id
      where jobs.state = 'queued' for update of jobs skip locked
-    """
+    """  # noqa: S608 - words of ours
 ).columns(id=Uuid, start=Double, stop=Double)
 
 
-def _filling() -> ReturningInsert[Any]:
+def _filling() -> transition.Telling:
     """Picks the next jobs, moves them, and charges their projects and the lane for the turns, in one statement."""
     lane: BindParameter[int] = bindparam("lane", type_=BigInteger)
     picked = _NEXT.cte("picked")

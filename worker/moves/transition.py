@@ -37,8 +37,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from worker.states import AT_REST, TERMINAL, State, may
+from worker.states import AT_REST, DONE, TERMINAL, State, may
 from worker.tables import Attempt, Event, Job
+
+Telling = ReturningInsert[Any, int]  # the ids of jobs that are moved, and of their events
 
 # What a job starts with that is made again: nothing is left of how it ended. Kept are what was asked for, what a parent
 # has made (`round`, `note`), and `attempts`, which numbers the calls; stored outputs were paid for, and stay too.
@@ -83,7 +85,9 @@ def entered(left: Collection[State], to: State, now: Any) -> dict[str, Any]:
     if TERMINAL.issuperset(left):
         return columns | (FRESH if to not in TERMINAL else {})
     if to in TERMINAL:
-        columns |= {"finished_at": now, "sources": None}
+        columns |= {"finished_at": now}
+    if to in DONE:
+        columns |= {"sources": None}
     if State.HELD in left:
         columns |= {"held_for": None, "held_from": None}
     return columns
@@ -169,13 +173,15 @@ def begin(
     return row, Written(_moved(job, {**columns, "submitted_at": row.at}, row), row.event_id, None)
 
 
-def many(left: Collection[State], to: State, *which: ColumnElement[bool], **columns: Any) -> ReturningInsert[Any]:
-    """The statement that moves all jobs that fit, and returns their ids; it binds `now`, and `the_why` if there is one.
+def many(left: Collection[State], to: State, *which: ColumnElement[bool], **columns: Any) -> Telling:
+    """The statement that moves all jobs that fit, and returns their ids, each with its event's.
+
+    It binds `now`, and `the_why` if there is one.
 
     No bound name may be a column's: SQLAlchemy would set that column too.
 
-    It takes the jobs' claims, so that nobody who works on one can write. It writes no deliveries: it is for children,
-    which have no receivers, and for moves of which no receiver is told.
+    It takes the jobs' claims, so that nobody who works on one can write. It writes no deliveries: children have no
+    receivers, and `bulk` writes those of the jobs that it moves.
     """
     return events(moving(left, to, *which, **columns), to)
 
@@ -190,12 +196,12 @@ def moving(left: Collection[State], to: State, *which: ColumnElement[bool], **co
     return moved.returning(Job.id, Job.project_id, Job.sequence, was).cte("moved")
 
 
-def events(moved: CTE, to: State) -> ReturningInsert[Any]:
+def events(moved: CTE, to: State) -> Telling:
     """The other half: the events of what was moved."""
     why = bindparam("the_why", "", type_=Text)
     rows = select(moved.c.id, moved.c.project_id, moved.c.sequence, moved.c.was, *map(literal, (f"job.{to}", str(to))))
     named = ("job_id", "project_id", "sequence", "left", "type", "entered", "why", "at")
-    return insert(Event).from_select(named, rows.add_columns(why, BOUND_NOW)).returning(Event.job_id)
+    return insert(Event).from_select(named, rows.add_columns(why, BOUND_NOW)).returning(Event.job_id, Event.id)
 
 
 BOUND_NOW: ColumnElement[Any] = bindparam("now", type_=DateTime(timezone=True))

@@ -28,6 +28,7 @@ from worker.jobs.submission import Submission
 from worker.schedules import clock, plan
 from worker.schedules.plan import Missed, Occasion, Outcome, Overlap, Trigger
 from worker.settings import Settings
+from worker.states import DONE
 from worker.tables import Job, Project, Run, Schedule
 
 _AT_ONCE = 50  # schedules that one message from the tick fires; the next message goes on
@@ -106,10 +107,10 @@ def run_now(ctx: FireContext, schedule: Schedule, key: str | None) -> Made:
 
 
 def _is_free() -> ColumnElement[bool]:
-    """Whether the job of the schedule's last run has ended."""
+    """Whether the job of the schedule's last run is done; a person's review does not keep the next one waiting."""
     # a scalar, which the planner looks up by key: it would read all jobs for an anti-join
-    ended = select(Job.finished_at.is_not(None)).where(Job.id == Schedule.job_id).scalar_subquery()
-    return func.coalesce(ended, True)
+    done = select(Job.state.in_(DONE)).where(Job.id == Schedule.job_id).scalar_subquery()
+    return func.coalesce(done, True)
 
 
 def _next(seen: Sequence[uuid.UUID], now: Now) -> Any:
@@ -219,8 +220,8 @@ def _verdict(ctx: FireContext, schedule: Schedule, fire_at: datetime, run_id: uu
 
 
 def _before(ctx: FireContext, schedule: Schedule) -> Job | None:
-    """The job of the last run that submitted one, while it has not ended."""
-    statement = select(*Job.__table__.c).where(Job.id == schedule.job_id, Job.finished_at.is_(None))
+    """The job of the last run that submitted one, while it is not done."""
+    statement = select(*Job.__table__.c).where(Job.id == schedule.job_id, Job.state.not_in(DONE))
     row = ctx.connection.execute(statement).mappings().one_or_none() if schedule.job_id else None
     return Job.of(row) if row else None
 

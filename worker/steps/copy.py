@@ -13,7 +13,7 @@ from worker.dashscope.responses import Refused
 from worker.errors import CallFailed, ErrorClass, Failure, NoriaError
 from worker.kinds import Source
 from worker.states import Move, State
-from worker.steps.finish import links_expire
+from worker.steps import finish
 from worker.tables import Job
 
 
@@ -42,7 +42,7 @@ def step(ctx: Context, job: Job, clock: Clock) -> Move:
         # link lives; what is stored stays stored
         error = {"error": _trouble(trouble)}
         return Move(State.COPYING, run_at=_backoff(job, clock), columns=error, outputs=tuple(outputs))
-    return Move(State.SUCCEEDED, columns={"error": None}, outputs=tuple(outputs))
+    return finish.stored(job, {}, outputs)
 
 
 def _stored(ctx: Context, job: Job) -> frozenset[int]:
@@ -65,7 +65,7 @@ def _written(ctx: Context, job: Job, clock: Clock) -> Move:
         stored = ctx.bucket.put_stream(key, (body,), "application/json", storage.Expected(len(body)))
     except NoriaError as trouble:
         return Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
-    return Move(State.SUCCEEDED, columns={"error": None}, outputs=(storage.row(0, "answer", stored, None),))
+    return finish.stored(job, {}, (storage.row(0, "answer", stored, None),))
 
 
 def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, kept: tuple[dict[str, Any], ...]) -> Move:
@@ -84,7 +84,7 @@ def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, kept: tuple[dict[
     columns = {
         "relinked": True,
         "sources": [asdict(source) for source in sources],
-        "links_expire_at": links_expire(sources, clock()),
+        "links_expire_at": finish.links_expire(sources, clock()),
     }
     return Move(State.COPYING, "the link was dead and is asked for again", columns=columns, outputs=kept)
 

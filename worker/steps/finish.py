@@ -60,6 +60,14 @@ def succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[s
     return Move(to, columns=columns, attempt=attempt)
 
 
+def stored(job: Job, columns: dict[str, Any], outputs: Iterable[dict[str, Any]]) -> Move:
+    """The move of a job whose outputs are all in the bucket: its end, or where a person is to look at them first."""
+    if job.review is None:  # parts have none
+        return Move(State.SUCCEEDED, columns={"error": None, **columns}, outputs=tuple(outputs))
+    columns = {"error": None, "deadline_at": None, **columns}
+    return Move(State.AWAITING_REVIEW, columns=columns, outputs=tuple(outputs))
+
+
 def tokens(usage: Usage) -> int | None:
     """What a call counts against limits by the token; None: nothing does."""
     found = [usage.units[name] for name in ("input_tokens", "output_tokens") if name in usage.units]

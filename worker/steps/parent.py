@@ -24,6 +24,7 @@ from worker.lanes import throttle
 from worker.moves import children
 from worker.moves.children import Counts
 from worker.states import Move, State
+from worker.steps import finish
 from worker.tables import Job
 
 _ROOM = timedelta(seconds=10)  # between two looks whether the project may have more children
@@ -64,8 +65,7 @@ def assemble(ctx: Context, job: Job, clock: Clock) -> Move:
         return _ended(_unusable(ctx, parent, error), {})
     except NoriaError as trouble:
         return _troubled(job, State.COPYING, trouble, clock())
-    columns = {"error": None, "usage": fan_out.usage(parent)}
-    return Move(State.SUCCEEDED, columns=columns, outputs=tuple(outputs))
+    return finish.stored(job, {"usage": fan_out.usage(parent)}, outputs)
 
 
 def _expand(ctx: Context, job: Job, fan_out: ParentKind, counts: Counts, clock: Clock) -> Moves:

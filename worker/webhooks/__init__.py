@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, DateTime, bindparam, func, or_, select, text, update
+from sqlalchemy import BigInteger, Connection, DateTime, Text, Uuid, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
-from worker import egress, timeouts
+from worker import claims, egress, timeouts
 from worker.egress import transports
 from worker.errors import CallFailed
 from worker.tables import Delivery
@@ -37,8 +37,11 @@ _AT_ONCE = 5000  # deliveries that are given up together
 _GONE = 410  # the receiver wants no more
 _HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}
 
-TERMINAL_EVENTS = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
-JOB_EVENTS = TERMINAL_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
+# What a receiver is told of that names no events: how a job ends, and that it waits for the review it was to have.
+DEFAULT_EVENTS = frozenset(
+    {"job.succeeded", "job.rejected", "job.failed", "job.canceled", "job.expired", "job.awaiting_review"}
+)
+JOB_EVENTS = DEFAULT_EVENTS | {"job.queued", "job.held", "job.submitted", "job.running"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def receiver(url: str) -> int:
 
 
 def wanted(event_type: str, events: list[str] | None) -> bool:
-    """Whether a job's receiver is told of an event: the terminal ones, unless it asked for others."""
-    return event_type in (TERMINAL_EVENTS if events is None else events)
+    """Whether a job's receiver is told of an event: by default of its ends and of its review."""
+    return event_type in (DEFAULT_EVENTS if events is None else events)
 
 
 def enqueue(
@@ -73,13 +76,11 @@ def enqueue(
     enqueue_all(connection, project_id, [(job_id, event_id, url, body)])
 
 
-def enqueue_all(connection: Connection, project_id: uuid.UUID, told: Sequence[tuple[uuid.UUID, int, str, str]]) -> None:
-    """Writes the deliveries of many events of a project as `enqueue` does: each job, event, URL and body."""
-    rows = [
-        {"job_id": job_id, "event_id": event_id, "url": url, "body": body, "receiver": receiver(url)}
-        for job_id, event_id, url, body in told
-    ]
-    connection.execute(_ENQUEUE, [row | {"project_id": project_id} for row in rows])
+def enqueue_all(connection: Connection, project_id: uuid.UUID, rows: Sequence[tuple[uuid.UUID, int, str, str]]) -> None:
+    """Writes the deliveries of a project's events as `enqueue` does, by one statement: job, event, URL and body."""
+    jobs, events, urls, bodies = (list(column) for column in zip(*rows, strict=True))
+    told = {"jobs": jobs, "events": events, "urls": urls, "bodies": bodies, "receivers": list(map(receiver, urls))}
+    connection.execute(_ENQUEUE_ALL, {"of_project": project_id, **told})
 
 
 def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
@@ -137,6 +138,17 @@ def failed(delivery: Delivery, status: int | None, error: str, now: datetime) ->
 
 # A new delivery, unless the event has one to that receiver.
 _ENQUEUE = upsert(Delivery).on_conflict_do_nothing()
+_TOLD = claims.unnested("told", jobs=Uuid(), events=BigInteger(), urls=Text(), bodies=Text(), receivers=BigInteger()).c
+_ENQUEUE_ALL = (
+    upsert(Delivery)
+    .from_select(
+        ["project_id", "job_id", "event_id", "url", "body", "receiver"],
+        select(
+            bindparam("of_project", type_=Uuid), _TOLD.jobs, _TOLD.events, _TOLD.urls, _TOLD.bodies, _TOLD.receivers
+        ),
+    )
+    .on_conflict_do_nothing()
+)
 
 # The deliveries that have waited for too long, some thousands of them, and their end.
 _OLD = (
