@@ -265,7 +265,7 @@ def test_the_bar_fits_eighty_columns() -> None:
 
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= 80
-    assert "5,980 of 10,000" in lines[0]
+    assert "5,992 of 10,000" in lines[0]
 
 
 class Terminal(io.StringIO):

@@ -224,7 +224,7 @@ def progress(found: Batch, console: Console) -> RenderableType:
     jobs, cost = found["jobs"], found["cost"]
     if jobs is None:
         return Text(f"{found['name']}: a draft, forgotten at {found['expires_at']}")
-    ended = jobs["total"] - jobs["unfinished"]
+    ended = jobs["total"] - jobs["unfinished"] + (found["review"]["waiting"] if found["review"] else 0)
     line = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=max(jobs["total"], 1), completed=ended, width=min(_BAR, console.width // 2))
     line.add_row(bar, f"{ended:,} of {jobs['total']:,}", _when(found))
@@ -352,6 +352,8 @@ def _counted(found: Batch) -> str:
 def _when(found: Batch) -> str:
     if found["state"] != "running":
         return str(found["state"])
+    if _waits_for_people(found):
+        return "waits for reviews"
     if found["finish_at"] is None:
         return "end not known"
     left = (show.at(found["finish_at"]) - show.now()).total_seconds()

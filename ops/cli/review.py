@@ -17,7 +17,7 @@ review = typer.Typer(invoke_without_command=True)
 
 Jobs = Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs' ids.")]
 Comment = Annotated[str | None, typer.Option(help="Why; it is kept with the job.")]
-_KEYS = "[bold]k[/]eep  [bold]r[/]eject  [bold]e[/] re-roll  [bold]n[/]ext  [bold]q[/]uit"
+_KEYS = "(k)eep  (r)eject  (e) re-roll  (n)ext  (q)uit"
 _WORDS = ("k", "r", "e", "n", "q")
 
 

@@ -43,6 +43,7 @@ REAL_ROWS = 2
 _KEY, _SECRET = "NORIA_DEMO_KEY", "NORIA_DEMO_SECRET"
 _PATIENCE_SECONDS = 120.0  # with the sandbox; DashScope's tasks end by themselves
 _GONE_SECONDS = 5.0
+_WHOSE = {True: "by DashScope's prices", False: "in play money"}
 _WIDE = 100  # columns, where the kind has room too
 _PROCESSES = "PostgreSQL, Valkey, SeaweedFS, the API, two workers, the clock and Flower"
 
@@ -165,10 +166,10 @@ def _agreed(scene: Scene, client: Client, mail: Mail) -> Work:
     options = scene.options
     shared = {} if options.real else {"webhook_url": mail.url}
     work = workloads.offered(client, shared, options.rows or (REAL_ROWS if options.real else None))
-    for line in work.priced():
+    *lines, whole = work.priced()
+    for line in lines:
         scene.console.print(line)
-    whose = "by DashScope's prices" if options.real else "in play money"
-    scene.console.print(f"In all: {show.price(work.prices)}, {whose}.")
+    scene.console.print(f"{whole}, {_WHOSE[options.real]}.")
     if options.real and not options.yes and not typer.confirm("Spend it?", err=True):
         raise Refused("Nothing was submitted.")
     return work

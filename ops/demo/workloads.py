@@ -47,20 +47,18 @@ class Work:
     spoken: Decimal | None
     summed: Decimal | None
 
-    @property
-    def prices(self) -> tuple[Decimal | None, ...]:
-        """Of the clips, the narration and the summaries."""
-        clips = [Decimal(group["cost"]) for group in self.campaign["report"]["groups"] if group["cost"]]
-        return (sum(clips, Decimal(0)), self.spoken, self.summed)
-
     def priced(self) -> list[str]:
-        """A line for each of the three."""
-        clips, *_ = self.prices
-        assert clips is not None
+        """A line for each of the three, and one for all."""
+        rows, said = self.campaign["rows"], self.campaign["report"]
+        clips = Decimal(said["cost"] or 0)
+        unknown = said["unpriced"] + [self.spoken, self.summed].count(None)
+        whole = clips + sum(filter(None, (self.spoken, self.summed)), Decimal(0))
+        more = f" and {unknown} without a known price" if unknown else ""
         return [
-            f"{CAMPAIGN.name}: {show.count(self.campaign['rows']['total'], 'job')}, {show.money(clips)}",
+            f"{CAMPAIGN.name}: {show.count(rows['total'], 'job')}, {show.money(clips)}",
             f"{NARRATION.name}, {len(_text()):,} characters: {show.price([self.spoken])}",
             f"{DOCUMENTS.name}, {len(brought())} of them: {show.price([self.summed])}",
+            f"In all: {rows['total'] + 2} jobs, {show.money(whole)}{more}",
         ]
 
 
