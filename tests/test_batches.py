@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ class TestCommitting:
             "webhook_url": HOOK,
             "webhook_events": sorted(JOB_EVENTS),
             "review": "required",
-            "not_after": "2030-01-01T00:00:00Z",
+            "not_after": (datetime.now(UTC) + timedelta(days=30)).isoformat(),
         }
         answer = http.post("/v1/jobs", json=body)
         assert answer.status_code == 201, answer.text
