@@ -16,7 +16,7 @@ from api import problems
 from api.bodies import scrubbed
 from api.context import Context
 from api.forms import BatchForm, JobForm, ScheduleCreate
-from worker.batches.draft import Options
+from worker.batches.checking import Options
 from worker.errors import Fault, InvalidInput
 from worker.jobs import submission
 from worker.jobs.submission import Prepared, Submission

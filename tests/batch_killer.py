@@ -17,8 +17,8 @@ from io import BytesIO
 from typing import Any
 
 from worker import context, keys, settings
-from worker.batches import commit, draft
-from worker.batches.draft import Options, Upload
+from worker.batches import checking, commit, draft
+from worker.batches.checking import Options, Upload
 from worker.errors import NoriaError
 from worker.jobs import submission
 from worker.jobs.submission import Prepared, Submission
@@ -63,7 +63,7 @@ def main(name: str, point: str) -> None:
         return submission.prepare(ctx.catalog, ctx.settings, Submission(**body), now)
 
     upload = Upload(BytesIO(ROWS), "spring.csv", "text/csv")
-    with draft.checked(ctx.engine, project.id, upload, Options(), check) as made:
+    with checking.checked(ctx.engine, project.id, upload, Options(), check) as made:
         if point == "copying":
             vars(made)["spool"] = Deadly(made.spool)
         with ctx.engine.begin() as connection:

@@ -209,6 +209,8 @@ class TestSubmitting:
             (CLIP | {"custom_id": "c" * 129}, {"/custom_id": "too_long"}),
             (CLIP | {"webhook_url": "https://10.1.2.3/"}, {"/webhook_url": "url_not_allowed"}),
             (CLIP | {"webhook_url": "nowhere"}, {"/webhook_url": "url_not_allowed"}),
+            (CLIP | {"not_after": "2026-12-01T06:00:00"}, {"/not_after": "bad_time"}),
+            (CLIP | {"not_after": 1}, {"/not_after": "datetime_type"}),
         ]
         for body, found in cases:
             assert faults(post(http, body)) == found
@@ -299,6 +301,11 @@ class TestSubmitting:
         assert faults(refused) == {"/model": "model_not_in_region"}
         assert "qwen-flash by batch is offered in cn-beijing" in refused.text
         assert taken.status_code == 201
+
+    def test_a_last_time_to_send_is_kept(self, http: httpx.Client) -> None:
+        job = submitted(http, not_after="2030-12-01T06:00:00+08:00")
+
+        assert job["not_after"] == "2030-11-30T22:00:00.000Z"
 
     def test_a_submission_wakes_the_tick_and_tells_flower(self, environment: dict[str, str]) -> None:
         with served(environment) as api, redis.Redis.from_url(environment["NORIA_BROKER_URL"]) as valkey:

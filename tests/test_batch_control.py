@@ -27,6 +27,7 @@ from worker.states import Move, State
 from worker.tables import Job
 
 ROOM = 100_000
+WAITS = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 MODEL = "wan2.5-t2v-preview"
 
 
@@ -332,6 +333,26 @@ def test_one_job_that_is_made_again_opens_its_batch_too(play: Stage) -> None:
     assert (row(play, batch)["state"], row(play, batch)["run_at"]) == ("running", None)
 
 
+def test_a_job_that_fails_just_before_it_is_made_again_opens_its_batch(play: Stage) -> None:
+    batch = filled(play, 1)
+    (job,) = play.sql("select id from jobs")
+
+    def again() -> None:
+        with play.ctx.engine.begin() as connection:
+            submission.retry(connection, play.project.id, job["id"], play.now())
+
+    with play.ctx.engine.connect() as other:
+        other.execute(text("update jobs set state = 'failed', finished_at = now(), run_at = null"))
+        other.execute(text("update batches set state = 'completed', completed_at = now()"))
+        turn = threading.Thread(target=again)
+        turn.start()
+        eventually(lambda: play.sql(WAITS))
+        other.commit()
+        turn.join()
+
+    assert (states(play, batch), row(play, batch)["state"]) == ({"queued": 1}, "running")
+
+
 def test_receivers_are_told_of_the_moves_that_they_asked_for(play: Stage, httpserver: HTTPServer) -> None:
     url = httpserver.url_for("/hook")
     told = [play.submit(webhook_url=url, webhook_events=["job.held", "job.queued"]), play.submit(webhook_url=url)]
@@ -403,13 +424,12 @@ def test_a_cancel_that_waits_in_a_circle_with_another_is_tried_again(play: Stage
     batch = filled(play, 2)
     first, last = (found["id"] for found in play.sql("select id from jobs order by id"))
     lock = text("update jobs set polls = polls + 1 where id = :id")
-    waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 
     with play.ctx.engine.connect() as other:
         other.execute(lock, {"id": last})
         turn = threading.Thread(target=act, args=(play, control.cancel, batch))
         turn.start()
-        eventually(lambda: play.sql(waits))
+        eventually(lambda: play.sql(WAITS))
         other.execute(lock, {"id": first})  # the cancel, which has waited for longer, gives way
         other.commit()
         turn.join()

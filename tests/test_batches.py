@@ -23,8 +23,9 @@ from sqlalchemy.event import listen, remove
 from api import bodies
 from api.limits import Gate
 from worker import tick
-from worker.batches import draft
+from worker.batches import checking, draft, files
 from worker.catalog import load
+from worker.egress import transports
 from worker.webhooks import JOB_EVENTS
 
 KILLER = Path(__file__).with_name("batch_killer.py")
@@ -122,10 +123,10 @@ class TestChecking:
         assert made["report"]["faults"][-1]["line"] == 3
 
     def test_a_fault_inside_a_field_is_of_that_fields_column(self) -> None:
-        row = draft.Row(1, 2, {}, (), {"/input/messages": "messages"})
+        row = files.Row(1, 2, {}, (), {"/input/messages": "messages"})
 
-        assert draft._column(row, "/input/messages/0/role") == "messages"
-        assert draft._column(row, "/input") is None
+        assert checking._column(row, "/input/messages/0/role") == "messages"
+        assert checking._column(row, "/input") is None
 
     def test_a_custom_id_stands_once_in_a_file_and_its_fault_names_the_first(self, http: httpx.Client) -> None:
         made = drafted(http, rows("a", "b", "a"))
@@ -202,6 +203,18 @@ class TestChecking:
 
         assert [warning["code"] for warning in made["report"]["warnings"]] == ["retired_model"]
 
+    def test_the_report_says_how_long_it_takes_at_todays_limits(self, http: httpx.Client, api: Served) -> None:
+        api.sql("insert into owners (name) values ('o')")
+        api.sql(
+            "insert into lanes (account, owner, region, model, concurrency, interval_us)"
+            " values ('a', 'o', 'cn-beijing', 'wan2.5-t2v-preview', 1, 1)"
+        )
+        api.sql("insert into run_times (model, shape, early, median) values ('wan2.5-t2v-preview', '', 50, 100)")
+
+        report = drafted(http, rows("a", "b", "c"))["report"]
+
+        assert report["seconds"] == report["groups"][0]["seconds"] == 300
+
     def test_nul_and_halves_of_pairs_are_faults_and_can_be_shown(self, http: httpx.Client) -> None:
         body = b'{"items": [{"kind": "text-to-video", "custom_id": "a\\u0000", "input": {"p\\ud800": "x"}}]}'
 
@@ -229,12 +242,34 @@ class TestChecking:
     def test_rows_that_defaults_make_too_long_for_the_disk_are_refused(
         self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(draft, "SPOOL", 10_000)
+        monkeypatch.setattr(checking, "SPOOL", 10_000)
 
         answer = send(http, rows(*map(str, range(20))), defaults={"input": {"negative_prompt": "x" * 400}})
 
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "too_long")
         assert api.sql("select count(*) from batches") == [{"count": 0}]
+
+    def test_a_receiver_that_all_rows_name_is_looked_up_once(
+        self, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        submit = transports._LOOKUPS.submit
+        monkeypatch.setattr(transports._LOOKUPS, "submit", lambda *given: asked.append(given[1]) or submit(*given))
+        transports._looked_up.cache_clear()
+
+        made = items(http, *[CLIP] * 20, defaults={"webhook_url": "http://localhost:9/hook"})
+
+        assert counts(made) == {"total": 20, "good": 20}
+        assert asked == ["localhost"]
+
+    def test_a_check_that_takes_too_long_is_broken_off(
+        self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checking, "_SECONDS", 0)
+
+        answer = send(http, rows("a"))
+
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "too_slow")
 
 
 class TestCommitting:
@@ -411,6 +446,30 @@ class TestCommitting:
         assert sum(batch["rows"]["made"] for batch in made[:2]) == 200
         assert sum(batch["rows"]["existing"] for batch in made[:2]) == 200
 
+    def test_rows_that_were_just_written_are_not_compared_each_with_each(self, http: httpx.Client, api: Served) -> None:
+        made = drafted(http, rows(*map(str, range(50))))
+        plans: list[str] = []
+
+        def note(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> None:
+            if "INSERT INTO jobs" in statement:
+                with cursor.connection.cursor() as beside:
+                    plans.extend(line for (line,) in beside.execute(f"explain {statement}", parameters))
+
+        listen(api.engine, "before_cursor_execute", note)
+        commit(http, made)
+        remove(api.engine, "before_cursor_execute", note)
+
+        assert "Hash Join" in "\n".join(plans)
+        assert "Nested Loop" not in "\n".join(plans)
+
+    def test_keys_are_taken_in_one_order_so_that_no_two_commits_wait_for_each_other(
+        self, http: httpx.Client, api: Served
+    ) -> None:
+        commit(http, drafted(http, rows(*map(str, range(50)))))
+
+        taken = [row["key"] for row in api.sql("select key from idempotency_keys order by ctid")]
+        assert taken == [row["key"] for row in api.sql("select key from idempotency_keys order by key")]
+
     def test_a_file_that_went_since_makes_its_row_bad(self, http: httpx.Client, api: Served) -> None:
         file = http.post("/v1/files", files=PICTURE).json()
         made = items(http, STILL | {"input": {"img_url": file["key"]}}, CLIP)
@@ -450,6 +509,18 @@ class TestCommitting:
             assert counts(fits.json()) == {"total": 3, "made": 3}
             assert counts(repeated.json()) == {"total": 3, "existing": 3}, "it needs no room"
             assert single.json()["code"] == "too_many_waiting", "its jobs were counted at once"
+
+    def test_a_project_checks_and_commits_one_at_a_time(self, http: httpx.Client, api: Served) -> None:
+        made = drafted(http, rows("a"))
+        context = api.app.state.context
+        full = {name: Gate(f"{name} of batches", 0, 1, 0) for name in ("drafts", "commits")}
+        api.app.state.context = replace(context, gates=replace(context.gates, **full))
+
+        refused = [send(http, rows("a")), http.post(made["urls"]["commit"])]
+
+        assert [answer.status_code for answer in refused] == [429, 429]
+        assert http.get(made["urls"]["self"]).status_code == 200, "who looks is not held up"
+        assert (context.gates.drafts.each, context.gates.commits.each) == (1, 1)
 
     def test_flower_is_told_of_its_jobs_and_a_tick_is_asked_for(
         self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch

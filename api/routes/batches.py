@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Annotated
 from uuid import UUID
@@ -16,9 +17,10 @@ from api.bodies import GivenRows
 from api.context import Committing, Context, Drafting, Here, Mine, Tenant, moment
 from api.problems import problem, refusals
 from api.routes.jobs import IdempotencyKey
-from worker.batches import commit, draft, reading
+from worker.batches import checking, commit, draft, reading
+from worker.batches.checking import Checked, Upload
 from worker.batches.document import BatchDocument, BatchState, Report
-from worker.batches.draft import Checked, Sent, Upload
+from worker.batches.draft import Sent
 from worker.document import flower_event
 from worker.tables import Batch
 
@@ -55,12 +57,12 @@ def make(
     """
     options = submissions.batch(here, given.options)
     upload = Upload(given.file, given.name, given.content_type)
-    said = draft.fingerprint(upload, given.options, commit, skip_bad) if idempotency_key else b""
+    said = checking.fingerprint(upload, given.options, commit, skip_bad) if idempotency_key else b""
     sent = Sent(idempotency_key, said) if idempotency_key else None
     if sent is not None and (first := _first(here, mine, sent)):
         return first
     check = partial(submissions.job, here, on=mine.now)
-    with draft.checked(here.engine, mine.project.id, upload, options, check) as made:
+    with checking.checked(here.engine, mine.project.id, upload, options, check) as made:
         if commit and made.bad and not skip_bad:
             raise _bad_rows(made.report)
         return _kept(here, mine, made, sent, skip_bad if commit else None)
@@ -148,6 +150,7 @@ def _tell(here: Context, mine: Tenant, batch: Batch) -> None:
     with here.reading() as connection:
         jobs = commit.first_jobs(connection, batch)
     for job in jobs:
+        time.sleep(0)  # others go on meanwhile, as in a draft's check
         if event := flower_event(job, mine.project.name, []):
             here.sender.tell(event)
     here.sender.hint()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
+from tests.bench import campaigns, copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -14,6 +14,7 @@ SCENARIOS: dict[str, Callable[[Rig, bool], list[Figure]]] = {
     "throughput": growth.throughput,
     "webhooks": webhooks.measure,
     "api": submissions.measure,
+    "campaigns": campaigns.measure,
     "copies": copies.measure,
     "in_flight": polling.measure,
     "growth": growth.growth,

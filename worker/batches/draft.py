@@ -1,73 +1,27 @@
-"""Drafts: a file's rows checked and priced before anything is spent, and kept until they are committed or forgotten.
+"""Drafts: a batch that was checked, kept until it is committed or forgotten.
 
-The rows are read, checked and written to a spool on the disk one after the other, while no transaction is open; then
-one short transaction copies them from there. So memory does not grow with the file, other work waits for no lock, and
-a process that is killed leaves nothing.
-
-A row is known in its project by what it asks for: its body with the file's defaults in it, before the catalog's are
-filled in, so that another release does not make it another row (ADR 0013, 0035).
+One short transaction copies the rows from the spool that the check wrote, so a process that is killed leaves nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
-from os import SEEK_END
-from tempfile import TemporaryFile
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, select, text, update
+from sqlalchemy import Connection, bindparam, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import inputs, money
-from worker.batches import files, forecast, reading
-from worker.batches.document import Group, Report, RowFault, Source
-from worker.batches.files import Row
-from worker.errors import Conflict, Fault, InvalidInput
-from worker.inputs.files import tidied
-from worker.jobs import submission
-from worker.jobs.submission import Prepared
-from worker.moves import batch as batch_moves
+from worker.batches import forecast, reading
+from worker.batches.checking import COLUMNS, Checked, let_others
+from worker.batches.document import Report
+from worker.errors import Conflict
+from worker.moves.batch import IS_MADE
 from worker.tables import Batch, BatchRow
-from worker.text import digest, storable
 
-SPOOL = 128 << 20  # bytes of checked rows on the disk: defaults make the rows of a small file long
-_ROW = 1 << 20  # bytes of a row's complete input, as of any body
-_SHOWN = 100  # faults and warnings in a report
-_TOGETHER = 250  # rows whose files are looked up in one query
 _FORGOTTEN = 50_000  # rows that are forgotten at once, or one draft
-_COPIED = ("n", "line", "outcome", "custom_id", "faults", "hash", "copy", *batch_moves.ASKED)
-_JSON = frozenset({"input", "labels"})
-
-Check = Callable[[Any], Prepared]  # a job's body, checked and priced; raises InvalidInput with every fault
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file as it came: its bytes, what its sender calls it, and what it says of its type."""
-
-    body: BinaryIO
-    name: str
-    content_type: str
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is said of the file as a whole; `name` None: as the file is called."""
-
-    name: str | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    repeat: str = ""
-    webhook_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,24 +30,6 @@ class Sent:
 
     key: str
     digest: bytes
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A file that was looked through: what is in it, and its rows as lines of JSON in `spool`."""
-
-    name: str
-    source: Source
-    options: Options
-    rows: int
-    bad: int
-    report: Report
-    spool: IO[bytes]
-
-
-def fingerprint(upload: Upload, *said: Any) -> bytes:
-    """The digest of a file and of all that was said with it: what an Idempotency-Key stands for."""
-    return digest([_measured(upload.body)[1], *said])
 
 
 def replayed(connection: Connection, project_id: uuid.UUID, sent: Sent) -> Batch | None:
@@ -107,27 +43,6 @@ def replayed(connection: Connection, project_id: uuid.UUID, sent: Sent) -> Batch
     if row["digest"] != sent.digest:
         raise Conflict("idempotency_key_reused", "this Idempotency-Key came with another file or other options before")
     return Batch.of(row)
-
-
-@contextmanager
-def checked(engine: Engine, project_id: uuid.UUID, upload: Upload, options: Options, check: Check) -> Iterator[Checked]:
-    """Every row checked and priced; raises InvalidInput where the file as a whole cannot be taken."""
-    size, sha256 = _measured(upload.body)
-    found, rows = files.read(upload.body, upload.name, upload.content_type)
-    name = tidied(upload.name) if upload.name else "batch"
-    source = Source(
-        name=name,
-        format=found.format,
-        encoding=found.encoding,
-        delimiter=found.delimiter,
-        bytes=size,
-        sha256=sha256,
-    )
-    with TemporaryFile() as spool:
-        look = _Look(engine, project_id, options, check, spool)
-        while some := list(islice(rows, _TOGETHER)):
-            look.through(some)
-        yield Checked(options.name or name, source, options, look.rows, look.bad, look.report(), spool)
 
 
 def keep(
@@ -162,199 +77,6 @@ def forget(connection: Connection, now: datetime) -> None:
     connection.execute(_FORGET, {"before": now - reading.KEPT, "most": _FORGOTTEN})
 
 
-@dataclass
-class _Priced:
-    """The good rows of a kind and model."""
-
-    rows: int = 0
-    micros: int = 0
-    unpriced: int = 0
-
-
-@dataclass
-class _Look:
-    """One look through a file: what was found so far."""
-
-    engine: Engine
-    project_id: uuid.UUID
-    options: Options
-    check: Check
-    spool: IO[bytes]
-    rows: int = 0
-    bad: int = 0
-    faults: list[RowFault] = field(default_factory=list)
-    by_code: Counter[str] = field(default_factory=Counter)
-    groups: dict[tuple[str, str], _Priced] = field(default_factory=dict)
-    warnings: dict[str, Fault] = field(default_factory=dict)
-    firsts: dict[str, tuple[int, int]] = field(default_factory=dict)  # custom_id → its first row and line
-    copies: Counter[bytes] = field(default_factory=Counter)
-
-    def through(self, rows: Sequence[Row]) -> None:
-        """Checks some rows, and writes them to the spool."""
-        bodies = [self._body(row) for row in rows]
-        checked = [self._checked(row, body) for row, body in zip(rows, bodies, strict=True)]
-        missing = self._missing(checked)
-        for row, body, (prepared, faults), gone in zip(rows, bodies, checked, missing, strict=True):
-            self._take(row, body, prepared, [*faults, *_said(row, gone)])
-
-    def report(self) -> Report:
-        """What was found, without what only the database knows."""
-        groups = [
-            Group(kind=kind, model=model, rows=of.rows, cost=_cost(of), unpriced=of.unpriced, seconds=None)
-            for (kind, model), of in sorted(self.groups.items())
-        ]
-        whole = _Priced(
-            self.rows - self.bad,
-            sum(of.micros for of in self.groups.values()),
-            sum(of.unpriced for of in self.groups.values()),
-        )
-        return Report(
-            faults=self.faults,
-            faults_total=self.by_code.total(),
-            faults_by_code=dict(self.by_code.most_common()),
-            groups=groups,
-            cost=_cost(whole),
-            unpriced=whole.unpriced,
-            seconds=None,
-            existing=0,
-            warnings=list(self.warnings.values()),
-        )
-
-    def _body(self, row: Row) -> Any:
-        """What the row asks for, with the defaults in it and files by their keys; None where it cannot be read."""
-        if row.body is None:
-            return None
-        defaults, whole = self.options.defaults, {**self.options.defaults, **row.body}
-        for name in ("input", "metadata"):
-            mine, usual = row.body.get(name), defaults.get(name)
-            if isinstance(mine, dict) and isinstance(usual, dict):
-                whole[name] = {**usual, **mine}
-        if self.options.files and isinstance(whole.get("input"), dict):
-            whole["input"] = inputs.with_keys(whole["input"], self.options.files)
-        return whole
-
-    def _checked(self, row: Row, body: Any) -> tuple[Prepared | None, list[RowFault]]:
-        found = [_fault(row, cell.pointer, cell.column, cell.code, cell.message) for cell in row.faults]
-        if body is None:
-            return None, found
-        # Between two rows others get their turn: a thread that computes would keep the interpreter for 5 ms each time.
-        time.sleep(0)
-        wrong = self._repeated(row, body)
-        try:
-            prepared = self.check(body)
-        except InvalidInput as error:
-            prepared, wrong = None, wrong + error.faults
-        known = [cell.pointer for cell in row.faults]
-        return prepared, found + _said(row, [fault for fault in wrong if not _is_about(fault.pointer, known)])
-
-    def _repeated(self, row: Row, body: Mapping[str, Any]) -> list[Fault]:
-        custom_id = body.get("custom_id")
-        if not isinstance(custom_id, str):
-            return []
-        n, line = self.firsts.setdefault(custom_id, (row.n, row.line))
-        return (
-            [] if n == row.n else [Fault("/custom_id", "repeated_custom_id", f"row {n} in line {line} has it already")]
-        )
-
-    def _missing(self, found: Sequence[tuple[Prepared | None, list[RowFault]]]) -> list[list[Fault]]:
-        """The faults of the files that each row names."""
-        asked = [(one.model, one.input) if one and not faults else ("", {}) for one, faults in found]
-        if not any(inputs.named_by(self.project_id, wanted) for _, wanted in asked):
-            return [[] for _ in found]
-        with self.engine.begin() as connection:
-            return inputs.check_all(connection, self.project_id, asked)
-
-    def _take(self, row: Row, body: Any, prepared: Prepared | None, faults: list[RowFault]) -> None:
-        said = submission.asked(prepared) if prepared and not faults else {}
-        written = {name: _text(said[name]) if name in _JSON else said[name] for name in said}
-        if len(written.get("input", "")) > _ROW:
-            faults = _said(row, [Fault("/input", "too_long", f"is longer than {_ROW} bytes")])
-        self.rows += 1
-        columns = {"n": row.n, "line": row.line, "custom_id": _custom_id(body)}
-        if prepared is None or faults:
-            self.bad += 1
-            self._note(faults)
-            shown = _text([fault.as_json() for fault in faults])
-            self._write(columns | {"outcome": "bad", "faults": shown, "copy": 1})
-            return
-        self._count(prepared)
-        asked = digest([self.options.repeat, body])
-        self.copies[asked] += 1
-        self._write({**written, **columns, "outcome": "good", "hash": f"\\x{asked.hex()}", "copy": self.copies[asked]})
-
-    def _note(self, faults: Sequence[RowFault]) -> None:
-        self.faults += faults[: _SHOWN - len(self.faults)]
-        self.by_code.update(fault.code for fault in faults)
-
-    def _count(self, prepared: Prepared) -> None:
-        of = self.groups.setdefault((prepared.submission.kind, prepared.model), _Priced())
-        of.rows += 1
-        of.micros += prepared.estimate or 0
-        of.unpriced += prepared.estimate is None
-        for warning in prepared.warnings:
-            if len(self.warnings) < _SHOWN:
-                self.warnings.setdefault(warning.message, warning)
-
-    def _write(self, columns: Mapping[str, Any]) -> None:
-        line = json.dumps([columns.get(name) for name in _COPIED], default=_moment, ensure_ascii=False)
-        self.spool.write(line.encode() + b"\n")
-        if self.spool.tell() > SPOOL:
-            message = f"its rows are longer than {SPOOL} bytes with their defaults: split the file"
-            raise InvalidInput([Fault("/file", "too_long", message)])
-
-
-def _measured(body: BinaryIO) -> tuple[int, str]:
-    """The length in bytes, and the SHA-256 in hex; the file is at its beginning then."""
-    body.seek(0)
-    sha256 = hashlib.file_digest(body, "sha256").hexdigest()  # type: ignore[arg-type]
-    size = body.seek(0, SEEK_END)
-    body.seek(0)
-    return size, sha256
-
-
-def _said(row: Row, faults: Sequence[Fault]) -> list[RowFault]:
-    return [_fault(row, fault.pointer, _column(row, fault.pointer), fault.code, fault.message) for fault in faults]
-
-
-def _fault(row: Row, pointer: str, column: str | None, code: str, message: str) -> RowFault:
-    header = storable(column) if column is not None else None
-    return RowFault(
-        row=row.n, line=row.line, column=header, pointer=storable(pointer), code=code, message=storable(message)
-    )
-
-
-def _column(row: Row, pointer: str) -> str | None:
-    """The column that a field, or the field around it, comes from."""
-    while pointer:
-        if pointer in row.columns:
-            return row.columns[pointer]
-        pointer = pointer.rpartition("/")[0]
-    return None
-
-
-def _is_about(pointer: str, known: Sequence[str]) -> bool:
-    """Whether a fault is about a field that has one already, or about one inside or around it."""
-    return any(f"{pointer}/".startswith(f"{other}/") or f"{other}/".startswith(f"{pointer}/") for other in known)
-
-
-def _custom_id(body: Any) -> str | None:
-    said = body.get("custom_id") if isinstance(body, dict) else None
-    return storable(said[:128]) if isinstance(said, str) else None
-
-
-def _cost(of: _Priced) -> str | None:
-    return money.shown(of.micros) if of.rows > of.unpriced else None
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _moment(value: Any) -> Any:
-    assert isinstance(value, datetime), "JSON has all others"
-    return value.isoformat()
-
-
 def _columns(project_id: uuid.UUID, made: Checked, sent: Sent | None, now: datetime) -> dict[str, Any]:
     return {
         "project_id": project_id,
@@ -377,9 +99,9 @@ def _copy(connection: Connection, batch_id: uuid.UUID, spool: IO[bytes]) -> None
     assert driver is not None, "the connection is open"
     spool.seek(0)
     with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
-        for line in spool:
+        for n, line in enumerate(spool):
             copy.write_row((str(batch_id), *json.loads(line)))
-            time.sleep(0)
+            let_others(n)
 
 
 def _timed(connection: Connection, project_id: uuid.UUID, report: Report, now: datetime) -> Report:
@@ -394,15 +116,13 @@ def _timed(connection: Connection, project_id: uuid.UUID, report: Report, now: d
 
 # Statements are built once: to build one costs more than to run it.
 
-_COPY = f"copy batch_rows (batch_id, {', '.join(_COPIED)}) from stdin"
+_COPY = f"copy batch_rows (batch_id, {', '.join(COLUMNS)}) from stdin"
 _UNDER_KEY = select(*Batch.__table__.c).where(
     Batch.project_id == bindparam("project"), Batch.key == bindparam("the_key")
 )
 # a new draft, unless its project has one under that key
 _KEEP = upsert(Batch).on_conflict_do_nothing().returning(Batch.id)
-_EXISTING = select(func.count()).where(
-    BatchRow.batch_id == bindparam("the_batch"), BatchRow.outcome == "good", batch_moves.IS_MADE
-)
+_EXISTING = select(func.count()).where(BatchRow.batch_id == bindparam("the_batch"), BatchRow.outcome == "good", IS_MADE)
 _REPORT = update(Batch).where(Batch.id == bindparam("the_batch")).values(report=bindparam("the_report"))
 _DROP = delete(Batch).where(
     Batch.project_id == bindparam("project"), Batch.id == bindparam("the_batch"), Batch.state == "draft"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -46,6 +46,7 @@ from worker.settings import Network, Settings
 
 _LOOKUPS = ThreadPoolExecutor(4, "lookup")  # a name look-up takes no timeout, so the wait for its thread has one
 _LOOKUP_SECONDS = 2.0
+_LOOKUP_KEPT = 10.0  # seconds
 _ADDRESSES = 4  # of one name that are tried; they share the time that connecting may take
 _ANY_PORT = frozenset(range(1, 65536))
 _ALL = ("0.0.0.0/0", "::/0")
@@ -128,7 +129,15 @@ def host_and_port(url: str) -> str:
 
 
 def _outside(host: str, networks: tuple[Network, ...]) -> str:
-    """A name's addresses in none of the networks; empty where there are none, or the look-up takes too long."""
+    """A name's addresses in none of the networks; empty where there are none, or the look-up takes too long.
+
+    It is looked up once in some seconds: each of a batch's rows may name it.
+    """
+    return _looked_up(host, networks, int(time.monotonic() / _LOOKUP_KEPT))
+
+
+@lru_cache(maxsize=256)
+def _looked_up(host: str, networks: tuple[Network, ...], _: int) -> str:
     try:
         rows = _LOOKUPS.submit(socket.getaddrinfo, host, None).result(_LOOKUP_SECONDS)
     except (OSError, UnicodeError, TimeoutError):

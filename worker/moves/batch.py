@@ -29,6 +29,7 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -58,7 +59,9 @@ def make(connection: Connection, project_id: uuid.UUID, batch_id: uuid.UUID, now
     bound = {"the_project": project_id, "the_batch": batch_id, "now": now}
     made = existing = 0
     while connection.execute(_HAS_GOOD, bound).scalar_one():  # again, where a key has ended just now
+        connection.execute(_PLAN, {"nested": "off"})
         made += connection.execute(_MAKE, bound).scalar_one()
+        connection.execute(_PLAN, {"nested": "on"})
         existing += connection.execute(_LINK, bound).rowcount
     return made, existing
 
@@ -108,7 +111,7 @@ def _making() -> Select[Any]:
     written = making.columns(born, {"project_id": _PROJECT, "batch_row": born.c.n, **asked})
     given = select(*written.values()).join_from(born, is_new, is_new.c.job_id == born.c.id).order_by(born.c.n)
     made = making.inserted(written, given)
-    mine = (BatchRow.batch_id == made.c.batch_id, BatchRow.n == made.c.batch_row)
+    mine = (BatchRow.batch_id == bindparam("the_batch", type_=Uuid), BatchRow.n == made.c.batch_row)
     marked = update(BatchRow).where(*mine).values(job_id=made.c.id, outcome="made", **_SPENT)
     return (
         select(func.count()).select_from(made).add_cte(making.told(made), making.reserved(made), marked.cte("marked"))
@@ -124,6 +127,8 @@ def _linking() -> Update:
     return update(BatchRow).where(*_GOOD, *known).values(job_id=job, outcome="existing", **_SPENT)
 
 
+# The planner takes rows that were just written for a handful, and would compare each of them with each.
+_PLAN = text("select set_config('enable_nestloop', :nested, true)")
 _MAKE, _LINK = _making(), _linking()
 _WANTED = (
     select(*Job.__table__.c, Event.id.label("event_id"))

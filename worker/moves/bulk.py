@@ -113,7 +113,7 @@ def retry(
     those that are the project's: `retried`, or refused: `is_child`, `not_retryable`, `attempt_open` while it is not
     known what became of a call, the code of what is wrong with a file, `too_many_waiting`.
     """
-    batches = connection.execute(_LOCK_BATCHES, {"of_project": project_id, "jobs": ids}).scalars().all()
+    connection.execute(_LOCK_BATCHES, {"of_project": project_id, "jobs": ids})
     jobs = _look(connection, _LOCKED, project_id, ids)
     fates = _of_retry(connection, project_id, jobs, room)
     again = [job for job in jobs if fates[job.id].outcome == "retried"]
@@ -127,7 +127,7 @@ def retry(
         if parents := [job.id for job in again if job.mode == Mode.PARENT]:
             children.make_again(connection, parents, now)
         money.reserve(connection, _ids(again), now)
-    for batch_id in set(batches) & {job.batch_id for job in again}:
+    for batch_id in {job.batch_id for job in again if job.batch_id}:
         reopen(connection, batch_id)
     return fates
 
@@ -330,7 +330,7 @@ _TOLD = (
 )
 
 # before their jobs, and in order, so that no two wait for each other in a circle
-_OF_JOBS = select(Job.batch_id).where(_OF_PROJECT, _JOBS, Job.state.in_(sorted(AGAIN)))
+_OF_JOBS = select(Job.batch_id).where(_OF_PROJECT, _JOBS)
 _LOCK_BATCHES = select(Batch.id).where(Batch.id.in_(_OF_JOBS)).order_by(Batch.id).with_for_update(key_share=True)
 _REOPEN = (
     update(Batch)

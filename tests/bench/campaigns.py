@@ -1,0 +1,101 @@
+"""(j) Campaigns: a file of ten thousand rows checked and committed while others submit, and a large batch looked at."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.bench import load, usage
+from tests.bench.asking import Door, ask, clips
+from tests.bench.figures import Figure, percentile
+from tests.bench.rig import CLOSED, SIZES, Rig
+
+NAME = "campaigns"
+_ROWS, _LARGE = 10_000, 50_000
+_BESIDE, _RATE = 4, 40.0  # clients that submit meanwhile, and requests a second of all of them
+_LOOKS = 50
+_TIMEOUT = 300.0  # seconds
+
+
+def measure(rig: Rig, quick: bool) -> list[Figure]:
+    """A file of new rows, the same file again, and counts of a batch of fifty thousand rows."""
+    share = 10 if quick else 1
+    rows, large = _ROWS // share, _LARGE // share
+    ask(rig.door, ("POST", "/v1/batches", {"items": [clips(1, CLOSED, SIZES[CLOSED])[0][2]]}))
+    content = _file(rows)
+    figures = _together(rig, f"{rows:,} rows", content) + _together(rig, f"the same {rows:,} rows again", content)
+    batch = _send(rig.door, "/v1/batches?commit=true", _file(large))
+    took = [ask(rig.door, ("GET", f"/v1/batches/{batch['id']}", None)).seconds * 1000 for _ in range(_LOOKS)]
+    figures += [_looked(large, took, 0.5), _looked(large, took, 0.99)]
+    rig.sql(_END, model=CLOSED)
+    return figures
+
+
+def _together(rig: Rig, what: str, content: bytes) -> list[Figure]:
+    draft, checked = _beside(rig, f"{what}, checked", lambda: _send(rig.door, "/v1/batches", content))
+    commit = ("POST", draft["urls"]["commit"], None)
+    _, committed = _beside(rig, f"{what}, committed", lambda: ask(rig.door, commit).body)
+    return checked + committed
+
+
+def _beside(rig: Rig, what: str, act: Callable[[], Any]) -> tuple[Any, list[Figure]]:
+    """What is done, how long it takes, what the API holds at the most, and what submissions take meanwhile."""
+    api = rig.stack.processes["api"]
+    usage.forget_peak(api)
+    held, waited = usage.peak(api), list[float]()
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        doing = pool.submit(lambda: (act(), time.monotonic() - began))
+        while not doing.done():
+            waited += load.press(rig.door, clips(int(_RATE / 4), CLOSED, SIZES[CLOSED]), _BESIDE, per_second=_RATE)
+        done, seconds = doing.result()
+    beside = [
+        Figure(NAME, f"{what}: POST /v1/jobs beside, p{round(at * 100)}", "ms", percentile(waited, at) * 1000)
+        for at in (0.5, 0.99)
+    ]
+    return done, [
+        Figure(NAME, what, "s", seconds),
+        Figure(NAME, f"{what}: memory of the API, more", "MB", usage.peak(api) - held),
+        *beside,
+    ]
+
+
+def _file(rows: int) -> bytes:
+    """A CSV of rows that no other file has."""
+    mark = uuid.uuid4()
+    lines = (
+        f'text-to-video,{CLOSED},"a heron stands in the reeds, mist over the water, {mark}",{SIZES[CLOSED]},{n},A{n}'
+        for n in range(rows)
+    )
+    return "\n".join(("kind,model,prompt,size,custom_id,metadata.sku", *lines, "")).encode()
+
+
+def _send(door: Door, path: str, content: bytes) -> dict[str, Any]:
+    """The batch that a file makes."""
+    edge = uuid.uuid4().hex
+    part = f'--{edge}\r\ncontent-disposition: form-data; name="file"; filename="campaign.csv"\r\n\r\n'.encode()
+    headers = {"authorization": f"Bearer {door.key}", "content-type": f"multipart/form-data; boundary={edge}"}
+    parts = urlsplit(door.url)
+    assert parts.hostname, "an address has a host"
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT)
+    connection.request("POST", path, part + content + f"\r\n--{edge}--\r\n".encode(), headers)
+    answer = connection.getresponse()
+    said: dict[str, Any] = json.loads(answer.read())
+    assert answer.status == 201, f"POST {path}: {answer.status} {said}"
+    return said
+
+
+def _looked(rows: int, took: list[float], share: float) -> Figure:
+    return Figure(NAME, f"GET /v1/batches/… of {rows:,} rows: p{round(share * 100)}", "ms", percentile(took, share))
+
+
+# What was submitted, so that it is a finished row for what follows.
+_END = """
+    update jobs set state = 'canceled', finished_at = now(), run_at = null where model = :model and state = 'queued'
+"""
