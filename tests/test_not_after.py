@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import batching
@@ -19,6 +19,7 @@ from worker.states import State
 from worker.tables import Job
 
 HOUR = timedelta(hours=1)
+CHINA = timezone(timedelta(hours=8))
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
 
 
@@ -183,10 +184,12 @@ class TestOverHttp:
     def test_a_job_says_until_when_it_may_be_sent(self, api: Served) -> None:
         http = api.http(api.key("spring"))
 
-        made = http.post("/v1/jobs", json=CLIP | {"not_after": "2026-12-24T18:00:00+08:00"})
+        at = (datetime.now(UTC) + HOUR).replace(microsecond=0)
+
+        made = http.post("/v1/jobs", json=CLIP | {"not_after": at.astimezone(CHINA).isoformat()})
         past = http.post("/v1/jobs", json=CLIP | {"not_after": "2020-12-24T18:00:00Z"})
 
-        assert made.json()["not_after"] == "2026-12-24T10:00:00.000Z"
+        assert made.json()["not_after"] == f"{at:%Y-%m-%dT%H:%M:%S}.000Z"
         assert [(fault["pointer"], fault["code"]) for fault in past.json()["errors"]] == [("/not_after", "in_the_past")]
 
     def test_a_schedule_cannot_say_an_instant(self, api: Served) -> None:
