@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, DateTime, Row, Text, Uuid, all_, any_, bindparam, case, func, or_, select
+from sqlalchemy import ARRAY, Connection, DateTime, Row, Text, any_, bindparam, case, func, select
 
 from worker import catalog
 from worker.kinds import KINDS, ParentKind
@@ -60,17 +60,16 @@ def spans(
     counts: Mapping[tuple[str, str], int],
     project_id: uuid.UUID,
     now: datetime,
-    batches: Sequence[uuid.UUID] = (),
 ) -> dict[tuple[str, str], timedelta | None]:
     """The time until so many jobs of each kind and model have ended, behind what waits already.
 
-    None: not known, as of what is made in parts, or whose lanes are closed until a person acts. `batches`: whose jobs
-    these are; they stand in line already, and are not before themselves.
+    None: not known, as of what is made in parts, or whose lanes are closed until a person acts. Of jobs that stand in
+    line already, ask for one more: it ends when they have.
     """
     jobs: Counter[str] = Counter()
     for (kind, model), count in counts.items():
         jobs[model] += 0 if _is_parent(kind) else count
-    by_model = _by_model(connection, [model for model in jobs if jobs[model]], project_id, now, batches)
+    by_model = _by_model(connection, [model for model in jobs if jobs[model]], project_id, now)
     return {
         (kind, model): None if _is_parent(kind) or model not in by_model else _span(jobs[model], *by_model[model])
         for kind, model in counts
@@ -94,7 +93,7 @@ def _is_parent(kind: str) -> bool:
 
 
 def _by_model(
-    connection: Connection, models: Sequence[str], project_id: uuid.UUID, now: datetime, batches: Sequence[uuid.UUID]
+    connection: Connection, models: Sequence[str], project_id: uuid.UUID, now: datetime
 ) -> dict[str, tuple[Limits, Line, float]]:
     """What is known of each model that has an open lane, or one that opens by itself."""
     project = connection.execute(_PROJECT, {"project": project_id}).one()
@@ -102,7 +101,7 @@ def _by_model(
         return {}
     bound = {"models": list(models), "now": now}
     lanes = connection.execute(_LANES, bound).all()
-    waiting = connection.execute(_WAITING, bound | {"project": project_id, "batches": list(batches)}).all()
+    waiting = connection.execute(_WAITING, bound).all()
     learned = {row.model: row.seconds for row in connection.execute(_LEARNED, bound)}
     known: dict[str, tuple[Limits, Line, float]] = {}
     for model in models:
@@ -154,12 +153,11 @@ _LANES = (
     .join(Owner, Owner.name == Lane.owner)
     .where(Lane.model == _MODELS, Lane.paused_at.is_(None), Owner.paused_at.is_(None), Owner.stopped_at.is_(None))
 )
-# the jobs that wait for each model, by project, but those of some batches
+# the jobs that wait for each model, by project
 _WAITING = (
     select(Job.model, Job.project_id, Project.weight, func.count().label("jobs"))
     .join(Project, Project.id == Job.project_id)
     .where(slots.in_line(), Job.model == _MODELS, Project.paused_at.is_(None))
-    .where(or_(Job.batch_id.is_(None), Job.batch_id != all_(bindparam("batches", type_=ARRAY(Uuid)))))
     .group_by(Job.model, Job.project_id, Project.weight)
 )
 # how long the last tasks of each model took
