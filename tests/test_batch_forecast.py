@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -43,10 +42,10 @@ def limits(play: Stage, at_once: int = 5, seconds_apart: float = 1.0) -> None:
     )
 
 
-def span(play: Stage, jobs: int, group: tuple[str, str] = CLIP, batches: tuple[uuid.UUID, ...] = ()) -> float | None:
+def span(play: Stage, jobs: int, group: tuple[str, str] = CLIP) -> float | None:
     """Seconds that so many jobs of the stage's project take."""
     with play.ctx.engine.connect() as connection:
-        found = forecast.spans(connection, {group: jobs}, play.project.id, play.now(), batches)[group]
+        found = forecast.spans(connection, {group: jobs}, play.project.id, play.now())[group]
     return found.total_seconds() if found else None
 
 
@@ -99,18 +98,12 @@ def test_two_kinds_of_one_model_share_its_lanes(play: Stage) -> None:
     assert set(found.values()) == {timedelta(seconds=1000)}
 
 
-def test_jobs_that_wait_already_are_before_it_and_its_own_are_not(play: Stage) -> None:
-    for _ in range(10):
+def test_jobs_that_wait_already_are_before_it_and_one_more_ends_when_they_have(play: Stage) -> None:
+    for _ in range(49):
         play.submit()
-    batch_id = play.sql(
-        "insert into batches (project_id, name, digest, source, report, rows, state)"
-        " values (:project, 'b', '', '{}', '{}', 10, 'running') returning id",
-        project=play.project.id,
-    )[0]["id"]
 
-    assert span(play, 50) == pytest.approx(1200)
-    play.sql("update jobs set batch_id = :batch", batch=batch_id)
-    assert span(play, 50, batches=(batch_id,)) == pytest.approx(1000)
+    assert span(play, 50) == pytest.approx(1980)
+    assert span(play, 1) == pytest.approx(1000)
 
 
 def test_others_go_by_turns_with_their_weight(play: Stage) -> None:

@@ -498,3 +498,13 @@ def test_a_models_own_default_is_laid_over_its_familys() -> None:
 
 def test_the_catalog_is_read_once() -> None:
     assert catalog.load() is catalog.load()
+
+
+def test_a_slip_that_each_row_of_a_file_has_is_compared_with_all_names_once() -> None:
+    catalog._near.cache_clear()
+
+    for _ in range(3):
+        with pytest.raises(catalog.UnknownModel, match=r"wan2\.5-t2v-preview"):
+            catalog.load().model("wan2.5-t2v-previw")
+
+    assert catalog._near.cache_info().misses == 1

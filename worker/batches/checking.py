@@ -39,6 +39,7 @@ from worker.text import digest, storable
 SPOOL = 128 << 20  # bytes of checked rows on the disk: defaults make the rows of a small file long
 COLUMNS = ("n", "line", "outcome", "custom_id", "faults", "hash", "copy", *ASKED)  # of a line in the spool
 _ROW = 1 << 20  # bytes of a row's complete input, as of any body
+_CUSTOM_ID = 128  # characters, as of any job
 _SHOWN = 100  # faults and warnings in a report
 _TOGETHER = 250  # rows whose files are looked up in one query
 _SECONDS = 120  # that a check may take: 50,000 rows take ten, and what a row names may have to be looked up slowly
@@ -203,12 +204,11 @@ class _Look:
 
     def _repeated(self, row: Row, body: Mapping[str, Any]) -> list[Fault]:
         custom_id = body.get("custom_id")
-        if not isinstance(custom_id, str):
+        if not isinstance(custom_id, str) or len(custom_id) > _CUSTOM_ID:
             return []
         n, line = self.firsts.setdefault(custom_id, (row.n, row.line))
-        return (
-            [] if n == row.n else [Fault("/custom_id", "repeated_custom_id", f"row {n} in line {line} has it already")]
-        )
+        message = f"row {n} in line {line} has it already"
+        return [] if n == row.n else [Fault("/custom_id", "repeated_custom_id", message)]
 
     def _missing(self, found: Sequence[tuple[Prepared | None, list[RowFault]]]) -> list[list[Fault]]:
         """The faults of the files that each row names."""
@@ -293,7 +293,7 @@ def _is_about(pointer: str, known: Sequence[str]) -> bool:
 
 def _custom_id(body: Any) -> str | None:
     said = body.get("custom_id") if isinstance(body, dict) else None
-    return storable(said[:128]) if isinstance(said, str) else None
+    return storable(said[:_CUSTOM_ID]) if isinstance(said, str) else None
 
 
 def _cost(of: _Priced) -> str | None:

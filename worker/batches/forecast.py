@@ -23,18 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    Connection,
-    DateTime,
-    Row,
-    Text,
-    any_,
-    bindparam,
-    case,
-    func,
-    select,
-)
+from sqlalchemy import ARRAY, Connection, DateTime, Row, Text, any_, bindparam, case, func, select
 
 from worker import catalog
 from worker.kinds import KINDS, ParentKind
@@ -74,7 +63,8 @@ def spans(
 ) -> dict[tuple[str, str], timedelta | None]:
     """The time until so many jobs of each kind and model have ended, behind what waits already.
 
-    None: not known, as of what is made in parts, or whose lanes are closed until a person acts.
+    None: not known, as of what is made in parts, or whose lanes are closed until a person acts. Of jobs that stand in
+    line already, ask for one more: it ends when they have.
     """
     jobs: Counter[str] = Counter()
     for (kind, model), count in counts.items():

@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class Catalog:
         return self._tiers.get(size)
 
     def _unknown(self, name: str) -> UnknownModel:
-        near = difflib.get_close_matches(name.strip().lower()[:80], self._named, n=3)
+        near = _near(name.strip().lower()[:80], tuple(self._named))
         return UnknownModel(name, dict.fromkeys(self._named[match].id.partition("@")[0] for match in near))
 
     def _claim(self, model: Model) -> None:
@@ -123,6 +123,12 @@ class Catalog:
             other = self._named.setdefault(name.lower(), model)
             if other is not model:
                 raise CatalogError(f"{model.id}: {name} is a name of {other.id} already")
+
+
+@lru_cache(maxsize=256)
+def _near(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names nearest to one that is none of them; kept, since each row of a file may have the same slip."""
+    return tuple(difflib.get_close_matches(name, names, n=3))
 
 
 _BATCHES = 8  # of one model at once, which is ours: the provider sets no limit
