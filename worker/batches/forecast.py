@@ -28,11 +28,15 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Row,
+    Select,
     Text,
+    Uuid,
+    all_,
     any_,
     bindparam,
     case,
     func,
+    or_,
     select,
 )
 
@@ -71,15 +75,17 @@ def spans(
     counts: Mapping[tuple[str, str], int],
     project_id: uuid.UUID,
     now: datetime,
+    batches: Sequence[uuid.UUID] = (),
 ) -> dict[tuple[str, str], timedelta | None]:
     """The time until so many jobs of each kind and model have ended, behind what waits already.
 
-    None: not known, as of what is made in parts, or whose lanes are closed until a person acts.
+    None: not known, as of what is made in parts, or whose lanes are closed until a person acts. `batches`: whose jobs
+    these are; they stand in line already, and are not before themselves.
     """
     jobs: Counter[str] = Counter()
     for (kind, model), count in counts.items():
         jobs[model] += 0 if _is_parent(kind) else count
-    by_model = _by_model(connection, [model for model in jobs if jobs[model]], project_id, now)
+    by_model = _by_model(connection, [model for model in jobs if jobs[model]], project_id, now, batches)
     return {
         (kind, model): None if _is_parent(kind) or model not in by_model else _span(jobs[model], *by_model[model])
         for kind, model in counts
@@ -103,7 +109,7 @@ def _is_parent(kind: str) -> bool:
 
 
 def _by_model(
-    connection: Connection, models: Sequence[str], project_id: uuid.UUID, now: datetime
+    connection: Connection, models: Sequence[str], project_id: uuid.UUID, now: datetime, batches: Sequence[uuid.UUID]
 ) -> dict[str, tuple[Limits, Line, float]]:
     """What is known of each model that has an open lane, or one that opens by itself."""
     project = connection.execute(_PROJECT, {"project": project_id}).one()
@@ -111,7 +117,7 @@ def _by_model(
         return {}
     bound = {"models": list(models), "now": now}
     lanes = connection.execute(_LANES, bound).all()
-    waiting = connection.execute(_WAITING, bound).all()
+    waiting = connection.execute(_BEFORE if batches else _WAITING, bound | {"batches": list(batches)}).all()
     learned = {row.model: row.seconds for row in connection.execute(_LEARNED, bound)}
     known: dict[str, tuple[Limits, Line, float]] = {}
     for model in models:
@@ -168,14 +174,19 @@ _LINES = (
     select(Job.model, Job.project_id, func.count().label("jobs"))
     .where(slots.in_line(), Job.model == _MODELS)
     .group_by(Job.model, Job.project_id)
-    .subquery()
-)
-_WAITING = (
-    select(*_LINES.c, Project.weight)
-    .join(Project, Project.id == _LINES.c.project_id)
-    .where(Project.paused_at.is_(None))
 )
 
+
+def _weighed(lines: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    each = lines.subquery()
+    weighed = select(*each.c, Project.weight).join(Project, Project.id == each.c.project_id)
+    return weighed.where(Project.paused_at.is_(None))
+
+
+_WAITING = _weighed(_LINES)
+# but those of some batches
+_OTHERS = or_(Job.batch_id.is_(None), Job.batch_id != all_(bindparam("batches", type_=ARRAY(Uuid))))
+_BEFORE = _weighed(_LINES.where(_OTHERS))
 # how long the last tasks of each model took
 _LEARNED = (
     select(RunTime.model, func.avg(RunTime.median).label("seconds"))
