@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import httpx_sse
@@ -303,9 +304,11 @@ class TestSubmitting:
         assert taken.status_code == 201
 
     def test_a_last_time_to_send_is_kept(self, http: httpx.Client) -> None:
-        job = submitted(http, not_after="2030-12-01T06:00:00+08:00")
+        at = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
 
-        assert job["not_after"] == "2030-11-30T22:00:00.000Z"
+        job = submitted(http, not_after=at.astimezone(ZoneInfo("Asia/Shanghai")).isoformat())
+
+        assert job["not_after"] == at.strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
     def test_a_submission_wakes_the_tick_and_tells_flower(self, environment: dict[str, str]) -> None:
         with served(environment) as api, redis.Redis.from_url(environment["NORIA_BROKER_URL"]) as valkey:

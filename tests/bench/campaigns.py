@@ -1,13 +1,19 @@
-"""(j) Campaigns: a file of ten thousand rows checked and committed while others submit, and a large batch looked at."""
+"""(j) Campaigns: a file of ten thousand rows checked and committed while others submit, and a large batch looked at.
+
+While the large one is looked at its jobs move, so many a second, in the order of their rows.
+"""
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +26,7 @@ NAME = "campaigns"
 _ROWS, _LARGE = 10_000, 50_000
 _BESIDE, _RATE = 4, 40.0  # clients that submit meanwhile, and requests a second of all of them
 _LOOKS = 50
+_MOVES_A_SECOND = 100
 _TIMEOUT = 300.0  # seconds
 
 
@@ -31,8 +38,13 @@ def measure(rig: Rig, quick: bool) -> list[Figure]:
     content = _file(rows)
     figures = _together(rig, f"{rows:,} rows", content) + _together(rig, f"the same {rows:,} rows again", content)
     batch = _send(rig.door, "/v1/batches?commit=true", _file(large))
-    took = [ask(rig.door, ("GET", f"/v1/batches/{batch['id']}", None)).seconds * 1000 for _ in range(_LOOKS)]
-    figures += [_looked(large, took, 0.5), _looked(large, took, 0.99)]
+    took, counted = list[float](), list[float]()
+    with _moving(rig, batch["id"]):
+        for _ in range(_LOOKS):
+            took.append(ask(rig.door, ("GET", f"/v1/batches/{batch['id']}", None)).seconds * 1000)
+            counted.append(_counted(rig, batch["id"]))
+    figures += [_looked(f"GET /v1/batches/… of {large:,} rows that move", took, share) for share in (0.5, 0.9)]
+    figures += [_looked(f"counts of {large:,} jobs that move, by Postgres", counted, share) for share in (0.5, 0.9)]
     rig.sql(_END, model=CLOSED)
     return figures
 
@@ -91,10 +103,51 @@ def _send(door: Door, path: str, content: bytes) -> dict[str, Any]:
     return said
 
 
-def _looked(rows: int, took: list[float], share: float) -> Figure:
-    return Figure(NAME, f"GET /v1/batches/… of {rows:,} rows: p{round(share * 100)}", "ms", percentile(took, share))
+def _looked(what: str, took: list[float], share: float) -> Figure:
+    return Figure(NAME, f"{what}: p{round(share * 100)}", "ms", percentile(took, share))
 
 
+@contextmanager
+def _moving(rig: Rig, batch: str) -> Iterator[None]:
+    """Jobs of the batch move meanwhile, in the order of their rows."""
+    stop = threading.Event()
+    jobs = rig.sql("select id from jobs where batch_id = :batch order by batch_row", batch=batch)
+
+    def move() -> None:
+        began = time.monotonic()
+        for n in itertools.count():
+            if stop.wait(max(0.0, began + n / _MOVES_A_SECOND - time.monotonic())):
+                return
+            row, step = divmod(n, len(_MOVES))
+            rig.sql(
+                f"update jobs set {_MOVES[step]} where batch_id = :batch and batch_row = :row", batch=batch, row=row + 1
+            )
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _counted(rig: Rig, batch: str) -> float:
+    """How many milliseconds Postgres takes to count the batch."""
+    plan = rig.sql(
+        "explain (analyze, format json) select * from batch_groups(array[cast(:batch as uuid)])", batch=batch
+    )
+    return float(plan[0][0][0]["Execution Time"])
+
+
+# a job's life, without what the engine writes beside
+_MOVES = (
+    "state = 'admitted'",
+    "state = 'submitting'",
+    "state = 'running', run_at = now() + interval '1 min'",
+    "state = 'copying', billed = 'yes', cost = estimate",
+    "state = 'succeeded', finished_at = now(), run_at = null",
+)
 # What was submitted, so that it is a finished row for what follows.
 _END = """
     update jobs set state = 'canceled', finished_at = now(), run_at = null where model = :model and state = 'queued'

@@ -174,18 +174,21 @@ def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
 
 
 def _listed(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
-    """B: the manifest of a batch that has ended has each row, and each object of its jobs."""
+    """B: the manifest of a batch that has ended has each row, and the object of each job that it made."""
     ended = text("select id::text as id, manifest from batches where state = 'completed'")
     for batch in connection.execute(ended).all():
         lines = [json.loads(line) for line in b"".join(bucket.chunks(batch.manifest)).splitlines()][1:]
-        rows = {row.n: row.key for row in connection.execute(_ROWS, {"batch": batch.id})}
-        said = {line["row"]: next((one["key"] for one in line["objects"]), None) for line in lines}
-        if said != rows:
+        rows = connection.execute(_ROWS, {"batch": batch.id}).all()
+        keys = {line["row"]: next((one["key"] for one in line["objects"]), None) for line in lines}
+        # what was there already may have been at work still
+        lost = [row.n for row in rows if row.n not in keys or (row.outcome == "made" and keys[row.n] != row.key)]
+        if lost or len(rows) != len(lines):
             yield Finding("B", f"the manifest of batch {batch.id} lists other rows or objects", None, "report it")
 
 
 _ROWS = text(
-    "select r.n, o.key from batch_rows r left join outputs o on o.job_id = r.job_id and o.n = 0 where batch_id = :batch"
+    "select r.n, r.outcome, o.key from batch_rows r left join outputs o on o.job_id = r.job_id and o.n = 0"
+    " where r.batch_id = :batch"
 )
 
 
