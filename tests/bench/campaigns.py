@@ -118,10 +118,8 @@ def _moving(rig: Rig, batch: str) -> Iterator[None]:
         for n in itertools.count():
             if stop.wait(max(0.0, began + n / _MOVES_A_SECOND - time.monotonic())):
                 return
-            row, step = divmod(n, len(_MOVES))
-            rig.sql(
-                f"update jobs set {_MOVES[step]} where batch_id = :batch and batch_row = :row", batch=batch, row=row + 1
-            )
+            at, step = divmod(n, len(_MOVES))
+            rig.sql(f"update jobs set {_MOVES[step]} where id = :job", job=jobs[at].id)
 
     thread = threading.Thread(target=move)
     thread.start()
