@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +20,17 @@ from typing import Any
 import httpx
 import pytest
 from serving import CLIP, Served, served
+from sqlalchemy import create_engine
 from sqlalchemy.event import listen, remove
 
 from api import bodies
 from api.limits import Gate
 from worker import tick
 from worker.batches import checking, draft, files
+from worker.batches.checking import Options, Upload
 from worker.catalog import load
 from worker.egress import transports
+from worker.errors import Fault, InvalidInput
 from worker.webhooks import JOB_EVENTS
 
 KILLER = Path(__file__).with_name("batch_killer.py")
@@ -33,6 +38,9 @@ HEADER = "kind,model,prompt,custom_id\n"
 HOOK = "https://example.com/hook"
 PICTURE = {"file": ("cat.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\2\0\0\0\2\0\10\2\0\0\0")}
 STILL = {"kind": "image-to-video", "model": "wan2.5-i2v-preview"}
+
+
+NOWHERE = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
 
 @pytest.fixture
@@ -79,6 +87,10 @@ def commit(http: httpx.Client, batch: dict[str, Any], query: str = "") -> dict[s
     assert answer.status_code == 200, answer.text
     made: dict[str, Any] = answer.json()
     return made
+
+
+def _refuse(_: Any) -> Any:
+    raise InvalidInput([Fault("/kind", "required", "is required")])
 
 
 def counts(batch: dict[str, Any]) -> dict[str, int]:
@@ -142,6 +154,30 @@ class TestChecking:
         assert made["report"]["faults_by_code"]["unknown_model"] == 150
         assert made["report"]["faults_total"] == sum(made["report"]["faults_by_code"].values())
         assert api.sql("select count(*) from batch_rows where faults is not null") == [{"count": 150}]
+
+    def test_a_report_stays_short_whatever_the_rows_hold(self, http: httpx.Client, api: Served) -> None:
+        """60 rows with a name of 1 MiB each made an answer of 60 MB; 50,000 rows with 20 faults each were refused."""
+        many = {**CLIP, "input": {f"no_field_{n}": 1 for n in range(30)}}
+
+        made = items(http, many, {**CLIP, "x" * 50_000: 1})
+
+        kept = [len(row["faults"]) for row in api.sql("select faults from batch_rows order by n")]
+        assert (kept, made["report"]["faults_total"]) == ([10, 1], 32)
+        assert len(json.dumps(made)) < 20_000
+
+    def test_long_rows_are_in_memory_one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """64 rows of empty lists, 64 MiB, took 1.6 GiB: more than a container has."""
+        monkeypatch.setattr(checking, "_AT_ONCE", 20_000)
+        upload = Upload(io.BytesIO((b'{"prompt": [' + b"[]," * 10_000 + b"[]]}\n") * 20), "a.jsonl", "")
+        tracemalloc.start()
+        try:
+            with checking.checked(NOWHERE, uuid.uuid4(), upload, Options(), _refuse) as made:
+                peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+        assert made.bad == 20
+        assert peak < 5 << 20
 
     def test_defaults_fill_what_a_row_leaves_out_field_by_field(self, http: httpx.Client, api: Served) -> None:
         defaults = CLIP | {"input": {"size": "832*480", "prompt": "x"}, "metadata": {"a": "1", "b": "2"}}

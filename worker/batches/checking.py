@@ -41,7 +41,10 @@ COLUMNS = ("n", "line", "outcome", "custom_id", "faults", "hash", "copy", *ASKED
 _ROW = 1 << 20  # bytes of a row's complete input, as of any body
 _CUSTOM_ID = 128  # characters, as of any job
 _SHOWN = 100  # faults and warnings in a report
+_KEPT = 10  # faults of a row, of what its writer got wrong in each of 50,000 rows
+_POINTER = 1000  # characters of what a fault points to: a name in JSON has up to a million
 _TOGETHER = 250  # rows whose files are looked up in one query
+_AT_ONCE = 1 << 20  # bytes of rows in memory: what is parsed may take thirty times as many
 _SECONDS = 120  # that a check may take: 50,000 rows take ten, and what a row names may have to be looked up slowly
 _TURN = 8  # rows, a millisecond's work
 _JSON = frozenset({"input", "labels"})
@@ -103,7 +106,7 @@ def checked(engine: Engine, project_id: uuid.UUID, upload: Upload, options: Opti
     )
     with TemporaryFile() as spool:
         look = _Look(engine, project_id, options, check, spool)
-        while some := list(islice(rows, _TOGETHER)):
+        while some := _next(rows, upload.body):
             look.through(some)
         yield Checked(options.name or name, source, options, look.rows, look.bad, look.report(), spool)
 
@@ -228,7 +231,7 @@ class _Look:
         if prepared is None or faults:
             self.bad += 1
             self._note(faults)
-            shown = _text([fault.as_json() for fault in faults])
+            shown = _text([fault.as_json() for fault in faults[:_KEPT]])
             self._write(columns | {"outcome": "bad", "faults": shown, "copy": 1})
             return
         self._count(prepared)
@@ -257,6 +260,17 @@ class _Look:
             raise InvalidInput([Fault("/file", "too_long", message)])
 
 
+def _next(rows: Iterator[Row], body: BinaryIO) -> list[Row]:
+    """The next rows: so many, or of so many bytes of the file that they are read from."""
+    some: list[Row] = []
+    begun = body.tell()
+    for row in islice(rows, _TOGETHER):
+        some.append(row)
+        if body.tell() - begun > _AT_ONCE:
+            break
+    return some
+
+
 def _measured(body: BinaryIO) -> tuple[int, str]:
     """The length in bytes, and the SHA-256 in hex; the file is at its beginning then."""
     body.seek(0)
@@ -273,7 +287,12 @@ def _said(row: Row, faults: Sequence[Fault]) -> list[RowFault]:
 def _fault(row: Row, pointer: str, column: str | None, code: str, message: str) -> RowFault:
     header = storable(column) if column is not None else None
     return RowFault(
-        row=row.n, line=row.line, column=header, pointer=storable(pointer), code=code, message=storable(message)
+        row=row.n,
+        line=row.line,
+        column=header,
+        pointer=storable(pointer[:_POINTER]),
+        code=code,
+        message=storable(message),
     )
 
 
