@@ -642,6 +642,18 @@ class TestDrafts:
 
         assert [forget(), forget()] == [2, 2], "what was committed, and what is young, stays"
 
+    def test_a_project_keeps_its_newest_drafts_and_others_keep_theirs(
+        self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that checked files all day, and committed none, filled the database: 50,000 rows every ten seconds."""
+        monkeypatch.setattr(draft, "MOST", 2)
+        with api.http(api.key("summer")) as others:
+            theirs = drafted(others, rows("a"))["id"]
+            stays = commit(http, drafted(http, rows("a")))["id"]
+            mine = [drafted(http, rows("b"))["id"] for _ in range(4)]
+
+        assert {str(row["id"]) for row in api.sql("select id from batches")} == {theirs, stays, *mine[2:]}
+
     def test_a_draft_that_is_being_committed_is_not_waited_for(self, http: httpx.Client, api: Served) -> None:
         drafted(http, rows("a"))
         api.sql("update batches set created_at = now() - interval '2 days'")

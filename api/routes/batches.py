@@ -52,7 +52,8 @@ def make(
 ) -> Response:
     """Check and price a file's rows, a job each: CSV, JSONL or JSON. Nothing is made nor spent before the commit.
 
-    The answer is a draft with a report: every fault, the price, how long it will take. It is forgotten after a day.
+    The answer is a draft with a report: every fault, the price, how long it will take. It is forgotten after a day,
+    or once its project has twenty newer ones.
     With `commit` the jobs are made in the same step; a row with a fault then makes nothing (422), unless `skip_bad`.
     """
     options = submissions.batch(here, given.options)

@@ -116,7 +116,7 @@ class BatchDocument(Answer):
     webhook_url: str | None
     manifest: str | None = Field(description="the key, in the bucket, of the list of what it made; once it is complete")
     created_at: Moment
-    expires_at: Moment | None = Field(description="of a draft: it is forgotten then")
+    expires_at: Moment | None = Field(description="of a draft: it is forgotten then, or once there are 20 newer ones")
     committed_at: Moment | None
     paused_at: Moment | None
     canceled_at: Moment | None

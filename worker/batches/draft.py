@@ -21,6 +21,7 @@ from worker.errors import Conflict
 from worker.moves.batch import IS_MADE
 from worker.tables import Batch, BatchRow
 
+MOST = 20  # drafts of a project, the newest: each has up to 128 MiB of rows
 _FORGOTTEN = 50_000  # rows that are forgotten at once, or one draft
 
 
@@ -50,13 +51,14 @@ def keep(
 ) -> tuple[Batch, bool]:
     """Keeps the draft, with what only the database knows in its report; or finds the first one under the same key.
 
-    The second is whether that was there. Raises Conflict as `replayed` does.
+    The project's oldest drafts are forgotten where it has too many now. The second is whether that was there. Raises Conflict as `replayed` does.
     """
     batch_id = connection.execute(_KEEP, _columns(project_id, made, sent, now)).scalar_one_or_none()
     if batch_id is None:
         assert sent is not None, "only a key keeps it from being made"
         first = replayed(connection, project_id, sent)
         return (first, True) if first else keep(connection, project_id, made, sent, now)  # it was forgotten just now
+    connection.execute(_FORGET_SURPLUS, {"the_project": project_id, "most": MOST})
     _copy(connection, batch_id, made.spool)
     bound = {"the_project": project_id, "the_batch": batch_id}
     existing = connection.execute(_EXISTING, bound).scalar_one()
@@ -138,5 +140,16 @@ _FORGET = text(
          where before_it < :most
     )
     delete from batches using first where batches.id = first.id and batches.state = 'draft'
+    """
+)
+# a project's drafts but for the newest, and none that is being committed
+_FORGET_SURPLUS = text(
+    """
+    with surplus as (
+        select id from batches where state = 'draft' and id in (
+            select id from batches where project_id = :the_project and state = 'draft' order by id desc offset :most
+        ) for update skip locked
+    )
+    delete from batches using surplus where batches.id = surplus.id and batches.state = 'draft'
     """
 )
