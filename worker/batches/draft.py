@@ -51,7 +51,8 @@ def keep(
 ) -> tuple[Batch, bool]:
     """Keeps the draft, with what only the database knows in its report; or finds the first one under the same key.
 
-    The project's oldest drafts are forgotten where it has too many now. The second is whether that was there. Raises Conflict as `replayed` does.
+    The project's oldest drafts are forgotten where it has too many now. The second is whether it was there already.
+    Raises Conflict as `replayed` does.
     """
     batch_id = connection.execute(_KEEP, _columns(project_id, made, sent, now)).scalar_one_or_none()
     if batch_id is None:
