@@ -409,6 +409,7 @@ class TestCommitting:
         again = drafted(http, rows("a", "b"))
 
         assert again["report"]["existing"] == 2
+        assert (again["report"]["groups"], again["report"]["cost"], again["report"]["seconds"]) == ([], "0.00", 0)
         assert counts(commit(http, again)) == {"total": 2, "existing": 2}
         assert jobs(api) == 2
         linked = (
@@ -444,6 +445,7 @@ class TestCommitting:
         more = items(http, CLIP, CLIP, CLIP, CLIP)
 
         assert more["report"]["existing"] == 3
+        assert (more["report"]["groups"][0]["rows"], more["report"]["cost"]) == (1, "1.50"), "only what is new costs"
         assert counts(commit(http, more)) == {"total": 4, "made": 1, "existing": 3}
 
     def test_a_catalog_with_another_default_makes_no_row_again(self, http: httpx.Client) -> None:

@@ -209,13 +209,15 @@ def report(found: Batch) -> RenderableType:
     table = show.table("rows", "kind", "model", "CNY", "takes", right=["rows", "CNY", "takes"], wide=["model"])
     for group in said["groups"]:
         show.row(table, f"{group['rows']:,}", group["kind"], group["model"], _price(group), _span(group["seconds"]))
-    parts.append(table)
+    if said["groups"]:
+        parts.append(table)
     counts = (("bad", "with faults"), ("existing", "there already"), ("skipped", "left out"))
     rest = [f"{rows[word]:,} {meaning}" for word, meaning in counts if rows[word]]
     if not rows["existing"] and said["existing"]:
         rest.append(f"{said['existing']:,} there already")
     about = f"{found['name']}: {show.count(rows['total'], 'row')}{''.join(f', {each}' for each in rest)}"
-    parts.append(Text(f"{about}; {_sum(said)}, about {_span(said['seconds']) or 'an unknown time'}"))
+    new = f"{_sum(said)}, about {_span(said['seconds']) or 'an unknown time'}" if said["groups"] else "nothing to make"
+    parts.append(Text(f"{about}; {new}"))
     return Group(*parts)
 
 

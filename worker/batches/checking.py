@@ -25,9 +25,9 @@ from typing import IO, Any, BinaryIO
 
 from sqlalchemy import Engine
 
-from worker import inputs, money
+from worker import inputs
 from worker.batches import files
-from worker.batches.document import Group, Report, RowFault, Source
+from worker.batches.document import Report, RowFault, Source
 from worker.batches.files import Row
 from worker.errors import Fault, InvalidInput
 from worker.inputs.files import tidied
@@ -118,15 +118,6 @@ def let_others(n: int) -> None:
 
 
 @dataclass
-class _Priced:
-    """The good rows of a kind and model."""
-
-    rows: int = 0
-    micros: int = 0
-    unpriced: int = 0
-
-
-@dataclass
 class _Look:
     """One look through a file: what was found so far."""
 
@@ -139,7 +130,6 @@ class _Look:
     bad: int = 0
     faults: list[RowFault] = field(default_factory=list)
     by_code: Counter[str] = field(default_factory=Counter)
-    groups: dict[tuple[str, str], _Priced] = field(default_factory=dict)
     warnings: dict[str, Fault] = field(default_factory=dict)
     firsts: dict[str, tuple[int, int]] = field(default_factory=dict)  # custom_id → its first row and line
     copies: Counter[bytes] = field(default_factory=Counter)
@@ -154,23 +144,14 @@ class _Look:
             self._take(row, body, prepared, [*faults, *_said(row, gone)])
 
     def report(self) -> Report:
-        """What was found, without what only the database knows."""
-        groups = [
-            Group(kind=kind, model=model, rows=of.rows, cost=_cost(of), unpriced=of.unpriced, seconds=None)
-            for (kind, model), of in sorted(self.groups.items())
-        ]
-        whole = _Priced(
-            self.rows - self.bad,
-            sum(of.micros for of in self.groups.values()),
-            sum(of.unpriced for of in self.groups.values()),
-        )
+        """What was found, without what only the database knows: which rows are new, their price and their time."""
         return Report(
             faults=self.faults,
             faults_total=self.by_code.total(),
             faults_by_code=dict(self.by_code.most_common()),
-            groups=groups,
-            cost=_cost(whole),
-            unpriced=whole.unpriced,
+            groups=[],
+            cost=None,
+            unpriced=0,
             seconds=None,
             existing=0,
             warnings=list(self.warnings.values()),
@@ -234,7 +215,7 @@ class _Look:
             shown = _text([fault.as_json() for fault in faults[:_KEPT]])
             self._write(columns | {"outcome": "bad", "faults": shown, "copy": 1})
             return
-        self._count(prepared)
+        self._warn(prepared)
         asked = digest([self.options.repeat, body])
         self.copies[asked] += 1
         self._write({**written, **columns, "outcome": "good", "hash": f"\\x{asked.hex()}", "copy": self.copies[asked]})
@@ -243,11 +224,7 @@ class _Look:
         self.faults += faults[: _SHOWN - len(self.faults)]
         self.by_code.update(fault.code for fault in faults)
 
-    def _count(self, prepared: Prepared) -> None:
-        of = self.groups.setdefault((prepared.submission.kind, prepared.model), _Priced())
-        of.rows += 1
-        of.micros += prepared.estimate or 0
-        of.unpriced += prepared.estimate is None
+    def _warn(self, prepared: Prepared) -> None:
         for warning in prepared.warnings:
             if len(self.warnings) < _SHOWN:
                 self.warnings.setdefault(warning.message, warning)
@@ -313,10 +290,6 @@ def _is_about(pointer: str, known: Sequence[str]) -> bool:
 def _custom_id(body: Any) -> str | None:
     said = body.get("custom_id") if isinstance(body, dict) else None
     return storable(said[:_CUSTOM_ID]) if isinstance(said, str) else None
-
-
-def _cost(of: _Priced) -> str | None:
-    return money.shown(of.micros) if of.rows > of.unpriced else None
 
 
 def _text(value: Any) -> str:
