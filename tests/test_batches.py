@@ -679,6 +679,18 @@ class TestDrafts:
         assert not more["has_more"]
         assert [batch["state"] for batch in http.get("/v1/batches?state=running").json()["data"]] == ["running"]
 
+    def test_states_to_list_are_named_as_in_other_lists_and_what_is_no_filter_is_refused(
+        self, http: httpx.Client
+    ) -> None:
+        commit(http, drafted(http, rows("a")))
+        drafted(http, rows("b"))
+
+        both = http.get("/v1/batches?state=draft,running").json()["data"]
+        refused = http.get("/v1/batches?states=draft")
+
+        assert [batch["state"] for batch in both] == ["draft", "running"]
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/query/states")
+
     def test_an_unknown_batch_is_not_found(self, http: httpx.Client) -> None:
         for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/commit")):
             assert http.request(method, f"/v1/batches/{uuid.uuid4()}{path}").status_code == 404
