@@ -83,6 +83,12 @@ def test_a_report_that_nobody_may_act_on_is_a_document_all_the_same(noria: Shell
     assert noria("batches", "--json").json == []
 
 
+def test_a_fault_of_a_default_names_the_field(noria: Shell, api: Served, file: Path) -> None:
+    said = noria("batch", "campaign.csv", "--not-after", "2020-01-01T00:00:00Z")
+
+    assert said.err.startswith("line 2, not_after: is in the past")
+
+
 def test_a_file_that_is_none_is_refused_in_plain_words(noria: Shell, api: Served, file: Path) -> None:
     file.write_bytes(b"")
 
@@ -248,7 +254,9 @@ def test_a_report_is_written_to_a_file(noria: Shell, api: Served, file: Path) ->
 
     assert "第二" in (noria.cwd / "out.csv").read_text(encoding="utf-8-sig")
     assert noria("batches", "export", made["id"], "--json").json == {"file": "report.csv"}
-    assert noria("batches", "export", made["id"], "no.csv").code == 5
+    for wrong, code in ((("no.csv",), 2), (("report.csv", "-o", "no/such/folder.csv"), 1)):
+        assert noria("batches", "export", made["id"], *wrong).code == code
+    assert noria("batches", "export", "0" * 32).code == 5
     assert sorted(path.name for path in noria.cwd.glob("*.*")) == ["campaign.csv", "out.csv", "report.csv"]
 
 
