@@ -70,7 +70,7 @@ def approve(*, ids: Jobs, comment: Comment = None, api: Api) -> None:
 
 @command(review)
 def reject(*, ids: Jobs, comment: Annotated[str, typer.Option(help="Why; it is kept with the job.")], api: Api) -> None:
-    """Keep the outputs of jobs not; what they cost stays paid."""
+    """Refuse the outputs of jobs; what they cost stays paid."""
     with api.client() as client:
         jobs = [client.reject(job_id, comment)["job"] for job_id in ids]
     api.answer(jobs, "\n".join(f"{job['id']}  {job['state']}" for job in jobs))
