@@ -322,7 +322,12 @@ def test_each_route_takes_the_scope_that_it_names_and_no_narrower_one(tenants: T
 
 
 def test_no_scope_is_kept_of_a_route_that_is_gone() -> None:
-    assert set(scopes._OF_ROUTES) <= WITH_A_KEY
+    assert set(scopes._OTHERS) <= WITH_A_KEY
+    assert set(scopes._SET_UP) <= {path for _, path in WITH_A_KEY}
+
+
+def test_what_is_added_below_a_projects_settings_is_for_its_admins() -> None:
+    assert {scopes.needed(method, "/v1/keys/{key_id}/new") for method in ("GET", "PUT")} == {Scope.ADMIN}
 
 
 def test_anothers_key_is_not_found_not_listed_and_still_works(tenants: Tenants) -> None:

@@ -151,6 +151,7 @@ class TestMaking:
                 {"/scope": "not_allowed", "/name": "too_long", "/x": "unknown_field"},
             ),
             ({"expires_at": "2020-01-01T00:00:00Z"}, {"/expires_at": "out_of_range"}),
+            ({"expires_at": "9998-01-01T00:00:00Z"}, {"/expires_at": "out_of_range"}),
             ({"expires_at": "soon"}, {"/expires_at": "bad_time"}),
         ]
 

@@ -25,6 +25,8 @@ from worker.keys import KeyDocument, Scope
 from worker.tables import ApiKey
 from worker.text import moment
 
+_MOST = timedelta(days=3650)  # that a key may last which expires: who says more means that it does not
+
 router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=refusals(400, 401, 403, 404, 422, 429, 503))
 
 
@@ -80,7 +82,8 @@ def make(here: Here, mine: Mine, body: JsonBody) -> Response:
 def rotate(here: Here, mine: Mine, key_id: KeyId, body: MayBeJson) -> Response:
     """Replace a key by a new one of the same name and scope, which works for as long as the old one was made for.
 
-    The old key works beside it for `keep_hours`, and is rotated once: a second time is refused (409).
+    The old key works beside it for `keep_hours`, and is rotated once: a second time is refused (409). Where the answer
+    was lost, rotate the new one, with `keep_hours` 0.
     """
     said = submissions.decision(here, forms.KeyRotate, body)
     with here.engine.begin() as connection:
@@ -101,12 +104,12 @@ def _expiry(mine: Tenant, wanted: datetime | None) -> datetime | None:
     """When a new key expires; raises InvalidInput for what has passed, or is after the end of the key that makes it."""
     if wanted is None:
         return mine.ends_at
-    if wanted <= mine.now:
-        raise InvalidInput([Fault("/expires_at", "out_of_range", "must lie ahead")])
-    if mine.ends_at is not None and wanted > mine.ends_at:
-        message = f"must not be after {moment(mine.ends_at)}, when the key that makes it ends"
-        raise InvalidInput([Fault("/expires_at", "out_of_range", message)])
-    return wanted
+    latest = mine.ends_at or mine.now + _MOST
+    if mine.now < wanted <= latest:
+        return wanted
+    why = "when the key that makes it ends" if mine.ends_at else "in ten years; without it the key does not expire"
+    message = f"must lie ahead, and not after {moment(latest)}, {why}"
+    raise InvalidInput([Fault("/expires_at", "out_of_range", message)])
 
 
 def _shown(made: ApiKey, plain: str) -> Response:
