@@ -39,7 +39,7 @@ from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.lanes import query_budget, slots
-from worker.moves import children, fair_queue
+from worker.moves import bulk, children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Owner
@@ -136,7 +136,7 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
         return []
     messages = _do_duties(connection, found.now) if found.duty_due else []
     if found.overdue:  # first, so that none of them is admitted
-        moves.end_overdue(connection, found.now)
+        bulk.end_overdue(connection, found.now)
     if found.fires:
         messages.append(Message("noria.fire", "tick", ()))  # sent each tick until the schedules are fired
     states = {*map(State, found.states or ()), *({State.QUEUED} if found.parents else ())}
