@@ -308,7 +308,7 @@ _HOLD = transition.many(
 )
 _LET_GO = transition.many({State.HELD}, State.QUEUED, _JOBS)
 
-_OVERDUE = (
+_OVERDUE: Select[Any] = (
     select(*_LOCKED.selected_columns, Job.not_after, Job.billed)
     .where(moves.is_overdue(transition.BOUND_NOW))
     .order_by(Job.not_after, Job.billed)
