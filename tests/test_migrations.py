@@ -275,6 +275,17 @@ def test_a_look_at_whether_anything_is_due_reads_no_table(seeded: Engine) -> Non
     assert len(plans) == 1
 
 
+@pytest.mark.parametrize("mode", ["task", "parent"])
+def test_a_look_reads_no_table_where_many_waited_when_the_statistics_were_made(seeded: Engine, mode: str) -> None:
+    all_wait = f"update jobs set state = 'queued', mode = '{mode}', finished_at = null, run_at = now(), claimed = null"
+    with _plans(seeded) as (connection, plans):
+        with connection.connection.cursor() as unexplained:
+            unexplained.execute(f"{all_wait}, error = null, parent_id = null, place = null; analyze jobs")
+        connection.execute(tick._look(claims.NOW)).one()
+
+    assert plans[0].scanned == set()
+
+
 def test_admission_finds_queues_and_slots_by_their_indexes(seeded: Engine) -> None:
     admitted = text("select count(*) from jobs where state = 'admitted'")
 
