@@ -357,7 +357,7 @@ def _when(found: Batch) -> str:
     if found["finish_at"] is None:
         return "end not known"
     left = (show.at(found["finish_at"]) - show.now()).total_seconds()
-    return f"about {show.seconds(max(left, 1))} left"
+    return f"about {show.seconds(left)} left" if left >= 1 else "the last ends any moment"
 
 
 def _reviewed(found: Batch) -> str:
