@@ -228,6 +228,32 @@ def test_what_the_version_before_inserts_meanwhile_has_its_mode_and_what_is_new_
     }  # fmt: skip
 
 
+OLD_KEY = "insert into api_keys (prefix, hash) values ('', %s)"
+
+
+def test_keys_of_the_version_before_may_do_all_and_never_expire(empty: Engine) -> None:
+    with empty.connect() as connection:
+        _upgrade(connection, "0009")
+        connection.exec_driver_sql(OLD_KEY, (b"before",))
+        _upgrade(connection)
+        connection.exec_driver_sql(OLD_KEY, (b"meanwhile",))
+        rows = connection.exec_driver_sql("select scope, expires_at, replaced_by from api_keys").all()
+
+    assert set(map(tuple, rows)) == {("admin", None, None)}
+
+
+def test_the_way_back_leaves_no_key_that_may_do_more_or_works_for_longer(empty: Engine) -> None:
+    with empty.connect() as connection:
+        _upgrade(connection)
+        for scope, ends in (("read", None), ("submit", None), ("submit", "2030-01-01T00:00:00Z"), ("admin", None)):
+            made = "insert into api_keys (prefix, hash, scope, expires_at) values ('', %s, %s, %s)"
+            connection.exec_driver_sql(made, (f"{scope} {ends}".encode(), scope, ends))
+        _downgrade(connection, "0009")
+        rows = connection.exec_driver_sql("select revoked_at <= now() from api_keys order by id").scalars().all()
+
+    assert rows == [True, None, False, None]
+
+
 # What keeps others from a large table for as long as it takes to read it, or to write it anew.
 SLOW = re.compile(
     r"(?i)create (?:unique )?index (?!concurrently)|drop index (?!concurrently)|add constraint (?!.*not valid)"
