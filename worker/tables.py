@@ -351,6 +351,8 @@ class Job(Base):
         ),
         Index("uq_jobs_take", "first_take", "take", unique=True, postgresql_where=text("first_take is not null")),
         CheckConstraint("review in ('required', 'approved', 'rejected')", name="review"),
+        # a worker of a version without reviews cannot end what a person is to look at first
+        CheckConstraint("state <> 'succeeded' or review is distinct from 'required'", name="reviewed"),
         CheckConstraint("(parent_id is null) = (place is null)", name="place"),
         CheckConstraint("parent_id is null or mode <> 'parent'", name="one_generation"),
         CheckConstraint("mode in (" + ", ".join(f"'{m}'" for m in Mode) + ")", name="mode"),

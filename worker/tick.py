@@ -259,7 +259,8 @@ def _sweep(connection: Connection, now: datetime) -> list[Message]:
 
 
 def _forget_keys(connection: Connection, now: datetime) -> None:
-    connection.execute(_FORGET_KEYS, {"before": now - _KEYS_KEPT})
+    for forget in (_FORGET_KEYS, _FORGET_BATCH_KEYS):
+        connection.execute(forget, {"before": now - _KEYS_KEPT})
 
 
 _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
@@ -283,6 +284,6 @@ _TAKE_DUTY = (
     .values(due_at=bindparam("next_at", type_=DateTime(timezone=True)))
 )
 _SWEEP_DUE = select(exists().where(Owner.sweep_at <= _NOW))
-_FORGET_KEYS = delete(IdempotencyKey).where(
-    IdempotencyKey.created_at < bindparam("before", type_=DateTime(timezone=True))
-)
+_BEFORE = bindparam("before", type_=DateTime(timezone=True))
+_FORGET_KEYS = delete(IdempotencyKey).where(IdempotencyKey.created_at < _BEFORE)
+_FORGET_BATCH_KEYS = update(Batch).where(Batch.key.is_not(None), Batch.created_at < _BEFORE).values(key=None)

@@ -85,7 +85,7 @@ class BatchCost(Answer):
 
     currency: Literal["CNY"] = "CNY"
     estimated: Amount | None = Field(description="of all its jobs")
-    actual: Amount = Field(description="so far")
+    actual: Amount = Field(description="so far; of a job that was made again, without what it cost before")
     to_come: Amount
 
 
