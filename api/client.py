@@ -322,10 +322,11 @@ class Client:
 
 
 def fault_in_words(fault: Mapping[str, Any]) -> str:
-    """`line 3, column Size: …` of a file's row, else `input.size: …`."""
+    """`line 3, column Size: …` or `line 3, input.size: …` of a file's row, else `input.size: …`."""
     if line := fault.get("line"):
-        column = f", column {fault['column']}" if fault.get("column") else ""
-        return f"line {line}{column}: {fault['message']}"
+        field = fault["pointer"].strip("/").replace("/", ".")  # of JSON, or of the defaults
+        where = f", column {fault['column']}" if fault.get("column") else f", {field}" if field else ""
+        return f"line {line}{where}: {fault['message']}"
     return f"{fault['pointer'].strip('/').replace('/', '.') or 'body'}: {fault['message']}"
 
 

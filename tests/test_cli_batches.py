@@ -39,14 +39,15 @@ def jobs(noria: Shell) -> list[dict[str, Any]]:
 
 def test_a_file_makes_its_jobs_once_however_often_it_is_sent(noria: Shell, api: Served, file: Path) -> None:
     first = noria(*SEND).json
-    again = noria(*SEND).json
-    once = jobs(noria)
+    said = noria(*SEND)
+    again, once = said.json, jobs(noria)
     anew = noria(*SEND, "--repeat", "second-run").json
 
     assert first["report"]["cost"] == "1.64"
     assert {job["custom_id"]: job["metadata"] for job in once} == {"first": {"sku": "A1"}, "第二": {"sku": "B2"}}
     assert (first["rows"]["made"], again["rows"]["existing"], anew["rows"]["made"]) == (2, 2, 2)
     assert len(once) == 2
+    assert "Each row has a job already" in said.err
     assert len(jobs(noria)) == 4
 
 
@@ -91,6 +92,12 @@ def test_a_report_that_nobody_may_act_on_is_a_document_all_the_same(noria: Shell
 
     assert [(each.code, each.json["report"]["faults"][0]["line"]) for each in said] == [(5, 4)] * 2
     assert noria("batches", "--json").json == []
+
+
+def test_a_fault_of_a_default_names_the_field(noria: Shell, api: Served, file: Path) -> None:
+    said = noria("batch", "campaign.csv", "--not-after", "2020-01-01T00:00:00Z")
+
+    assert said.err.startswith("line 2, not_after: is in the past")
 
 
 def test_a_file_that_is_none_is_refused_in_plain_words(noria: Shell, api: Served, file: Path) -> None:
@@ -258,7 +265,9 @@ def test_a_report_is_written_to_a_file(noria: Shell, api: Served, file: Path) ->
 
     assert "第二" in (noria.cwd / "out.csv").read_text(encoding="utf-8-sig")
     assert noria("batches", "export", made["id"], "--json").json == {"file": "report.csv"}
-    assert noria("batches", "export", made["id"], "no.csv").code == 5
+    for wrong, code in ((("no.csv",), 2), (("report.csv", "-o", "no/such/folder.csv"), 1)):
+        assert noria("batches", "export", made["id"], *wrong).code == code
+    assert noria("batches", "export", "0" * 32).code == 5
     assert sorted(path.name for path in noria.cwd.glob("*.*")) == ["campaign.csv", "out.csv", "report.csv"]
 
 

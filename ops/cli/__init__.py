@@ -38,8 +38,8 @@ _RUN, _MAKE, _OPERATE = "Run Noria on this machine", "Make media", "Operate Nori
 _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
     402: "The project's budget is spent.",
-    404: "`noria list` shows the project's jobs.",
     "wrong_scope": "`noria keys create PROJECT --scope SCOPE` makes one.",
+    404: "`noria list` shows the project's jobs, `noria batches` its batches.",
     "idempotency_key_reused": "This key was used for another job: choose another --idempotency-key.",
     429: "Too many requests, or too many jobs wait: try again later.",
 }

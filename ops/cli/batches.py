@@ -33,6 +33,7 @@ from worker.batches import files as batch_files
 
 _PAUSE = 1.0  # seconds between two looks at a batch
 _FAULTS = 20  # that are shown; --json has a hundred, `noria batches export ID errors.jsonl` all
+_EXPORTS = ("report.csv", "results.jsonl", "errors.jsonl")
 _BAR = 40  # columns
 
 Batch = Mapping[str, Any]  # as the API shows it
@@ -188,12 +189,16 @@ def export(
     api: Api,
 ) -> None:
     """Write what became of each row into a file."""
+    if what not in _EXPORTS:
+        raise typer.BadParameter(f"is one of {', '.join(_EXPORTS)}", param_hint="WHAT")
     path = output or Path(what)
     draft = path.with_name(f"{path.name}.part")
     try:
         with api.client() as client, draft.open("wb") as file:
             client.export(which, what, file)
         draft.replace(path)
+    except OSError as error:
+        raise LocalError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
         draft.unlink(missing_ok=True)
     api.answer({"file": str(path)}, str(path))
@@ -319,7 +324,7 @@ def _teller() -> Callable[[Batch], None]:
     said: list[str] = []
 
     def tell(found: Batch) -> None:
-        states = ", ".join(f"{count:,} {state}" for state, count in found["jobs"]["by_state"].items())
+        states = ", ".join(f"{count:,} {state}" for state, count in found["jobs"]["by_state"].items()) or "no jobs"
         if said[-1:] != [states]:
             said.append(states)
             show.ERR.print(f"{states}; {show.money(Decimal(found['cost']['actual']))} so far", markup=False)
@@ -330,6 +335,9 @@ def _teller() -> Callable[[Batch], None]:
 def _end(found: Batch, terms: Terms, api: Api) -> None:
     """The answer of a command, and its exit code."""
     api.answer(found, "" if terms.dry_run else found["id"])
+    if found["rows"]["existing"] and not found["rows"]["made"]:
+        words = "Each row has a job already, so none was made; with --repeat WORD all are made once more."
+        show.ERR.print(words, soft_wrap=True)
     if found["jobs"] is None or terms.detach:
         return
     if _waits_for_people(found):
