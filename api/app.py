@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems
-from api.routes import batch_exports, batches, bulk, catalog, files, jobs, operator, review, schedules
+from api.routes import batch_exports, batches, budgets, bulk, catalog, files, jobs, operator, review, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
@@ -47,6 +47,8 @@ A job queue for generated media on DashScope: submit a job, and find its output 
 _FORMS = (
     forms.ApproveCreate,
     forms.BatchCreate,
+    forms.BudgetCreate,
+    forms.BudgetUpdate,
     forms.BulkCreate,
     forms.RejectCreate,
     forms.ResolveCreate,
@@ -66,7 +68,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, catalog):
+    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, budgets, catalog):
         app.include_router(routes.router)
     return app
 

@@ -1,0 +1,264 @@
+"""Budgets: what a project may spend in a day, in a month, or in all, whoever asks and however many ask at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from serving import served
+from sqlalchemy import event
+from stage import CLIP, Stage, stage
+
+from ops.sandbox.options import Options
+from ops.sandbox.testing import Sandbox, running
+from worker import moves
+from worker.errors import BudgetExhausted
+from worker.jobs import spending, submission
+from worker.jobs.spending import Wanted
+from worker.jobs.submission import Submission
+from worker.money import budgets
+from worker.tables import Budget
+
+PRICE = 1_500_000  # of a clip of the stage, micro-CNY
+BODY = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.05, queue_seconds=0, call_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    sandbox.reset()
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+@pytest.fixture
+def http(environment: dict[str, str], play: Stage) -> Iterator[httpx.Client]:
+    with served(environment) as api, api.http(api.key(play.project.name)) as client:
+        yield client
+
+
+def cap(play: Stage, micros: int, period: str = "total", over: str = "refuse", zone: str | None = None) -> Budget:
+    """A budget of the stage's project."""
+    with play.ctx.engine.begin() as connection:
+        return spending.make(connection, play.project, Wanted(period, micros, over, zone))
+
+
+def asked(play: Stage) -> dict[str, Any]:
+    """What is asked for of a clip, checked and priced."""
+    said = Submission("text-to-video", "wan2.5-t2v-preview", CLIP)
+    prepared = submission.prepare(play.ctx.catalog, play.ctx.settings, said, play.now())
+    return {"project_id": play.project.id, **submission.asked(prepared)}
+
+
+def is_made(play: Stage, row: dict[str, Any], at: datetime | None = None) -> bool:
+    """Makes a job; whether the budget has room for it."""
+    try:
+        with play.ctx.engine.begin() as connection:
+            moves.make(connection, row, at)
+    except BudgetExhausted:
+        return False
+    return True
+
+
+def used(play: Stage) -> int:
+    """What is used of the project's budgets, from the sums."""
+    with play.ctx.engine.begin() as connection:
+        room = budgets.seen(connection, play.project.id)
+    return room.standings[0].used
+
+
+def test_a_job_that_costs_more_than_is_left_is_refused_with_the_budget(play: Stage, http: httpx.Client) -> None:
+    made = http.post("/v1/budgets", json={"period": "day", "limit": "2.00"}).json()
+    first = http.post("/v1/jobs", json=BODY)
+
+    refused = http.post("/v1/jobs", json=BODY)
+
+    assert (first.status_code, refused.status_code) == (201, 402)
+    problem = refused.json()
+    assert problem["code"] == "budget_exhausted"
+    assert problem["budget"] == {
+        "id": made["id"],
+        "period": "day",
+        "limit": "2.00",
+        "used": "1.50",
+        "estimate": "1.50",
+        "ends_at": made["ends_at"],
+    }
+    assert "the day's budget is 2.00 CNY, of which 0.50 CNY are left" in problem["detail"]
+    assert play.sql("select count(*) as n from jobs")[0]["n"] == 1
+
+
+def test_what_is_used_is_what_the_ledger_has_of_the_period(play: Stage) -> None:
+    cap(play, 10 * PRICE)
+    job = play.until(play.submit())
+    play.submit()
+
+    assert job.state == "succeeded"
+    billed = sum(micros for entry, micros in play.ledger(job) if entry == "settle")
+    assert used(play) == billed + PRICE
+    with play.ctx.engine.begin() as connection:
+        budgets.add_up(connection, play.now())
+    assert used(play) == billed + PRICE
+    (sums,) = play.sql("select count(*) as n, sum(micros) as micros from ledger_sums")
+    assert sums == {"n": 1, "micros": billed + PRICE}
+
+
+def test_cancel_gives_room_back(play: Stage) -> None:
+    cap(play, PRICE)
+    job = play.submit()
+    with pytest.raises(BudgetExhausted):
+        play.submit()
+
+    play.cancel(job)
+
+    play.submit()
+
+
+def test_of_a_hundred_that_submit_at_once_as_many_are_made_as_there_is_room_for(
+    play: Stage, http: httpx.Client
+) -> None:
+    cap(play, 10 * PRICE + PRICE - 1, "day")
+    row, ready = asked(play), threading.Barrier(100)
+
+    def submit(_: int) -> bool:
+        ready.wait()
+        return is_made(play, row)
+
+    with ThreadPoolExecutor(100) as pool:
+        made = list(pool.map(submit, range(100)))
+
+    assert sum(made) == 10
+    assert play.sql("select count(*) as n from jobs")[0]["n"] == 10
+    assert used(play) == 10 * PRICE
+
+
+def test_a_job_under_a_key_is_answered_again_when_the_budget_is_spent(play: Stage, http: httpx.Client) -> None:
+    cap(play, PRICE)
+
+    first, again, another = (
+        http.post("/v1/jobs", json=BODY, headers={"idempotency-key": key}) for key in ("one", "one", "two")
+    )
+
+    assert (first.status_code, again.status_code, another.status_code) == (201, 200, 402)
+    assert again.json()["id"] == first.json()["id"]
+    assert play.sql("select key from idempotency_keys") == [{"key": "one"}]
+
+
+def test_a_project_without_a_budget_makes_a_job_with_one_statement(play: Stage) -> None:
+    row, said = asked(play), list[str]()
+    event.listen(play.ctx.engine, "before_cursor_execute", lambda *given: said.append(given[2]))
+
+    is_made(play, row)
+
+    assert len(said) == 1
+
+
+def test_what_has_no_known_price_is_refused_where_there_is_a_budget(play: Stage, http: httpx.Client) -> None:
+    cap(play, 10 * PRICE)
+    play.sql("update budgets set over = 'hold'")
+    with play.ctx.engine.begin() as connection:
+        room = budgets.locked(connection, play.project.id)
+
+    with pytest.raises(Exception, match="price of some-model is not known"):
+        room.holds(None, "some-model")
+
+
+@pytest.mark.parametrize(
+    ("period", "zone", "at", "begins", "ends"),
+    [
+        # 23 hours: clocks go forward in Berlin
+        ("day", "Europe/Berlin", "2026-03-29T10:00Z", "2026-03-28T23:00Z", "2026-03-29T22:00Z"),
+        # 25 hours
+        ("day", "Europe/Berlin", "2026-10-25T22:59Z", "2026-10-24T22:00Z", "2026-10-25T23:00Z"),
+        ("day", "Europe/Berlin", "2026-10-25T23:00Z", "2026-10-25T23:00Z", "2026-10-26T23:00Z"),
+        # midnight is skipped: the day begins at one o'clock
+        ("day", "Africa/Cairo", "2026-04-24T12:00Z", "2026-04-23T22:00Z", "2026-04-24T21:00Z"),
+        ("day", "Asia/Kathmandu", "2026-01-01T00:00Z", "2025-12-31T18:15Z", "2026-01-01T18:15Z"),
+        ("month", "Asia/Shanghai", "2026-12-31T16:00Z", "2026-12-31T16:00Z", "2027-01-31T16:00Z"),
+        ("month", "America/New_York", "2026-03-15T00:00Z", "2026-03-01T05:00Z", "2026-04-01T04:00Z"),
+    ],
+)
+def test_a_period_begins_and_ends_at_midnight_in_its_zone(
+    period: str, zone: str, at: str, begins: str, ends: str
+) -> None:
+    span = budgets.span(period, zone, datetime.fromisoformat(at))
+
+    assert span.begins_at == datetime.fromisoformat(begins)
+    assert span.ends_at == datetime.fromisoformat(ends)
+
+
+def test_what_was_reserved_before_midnight_counts_in_that_day(play: Stage) -> None:
+    cap(play, PRICE, "day", zone="Europe/Berlin")
+    midnight = datetime(2026, 10, 25, 23, tzinfo=UTC)  # of the day that has 25 hours
+    row = asked(play)
+
+    instants = [datetime(2026, 10, 24, 22, tzinfo=UTC), datetime(2026, 10, 25, 22, 59, 59, tzinfo=UTC), midnight]
+    assert [is_made(play, row, at) for at in instants] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "pointer"),
+    [
+        ({"period": "week", "limit": "1.00"}, "/period"),
+        ({"period": "day", "limit": 7}, "/limit"),
+        ({"period": "day", "limit": "-1"}, "/limit"),
+        ({"period": "day", "limit": "0.0000001"}, "/limit"),
+        ({"period": "day", "limit": "1e3"}, "/limit"),
+        ({"period": "day"}, "/limit"),
+        ({"period": "day", "limit": "1.00", "time_zone": "UTC+8"}, "/time_zone"),
+        ({"period": "day", "limit": "1.00", "over": "warn"}, "/over"),
+    ],
+)
+def test_a_budget_that_says_something_else_is_refused(http: httpx.Client, said: dict[str, Any], pointer: str) -> None:
+    refused = http.post("/v1/budgets", json=said)
+
+    assert refused.status_code == 422, refused.text
+    assert [fault["pointer"] for fault in refused.json()["errors"]] == [pointer]
+
+
+def test_a_budget_is_set_read_changed_and_deleted(play: Stage, http: httpx.Client) -> None:
+    made = http.post("/v1/budgets", json={"period": "month", "limit": "7.5"})
+    http.post("/v1/jobs", json=BODY)
+
+    changed = http.patch(f"/v1/budgets/{made.json()['id']}", json={"limit": "0.10"})
+    listed = http.get("/v1/budgets").json()["data"]
+    refused = http.post("/v1/jobs", json=BODY)
+    deleted = http.delete(f"/v1/budgets/{made.json()['id']}")
+
+    assert (made.status_code, made.json()["limit"], made.json()["over"]) == (201, "7.50", "refuse")
+    assert made.json()["time_zone"] == play.project.time_zone
+    assert (changed.json()["limit"], changed.json()["used"], changed.json()["left"]) == ("0.10", "1.50", "-1.40")
+    assert listed == [changed.json()]
+    assert (refused.status_code, deleted.status_code) == (402, 204)
+    assert http.get("/v1/budgets").json()["data"] == []
+    assert http.post("/v1/jobs", json=BODY).status_code == 201
+
+
+def test_the_ledger_is_read_page_by_page(play: Stage, http: httpx.Client) -> None:
+    jobs = [play.submit() for _ in range(3)]
+    play.cancel(jobs[0])
+
+    pages, cursor = [], None
+    while not pages or cursor:
+        page = http.get("/v1/ledger", params={"limit": 3} | ({"cursor": cursor} if cursor else {})).json()
+        pages.append(page["data"])
+        cursor = page["next_cursor"]
+
+    lines = [line for page in pages for line in page]
+    assert [len(page) for page in pages] == [3, 1]
+    assert [(line["entry"], line["amount"]) for line in lines] == [("release", "-1.50"), *3 * [("reserve", "1.50")]]
+    of_one = http.get("/v1/ledger", params={"job": str(jobs[0].id)}).json()["data"]
+    assert [line["job_id"] for line in of_one] == [str(jobs[0].id)] * 2
+    since = http.get("/v1/ledger", params={"since": lines[0]["at"]}).json()["data"]
+    until = http.get("/v1/ledger", params={"until": lines[-1]["at"]}).json()["data"]
+    assert (len(since), len(until)) == (1, 0)
