@@ -14,6 +14,7 @@ from serving import served
 from sqlalchemy import event
 from stage import CLIP, Stage, stage
 
+from ops import audit
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import moves
@@ -22,7 +23,9 @@ from worker.jobs import spending, submission
 from worker.jobs.spending import Wanted
 from worker.jobs.submission import Submission
 from worker.money import budgets
-from worker.tables import Budget
+from worker.moves import bulk
+from worker.states import State
+from worker.tables import Budget, Job
 
 PRICE = 1_500_000  # of a clip of the stage, micro-CNY
 BODY = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
@@ -94,7 +97,7 @@ def test_a_job_that_costs_more_than_is_left_is_refused_with_the_budget(play: Sta
         "estimate": "1.50",
         "ends_at": made["ends_at"],
     }
-    assert "the day's budget is 2.00 CNY, of which 0.50 CNY are left" in problem["detail"]
+    assert "the budget of the day: of 2.00 CNY 0.50 CNY are left" in problem["detail"]
     assert play.sql("select count(*) as n from jobs")[0]["n"] == 1
 
 
@@ -171,6 +174,269 @@ def test_what_has_no_known_price_is_refused_where_there_is_a_budget(play: Stage,
 
     with pytest.raises(Exception, match="price of some-model is not known"):
         room.holds(None, "some-model")
+
+
+def due(play: Stage, at: datetime | None = None) -> None:
+    """What the tick does about budgets once in a while."""
+    with play.ctx.engine.begin() as connection:
+        now = at or play.now()
+        bulk.let_go_within_budgets(connection, now)
+        budgets.tell_thresholds(connection, now)
+        budgets.add_up(connection, now)
+
+
+def states(play: Stage) -> list[str]:
+    """The states of all jobs, in the order in which they were made."""
+    return [row["state"] for row in play.sql("select state from jobs order by id")]
+
+
+def no_findings(play: Stage) -> bool:
+    """Whether the rows keep every promise."""
+    with play.ctx.engine.connect() as connection:
+        return not audit.look(connection)
+
+
+def test_a_job_that_has_no_room_is_held_and_says_for_which_budget(play: Stage, http: httpx.Client) -> None:
+    budget = http.post("/v1/budgets", json={"period": "day", "limit": "2.00", "over": "hold"}).json()
+    http.post("/v1/jobs", json=BODY)
+
+    held = http.post("/v1/jobs", json=BODY)
+
+    assert held.status_code == 201
+    shown = http.get(held.json()["urls"]["self"]).json()
+    assert (shown["state"], shown["held_for"]) == ("held", "budget")
+    assert shown["waiting_on"] == {
+        "code": "budget",
+        "detail": "waits for room in the budget of the day: of 2.00 CNY 0.50 CNY are left",
+        "until": budget["ends_at"],
+        "position": None,
+    }
+    assert play.sql("select count(*) as n from ledger")[0]["n"] == 1
+    assert http.get("/v1/budgets").json()["data"][0]["held"] == 1
+    assert no_findings(play)
+
+
+def test_what_is_held_goes_on_oldest_first_when_the_budget_is_raised(play: Stage, http: httpx.Client) -> None:
+    budget = cap(play, 0 + PRICE, "total", "hold")
+    jobs = [play.submit() for _ in range(4)]
+    due(play)
+    assert states(play) == ["queued", "held", "held", "held"]
+
+    raised = http.patch(f"/v1/budgets/{budget.id}", json={"limit": "4.50"})
+    play.tick()
+
+    assert raised.status_code == 200
+    assert [state != "held" for state in states(play)] == [True, True, True, False]
+    assert play.ledger(jobs[1]) == [("reserve", PRICE)]
+    assert play.states(jobs[1])[:2] == ["held", "queued"]
+    assert no_findings(play)
+
+
+def test_what_is_held_goes_on_in_the_next_period_and_counts_there(play: Stage) -> None:
+    cap(play, PRICE, "day", "hold", "Europe/Berlin")
+    row = asked(play)
+    before, midnight = datetime(2026, 3, 29, 21, 59, tzinfo=UTC), datetime(2026, 3, 29, 22, tzinfo=UTC)
+    assert is_made(play, row, before)
+    assert is_made(play, row, before)
+    assert is_made(play, row, before)
+
+    due(play, before)
+    early = states(play)
+    due(play, midnight)
+
+    assert (early, states(play)) == (["queued", "held", "held"], ["queued", "queued", "held"])
+    lines = play.sql("select reserved_at from ledger order by id")
+    assert [line["reserved_at"] for line in lines] == [before, midnight]
+    job = Job.of(play.sql("select * from jobs order by id offset 1 limit 1")[0])
+    play.cancel(job)
+    assert {line["reserved_at"] for line in play.sql("select * from ledger where job_id = :id", id=job.id)} == {
+        midnight
+    }
+
+
+def test_what_a_bill_leaves_of_an_estimate_is_room_for_what_waits(play: Stage) -> None:
+    cap(play, PRICE, "total", "hold")
+    first, second = play.submit(), play.submit()
+
+    play.cancel(first)
+    due(play)
+
+    assert play.until(second).state == "succeeded"
+    assert used(play) == PRICE
+    assert no_findings(play)
+
+
+def test_who_comes_later_does_not_overtake_what_is_held(play: Stage) -> None:
+    cap(play, PRICE, "total", "hold")
+    first = play.submit()
+    play.submit()
+    play.cancel(first)
+
+    play.submit()
+
+    assert states(play) == ["canceled", "held", "held"]
+    due(play)
+    assert states(play) == ["canceled", "queued", "held"]
+
+
+def test_what_is_held_is_let_go_when_the_budget_is_deleted(play: Stage, http: httpx.Client) -> None:
+    budget = cap(play, PRICE, "total", "hold")
+    for _ in range(3):
+        play.submit()
+
+    http.delete(f"/v1/budgets/{budget.id}")
+    due(play)
+
+    assert states(play) == ["queued"] * 3
+    assert play.sql("select count(*) as n from ledger")[0]["n"] == 3
+
+
+def test_what_costs_more_than_a_whole_budget_is_refused_and_keeps_nobody_waiting(play: Stage) -> None:
+    budget = cap(play, PRICE - 1, "total", "hold")
+    with pytest.raises(BudgetExhausted):
+        play.submit()
+    play.sql("update budgets set micros = :all", all=2 * PRICE)
+    dear = play.submit(input=CLIP | {"duration": 10})
+    small = play.submit()
+    play.sql("update budgets set micros = :less where id = :id", less=PRICE, id=budget.id)
+    play.cancel(dear)
+    play.sql("update jobs set estimate = :dear where id = :id", dear=3 * PRICE, id=small.id)
+    last = play.submit()
+
+    due(play)
+
+    assert (play.job(small).state, play.job(last).state) == ("held", "queued")
+
+
+def test_a_held_job_is_canceled_and_costs_nothing(play: Stage) -> None:
+    cap(play, 0, "total")
+    play.sql("update budgets set over = 'hold', micros = :price", price=PRICE)
+    play.submit()
+    job = play.submit()
+
+    assert play.cancel(job) == "canceled"
+
+    assert play.ledger(job) == []
+    assert no_findings(play)
+
+
+def test_of_many_that_submit_at_once_those_without_room_are_held(play: Stage) -> None:
+    cap(play, 3 * PRICE, "month", "hold")
+    row, ready = asked(play), threading.Barrier(20)
+
+    def submit(_: int) -> bool:
+        ready.wait()
+        return is_made(play, row)
+
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(submit, range(20)))
+
+    assert sorted(states(play)) == ["held"] * 17 + ["queued"] * 3
+    assert used(play) == 3 * PRICE
+
+
+@pytest.mark.parametrize("over", ["refuse", "hold"])
+def test_what_is_made_again_needs_room(play: Stage, http: httpx.Client, over: str) -> None:
+    cap(play, PRICE, "total", over)
+    job = play.submit()
+    play.cancel(job)
+    other = play.submit()
+    again = f"/v1/jobs/{job.id}/retry"
+
+    answer = http.post(again)
+
+    if over == "refuse":
+        assert (answer.status_code, answer.json()["code"]) == (402, "budget_exhausted")
+        play.cancel(other)
+        assert http.post(again).json()["state"] == "queued"
+    else:
+        assert (answer.status_code, answer.json()["state"]) == (200, "held")
+        play.cancel(other)
+        due(play)
+        assert play.job(job).state == "queued"
+    assert used(play) == PRICE
+    assert no_findings(play)
+
+
+@pytest.mark.parametrize(("over", "left"), [("refuse", "budget_exhausted"), ("hold", "held")])
+def test_many_are_made_again_as_far_as_there_is_room(play: Stage, http: httpx.Client, over: str, left: str) -> None:
+    jobs = [play.submit() for _ in range(5)]
+    for job in jobs:
+        play.cancel(job)
+    cap(play, 2 * PRICE, "total", over)
+    said = {"action": "retry", "ids": [str(job.id) for job in jobs]}
+
+    foreseen = http.post("/v1/jobs/bulk", json=said | {"dry_run": True}).json()
+    done = http.post("/v1/jobs/bulk", json=said).json()
+
+    assert done["outcomes"] == foreseen["outcomes"] == {"retried": 2, left: 3}
+    assert used(play) == 2 * PRICE
+    assert no_findings(play)
+
+
+def test_a_schedules_run_is_refused_with_its_reason(play: Stage, http: httpx.Client) -> None:
+    cap(play, PRICE - 1)
+    schedule = {"name": "nightly", "cron": "0 2 * * *", "template": BODY}
+    made = http.post("/v1/schedules", json=schedule).json()
+
+    run = http.post(f"/v1/schedules/{made['id']}/run").json()
+
+    assert (run["outcome"], run["job_id"]) == ("refused", None)
+    assert "the budget in all: of 1.499999 CNY" in run["why"]
+
+
+def test_another_take_needs_room(play: Stage, http: httpx.Client) -> None:
+    cap(play, PRICE)
+    job = play.until(play.submit(review="required"), State.AWAITING_REVIEW)
+
+    refused = http.post(f"/v1/jobs/{job.id}/reject", json={"comment": "no", "reroll": {"seed": 7}})
+
+    assert (refused.status_code, refused.json()["code"]) == (402, "budget_exhausted")
+    assert play.job(job).state == "awaiting_review"
+
+
+def items(n: int, **more: Any) -> dict[str, Any]:
+    """Rows of a batch, each another job."""
+    return {"items": [BODY | {"custom_id": f"row-{i}"} | more for i in range(n)]}
+
+
+def test_a_batch_that_does_not_fit_is_refused_as_a_whole(play: Stage, http: httpx.Client) -> None:
+    cap(play, 4 * PRICE)
+
+    draft = http.post("/v1/batches", json=items(5)).json()
+    refused = http.post(f"/v1/batches/{draft['id']}/commit")
+    fits = http.post("/v1/batches?commit=true", json=items(4)).json()
+
+    assert "of 6.00 CNY 6.00 CNY are left; this may cost 7.50 CNY" in draft["report"]["budget"]
+    assert (refused.status_code, refused.json()["budget"]["estimate"]) == (402, "7.50")
+    assert (fits["rows"]["made"], fits["report"]["budget"]) == (4, None)
+    assert used(play) == 4 * PRICE
+
+
+def test_of_a_batch_the_first_rows_that_fit_are_queued_and_the_others_held(play: Stage, http: httpx.Client) -> None:
+    cap(play, 3 * PRICE, "month", "hold")
+    play.submit()
+
+    draft = http.post("/v1/batches", json=items(4)).json()
+    committed = http.post(f"/v1/batches/{draft['id']}/commit").json()
+
+    assert draft["report"]["budget"].endswith("this may cost 6.00 CNY, so what does not fit is held")
+    assert committed["jobs"]["by_state"] == {"queued": 2, "held": 2}
+    assert states(play) == ["queued", "queued", "queued", "held", "held"]
+    assert used(play) == 3 * PRICE
+    assert no_findings(play)
+
+
+def test_a_row_without_a_price_keeps_a_batch_from_being_made(play: Stage, http: httpx.Client) -> None:
+    cap(play, 10 * PRICE, over="hold")
+    draft = http.post("/v1/batches", json=items(2)).json()
+    play.sql("update batch_rows set estimate = null where n = 2")
+
+    refused = http.post(f"/v1/batches/{draft['id']}/commit")
+
+    assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "price_unknown")
+    assert BODY["model"] in refused.json()["detail"]
+    assert states(play) == []
 
 
 @pytest.mark.parametrize(

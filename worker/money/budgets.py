@@ -44,7 +44,7 @@ THRESHOLDS = (50, 80, 100)  # percent; each is told of once a period
 HELD: dict[str, Any] = {"state": State.HELD, "held_for": HeldFor.BUDGET, "held_from": State.QUEUED, "run_at": None}
 
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
-_NAMES = {"day": "the day's budget", "month": "the month's budget", "total": "the budget in all"}
+_NAMES = {"day": "the budget of the day", "month": "the budget of the month", "total": "the budget in all"}
 
 
 class Over(StrEnum):
@@ -82,7 +82,7 @@ class Standing:
     def says(self) -> str:
         """Which budget it is, and what is left of it, for a person."""
         limit, left = shown(self.budget.micros), shown(max(0, self.left))
-        return f"{_NAMES[self.budget.period]} is {limit} CNY, of which {left} CNY are left"
+        return f"{_NAMES[self.budget.period]}: of {limit} CNY {left} CNY are left"
 
 
 @dataclass
@@ -111,9 +111,31 @@ class Room:
         self.take(estimate)
         return False
 
+    def most(self, total: int, dearest: int) -> int | None:
+        """What of many jobs, `total` together, may be taken in their order; None: all. Raises BudgetExhausted.
+
+        Of those that are held each must fit by itself, in time.
+        """
+        for standing in self.standings:
+            if not standing.has_room(total) and standing.budget.over == Over.REFUSE:
+                raise exhausted(standing, total)
+            if dearest > standing.budget.micros:
+                raise exhausted(standing, dearest)
+        if all(standing.budget.over == Over.REFUSE for standing in self.standings):
+            return None
+        return -1 if self.is_waited_for else max(0, min(standing.left for standing in self.standings))
+
     def fits(self, estimate: int) -> bool:
         """Whether each budget has room."""
         return all(standing.has_room(estimate) for standing in self.standings)
+
+    def can_ever_fit(self, estimate: int) -> bool:
+        """Whether it costs no more than the smallest of the budgets."""
+        return all(estimate <= standing.budget.micros for standing in self.standings)
+
+    def fullest(self) -> Standing | None:
+        """The budget of which the least is left; None: there is none."""
+        return min(self.standings, key=lambda standing: standing.left, default=None)
 
     def take(self, estimate: int) -> None:
         """Counts what is going to be reserved."""
