@@ -206,7 +206,7 @@ def report(found: Batch) -> RenderableType:
         faults.append(f"… and {more:,} more. In all: {by_code}")
     parts += [Text(line, style="red") for line in faults]
     parts += [Text(f"Warning: {warning['message']}", style="yellow") for warning in said["warnings"]]
-    table = show.table("rows", "kind", "model", "CNY", "takes", right=["rows", "CNY", "takes"], wide=["model"])
+    table = show.table("rows", "kind", "model", "CNY", "time", right=["rows", "CNY", "time"], wide=["model"])
     for group in said["groups"]:
         show.row(table, f"{group['rows']:,}", group["kind"], group["model"], _price(group), _span(group["seconds"]))
     parts.append(table)
