@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from serving import served
+from serving import Served, served
 from sqlalchemy import event
 from stage import CLIP, Stage, stage
+from test_cli import Shell, api, noria
 
 from ops import audit
+from ops.doctor import Exam, Verdict, rows
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import moves
@@ -26,6 +28,8 @@ from worker.money import budgets
 from worker.moves import bulk
 from worker.states import State
 from worker.tables import Budget, Job
+
+__all__ = ["api", "noria"]
 
 PRICE = 1_500_000  # of a clip of the stage, micro-CNY
 BODY = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
@@ -46,7 +50,7 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
 
 @pytest.fixture
 def http(environment: dict[str, str], play: Stage) -> Iterator[httpx.Client]:
-    with served(environment) as api, api.http(api.key(play.project.name)) as client:
+    with served(environment) as there, there.http(there.key(play.project.name)) as client:
         yield client
 
 
@@ -439,6 +443,45 @@ def test_a_row_without_a_price_keeps_a_batch_from_being_made(play: Stage, http: 
     assert states(play) == []
 
 
+def told(play: Stage) -> list[tuple[str, str]]:
+    """The events of budgets, in order."""
+    rows = play.sql("select type, entered from events where budget_id is not null order by id")
+    return [(row["type"], row["entered"]) for row in rows]
+
+
+def test_each_threshold_is_told_of_once_a_period(play: Stage) -> None:
+    cap(play, 10 * PRICE, "day", zone="Asia/Shanghai")
+    row, day = asked(play), datetime(2026, 5, 5, 10, tzinfo=UTC)
+    found = []
+    for made in (4, 1, 3, 2):
+        for _ in range(made):
+            assert is_made(play, row, day)
+        due(play, day)
+        due(play, day)
+        found.append(told(play))
+    for _ in range(10):
+        assert is_made(play, row, day + timedelta(days=1))
+    due(play, day + timedelta(days=1))
+
+    first = [("budget.threshold", "50 %"), ("budget.threshold", "80 %"), ("budget.exhausted", "100 %")]
+    assert found == [[], first[:1], first[:2], first]
+    assert told(play) == first * 2
+    sequences = play.sql("select sequence from events where budget_id is not null order by id")
+    assert [row["sequence"] for row in sequences] == [*range(1, 7)]
+
+
+def test_a_threshold_that_was_told_of_is_not_told_again_when_room_comes_and_goes(play: Stage) -> None:
+    cap(play, 2 * PRICE)
+    job = play.submit()
+    due(play)
+    play.cancel(job)
+    due(play)
+    play.submit()
+    due(play)
+
+    assert told(play) == [("budget.threshold", "50 %")]
+
+
 @pytest.mark.parametrize(
     ("period", "zone", "at", "begins", "ends"),
     [
@@ -528,3 +571,35 @@ def test_the_ledger_is_read_page_by_page(play: Stage, http: httpx.Client) -> Non
     since = http.get("/v1/ledger", params={"since": lines[0]["at"]}).json()["data"]
     until = http.get("/v1/ledger", params={"until": lines[-1]["at"]}).json()["data"]
     assert (len(since), len(until)) == (1, 0)
+
+
+def test_the_doctor_says_which_budget_is_used_up_and_what_it_holds(play: Stage) -> None:
+    exam = Exam(play.ctx.settings, play.ctx.catalog, play.ctx.engine, play.ctx.bucket)
+    cap(play, PRICE, "total", "hold")
+    well = list(rows.spending(exam))
+    play.submit()
+    play.submit()
+
+    (found,) = rows.spending(exam)
+
+    assert [it.what for it in well] == ["no budget is used up"]
+    assert found.verdict == Verdict.WARNING
+    assert found.what == (
+        "project spring-campaign: the budget in all: of 1.50 CNY 0.00 CNY are left; 1 of its jobs are held for a budget"
+    )
+
+
+def test_a_budget_is_set_listed_and_deleted_on_the_command_line(noria: Shell, api: Served) -> None:
+    nothing = noria("budgets", "list")
+    made = noria("budgets", "set", "day", "2", "--json").json
+    raised = noria("budgets", "set", "day", "7.5", "--over", "hold", "--json").json
+    listed = noria("budgets", "list")
+    deleted = noria("budgets", "delete", "day")
+    unknown = noria("budgets", "delete", "month")
+
+    assert (nothing.out, nothing.err.strip()) == ("", "No budgets.")
+    assert (made["limit"], made["over"], raised["limit"], raised["over"]) == ("2.00", "refuse", "7.50", "hold")
+    assert made["id"] == raised["id"]
+    assert "day     0.00  7.50  hold" in listed.out
+    assert max(len(line) for line in listed.out.splitlines()) <= 80
+    assert (deleted.code, unknown.code, noria("budgets", "list", "--json").json) == (0, 5, [])

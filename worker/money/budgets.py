@@ -182,6 +182,11 @@ def standings(connection: Connection, budgets: Sequence[Budget], now: datetime) 
     return [Standing(budget, it, used[budget.id]) for budget, it in zip(budgets, spans, strict=True)]
 
 
+def of_all(connection: Connection, now: datetime) -> list[Standing]:
+    """What is used of each project's budgets."""
+    return standings(connection, [Budget.of(row) for row in connection.execute(_ALL).mappings()], now)
+
+
 def span(period: str, time_zone: str, now: datetime) -> Span:
     """The period that an instant is in; days begin at midnight in the zone, or when clocks that skip it go on."""
     if period == "total":
@@ -220,8 +225,7 @@ def tell(connection: Connection, budget: Budget, event_type: str, entered: str, 
 
 def tell_thresholds(connection: Connection, now: datetime) -> None:
     """Tells of the thresholds that have been reached since the last look; each once a period."""
-    budgets = [Budget.of(row) for row in connection.execute(_ALL).mappings()]
-    for standing in standings(connection, budgets, now):
+    for standing in of_all(connection, now):
         budget, reached = standing.budget, _reached(standing)
         already = budget.told if budget.told_of == standing.span.begins_at else 0
         if reached <= already:
