@@ -206,7 +206,7 @@ def test_a_job_that_has_no_room_is_held_and_says_for_which_budget(play: Stage, h
 
     held = http.post("/v1/jobs", json=BODY)
 
-    assert held.status_code == 201
+    assert (held.status_code, held.json()["waiting_on"]["code"]) == (201, "budget")
     shown = http.get(held.json()["urls"]["self"]).json()
     assert (shown["state"], shown["held_for"]) == ("held", "budget")
     assert shown["waiting_on"] == {
@@ -268,6 +268,22 @@ def test_what_a_bill_leaves_of_an_estimate_is_room_for_what_waits(play: Stage) -
     assert play.until(second).state == "succeeded"
     assert used(play) == PRICE
     assert no_findings(play)
+
+
+def test_many_that_are_held_go_on_a_few_hundred_a_tick(play: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "CHUNK", 2)
+    budget = cap(play, PRICE, "total", "hold")
+    for _ in range(6):
+        play.submit()
+    play.sql("update budgets set micros = :all where id = :id", all=6 * PRICE, id=budget.id)
+    play.sql("update duties set due_at = now() where name = 'budgets'")
+
+    held = []
+    for _ in range(3):
+        play.tick()
+        held.append(states(play).count("held"))
+
+    assert held == [3, 1, 0]
 
 
 def test_who_comes_later_does_not_overtake_what_is_held(play: Stage) -> None:

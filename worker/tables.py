@@ -529,7 +529,7 @@ class Entry(Base):
     __table_args__ = (
         CheckConstraint("entry in ('reserve', 'settle', 'release')", name="entry"),
         UniqueConstraint("attempt_id", "entry"),
-        Index("ix_ledger_job_id", "job_id"),
+        Index("ix_ledger_job", "job_id", "entry"),
         Index("ix_ledger_listing", "project_id", "at", "id"),
     )
 

@@ -263,7 +263,8 @@ def _forget_keys(connection: Connection, now: datetime) -> None:
 
 def _budgets(connection: Connection, now: datetime) -> None:
     """Lets go what budgets have room for, tells how much of them is used, and adds up what was booked."""
-    bulk.let_go_within_budgets(connection, now)
+    if bulk.let_go_within_budgets(connection, now):
+        budgets.wake(connection)
     budgets.tell_thresholds(connection, now)
     budgets.add_up(connection, now)
 

@@ -49,15 +49,17 @@ def upgrade() -> None:
         _index("uq_events_budget", "events (budget_id, sequence)", "budget_id is not null", "unique index")
         _index("ix_jobs_held_for_budget", "jobs (project_id, id)", "held_for = 'budget'")
         _index("ix_ledger_listing", "ledger (project_id, at, id)")
-        op.execute("drop index concurrently if exists ix_ledger_period")
+        _index("ix_ledger_job", "ledger (job_id, entry)")  # a parent has a line for each call of its parts
+        for name in ("ix_ledger_period", "ix_ledger_job_id"):
+            op.execute(f"drop index concurrently if exists {name}")
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
         _index("ix_ledger_period", "ledger (project_id, reserved_at)")
-        op.execute("drop index concurrently if exists ix_ledger_listing")
-        op.execute("drop index concurrently if exists ix_jobs_held_for_budget")
-        op.execute("drop index concurrently if exists uq_events_budget")
+        _index("ix_ledger_job_id", "ledger (job_id)")
+        for name in ("ix_ledger_job", "ix_ledger_listing", "ix_jobs_held_for_budget", "uq_events_budget"):
+            op.execute(f"drop index concurrently if exists {name}")
     op.execute("delete from deliveries using events where events.id = event_id and events.budget_id is not null")
     op.execute("delete from events where budget_id is not null")
     _hold_subject("num_nonnulls(job_id, batch_id) = 1")

@@ -55,7 +55,7 @@ _MISSED = (State.FAILED, State.EXPIRED)
 _HELD = {
     HeldFor.UNCERTAIN: "nobody can prove whether the provider made a task: a person has to decide",
     HeldFor.CRASHES: "several workers died on it: a person has to look",
-    HeldFor.BUDGET: "the project's budget is spent",
+    HeldFor.BUDGET: "waits for room in the project's budget",
     HeldFor.BATCH: "its batch is paused",
 }
 
@@ -327,6 +327,8 @@ def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> di
 
 def at_first(job: Job) -> Waiting:
     """What a job waits for that was just made, without its place in the line: to count that costs too much there."""
+    if job.state == State.HELD:
+        return Waiting("budget", _HELD[HeldFor.BUDGET])
     return _PARTS if job.mode == Mode.PARENT else _SLOT
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import Connection, Uuid, bindparam, func, insert, select, tuple_, update
 
-from worker import claims, money
+from worker import money
 from worker.document import Amount, Answer, Moment
 from worker.errors import Conflict, NotFound
 from worker.money import budgets
 from worker.money.budgets import Standing
 from worker.states import HeldFor
-from worker.tables import Budget, Duty, Entry, Job, Project
+from worker.tables import Budget, Entry, Job, Project
 
 MOST = 10  # budgets of a project: each submission looks at all of them
 
@@ -92,7 +92,7 @@ def change(
     row = connection.execute(changed, mine).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no budget {budget_id}")
-    connection.execute(_WAKE)
+    budgets.wake(connection)
     return Budget.of(row)
 
 
@@ -173,5 +173,3 @@ _LOCK_PROJECT = select(Project.id).where(Project.id == bindparam("the_project"))
 _HELD = select(func.count()).where(
     Job.project_id == bindparam("the_project", type_=Uuid), Job.held_for == HeldFor.BUDGET
 )
-# lets the tick look at once at what is held for budgets
-_WAKE = update(Duty).where(Duty.name == "budgets").values(due_at=claims.NOW)

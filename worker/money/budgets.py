@@ -37,7 +37,7 @@ from worker.claims import NOW
 from worker.errors import BudgetExhausted, Fault, InvalidInput, Spent
 from worker.money import shown
 from worker.states import HeldFor, State
-from worker.tables import Budget, Event, Job, LedgerSum
+from worker.tables import Budget, Duty, Event, Job, LedgerSum
 
 THRESHOLDS = (50, 80, 100)  # percent; each is told of once a period
 # What a job is made with that waits for its project's budget.
@@ -238,6 +238,11 @@ def tell_thresholds(connection: Connection, now: datetime) -> None:
             tell(connection, budget, event_type, f"{percent} %", standing.says(), now)
 
 
+def wake(connection: Connection) -> None:
+    """Lets the next tick look at what is held for budgets."""
+    connection.execute(_WAKE)
+
+
 def add_up(connection: Connection, now: datetime) -> None:
     """Adds up the sums of each quarter of an hour that has several."""
     connection.execute(_ADD_UP)
@@ -303,6 +308,7 @@ _TOLD = (
     .where(Budget.id.in_(_FREE.scalar_subquery()))
     .values(told_of=bindparam("of", type_=DateTime(timezone=True)), told=bindparam("reached"))
 )
+_WAKE = update(Duty).where(Duty.name == "budgets").values(due_at=NOW)
 _ADD_UP = text(
     """
     with parts as (

@@ -161,20 +161,24 @@ def let_go(connection: Connection, project_id: uuid.UUID, ids: Sequence[uuid.UUI
     return _ids(jobs)
 
 
-def let_go_within_budgets(connection: Connection, now: datetime) -> None:
+def let_go_within_budgets(connection: Connection, now: datetime) -> bool:
     """Puts jobs that are held for their project's budget into the line, and reserves for them: the oldest that fit.
 
     The first that does not fit keeps those after it waiting, unless it costs more than a whole budget. What somebody
-    works on at the moment is looked at the next time.
+    works on at the moment is looked at the next time. Whether there may be more that fit: it lets go a few hundred.
     """
+    has_more = False
     for project_id in connection.execute(_HELD_FOR_BUDGETS).scalars().all():
-        jobs = connection.execute(_HELD, {"of_project": project_id, "most": CHUNK}).all()
         room = budgets.unlocked(connection, project_id, now)
-        some = _that_fit(jobs, room) if room else []
-        if some:
+        if room is None:
+            continue
+        jobs = connection.execute(_HELD, {"of_project": project_id, "most": CHUNK}).all()
+        if some := _that_fit(jobs, room):
             events = _move(connection, _LET_GO, some, "its project's budget has room", now)
             _tell(connection, State.QUEUED, some, events, now)
             money.reserve(connection, _ids(some), now)
+        has_more |= len(some) == CHUNK
+    return has_more
 
 
 def reopen(connection: Connection, batch_id: uuid.UUID) -> None:
