@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import batches, budgets, bulk, catalog, files, jobs, operator, review, schedules
+from api.routes import batches, budgets, bulk, catalog, files, jobs, keys, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
 from worker.jobs import spending
@@ -88,7 +88,7 @@ def test_every_operation_is_explained_and_names_its_refusals(described: dict[str
         for method, operation in methods.items():
             assert operation["description"], (method, path)
             if path.startswith("/v1/"):
-                assert operation["security"] == [{"key": []}]
+                assert operation["security"][0]["key"], "the scope that it takes"
                 assert {"401", "422", "429", "503"} <= set(operation["responses"])
                 for status, response in operation["responses"].items():
                     if status >= "400":
@@ -152,6 +152,8 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             budgets.BudgetList: http.get("/v1/budgets").json(),
             budgets.LedgerList: http.get("/v1/ledger").json(),
             batches.BatchList: http.get("/v1/batches").json(),
+            keys.NewKey: http.post("/v1/keys", json={"name": "ci"}).json(),
+            keys.KeyList: http.get("/v1/keys").json(),
             catalog.ModelList: http.get("/v1/models").json(),
             operator.LaneList: http.get("/v1/limits").json(),
             catalog.Readiness: http.get("/readyz").json(),
@@ -196,8 +198,10 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
             continue
         is_begun = {"commit": str(operation.path.endswith(("/pause", "/resume", "/cancel", "/retry-failed"))).lower()}
         batch = httpx.post(api.url + "/v1/batches", params=is_begun, json=items, headers=headers).json()
+        key = httpx.post(api.url + "/v1/keys", json={}, headers=headers).json()
         budget = httpx.post(api.url + "/v1/budgets", json=BUDGET, headers=headers).json()
-        known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"], "budget_id": budget["id"]}
+        known = ours | {"batch_id": batch["id"], "key_id": key["id"], "budget_id": budget["id"]}
+        known |= {"schedule_id": _schedule(api, headers)}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"

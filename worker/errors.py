@@ -5,6 +5,7 @@
     ├── NotFound           no such thing in this project
     ├── Conflict           it exists in another form (an Idempotency-Key with another body, a job that has ended)
     ├── BudgetExhausted    the project's budget has no room for what it may cost
+    ├── KeyExpired         the API key is right, and its time is over
     ├── ClaimLost          another worker holds the row now: stop, and write nothing
     └── CallFailed         an outbound call failed
         ├── NotSent        provably nothing left this machine
@@ -103,6 +104,12 @@ class Conflict(NoriaError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class KeyExpired(NoriaError):
+    """The API key is right, and its time is over."""
+
+    code = "unauthorized"
 
 
 @dataclass(frozen=True)
