@@ -26,7 +26,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems, scopes
-from api.routes import batch_exports, batches, bulk, catalog, files, jobs, keys, operator, review, schedules
+from api.routes import (
+    batch_exports,
+    batches,
+    budgets,
+    bulk,
+    catalog,
+    files,
+    jobs,
+    keys,
+    operator,
+    review,
+    schedules,
+)
 from worker import database, log, settings
 from worker.keys import Scope as KeyScope
 from worker.settings import Settings
@@ -50,6 +62,8 @@ A job queue for generated media on DashScope: submit a job, and find its output 
 _FORMS = (
     forms.ApproveCreate,
     forms.BatchCreate,
+    forms.BudgetCreate,
+    forms.BudgetUpdate,
     forms.BulkCreate,
     forms.KeyCreate,
     forms.KeyRotate,
@@ -71,7 +85,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, keys, catalog):
+    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, budgets, keys, catalog):
         app.include_router(routes.router)
     return app
 

@@ -45,6 +45,8 @@ OF_A_BATCH = {
     ("DELETE", "/v1/batches/{batch_id}"),
     *(("POST", f"/v1/batches/{{batch_id}}/{act}") for act in ("pause", "resume", "cancel", "retry-failed")),
 }
+OF_A_BUDGET = {("PATCH", "/v1/budgets/{budget_id}"), ("DELETE", "/v1/budgets/{budget_id}")}
+OF_THE_MONEY = {("GET", "/v1/budgets"), ("POST", "/v1/budgets"), ("GET", "/v1/ledger")}
 OF_A_KEY = {("POST", "/v1/keys/{key_id}/rotate"), ("DELETE", "/v1/keys/{key_id}")}
 OF_MANY = {("POST", "/v1/jobs/bulk")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
@@ -55,16 +57,18 @@ OF_A_PROJECT = {
 }
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 WITH_A_KEY = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_OPERATOR
-WITH_A_KEY |= OF_A_PROJECT | OF_EVERYBODY
+WITH_A_KEY |= OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 # The scope that each route takes: what looks, what makes and changes, and what is for a project's admins.
-OF_ADMINS = OF_A_KEY | {("GET", "/v1/keys"), ("POST", "/v1/keys")}
+OF_ADMINS = OF_A_KEY | OF_A_BUDGET | {("GET", "/v1/keys"), ("POST", "/v1/keys"), ("POST", "/v1/budgets")}
 OF_READERS = {route for route in WITH_A_KEY - OF_ADMINS if route[0] == "GET"} | OF_AN_OPERATOR
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
 ITEMS = {"items": [CLIP]}
+
+BUDGET = {"period": "day", "limit": "700.00"}
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
@@ -73,6 +77,8 @@ BODIES: dict[str, Any] = {
     "/v1/jobs/{job_id}/reject": {"comment": "no", "reroll": {}},
     "/v1/schedules": NIGHTLY,
     "/v1/batches": ITEMS,
+    "/v1/budgets": BUDGET,
+    "/v1/budgets/{budget_id}": {"limit": "9.00"},
     "/v1/keys": {"name": "ci"},
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
 }
@@ -82,13 +88,14 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output, a file, a schedule, a draft and another key; summer a key; and an operator."""
+    """Spring has a job with an output, a file, a schedule, a draft, a budget and another key; summer a key."""
 
     api: Served
     job: dict[str, Any]
     file: dict[str, Any]
     schedule: dict[str, Any]
     batch: dict[str, Any]
+    budget: dict[str, Any]
     key: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
@@ -102,6 +109,7 @@ class Tenants:
             "batch_id": self.batch["id"],
             "file_id": self.file["id"],
             "schedule_id": self.schedule["id"],
+            "budget_id": self.budget["id"],
             "key_id": self.key["id"],
         }
         path = template.format(**its, n=0, name=CLIP["model"])
@@ -123,8 +131,9 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
         batch = spring.post("/v1/batches", json=ITEMS).json()
+        budget = spring.post("/v1/budgets", json=BUDGET).json()
         key = spring.post("/v1/keys", json={"name": "ci"}).json()
-        yield Tenants(api, job, file, schedule, batch, key, spring, summer, operator)
+        yield Tenants(api, job, file, schedule, batch, budget, key, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
@@ -247,6 +256,20 @@ def test_anothers_batch_is_not_found_not_committed_and_not_deleted(tenants: Tena
     assert tenants.spring.get(f"/v1/batches/{tenants.batch['id']}").json() == tenants.batch
 
 
+def test_anothers_budget_is_not_found_and_counts_for_nobody_else(tenants: Tenants) -> None:
+    for route in sorted(OF_A_BUDGET):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    tenants.api.sql("update budgets set micros = 0")
+    assert tenants.summer.post("/v1/jobs", json=CLIP).status_code == 201
+    assert tenants.spring.post("/v1/jobs", json=CLIP).status_code == 402
+    assert tenants.summer.get("/v1/budgets").json()["data"] == []
+    assert len(tenants.spring.get("/v1/ledger").json()["data"]) == 1
+    assert [line["job_id"] for line in tenants.summer.get("/v1/ledger").json()["data"]] != [tenants.job["id"]]
+    assert tenants.summer.get("/v1/ledger", params={"job": tenants.job["id"]}).json()["data"] == []
+
+
 def test_equal_rows_of_two_projects_are_two_jobs(tenants: Tenants) -> None:
     own = tenants.spring.post("/v1/batches?commit=true", json=ITEMS).json()
     other = tenants.summer.post("/v1/batches?commit=true", json=ITEMS).json()
@@ -348,8 +371,8 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY
-    for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT, key=_gently):
+    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_A_BUDGET | OF_A_KEY
+    for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT | OF_THE_MONEY, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})

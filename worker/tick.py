@@ -39,6 +39,7 @@ from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.lanes import query_budget, slots
+from worker.money import budgets
 from worker.moves import bulk, children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
@@ -263,12 +264,21 @@ def _forget_keys(connection: Connection, now: datetime) -> None:
         connection.execute(forget, {"before": now - _KEYS_KEPT})
 
 
+def _budgets(connection: Connection, now: datetime) -> None:
+    """Lets go what budgets have room for, tells how much of them is used, and adds up what was booked."""
+    if bulk.let_go_within_budgets(connection, now):
+        budgets.wake(connection)
+    budgets.tell_thresholds(connection, now)
+    budgets.add_up(connection, now)
+
+
 _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
     "learn": (timedelta(seconds=30), query_budget.learn),
     "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
+    "budgets": (timedelta(seconds=5), _budgets),
     "forget_drafts": (timedelta(minutes=1), draft.forget),
 }
 

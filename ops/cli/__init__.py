@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import admin, batches, doctor, files, jobs, reach, review, schedules, show, submit
+from ops.cli import admin, batches, budgets, doctor, files, jobs, reach, review, schedules, show, submit
 from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local
@@ -37,7 +37,7 @@ _SERVER_FAILED = 500
 _RUN, _MAKE, _OPERATE = "Run Noria on this machine", "Make media", "Operate Noria"
 _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
-    402: "The project's budget is spent.",
+    402: "`noria budgets list` shows what is used; `noria budgets set` raises a budget.",
     "wrong_scope": "`noria keys create PROJECT --scope SCOPE` makes one.",
     404: "`noria list` shows the project's jobs, `noria batches` its batches.",
     "idempotency_key_reused": "This key was used for another job: choose another --idempotency-key.",
@@ -208,6 +208,7 @@ app.add_typer(batches.batches, name="batches", rich_help_panel=_MAKE)
 app.add_typer(review.review, name="review", rich_help_panel=_MAKE)
 app.add_typer(files.files, name="files", rich_help_panel=_MAKE)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_MAKE)
+app.add_typer(budgets.budgets, name="budgets", rich_help_panel=_MAKE)
 app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(admin.projects, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(admin.lanes, name="lanes", rich_help_panel=_OPERATE)

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from ops.cli.show import seconds
 from ops.doctor import Check, Exam, Found, Look, Verdict, failure, warning, well
+from worker.money import budgets
 
 _SKEW = timedelta(seconds=2)
 _UPGRADE = "alembic upgrade head"
@@ -57,6 +58,24 @@ def stuck(exam: Exam) -> Iterator[Found]:
             what = f"{rows} jobs are unfinished, and nobody will pick them"
             yield failure(what, "`noria doctor --fix` makes them due")
         yield from _answers(exam, connection, _WAITING)
+
+
+def spending(exam: Exam) -> Iterator[Found]:
+    """Budgets that are used up, and jobs that wait for room in one."""
+    with exam.engine.connect() as connection:
+        now = connection.execute(text("select now()")).scalar_one()
+        held = {row.project_id: row.jobs for row in connection.execute(text(_HELD))}
+        names = {row.id: row.name for row in connection.execute(text("select id, name from projects"))}
+        standings = budgets.of_all(connection, now)
+    spent = [it for it in standings if it.left <= 0 or it.budget.project_id in held]
+    for standing in spent:
+        jobs = held.get(standing.budget.project_id, 0)
+        what = (
+            f"project {names[standing.budget.project_id]}: {standing.says()}; {jobs} of its jobs are held for a budget"
+        )
+        yield warning(what, "raise it with `noria budgets set`, or wait until its period ends")
+    if not spent:
+        yield well("no budget is used up")
 
 
 def _asking(statement: str) -> Look:
@@ -128,11 +147,13 @@ _WORK = """
     select 'well', format('%s jobs are unfinished', count(*)), '' from jobs where finished_at is null
 """
 
+_HELD = "select project_id, count(*) as jobs from jobs where held_for = 'budget' group by project_id"
+
 # Jobs that wait for a person, or for an answer that is long overdue.
 _WAITING = """
     select 'warning' as verdict, format('%s jobs are held for %s', count(*), held_for) as what,
            '`noria list --state held`; resolve each' as advice
-    from jobs where state = 'held' group by held_for
+    from jobs where state = 'held' and held_for <> 'budget' group by held_for
     union all
     select 'well', format('%s jobs wait for a review, one of them for %s', count(*),
                           date_trunc('second', now() - min(state_at))), ''
@@ -193,6 +214,7 @@ CHECKS = (
     Check("clock", _asking(_CLOCK), _UPGRADE, needs="database"),
     Check("work", _asking(_WORK), _UPGRADE, needs="database"),
     Check("stuck rows", stuck, _UPGRADE, needs="database"),
+    Check("budgets", spending, _UPGRADE, needs="database"),
     Check("accounts", _asking(_ACCOUNTS), _UPGRADE, needs="database"),
     Check("keys", _asking(_KEYS), _UPGRADE, needs="database"),
 )
