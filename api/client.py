@@ -246,6 +246,22 @@ class Client:
         """Deletes a schedule with its history; its jobs stay."""
         self._call("DELETE", _schedule(schedule_id))
 
+    def budgets(self) -> Iterator[dict[str, Any]]:
+        """The project's budgets, with what is used of each."""
+        yield from self._pages("/v1/budgets", {})
+
+    def make_budget(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The budget, made."""
+        return self._json("POST", "/v1/budgets", json=body)
+
+    def change_budget(self, budget_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The budget as it is then; what the body does not say stays."""
+        return self._json("PATCH", f"/v1/budgets/{quote(budget_id, safe='')}", json=body)
+
+    def delete_budget(self, budget_id: str) -> None:
+        """Deletes the budget; what was held for it alone goes on."""
+        self._call("DELETE", f"/v1/budgets/{quote(budget_id, safe='')}")
+
     def candidates(self, job_id: str) -> dict[str, Any]:
         """The tasks that an uncertain job's call may have made, and the money at stake; takes an operator's key."""
         return self._json("GET", _path(job_id, "/candidates"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import MAXYEAR, datetime
+from decimal import Decimal
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
@@ -16,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     create_model,
     field_validator,
     model_validator,
@@ -26,15 +29,19 @@ from pydantic_core import PydanticCustomError
 from worker import catalog
 from worker.egress import transports
 from worker.jobs import bulk, reading, review
+from worker.keys import MOST_KEPT
 from worker.kinds import OFFERED, Kind
 from worker.kinds.fields import SEED_LIMIT, Filled, Line, Text, no
+from worker.money import MICROS
 from worker.moves.bulk import AGAIN
+from worker.schedules import clock
 from worker.schedules.plan import VARIABLES
 from worker.states import State
 from worker.webhooks import JOB_EVENTS
 
 REF = "#/components/schemas/{model}"
 METADATA_PREFIX = "metadata."
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 _KEYS, _KEY_LENGTH, _VALUE_LENGTH = 16, 64, 512
 _TEMPLATE = (
     "a job as POST /v1/jobs takes it; its strings may hold variables, told from the fire time in the schedule's zone: "
@@ -102,6 +109,17 @@ def _moment(value: Any) -> Any:
     return at
 
 
+def _amount(value: Any) -> Any:
+    """Micro-CNY."""
+    if not isinstance(value, str) or _AMOUNT.fullmatch(value) is None:
+        raise no("bad_amount", "must be an amount in CNY, with six decimals at most, like 7.00")
+    return int(Decimal(value) * MICROS)
+
+
+# Written as text, since JSON's numbers are binary fractions to many.
+Money = Annotated[
+    int, BeforeValidator(_amount), WithJsonSchema({"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,6})?$"})
+]
 # JSON has neither ids nor times, so that strictly read there would be none
 Id = Annotated[uuid.UUID, BeforeValidator(_id)]
 Time = Annotated[AwareDatetime, BeforeValidator(_moment)]
@@ -224,6 +242,26 @@ class ApproveCreate(BaseModel):
     comment: Text | None = Field(None, max_length=review.COMMENT_LENGTH, examples=["the light is right"])
 
 
+class KeyCreate(BaseModel):
+    """An API key to make."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Line = Field("", max_length=64, description="what it is for, to tell it from others", examples=["ci"])
+    scope: Literal["read", "submit", "admin"] = Field("submit", description="submit includes read, admin submit")
+    expires_at: Time | None = Field(
+        None, description="when it stops working; not after the key that makes it, as which it ends if nothing is said"
+    )
+
+
+class KeyRotate(BaseModel):
+    """How an API key is rotated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep_hours: int = Field(24, ge=0, le=MOST_KEPT, description="how long the old key works beside the new one")
+
+
 class Reroll(BaseModel):
     """What is to be different in another take; nothing: another seed, where the model takes one."""
 
@@ -263,6 +301,51 @@ class ScheduleCreate(BaseModel):
     missed: Literal["run_once", "skip"] = Field(
         "run_once", description="what becomes of fire times at which no clock ran: run the latest once, or none"
     )
+
+
+class BudgetUpdate(BaseModel):
+    """What of a budget is to be different; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Money | None = Field(None, description="CNY", examples=["7.00"])
+    over: Literal["refuse", "hold"] | None = Field(
+        None, description="what happens to a job that it has no room for: refused (402), or held until there is room"
+    )
+    time_zone: Text | None = Field(
+        None, max_length=64, description="of the tz database, in which its days begin", examples=["Asia/Shanghai"]
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_zone(cls, value: str | None) -> str | None:
+        fault = clock.zone_fault(value) if value is not None else None
+        if fault is not None:
+            raise no("unknown_zone", fault.message)
+        return value
+
+
+class BudgetCreate(BudgetUpdate):
+    """How much a project may spend."""
+
+    period: Literal["day", "month", "total"] = Field(description="in a day, in a month, or in all", examples=["day"])
+    limit: Money = Field(description="CNY", examples=["7.00"])
+    over: Literal["refuse", "hold"] = Field(
+        "refuse",
+        description="what happens to a job that it has no room for: refused (402), or held until there is room",
+    )
+
+
+class LedgerQuery(BaseModel):
+    """Which lines of the ledger to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job: uuid.UUID | None = Field(None, description="a job's id")
+    since: AwareDatetime | None = Field(None, description="RFC 3339, inclusive: when it was booked")
+    until: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
+    cursor: int | None = Field(None, ge=0, lt=2**63, description="the next_cursor of the page before")
+    limit: int = Field(20, ge=1, le=100, description="lines on a page")
 
 
 class JobQuery(BaseModel):

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,9 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from worker import database, errors, log, text
+from worker import database, errors, log, money, text
 from worker.batches.document import RowFault
-from worker.document import Answer
+from worker.document import Amount, Answer, Moment
 from worker.errors import MOST_FAULTS, Fault
 from worker.storage import StorageTrouble
 
@@ -46,6 +47,17 @@ _AWAY_SECONDS = 2  # before a client asks a database again that is away
 _log = log.get(__name__)
 
 
+class SpentBudget(Answer):
+    """The budget that has no room, in CNY: its limit, what is used of it, and what this may cost."""
+
+    id: uuid.UUID
+    period: Literal["day", "month", "total"]
+    limit: Amount
+    used: Amount
+    estimate: Amount
+    ends_at: Moment | None = Field(description="when its period ends; null: never")
+
+
 class ProblemDocument(Answer):
     """Why a request was refused, or failed (RFC 9457)."""
 
@@ -56,6 +68,8 @@ class ProblemDocument(Answer):
     request_id: str = Field(description="finds the request in the log; also in X-Request-Id")
     detail: str | None = Field(None, description="for people")
     errors: list[RowFault | Fault] | None = Field(None, description="every wrong field, where input is wrong")
+
+    budget: SpentBudget | None = Field(None, description="with budget_exhausted")
 
     # unlike other answers it leaves out what there is none of
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
@@ -129,6 +143,13 @@ def _refused(_: Any, __: Request, error: errors.NotFound | errors.Conflict) -> P
     return problem(404 if isinstance(error, errors.NotFound) else 409, error.code, str(error))
 
 
+def _spent(_: Any, __: Request, error: errors.BudgetExhausted) -> Problem:
+    told = vars(error.budget) | {
+        name: money.shown(getattr(error.budget, name)) for name in ("limit", "used", "estimate")
+    }
+    return problem(402, error.code, str(error), budget=SpentBudget.model_validate(told).as_json())
+
+
 def _http(_: Any, __: Request, error: HTTPException) -> Problem:
     status = error.status_code
     made = problem(status, _STATUS_CODES.get(status, f"http_{status}"), _SAYS.get(status, str(error.detail)))
@@ -164,6 +185,7 @@ _HANDLERS: dict[type[Exception], Callable[..., Problem]] = {
     errors.InvalidInput: _invalid,
     errors.NotFound: _refused,
     errors.Conflict: _refused,
+    errors.BudgetExhausted: _spent,
     StorageTrouble: _storage,
     DBAPIError: _database,
     PoolTimeout: _away,

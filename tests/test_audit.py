@@ -99,7 +99,7 @@ REVIEW_BREACHES = (
     ("M", "delete from ledger where entry = 'release'"),
     ("R", "update jobs set review = null where take = 1"),
     ("R", "update jobs set review = 'approved' where take = 2"),
-    ("R", "update jobs set state = 'succeeded', finished_at = now() where take = 2"),
+    ("R", "update jobs set state = 'succeeded', finished_at = now(), review = null where take = 1"),
     ("R", "update jobs set state = 'failed' where take = 1"),
     ("R", "update jobs set take = 3 where take = 2"),
 )

@@ -605,6 +605,17 @@ class TestRepeating:
 
         assert (refused.status_code, refused.json()["code"]) == (409, "idempotency_key_reused")
 
+    def test_a_key_is_kept_for_seven_days_as_that_of_a_job_is(self, http: httpx.Client, api: Served) -> None:
+        first = send(http, rows("a"), "?commit=true", key="nightly").json()
+        _, duty = tick._DUTIES["forget_keys"]
+        for age, status in (("6 days", 409), ("8 days", 201)):
+            api.sql(f"update batches set created_at = now() - interval '{age}'")
+            with api.engine.begin() as connection:
+                duty(connection, connection.exec_driver_sql("select now()").scalar_one())
+
+            assert send(http, rows("b"), key="nightly").status_code == status
+        assert http.get(first["urls"]["self"]).status_code == 200, "the batch stays"
+
     def test_two_at_once_under_one_key_are_one_batch(self, http: httpx.Client, api: Served) -> None:
         with ThreadPoolExecutor(3) as pool:
             answers = list(pool.map(lambda _: send(http, rows("a"), "?commit=true", key="k"), range(3)))

@@ -21,6 +21,7 @@ from worker.errors import Conflict
 from worker.jobs import bulk as jobs_bulk
 from worker.jobs import submission
 from worker.lanes import slots
+from worker.money import budgets
 from worker.moves import bulk, children
 from worker.states import TERMINAL, HeldFor, Mode, State
 from worker.tables import Job
@@ -135,10 +136,11 @@ def test_of_many_each_fares_as_it_would_by_itself(
     alone = [job_in(connection, project, state, mode, columns) for state, columns, _ in cases]
     together = [job_in(connection, project, state, mode, columns) for state, columns, _ in cases]
     act = bulk.cancel if action == "cancel" else bulk.retry
-    would = bulk.would_cancel if action == "cancel" else bulk.would_retry
+    room = () if action == "cancel" else (budgets.seen(connection, project),)
+    would: Any = bulk.would_cancel if action == "cancel" else bulk.would_retry
 
     outcomes = [one_by_one(connection, project, action, job) for job in alone]
-    foreseen = would(connection, project, [job.id for job in together])
+    foreseen = would(connection, project, [job.id for job in together], *room)
     fates = act(connection, project, [job.id for job in together], NOW)
 
     assert outcomes == [expected for _, _, expected in cases]

@@ -22,6 +22,7 @@ CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
 first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
 第二,text-to-image,wan2.2-t2i-flash,"一只猫，在月光下",1024*1024,,B2
 """
+README = Path(__file__).resolve().parents[1] / "README.md"
 SEND = ("batch", "campaign.csv", "--yes", "--detach", "--json")
 
 
@@ -38,15 +39,25 @@ def jobs(noria: Shell) -> list[dict[str, Any]]:
 
 def test_a_file_makes_its_jobs_once_however_often_it_is_sent(noria: Shell, api: Served, file: Path) -> None:
     first = noria(*SEND).json
-    again = noria(*SEND).json
-    once = jobs(noria)
+    said = noria(*SEND)
+    again, once = said.json, jobs(noria)
     anew = noria(*SEND, "--repeat", "second-run").json
 
     assert first["report"]["cost"] == "1.64"
     assert {job["custom_id"]: job["metadata"] for job in once} == {"first": {"sku": "A1"}, "第二": {"sku": "B2"}}
     assert (first["rows"]["made"], again["rows"]["existing"], anew["rows"]["made"]) == (2, 2, 2)
     assert len(once) == 2
+    assert "Each row has a job already" in said.err
     assert len(jobs(noria)) == 4
+
+
+def test_the_readmes_campaign_is_right_as_it_stands(noria: Shell, api: Served, file: Path) -> None:
+    section = README.read_text(encoding="utf-8").partition("### Render a campaign")[2]
+    file.write_text(section.split("```")[1].lstrip(), encoding="utf-8")
+
+    said = noria("batch", "campaign.csv", "--dry-run", "--json").json
+
+    assert (said["rows"]["total"], said["report"]["faults"]) == (3, [])
 
 
 def test_after_an_edit_only_the_edited_rows_are_new(noria: Shell, api: Served, file: Path) -> None:

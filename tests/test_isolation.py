@@ -11,6 +11,8 @@ import pytest
 from fastapi.routing import APIRoute
 from serving import CLIP, Served, served
 
+from api import scopes
+from worker.keys import Scope
 from worker.kinds import KINDS
 
 # Every route of the API and what of a job it needs in its address; a new route has to be added here.
@@ -43,17 +45,30 @@ OF_A_BATCH = {
     ("DELETE", "/v1/batches/{batch_id}"),
     *(("POST", f"/v1/batches/{{batch_id}}/{act}") for act in ("pause", "resume", "cancel", "retry-failed")),
 }
+OF_A_BUDGET = {("PATCH", "/v1/budgets/{budget_id}"), ("DELETE", "/v1/budgets/{budget_id}")}
+OF_THE_MONEY = {("GET", "/v1/budgets"), ("POST", "/v1/budgets"), ("GET", "/v1/ledger")}
+OF_A_KEY = {("POST", "/v1/keys/{key_id}/rotate"), ("DELETE", "/v1/keys/{key_id}")}
 OF_MANY = {("POST", "/v1/jobs/bulk")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {
-    (method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches")
+    (method, path)
+    for method in ("GET", "POST")
+    for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/keys")
 }
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
+WITH_A_KEY = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_OPERATOR
+WITH_A_KEY |= OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
+
+# The scope that each route takes: what looks, what makes and changes, and what is for a project's admins.
+OF_ADMINS = OF_A_KEY | OF_A_BUDGET | {("GET", "/v1/keys"), ("POST", "/v1/keys"), ("POST", "/v1/budgets")}
+OF_READERS = {route for route in WITH_A_KEY - OF_ADMINS if route[0] == "GET"} | OF_AN_OPERATOR
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
 ITEMS = {"items": [CLIP]}
+
+BUDGET = {"period": "day", "limit": "700.00"}
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
@@ -62,6 +77,9 @@ BODIES: dict[str, Any] = {
     "/v1/jobs/{job_id}/reject": {"comment": "no", "reroll": {}},
     "/v1/schedules": NIGHTLY,
     "/v1/batches": ITEMS,
+    "/v1/budgets": BUDGET,
+    "/v1/budgets/{budget_id}": {"limit": "9.00"},
+    "/v1/keys": {"name": "ci"},
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
 }
 
@@ -70,13 +88,15 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output and an attempt, a file, a schedule and a draft; summer a key; and an operator."""
+    """Spring has a job with an output, a file, a schedule, a draft, a budget and another key; summer a key."""
 
     api: Served
     job: dict[str, Any]
     file: dict[str, Any]
     schedule: dict[str, Any]
     batch: dict[str, Any]
+    budget: dict[str, Any]
+    key: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
     operator: httpx.Client
@@ -89,6 +109,8 @@ class Tenants:
             "batch_id": self.batch["id"],
             "file_id": self.file["id"],
             "schedule_id": self.schedule["id"],
+            "budget_id": self.budget["id"],
+            "key_id": self.key["id"],
         }
         path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
@@ -109,16 +131,16 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
         batch = spring.post("/v1/batches", json=ITEMS).json()
-        yield Tenants(api, job, file, schedule, batch, spring, summer, operator)
+        budget = spring.post("/v1/budgets", json=BUDGET).json()
+        key = spring.post("/v1/keys", json={"name": "ci"}).json()
+        yield Tenants(api, job, file, schedule, batch, budget, key, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT
-    known |= OF_EVERYBODY | OPEN
-    assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
+    assert routes == (WITH_A_KEY | OPEN) - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
 
@@ -234,6 +256,20 @@ def test_anothers_batch_is_not_found_not_committed_and_not_deleted(tenants: Tena
     assert tenants.spring.get(f"/v1/batches/{tenants.batch['id']}").json() == tenants.batch
 
 
+def test_anothers_budget_is_not_found_and_counts_for_nobody_else(tenants: Tenants) -> None:
+    for route in sorted(OF_A_BUDGET):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    tenants.api.sql("update budgets set micros = 0")
+    assert tenants.summer.post("/v1/jobs", json=CLIP).status_code == 201
+    assert tenants.spring.post("/v1/jobs", json=CLIP).status_code == 402
+    assert tenants.summer.get("/v1/budgets").json()["data"] == []
+    assert len(tenants.spring.get("/v1/ledger").json()["data"]) == 1
+    assert [line["job_id"] for line in tenants.summer.get("/v1/ledger").json()["data"]] != [tenants.job["id"]]
+    assert tenants.summer.get("/v1/ledger", params={"job": tenants.job["id"]}).json()["data"] == []
+
+
 def test_equal_rows_of_two_projects_are_two_jobs(tenants: Tenants) -> None:
     own = tenants.spring.post("/v1/batches?commit=true", json=ITEMS).json()
     other = tenants.summer.post("/v1/batches?commit=true", json=ITEMS).json()
@@ -281,11 +317,51 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(
-        OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY
-    ):
-        with tenants.api.http(None) as nobody:
+    tenants.api.sql("update api_keys set expires_at = now() where id = :id", id=tenants.key["id"])
+    for route in sorted(WITH_A_KEY):
+        with tenants.api.http(None) as nobody, tenants.api.http(tenants.key["key"]) as expired:
             assert tenants.ask(nobody, route).status_code == 401, route
+            assert tenants.ask(expired, route).status_code == 401, route
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_each_route_takes_the_scope_that_it_names_and_no_narrower_one(tenants: Tenants, scope: Scope) -> None:
+    described = tenants.api.app.openapi()["paths"]
+    with tenants.api.http(tenants.api.key("summer", scope)) as summer:
+        for method, path in sorted(WITH_A_KEY):
+            route = (method, path)
+            takes = Scope.ADMIN if route in OF_ADMINS else Scope.READ if route in OF_READERS else Scope.SUBMIT
+            said = described[path][method.lower()]
+
+            answer = tenants.ask(summer, route)
+
+            assert said["security"] == [{"key": [takes]}], route
+            assert "403" in said["responses"] or takes is Scope.READ, route
+            if scope.includes(takes):
+                assert answer.is_success or answer.json()["code"] in {"not_found", "operator_required"}, route
+            else:
+                assert (answer.status_code, answer.json()["code"]) == (403, "wrong_scope"), route
+                assert f"the scope {takes};" in answer.json()["detail"]
+
+
+def test_no_scope_is_kept_of_a_route_that_is_gone() -> None:
+    assert set(scopes._OTHERS) <= WITH_A_KEY
+    assert set(scopes._SET_UP) <= {path for _, path in WITH_A_KEY}
+
+
+def test_what_is_added_below_a_projects_settings_is_for_its_admins() -> None:
+    assert {scopes.needed(method, "/v1/keys/{key_id}/new") for method in ("GET", "PUT")} == {Scope.ADMIN}
+
+
+def test_anothers_key_is_not_found_not_listed_and_still_works(tenants: Tenants) -> None:
+    for route in sorted(OF_A_KEY):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.key["id"] not in tenants.summer.get("/v1/keys").text
+    own = tenants.spring.get("/v1/keys").json()["data"]
+    assert own[0] == {name: value for name, value in tenants.key.items() if name != "key"}
+    assert len(own) == 2
 
 
 def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
@@ -295,8 +371,8 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE
-    for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT, key=_gently):
+    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_A_BUDGET | OF_A_KEY
+    for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT | OF_THE_MONEY, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})
         named = tenants.ask(tenants.operator, route, **{"noria-project": "spring"})

@@ -14,6 +14,7 @@ import pytest
 from celery.events.state import State as FlowerState
 from pytest_httpserver import HTTPServer
 from serving import Served, eventually, served
+from sqlalchemy.exc import IntegrityError
 from stage import Stage, stage
 
 from api import forms
@@ -160,6 +161,14 @@ class TestWaiting:
         with play.ctx.engine.begin() as connection:
             children.tell_paid(connection, job.id)
         assert play.job(job).cost == paid + 5
+
+    def test_a_worker_of_a_version_without_reviews_cannot_end_it(self, play: Stage) -> None:
+        job = play.until(play.submit(review="required"), State.COPYING)
+
+        with pytest.raises(IntegrityError, match="ck_jobs_reviewed"):
+            play.sql("update jobs set state = 'succeeded', run_at = null, finished_at = now()")
+
+        assert play.until(job, WAITS).review == "required"
 
     def test_a_job_that_nobody_is_to_look_at_just_succeeds(self, play: Stage, http: httpx.Client) -> None:
         job = play.until(play.submit())

@@ -4,6 +4,8 @@
     ├── InvalidInput       the request is wrong: a list of faults, each with a pointer to the field
     ├── NotFound           no such thing in this project
     ├── Conflict           it exists in another form (an Idempotency-Key with another body, a job that has ended)
+    ├── BudgetExhausted    the project's budget has no room for what it may cost
+    ├── KeyExpired         the API key is right, and its time is over
     ├── ClaimLost          another worker holds the row now: stop, and write nothing
     └── CallFailed         an outbound call failed
         ├── NotSent        provably nothing left this machine
@@ -14,7 +16,9 @@ A job that fails keeps a `Failure`: the API, webhooks and Flower show the same w
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -100,6 +104,37 @@ class Conflict(NoriaError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class KeyExpired(NoriaError):
+    """The API key is right, and its time is over."""
+
+    code = "unauthorized"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A budget that has no room: its limit, what is used of it and what the job may cost, micro-CNY.
+
+    `ends_at`: when its period ends; None: never.
+    """
+
+    id: uuid.UUID
+    period: str
+    limit: int
+    used: int
+    estimate: int
+    ends_at: datetime | None
+
+
+class BudgetExhausted(NoriaError):
+    """The project's budget has no room for what the request may cost."""
+
+    code = "budget_exhausted"
+
+    def __init__(self, message: str, budget: Spent) -> None:
+        super().__init__(message)
+        self.budget = budget
 
 
 class ClaimLost(NoriaError):

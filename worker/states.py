@@ -53,7 +53,7 @@ class HeldFor(StrEnum):
 
     UNCERTAIN = "uncertain"  # nobody can prove whether the provider made a task
     CRASHES = "crashes"  # three workers died on it
-    BUDGET = "budget"
+    BUDGET = "budget"  # its project's has no room for it
     BATCH = "batch"
 
 
@@ -87,9 +87,10 @@ MOVES: dict[State, frozenset[State]] = {
     S.AWAITING_REVIEW: frozenset({S.SUCCEEDED, S.REJECTED}),
     S.SUCCEEDED: frozenset({S.FAILED}),  # a part that its parent cannot use, so that a retry makes it again
     S.REJECTED: frozenset(),  # paid for and looked at: another take is a job of its own
-    S.FAILED: frozenset({S.QUEUED, S.GATHERING}),
-    S.CANCELED: frozenset({S.QUEUED, S.GATHERING}),
-    S.EXPIRED: frozenset({S.QUEUED, S.GATHERING}),
+    # made again; held: for its project's budget
+    S.FAILED: frozenset({S.QUEUED, S.GATHERING, S.HELD}),
+    S.CANCELED: frozenset({S.QUEUED, S.GATHERING, S.HELD}),
+    S.EXPIRED: frozenset({S.QUEUED, S.GATHERING, S.HELD}),
 }
 
 

@@ -113,6 +113,11 @@ class ApiKey(Base):
     created_at: Mapped[datetime] = mapped_column(**_NOW)
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    scope: Mapped[str] = mapped_column(server_default="admin")  # what keys from before scopes may do
+    expires_at: Mapped[datetime | None]
+    replaced_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_keys.id"))  # rotated: the key to use instead
+
+    __table_args__ = (CheckConstraint("scope in ('read', 'submit', 'admin')", name="scope"),)
 
 
 class Lane(Base):
@@ -344,8 +349,11 @@ class Job(Base):
             "not_after",
             postgresql_where=text("not_after is not null and state in ('queued', 'held', 'admitted')"),
         ),
+        Index("ix_jobs_held_for_budget", "project_id", "id", postgresql_where=text("held_for = 'budget'")),
         Index("uq_jobs_take", "first_take", "take", unique=True, postgresql_where=text("first_take is not null")),
         CheckConstraint("review in ('required', 'approved', 'rejected')", name="review"),
+        # a worker of a version without reviews cannot end what a person is to look at first
+        CheckConstraint("state <> 'succeeded' or review is distinct from 'required'", name="reviewed"),
         CheckConstraint("(parent_id is null) = (place is null)", name="place"),
         CheckConstraint("parent_id is null or mode <> 'parent'", name="one_generation"),
         CheckConstraint("mode in (" + ", ".join(f"'{m}'" for m in Mode) + ")", name="mode"),
@@ -405,8 +413,9 @@ class Event(Base):
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id"))  # of a batch's own events
+    budget_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("budgets.id"))  # of a budget's
     project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
-    sequence: Mapped[int]  # within the job, or the batch
+    sequence: Mapped[int]  # within the job, the batch, or the budget
     type: Mapped[str]
     left: Mapped[str | None]  # null: the job was made
     entered: Mapped[str]
@@ -418,8 +427,9 @@ class Event(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "sequence"),
         Index("uq_events_batch", "batch_id", "sequence", unique=True, postgresql_where=text("batch_id is not null")),
+        Index("uq_events_budget", "budget_id", "sequence", unique=True, postgresql_where=text("budget_id is not null")),
         Index("ix_events_feed", "project_id", "id"),
-        CheckConstraint("num_nonnulls(job_id, batch_id) = 1", name="subject"),
+        CheckConstraint("num_nonnulls(job_id, batch_id, budget_id) = 1", name="subject"),
     )
 
 
@@ -526,8 +536,54 @@ class Entry(Base):
     __table_args__ = (
         CheckConstraint("entry in ('reserve', 'settle', 'release')", name="entry"),
         UniqueConstraint("attempt_id", "entry"),
-        Index("ix_ledger_job_id", "job_id"),
-        Index("ix_ledger_period", "project_id", "reserved_at"),
+        Index("ix_ledger_job", "job_id", "entry"),
+        Index("ix_ledger_listing", "project_id", "at", "id"),
+    )
+
+
+class LedgerSum(Base):
+    """What was booked of a project in a quarter of an hour of `reserved_at`; several rows, until the tick adds them up.
+
+    A trigger on the ledger writes them, in the transaction that books: they are the ledger's, and nobody waits for one.
+    """
+
+    __tablename__ = "ledger_sums"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    project_id: Mapped[uuid.UUID]
+    quarter: Mapped[datetime]  # its beginning: each zone's days begin at one
+    micros: Mapped[int]
+    is_whole: Mapped[bool] = mapped_column(server_default=text("false"))  # a sum of others
+
+    __table_args__ = (
+        Index("ix_ledger_sums_quarter", "project_id", "quarter", postgresql_include=["micros"]),
+        Index("ix_ledger_sums_parts", "project_id", "quarter", postgresql_where=text("not is_whole")),
+    )
+
+
+class Budget(Base):
+    """How much a project may spend in a day, in a month, or in all, and what happens to what would cost more."""
+
+    __tablename__ = "budgets"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    period: Mapped[str]  # day, month, total
+    micros: Mapped[int]  # the limit, micro-CNY
+    time_zone: Mapped[str]  # IANA: where its days begin
+    over: Mapped[str]  # refuse, or hold
+    told_of: Mapped[datetime | None]  # the beginning of the period in which `told` was told
+    told: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # the highest threshold told of, percent
+    sequence: Mapped[int] = mapped_column(server_default="0")  # of its last event
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    updated_at: Mapped[datetime] = mapped_column(**_NOW)
+    removed_at: Mapped[datetime | None]  # its events stay
+
+    __table_args__ = (
+        CheckConstraint("period in ('day', 'month', 'total')", name="period"),
+        CheckConstraint("over in ('refuse', 'hold')", name="over"),
+        CheckConstraint("micros >= 0", name="micros"),
+        Index("ix_budgets_project_id", "project_id", postgresql_where=text("removed_at is null")),
     )
 
 

@@ -39,7 +39,8 @@ from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.lanes import query_budget, slots
-from worker.moves import children, fair_queue
+from worker.money import budgets
+from worker.moves import bulk, children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Owner
@@ -136,7 +137,7 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
         return []
     messages = _do_duties(connection, found.now) if found.duty_due else []
     if found.overdue:  # first, so that none of them is admitted
-        moves.end_overdue(connection, found.now)
+        bulk.end_overdue(connection, found.now)
     if found.fires:
         messages.append(Message("noria.fire", "tick", ()))  # sent each tick until the schedules are fired
     states = {*map(State, found.states or ()), *({State.QUEUED} if found.parents else ())}
@@ -169,13 +170,15 @@ def _look(now: Now) -> Select[Any]:
     due = select(Job.run_at).where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.state == state)
     first = due.where(Job.run_at <= now).order_by(Job.run_at).limit(1).scalar_subquery()
     delivery = select(Delivery.run_at).where(Delivery.run_at <= now).order_by(Delivery.run_at).limit(1)
+    line = select(Job.model).where(slots.in_line(), Job.run_at <= now).order_by(Job.model).limit(1)
+    parents = select(Job.run_at).where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now)
     overdue = select(Job.not_after).where(moves.is_overdue(now)).order_by(Job.not_after).limit(1)
     return select(
         func.pg_try_advisory_xact_lock(LOCK).label("locked"),
         select(func.array_agg(state)).where(first.is_not(None)).scalar_subquery().label("states"),
         # two, as their indexes are
-        exists().where(slots.in_line(), Job.run_at <= now).label("lines"),
-        exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now).label("parents"),
+        line.scalar_subquery().is_not(None).label("lines"),
+        parents.order_by(Job.run_at).limit(1).scalar_subquery().is_not(None).label("parents"),
         delivery.scalar_subquery().is_not(None).label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),
@@ -257,7 +260,16 @@ def _sweep(connection: Connection, now: datetime) -> list[Message]:
 
 
 def _forget_keys(connection: Connection, now: datetime) -> None:
-    connection.execute(_FORGET_KEYS, {"before": now - _KEYS_KEPT})
+    for forget in (_FORGET_KEYS, _FORGET_BATCH_KEYS):
+        connection.execute(forget, {"before": now - _KEYS_KEPT})
+
+
+def _budgets(connection: Connection, now: datetime) -> None:
+    """Lets go what budgets have room for, tells how much of them is used, and adds up what was booked."""
+    if bulk.let_go_within_budgets(connection, now):
+        budgets.wake(connection)
+    budgets.tell_thresholds(connection, now)
+    budgets.add_up(connection, now)
 
 
 _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Message] | None]]] = {
@@ -266,6 +278,7 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
+    "budgets": (timedelta(seconds=5), _budgets),
     "forget_drafts": (timedelta(minutes=1), draft.forget),
 }
 
@@ -281,6 +294,6 @@ _TAKE_DUTY = (
     .values(due_at=bindparam("next_at", type_=DateTime(timezone=True)))
 )
 _SWEEP_DUE = select(exists().where(Owner.sweep_at <= _NOW))
-_FORGET_KEYS = delete(IdempotencyKey).where(
-    IdempotencyKey.created_at < bindparam("before", type_=DateTime(timezone=True))
-)
+_BEFORE = bindparam("before", type_=DateTime(timezone=True))
+_FORGET_KEYS = delete(IdempotencyKey).where(IdempotencyKey.created_at < _BEFORE)
+_FORGET_BATCH_KEYS = update(Batch).where(Batch.key.is_not(None), Batch.created_at < _BEFORE).values(key=None)

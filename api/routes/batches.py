@@ -50,7 +50,7 @@ SkipBad = Annotated[bool, Query(description="make the good rows, and leave out t
     "",
     status_code=201,
     response_model=BatchDocument,
-    responses={200: {"model": BatchDocument, "description": "a replay"}, **refusals(409, 413, 415)},
+    responses={200: {"model": BatchDocument, "description": "a replay"}, **refusals(402, 409, 413, 415)},
     openapi_extra=forms.batch_body(),
 )
 def make(
@@ -80,7 +80,7 @@ def make(
         return _kept(here, mine, made, sent, skip_bad if commit else None)
 
 
-@router.post("/{batch_id}/commit", response_model=BatchDocument, responses=refusals(409))
+@router.post("/{batch_id}/commit", response_model=BatchDocument, responses=refusals(402, 409))
 def commit_draft(here: Here, mine: Committing, batch_id: BatchId, skip_bad: SkipBad = False) -> Response:
     """Make the jobs of a draft, all of them or none; done again it answers the same.
 

@@ -102,7 +102,7 @@ Place = Annotated[int, Query(ge=0, le=_MOST, description="the sequence after whi
             "model": Submitted | Estimate,
             "description": "a replay (Idempotency-Replayed), or a dry run",
         },
-        **refusals(409, 413, 415),
+        **refusals(402, 409, 413, 415),
     },
     openapi_extra=forms.job_body(),
 )
@@ -239,7 +239,7 @@ def cancel(here: Here, mine: Mine, job_id: JobId) -> Response:
     return answers.answer(Cancellation.model_validate({"outcome": outcome, "job": shown}))
 
 
-@router.post("/{job_id}/retry", response_model=JobDocument, responses=refusals(409))
+@router.post("/{job_id}/retry", response_model=JobDocument, responses=refusals(402, 409))
 def retry(here: Here, mine: Mine, job_id: JobId) -> Response:
     """Make a job again that failed, expired or was canceled; of one made in parts, only those that did not succeed."""
     with here.engine.begin() as connection:

@@ -60,7 +60,7 @@ def approve(here: Here, mine: Mine, job_id: JobId, body: MayBeJson) -> Response:
 @router.post(
     "/reject",
     response_model=Rejection,
-    responses=refusals(409, 413, 415),
+    responses=refusals(402, 409, 413, 415),
     openapi_extra=forms.body("RejectCreate", examples=_REJECTIONS),
 )
 def reject(here: Here, mine: Mine, job_id: JobId, body: JsonBody) -> Response:

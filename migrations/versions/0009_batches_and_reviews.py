@@ -1,7 +1,7 @@
 """Batches, reviews, and `not_after`: the tables of batches, and what a job and an event say of them.
 
-Processes of the version before go on meanwhile. They make no batches and ask for no reviews, so they meet neither the
-new states nor events without a job.
+Processes of the version before go on meanwhile. They make no batches and ask for no reviews; but a job of which a
+review is asked may come to a worker of theirs. It cannot end it (`jobs.reviewed`), and leaves it to one of this version.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def upgrade() -> None:
     op.add_column("events", sa.Column("batch_id", sa.Uuid()))
     op.alter_column("events", "job_id", nullable=True)
     checks = _checks(_STATES, _ENDS) | {"jobs.review": "review in ('required', 'approved', 'rejected')"}
+    checks |= {"jobs.reviewed": "state <> 'succeeded' or review is distinct from 'required'"}
     checks |= {"events.subject": "num_nonnulls(job_id, batch_id) = 1", "deliveries.alarm": _ALARM}
     _hold(checks, {"jobs.batch_id": "batches", "jobs.first_take": "jobs", "events.batch_id": "batches"})
     with op.get_context().autocommit_block():
@@ -74,7 +75,7 @@ def downgrade() -> None:
     op.execute("delete from deliveries using events where events.id = event_id and events.batch_id is not null")
     op.execute("delete from events where batch_id is not null")
     old = _checks([state for state in _STATES if state not in _NEW], [state for state in _ENDS if state not in _NEW])
-    for name in ("ck_jobs_review", "fk_jobs_batch_id", "fk_jobs_first_take"):
+    for name in ("ck_jobs_review", "ck_jobs_reviewed", "fk_jobs_batch_id", "fk_jobs_first_take"):
         op.execute(f"alter table jobs drop constraint {name}")
     for name in ("ck_events_subject", "fk_events_batch_id"):
         op.execute(f"alter table events drop constraint {name}")

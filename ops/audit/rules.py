@@ -45,7 +45,7 @@ RULES = (
            from attempts a join jobs j on j.id = a.job_id
            where j.created_at >= :since and a.billed <> 'no' and (a.task_id is not null or a.output is not null)
            group by a.job_id having count(*) > 1 + (
-             select count(*) from events e where e.job_id = a.job_id and e.entered = 'queued'
+             select count(*) from events e where e.job_id = a.job_id and e.entered in ('queued', 'held')
                and e."left" in ('failed', 'canceled', 'expired'))""",  # made again, as a person asked
         "compare its attempts with the provider's bill: it was paid for more than once",
     ),
@@ -333,7 +333,10 @@ RULES = (
         """select j.id as job, 'it reserved ' || coalesce(string_agg(l.micros::text, ' and '), 'nothing') ||
              ' micro-CNY for an estimate of ' || j.estimate as what
            from jobs j left join ledger l on l.job_id = j.id and l.entry = 'reserve'
-           where j.created_at >= :since and j.parent_id is null and j.estimate is not null group by j.id
+           where j.created_at >= :since and j.parent_id is null and j.estimate is not null
+             -- one that was only held for its budget has reserved nothing
+             and exists (select from events e where e.job_id = j.id and e.entered = 'queued')
+           group by j.id
            having count(l.id) = 0 or bool_or(l.micros <> j.estimate)""",  # twice for one that is made again
         _MISCOUNTED,
     ),

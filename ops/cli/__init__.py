@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +22,14 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import admin, batches, doctor, files, jobs, reach, review, schedules, show, submit
+from ops.cli import admin, batches, budgets, doctor, files, jobs, reach, review, schedules, show, submit
 from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local
 from ops.local.supervise import LocalError
 from worker import keys, log, settings
-from worker.errors import InvalidInput, NoriaError, NotFound
+from worker.errors import InvalidInput, KeyExpired, NoriaError, NotFound
+from worker.keys import Scope
 
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"
@@ -35,7 +37,8 @@ _SERVER_FAILED = 500
 _RUN, _MAKE, _OPERATE = "Run Noria on this machine", "Make media", "Operate Noria"
 _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
-    402: "The project's budget is spent.",
+    402: "`noria budgets list` shows what is used; `noria budgets set` raises a budget.",
+    "wrong_scope": "`noria keys create PROJECT --scope SCOPE` makes one.",
     404: "`noria list` shows the project's jobs, `noria batches` its batches.",
     "idempotency_key_reused": "This key was used for another job: choose another --idempotency-key.",
     429: "Too many requests, or too many jobs wait: try again later.",
@@ -205,6 +208,7 @@ app.add_typer(batches.batches, name="batches", rich_help_panel=_MAKE)
 app.add_typer(review.review, name="review", rich_help_panel=_MAKE)
 app.add_typer(files.files, name="files", rich_help_panel=_MAKE)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_MAKE)
+app.add_typer(budgets.budgets, name="budgets", rich_help_panel=_MAKE)
 app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(admin.projects, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(admin.lanes, name="lanes", rich_help_panel=_OPERATE)
@@ -225,9 +229,10 @@ def demo_key(home: Path, environment: Mapping[str, str]) -> str:
     """The key that an earlier run left in this home, if the API still accepts it; else a new one."""
     kept = reach.kept(home)
     with reach.database(home, environment["NORIA_DATABASE_URL"]) as connection:
-        if kept and keys.authenticate(connection, kept.key):
-            return kept.key
-        return keys.new_key(connection, admin.project_made(connection, DEMO_PROJECT), "noria up")[1]
+        with suppress(KeyExpired):
+            if kept and keys.authenticate(connection, kept.key):
+                return kept.key
+        return keys.new_key(connection, admin.project_made(connection, DEMO_PROJECT), "noria up", Scope.ADMIN)[1]
 
 
 def _welcome(options: local.UpOptions, running: local.Stack, door: Door, as_json: bool) -> None:

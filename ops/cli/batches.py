@@ -214,7 +214,7 @@ def report(found: Batch) -> RenderableType:
         faults.append(f"… and {more:,} more. In all: {by_code}")
     parts += [Text(line, style="red") for line in faults]
     parts += [Text(f"Warning: {warning['message']}", style="yellow") for warning in said["warnings"]]
-    table = show.table("rows", "kind", "model", "CNY", "takes", right=["rows", "CNY", "takes"], wide=["model"])
+    table = show.table("rows", "kind", "model", "CNY", "time", right=["rows", "CNY", "time"], wide=["model"])
     for group in said["groups"]:
         show.row(table, f"{group['rows']:,}", group["kind"], group["model"], _price(group), _span(group["seconds"]))
     if said["groups"]:
@@ -335,6 +335,9 @@ def _teller() -> Callable[[Batch], None]:
 def _end(found: Batch, terms: Terms, api: Api) -> None:
     """The answer of a command, and its exit code."""
     api.answer(found, "" if terms.dry_run else found["id"])
+    if found["rows"]["existing"] and not found["rows"]["made"]:
+        words = "Each row has a job already, so none was made; with --repeat WORD all are made once more."
+        show.ERR.print(words, soft_wrap=True)
     if found["jobs"] is None or terms.detach:
         return
     if _waits_for_people(found):
@@ -374,7 +377,7 @@ def _when(found: Batch) -> str:
     if found["finish_at"] is None:
         return "end not known"
     left = (show.at(found["finish_at"]) - show.now()).total_seconds()
-    return f"about {show.seconds(max(left, 1))} left"
+    return f"about {show.seconds(left)} left" if left >= 1 else "the last ends any moment"
 
 
 def _reviewed(found: Batch) -> str:

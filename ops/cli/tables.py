@@ -99,6 +99,12 @@ def job(found: Job, events: Sequence[Record], attempts: Sequence[Record], missed
     return Group(*parts)
 
 
+def budgets(found: Sequence[Record]) -> RenderableType:
+    """Budgets, one a line, with what is used of the period that they are in."""
+    rows = ((one["id"], one["period"], one["used"], one["limit"], one["over"], str(one["held"] or "")) for one in found)
+    return show.filled(rows, "id", "period", "used", "CNY", "over", "held", right=["used", "CNY", "held"])
+
+
 def schedules(found: Sequence[Record]) -> RenderableType:
     """Schedules, one a line, with the next fire time."""
     rows = (

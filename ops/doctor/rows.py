@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from ops.cli.show import seconds
 from ops.doctor import Check, Exam, Found, Look, Verdict, failure, warning, well
+from worker.money import budgets
 
 _SKEW = timedelta(seconds=2)
 _UPGRADE = "alembic upgrade head"
@@ -57,6 +58,24 @@ def stuck(exam: Exam) -> Iterator[Found]:
             what = f"{rows} jobs are unfinished, and nobody will pick them"
             yield failure(what, "`noria doctor --fix` makes them due")
         yield from _answers(exam, connection, _WAITING)
+
+
+def spending(exam: Exam) -> Iterator[Found]:
+    """Budgets that are used up, and jobs that wait for room in one."""
+    with exam.engine.connect() as connection:
+        now = connection.execute(text("select now()")).scalar_one()
+        held = {row.project_id: row.jobs for row in connection.execute(text(_HELD))}
+        names = {row.id: row.name for row in connection.execute(text("select id, name from projects"))}
+        standings = budgets.of_all(connection, now)
+    spent = [it for it in standings if it.left <= 0 or it.budget.project_id in held]
+    for standing in spent:
+        jobs = held.get(standing.budget.project_id, 0)
+        what = (
+            f"project {names[standing.budget.project_id]}: {standing.says()}; {jobs} of its jobs are held for a budget"
+        )
+        yield warning(what, "raise it with `noria budgets set`, or wait until its period ends")
+    if not spent:
+        yield well("no budget is used up")
 
 
 def _asking(statement: str) -> Look:
@@ -128,11 +147,13 @@ _WORK = """
     select 'well', format('%s jobs are unfinished', count(*)), '' from jobs where finished_at is null
 """
 
+_HELD = "select project_id, count(*) as jobs from jobs where held_for = 'budget' group by project_id"
+
 # Jobs that wait for a person, or for an answer that is long overdue.
 _WAITING = """
     select 'warning' as verdict, format('%s jobs are held for %s', count(*), held_for) as what,
            '`noria list --state held`; resolve each' as advice
-    from jobs where state = 'held' group by held_for
+    from jobs where state = 'held' and held_for <> 'budget' group by held_for
     union all
     select 'well', format('%s jobs wait for a review, one of them for %s', count(*),
                           date_trunc('second', now() - min(state_at))), ''
@@ -158,6 +179,23 @@ _ACCOUNTS = """
     from unowned having count(*) > 0
 """
 
+# Keys that are about to expire: those that nothing replaces yet, and rotated ones that somebody still uses.
+_KEYS = """
+    select 'warning' as verdict,
+           format('the key %s… (%s) of %s expires in %s', key.prefix, coalesce(nullif(key.name, ''), 'without a name'),
+                  coalesce(projects.name, 'an operator'), date_trunc('minute', key.expires_at - now())) as what,
+           case when key.replaced_by is null then format('noria keys rotate %s', key.id)
+                else 'it is rotated, and somebody still uses it: give them the new key' end as advice
+    from api_keys as key
+    left join projects on projects.id = key.project_id
+    left join api_keys as successor on successor.id = key.replaced_by
+    where key.revoked_at is null and key.expires_at between now() and now() + interval '14 days'
+      and (successor.id is null or key.last_used_at > successor.created_at)
+    union all
+    select 'well', format('%s keys work', count(*)), '' from api_keys
+    where (revoked_at is null or revoked_at > now()) and (expires_at is null or expires_at > now())
+"""
+
 # No wait and no lease is as long as a day.
 # A parent with children at work rests: the last one's end makes it due.
 _OVERLOOKED = """
@@ -176,5 +214,7 @@ CHECKS = (
     Check("clock", _asking(_CLOCK), _UPGRADE, needs="database"),
     Check("work", _asking(_WORK), _UPGRADE, needs="database"),
     Check("stuck rows", stuck, _UPGRADE, needs="database"),
+    Check("budgets", spending, _UPGRADE, needs="database"),
     Check("accounts", _asking(_ACCOUNTS), _UPGRADE, needs="database"),
+    Check("keys", _asking(_KEYS), _UPGRADE, needs="database"),
 )

@@ -30,7 +30,7 @@ from tests.chaos.witnesses import Witnesses
 from worker.storage import Bucket
 
 _SUBMITTERS = 8
-_BATCHES = 4
+BATCHES = 4
 _HURRY_SECONDS = 1.0
 _SENT_SECONDS = 90.0  # in which the last creates must have been sent
 _REST_SECONDS = 150.0  # in which all must have ended once the faults have stopped
@@ -94,7 +94,7 @@ def _go_wrong(options: Options, stack: Stack, load: Load, say: Callable[[str], N
     with ThreadPoolExecutor(_SUBMITTERS) as pool:
         pause = options.seconds / 3 * _SUBMITTERS / max(1, len(load.bodies))
         promises = [pool.submit(chaos_load.set_clock, stack.door, load)]
-        promises += [pool.submit(chaos_load.send_batch, stack.door, load, n) for n in range(_BATCHES)]
+        promises += [pool.submit(chaos_load.send_batch, stack.door, load, n) for n in range(BATCHES)]
         promises += [pool.submit(_submit, stack, load, n, pause) for n in range(len(load.bodies))]
         with provider.failing(stack.sandbox), stack.broken_lines(), echo.echoing(stack.scene) as echoes:
             for name in _torments(options, stack.scene):

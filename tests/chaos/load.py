@@ -18,7 +18,8 @@ from tests.chaos.stack import READ, SPOKEN
 CANARY = "heron-"  # begins every prompt, so that one in a log is found
 _FAMILY_EVERY, _FAMILY_FIRST = 13, 7  # jobs
 _CANCELED_EVERY = 40
-_ROWS, _CANCELED_BATCHES = 14, 3  # of a batch; one in so many
+ROWS = 14  # of a batch
+_CANCELED_BATCHES = 3  # one in so many
 _ACCEPTED_SECONDS = 120.0  # in which the API must have taken a submission
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def submit(door: reach.Door, load: Load, n: int) -> None:
 
 def send_batch(door: reach.Door, load: Load, n: int) -> None:
     """Sends one file twice, each time as often as it takes: its rows are made once. One in three is canceled."""
-    bodies = itertools.islice(_bodies(_ROWS, load.hook), _ROWS)
+    bodies = itertools.islice(_bodies(ROWS, load.hook), ROWS)
     rows = [{**body, "custom_id": f"batch-{n}-{row}"} for row, body in enumerate(bodies)]
     file = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     first, again = (_sent(door, file, {"webhook_url": load.hook}, f"batch-{n}-{time}") for time in (1, 2))

@@ -28,7 +28,8 @@ def commit(
 ) -> tuple[Batch, bool]:
     """The batch, committed, and whether that was done now; a second time nothing is done.
 
-    Raises NotFound; and Conflict where rows have faults, unless they are to be skipped: roll back. A file that a row
+    Raises NotFound; BudgetExhausted, or InvalidInput for a price that nobody knows, where the project has a budget; and
+    Conflict where rows have faults, unless they are to be skipped: roll back. A file that a row
     names and that has been removed since it was checked is such a fault.
     """
     connection.execute(_BOUNDS)

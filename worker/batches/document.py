@@ -47,6 +47,9 @@ class Report(Answer):
     unpriced: int = Field(description="new rows without a known price")
     seconds: float | None = Field(description="that the new rows take at today's limits, behind what waits already")
     existing: int = Field(description="good rows that have a job already: they are not new, and cost nothing more")
+    budget: str | None = Field(
+        None, description="of a draft: why not all of it would be queued, by the project's budgets now; null: it fits"
+    )
     warnings: list[Fault] = Field(description="of what is taken nevertheless, each sentence once")
 
 
@@ -85,7 +88,7 @@ class BatchCost(Answer):
 
     currency: Literal["CNY"] = "CNY"
     estimated: Amount | None = Field(description="of all its jobs")
-    actual: Amount = Field(description="so far")
+    actual: Amount = Field(description="so far; of a job that was made again, without what it cost before")
     to_come: Amount
 
 

@@ -12,6 +12,7 @@ from worker.batches import progress
 from worker.batches.document import BatchDocument, Report, Rows, Source
 from worker.batches.progress import Progress
 from worker.errors import NotFound
+from worker.moves import batch as moves
 from worker.tables import Batch
 
 KEPT = timedelta(hours=24)  # how long a draft waits to be committed
@@ -47,10 +48,10 @@ def documents(
     """The batches of a project as the API shows them, in their order; `whole`: with their reports."""
     begun = [batch for batch in batches if batch.state != DRAFT]
     found = progress.of(connection, begun, now) if begun else {}
-    return [_shown(project, batch, found.get(batch.id), whole) for batch in batches]
+    return [_shown(project, batch, found.get(batch.id), _report(connection, batch, now, whole)) for batch in batches]
 
 
-def _shown(project: str, batch: Batch, made: Progress | None, whole: bool) -> BatchDocument:
+def _shown(project: str, batch: Batch, made: Progress | None, report: Report | None) -> BatchDocument:
     return BatchDocument(
         id=batch.id,
         name=batch.name,
@@ -58,7 +59,7 @@ def _shown(project: str, batch: Batch, made: Progress | None, whole: bool) -> Ba
         state=batch.state,
         source=Source.model_validate(batch.source),
         rows=_rows(batch),
-        report=Report.model_validate(batch.report) if whole else None,
+        report=report,
         jobs=made.jobs if made else None,
         cost=made.cost if made else None,
         review=made.review if made else None,
@@ -73,6 +74,14 @@ def _shown(project: str, batch: Batch, made: Progress | None, whole: bool) -> Ba
         completed_at=batch.completed_at,
         urls=_urls(batch),
     )
+
+
+def _report(connection: Connection, batch: Batch, now: datetime, whole: bool) -> Report | None:
+    if not whole:
+        return None
+    is_draft = batch.state == DRAFT
+    why = moves.obstacle(connection, batch.project_id, batch.id, now) if is_draft else None
+    return Report.model_validate(batch.report | {"budget": why})
 
 
 def _rows(batch: Batch) -> Rows:

@@ -22,8 +22,9 @@ from worker.claims import NOW
 from worker.document import Amount, Answer
 from worker.jobs import reading
 from worker.jobs.reading import Filter
+from worker.money import budgets
 from worker.moves import bulk
-from worker.moves.bulk import AGAIN, Fate, Fates, chunks
+from worker.moves.bulk import AGAIN, MADE, Fate, Fates, chunks
 from worker.states import TERMINAL, State
 
 MOST = 10_000  # jobs a call
@@ -33,6 +34,7 @@ _PATIENCE = timedelta(seconds=10)  # how long one transaction is tried again
 Action = Literal["cancel", "retry"]
 T = TypeVar("T")
 
+_CHANGED = MADE | {"canceled"}
 _NOT_FOUND = Fate("not_found", "the project has no such job")
 # the states of jobs for which the action may do something
 _FOR: Mapping[str, frozenset[State]] = {"cancel": frozenset(State) - TERMINAL, "retry": AGAIN}
@@ -62,7 +64,8 @@ class BulkDocument(Answer):
     dry_run: bool = Field(description="true: nothing was changed")
     jobs: int = Field(description="that were looked at")
     outcomes: dict[str, int] = Field(
-        description="canceled, requested, too_late, already_finished; retried; or the code of a refusal",
+        description="canceled, requested, too_late, already_finished; retried, held (until the budget has room);"
+        " or the code of a refusal",
         examples=[{"canceled": 212, "requested": 14, "too_late": 3}],
     )
     cost: BulkCost
@@ -81,12 +84,12 @@ class Done:
     @property
     def moved(self) -> list[uuid.UUID]:
         """The jobs whose state has changed."""
-        return [job_id for job_id, fate in self.fates.items() if fate.outcome in ("canceled", "retried")]
+        return [job_id for job_id, fate in self.fates.items() if fate.outcome in _CHANGED]
 
     def document(self, action: Action, dry_run: bool) -> BulkDocument:
         """As the API tells it."""
         fates = self.fates.values()
-        estimates = [fate.estimate for fate in fates if fate.outcome in ("canceled", "retried")]
+        estimates = [fate.estimate for fate in fates if fate.outcome in _CHANGED]
         refused = [RefusedJob(id=i, code=fate.outcome, message=fate.why) for i, fate in self.fates.items() if fate.why]
         return BulkDocument(
             action=action,
@@ -119,11 +122,12 @@ def foreseen(
 ) -> Fates:
     """What the action would lead to; changes nothing."""
     fates: Fates = {}
+    budget = budgets.seen(connection, project_id)
     for some in chunks(ids):
         fates |= (
             bulk.would_cancel(connection, project_id, some)
             if action == "cancel"
-            else bulk.would_retry(connection, project_id, some, _left(room, fates))
+            else bulk.would_retry(connection, project_id, some, budget, _left(room, fates))
         )
     return _with_unknown(ids, fates)
 
@@ -161,7 +165,7 @@ def _act(
 
 
 def _left(room: int, fates: Fates) -> int:
-    return max(0, room - sum(fate.outcome == "retried" for fate in fates.values()))
+    return max(0, room - sum(fate.outcome in MADE for fate in fates.values()))
 
 
 def _with_unknown(ids: Sequence[uuid.UUID], fates: Fates) -> Fates:

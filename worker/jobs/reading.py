@@ -42,6 +42,7 @@ from worker import document
 from worker.document import Answer, Billed, JobDocument, Moment, Waiting
 from worker.errors import NotFound
 from worker.lanes import slots
+from worker.money import budgets
 from worker.states import HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Event, Job, Lane, Output, Owner, Project
 
@@ -54,7 +55,7 @@ _MISSED = (State.FAILED, State.EXPIRED)
 _HELD = {
     HeldFor.UNCERTAIN: "nobody can prove whether the provider made a task: a person has to decide",
     HeldFor.CRASHES: "several workers died on it: a person has to look",
-    HeldFor.BUDGET: "the project's budget is spent",
+    HeldFor.BUDGET: "waits for room in the project's budget",
     HeldFor.BATCH: "its batch is paused",
 }
 
@@ -321,11 +322,13 @@ def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> di
     found |= {job.id: Waiting("backoff", "waits before it is tried again", job.run_at) for job in queued}
     if due:
         found |= _in_line(connection, due, now)
-    return found | _passed_by(connection, jobs)
+    return found | _passed_by(connection, jobs) | _without_room(connection, jobs, now)
 
 
 def at_first(job: Job) -> Waiting:
     """What a job waits for that was just made, without its place in the line: to count that costs too much there."""
+    if job.state == State.HELD:
+        return Waiting("budget", _HELD[HeldFor.BUDGET])
     return _PARTS if job.mode == Mode.PARENT else _SLOT
 
 
@@ -473,6 +476,18 @@ def _passed_by(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, W
         return {}
     paused = set(connection.execute(_PAUSED, {"batches": list(set(queued.values()))}).scalars())
     return {job_id: _PAUSED_BATCH for job_id, batch_id in queued.items() if batch_id in paused}
+
+
+def _without_room(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
+    """Which of its project's budgets each job waits for that is held for one."""
+    held = [job for job in jobs if job.held_for == HeldFor.BUDGET]
+    rooms = {project: budgets.seen(connection, project, now) for project in {job.project_id for job in held}}
+    fullest = {job.id: rooms[job.project_id].fullest() for job in held}
+    return {
+        job_id: Waiting("budget", f"waits for room in {standing.says()}", standing.span.ends_at)
+        for job_id, standing in fullest.items()
+        if standing  # else it was deleted just now
+    }
 
 
 def _alone(job: Job) -> Waiting:

@@ -107,7 +107,7 @@ def submit(
     """Makes the job and its reservation, or finds the first one under the same Idempotency-Key: (job, replayed).
 
     `now` is when it is made; None: Postgres's time. Raises Conflict when the key was used with another body,
-    InvalidInput when a file that is named is not there: roll back.
+    InvalidInput when a file that is named is not there, BudgetExhausted: roll back.
     """
     row = {"project_id": project.id, **asked(prepared)}
     if sent is None:
@@ -172,19 +172,22 @@ def retry(connection: Connection, project_id: uuid.UUID, job_id: uuid.UUID, now:
     """Makes a job again that failed, expired or was canceled; of a parent, only the children that did not succeed.
 
     It is reserved and paid for again. Raises Conflict where there is nothing to make again, and while it is not known
-    what became of a call for it; InvalidInput where a file that it names is gone.
+    what became of a call for it; InvalidInput where a file that it names is gone, or its price is not known in a
+    project with a budget; BudgetExhausted.
     """
     _fate(bulk.retry(connection, project_id, [job_id], now), job_id)
     return reading.one(connection, project_id, job_id)
 
 
 def _fate(fates: bulk.Fates, job_id: uuid.UUID) -> bulk.Fate:
-    """What became of the job; raises NotFound, InvalidInput and Conflict."""
+    """What became of the job; raises NotFound, InvalidInput, BudgetExhausted and Conflict."""
     fate = fates.get(job_id)
     if fate is None:
         raise NotFound(f"no job {job_id}")
     if fate.faults:
         raise InvalidInput([*fate.faults])
+    if fate.spent:
+        raise fate.spent
     if fate.why:
         raise Conflict(fate.outcome, fate.why)
     return fate

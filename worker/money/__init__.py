@@ -1,9 +1,9 @@
 """Money, in integer micro-CNY: what a job may cost, what its submission reserves, what its attempts settle or release.
 
-A job reserves its estimate in the transaction that makes it. The verdict on an attempt books what it cost (`settle`),
-whatever has become of the job; `release` gives the reservation back. An attempt whose answer is unknown is charged at
-the estimate until the answer is known: then its line is corrected. Other lines are only ever added, and each is unique
-by (attempt, entry).
+A job reserves its estimate in the transaction that makes it, or that lets it go where it was held for a budget. The
+verdict on an attempt books what it cost (`settle`), whatever has become of the job; `release` gives the reservation
+back. An attempt whose answer is unknown is charged at the estimate until the answer is known: then its line is
+corrected. Other lines are only ever added, and each is unique by (attempt, entry).
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int
 
 
 def reserve(connection: Connection, jobs: Sequence[uuid.UUID], now: datetime) -> None:
-    """Books the estimates of jobs that are made again, those of them that have a price."""
+    """Books the estimates of jobs that are made again, or let go, those of them that have a price: as of now."""
     connection.execute(_RESERVE, {"jobs": jobs, "now": now})
 
 
 def reserving(made: CTE) -> Insert:
-    """Books the estimates of the jobs that a statement makes, those of them that have a price."""
+    """Books the estimates of the jobs that a statement makes, those that have a price and are not held."""
     of = made.c
     lines = select(of.project_id, of.id, literal("reserve"), of.estimate, of.created_at, of.created_at)
     named = ("project_id", "job_id", "entry", "micros", "at", "reserved_at")
-    return insert(Entry).from_select(named, lines.where(of.estimate.is_not(None)))
+    return insert(Entry).from_select(named, lines.where(of.estimate.is_not(None), of.held_for.is_(None)))
 
 
 def book(
@@ -110,13 +110,15 @@ def shown(micros: int | None) -> str | None:
 # The lines of reservations.
 _RESERVE = text(
     "insert into ledger (project_id, job_id, entry, micros, at, reserved_at)"
-    " select project_id, id, 'reserve', estimate, :now, created_at from jobs"
+    " select project_id, id, 'reserve', estimate, :now, :now from jobs"
     " where id = any(cast(:jobs as uuid[])) and estimate is not null order by id"
 )
-# What an attempt cost; booked again, it replaces the amount.
+# What an attempt cost, in the period that reserved it last; booked again, it replaces the amount.
 _SETTLING = """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
-    select project_id, id, cast(:the_attempt as uuid), 'settle', :cost, :now, created_at from jobs where id = :job
+    select project_id, id, cast(:the_attempt as uuid), 'settle', :cost, :now,
+           coalesce((select max(reserved_at) from ledger where job_id = :job and entry = 'reserve'), created_at)
+      from jobs where id = :job
     on conflict (attempt_id, entry) do update set micros = excluded.micros, at = excluded.at
        where ledger.micros <> excluded.micros
     """
@@ -128,7 +130,7 @@ _UNSETTLE = text(
 # What the job reserved and has not given back, read and given back in one statement.
 _RELEASING = """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
-    select project_id, job_id, cast(:the_attempt as uuid), 'release', -sum(micros), :now, min(reserved_at)
+    select project_id, job_id, cast(:the_attempt as uuid), 'release', -sum(micros), :now, max(reserved_at)
     from ledger where job_id = :the_job and entry in ('reserve', 'release')
     group by project_id, job_id having sum(micros) <> 0
     on conflict (attempt_id, entry) do nothing
@@ -137,7 +139,7 @@ _RELEASING = """
 _RELEASE_ENDED = text(
     """
     insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
-    select jobs.project_id, jobs.id, jobs.attempt_id, 'release', -sum(micros), :now, min(reserved_at)
+    select jobs.project_id, jobs.id, jobs.attempt_id, 'release', -sum(micros), :now, max(reserved_at)
     from jobs join ledger on ledger.job_id = jobs.id and entry in ('reserve', 'release')
     where jobs.id = any(cast(:jobs as uuid[])) and jobs.estimate is not null
       and (jobs.mode = 'parent' or jobs.billed <> 'unknown'

@@ -40,6 +40,7 @@ from worker import claims, document, money, text, webhooks, work
 from worker.claims import NOW, Now
 from worker.errors import ClaimLost, ErrorClass, Failure
 from worker.lanes import slots, throttle
+from worker.money import budgets
 from worker.moves import children, making, transition
 from worker.states import DONE, TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
@@ -65,9 +66,12 @@ class AlreadyRecorded(Exception):  # not an error: the commit held and its answe
 def make(connection: Connection, row: dict[str, Any], now: datetime | None) -> Job:
     """Makes a job, as its first event says, and reserves its estimate; `row` is what was asked for.
 
-    `now` is when; None: the time of the statement, by Postgres.
+    `now` is when; None: the time of the statement, by Postgres. It is held where a budget of its project holds what it
+    has no room for. Raises BudgetExhausted where one refuses it, InvalidInput where one counts, and the price is not
+    known.
     """
-    job = _make(connection, row, _making(tuple(row), once=False), {"now": now})
+    job = _make(connection, row, _making(tuple(row), once=False, free=True), {"now": now})
+    job = job or _make_within(connection, row, budgets.locked(connection, row["project_id"], now))
     assert job is not None, "without a key nothing keeps it from being made"
     return job
 
@@ -77,7 +81,15 @@ def make_once(connection: Connection, row: dict[str, Any], key: Mapping[str, Any
 
     `key` is the key and the hash of its request. While another transaction makes a job under it, this one waits.
     """
-    return _make(connection, row, _making(tuple(row), once=True), {"now": now, **key})
+    job = _make(connection, row, _making(tuple(row), once=True, free=True), {"now": now, **key})
+    if job is not None:
+        return job
+    room = budgets.locked(connection, row["project_id"], now)
+    used = {"the_project": row["project_id"], "the_key": key["key"]}
+    # looked at under the lock: whoever makes a job under it had to have that
+    if not room.standings or connection.execute(_KEY_USED, used).scalar_one():
+        return None
+    return _make_within(connection, row, room, key)
 
 
 def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
@@ -132,24 +144,17 @@ def canceled(job: Job) -> Move:
     return Move(State.CANCELED, _CANCELED[job.billed])
 
 
-def overdue(job: Job) -> Move:
+def overdue(not_after: datetime | None, billed: str) -> Move:
     """The end of a job that was not sent by its `not_after`."""
     failure = Failure(
         "not_sent_in_time",
         ErrorClass.DEADLINE,
-        f"it was not sent to the provider by {text.moment(job.not_after)}, as was asked",
+        f"it was not sent to the provider by {text.moment(not_after)}, as was asked",
         retryable=True,
-        billed=job.billed,  # a call before this one may have gone without an answer
+        billed=billed,  # a call before this one may have gone without an answer
         hint="retry it, which takes the time limit off, or submit it again with a later not_after",
     )
     return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
-
-
-def end_overdue(connection: Connection, now: datetime) -> list[Job]:
-    """Ends jobs that were not sent by their `not_after` and that nobody works on, some of them; the longest first."""
-    rows = connection.execute(_OVERDUE, {"now": now}).mappings().all()
-    mine = [claims.seize(connection, Job.of(row)) for row in rows]
-    return [record(connection, job, overdue(job), now) for job in mine if job is not None]
 
 
 def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> int:
@@ -190,6 +195,16 @@ def _make(connection: Connection, row: dict[str, Any], making: Select[Any], more
     job = Job.of(made)
     _send(connection, job, _type(None, State(job.state)), made["event_id"], job.created_at)
     return job
+
+
+def _make_within(
+    connection: Connection, row: dict[str, Any], room: budgets.Room, key: Mapping[str, Any] | None = None
+) -> Job | None:
+    """Makes a job within its project's budgets, or held for one."""
+    if room.holds(row["estimate"], row["model"]):
+        row = row | budgets.HELD
+    making = _making(tuple(row), once=key is not None, free=False)
+    return _make(connection, row, making, {"now": room.at, **(key or {})})
 
 
 def _type(left: State | None, to: State) -> str:
@@ -242,7 +257,8 @@ def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> J
         return found  # our own commit, whose answer was lost
     if found.claim != job.claim or found.state != State.ADMITTED:
         raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
-    return record(connection, job, canceled(job) if found.cancel_requested else overdue(job), now)
+    end = canceled(job) if found.cancel_requested else overdue(job.not_after, job.billed)
+    return record(connection, job, end, now)
 
 
 def _answer(job: Job, move: Move, now: datetime) -> transition.Answer | None:
@@ -381,6 +397,12 @@ def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
 
 # Statements are built once for each set of columns: to build one costs more than to run it.
 
+_KEY_USED = select(
+    exists().where(
+        IdempotencyKey.project_id == bindparam("the_project", type_=Uuid),
+        IdempotencyKey.key == bindparam("the_key", type_=Text),
+    )
+)
 _LOOKS = claims.unnested(
     "looks",
     ids=Uuid(),
@@ -419,9 +441,6 @@ _ABOUT = (
 )
 
 
-_AT_ONCE = 100  # overdue jobs that one tick ends; the next goes on
-
-
 def is_overdue(now: Now) -> ColumnElement[bool]:
     """Whether nothing of the job was sent by its `not_after`, and nobody is about to send it.
 
@@ -433,18 +452,11 @@ def is_overdue(now: Now) -> ColumnElement[bool]:
     return and_(listed, Job.not_after < now, waits, Job.claimed.is_distinct_from(claims.TAKEN))
 
 
-_OVERDUE = (
-    select(*Job.__table__.c)
-    .where(is_overdue(bindparam("now", type_=DateTime(timezone=True))))
-    .order_by(Job.not_after)
-    .limit(_AT_ONCE)
-    .with_for_update(skip_locked=True)
-)
-
-
 @cache
-def _making(columns: tuple[str, ...], once: bool) -> Select[Any]:
+def _making(columns: tuple[str, ...], once: bool, free: bool) -> Select[Any]:
     """Makes a job with its event and its reservation; `once`: unless its project has a job under that key already.
+
+    `free`: unless its project has a budget, so that those without one need no other statement.
 
     What is written is looked at by no foreign key before the statement has ended, so the order is free.
     """
@@ -453,8 +465,11 @@ def _making(columns: tuple[str, ...], once: bool) -> Select[Any]:
     asked = {name: bindparam(f"to_{name}", type_=table.c[name].type) for name in columns}
     written = making.columns(born, asked)
     given = select(*written.values())
+    if free and not once:
+        given = given.where(budgets.is_free(asked["project_id"]))
     if once:
         key = select(asked["project_id"], bindparam("key", type_=Text), bindparam("hash", type_=LargeBinary), *born.c)
+        key = key.where(budgets.is_free(asked["project_id"])) if free else key
         names = ("project_id", "key", "request_hash", "job_id", "created_at")
         kept = upsert(IdempotencyKey).from_select(names, key).on_conflict_do_nothing().returning(IdempotencyKey.key)
         given = given.where(exists(select(kept.cte("kept"))))

@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
+    BigInteger,
     Connection,
     DateTime,
     LargeBinary,
@@ -22,12 +24,14 @@ from sqlalchemy import (
     Uuid,
     any_,
     bindparam,
+    case,
     cast,
     exists,
     func,
     literal,
     literal_column,
     null,
+    or_,
     select,
     text,
     update,
@@ -35,9 +39,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import aliased
 
-from worker import document, webhooks
+from worker import document, money, webhooks
+from worker.errors import InvalidInput, NoriaError
+from worker.money import budgets
 from worker.moves import making
-from worker.states import Mode
+from worker.states import Mode, State
 from worker.tables import BatchRow, Event, IdempotencyKey, Job
 
 # What becomes a job's row, and is not kept twice: as `jobs.submission.asked` names it.
@@ -54,11 +60,15 @@ _TOLD_AT_ONCE = 500  # deliveries that are written together
 def make(connection: Connection, project_id: uuid.UUID, batch_id: uuid.UUID, now: datetime) -> tuple[int, int]:
     """Makes a job of each good row that has none yet in the project, and links the others to theirs: of how many each.
 
-    Jobs of one commit stand in their project's line as their rows stand in the file.
+    Jobs of one commit stand in their project's line as their rows stand in the file. Where a budget holds what it has
+    no room for, the first rows that fit are queued, and the others held. Raises BudgetExhausted where one refuses, and
+    InvalidInput where one counts and a price is not known: nothing is made.
     """
-    bound = {"the_project": project_id, "the_batch": batch_id, "now": now}
+    bound: dict[str, Any] = {"the_project": project_id, "the_batch": batch_id, "now": now}
     made = existing = 0
     while connection.execute(_HAS_GOOD, bound).scalar_one():  # again, where a key has ended just now
+        room = budgets.locked(connection, project_id, now)
+        bound["most"] = _most(connection, bound, room) if room.standings else None
         connection.execute(_PLAN, {"nested": "off"})
         made += connection.execute(_MAKE, bound).scalar_one()
         connection.execute(_PLAN, {"nested": "on"})
@@ -66,20 +76,48 @@ def make(connection: Connection, project_id: uuid.UUID, batch_id: uuid.UUID, now
     return made, existing
 
 
+def obstacle(connection: Connection, project_id: uuid.UUID, batch_id: uuid.UUID, now: datetime) -> str | None:
+    """Why not all good rows of a draft would be made and queued, by the project's budgets as they are now."""
+    room = budgets.seen(connection, project_id, now)
+    if not room.standings:
+        return None
+    bound = {"the_project": project_id, "the_batch": batch_id}
+    try:
+        most = _most(connection, bound, room)
+    except NoriaError as error:
+        return str(error)
+    total = connection.execute(_TO_COME, bound).one().total
+    if most is None or total <= most:
+        return None
+    least = room.fullest()
+    assert least, "there is a budget"
+    return f"{least.says()}; this may cost {money.shown(total)} CNY, so what does not fit is held"
+
+
+def _most(connection: Connection, bound: dict[str, Any], room: budgets.Room) -> int | None:
+    """What the rows that are queued may cost together, micro-CNY; None: there is room for all. Raises as `make`."""
+    rows = connection.execute(_TO_COME, bound).one()
+    if rows.unpriced:
+        raise InvalidInput([budgets.price_unknown(rows.unpriced)])
+    return room.most(rows.total, rows.dearest)
+
+
 def tell(connection: Connection, project: str, project_id: uuid.UUID, batch_id: uuid.UUID) -> None:
     """Writes the deliveries of the first events of a batch's jobs, whose receivers want them."""
     bound = {"the_project": project_id, "the_batch": batch_id}
     found = connection.execute(_WANTED, bound, execution_options={"yield_per": _TOLD_AT_ONCE})
     for rows in found.mappings().partitions():
-        jobs = [(Job.of(row), row["event_id"]) for row in rows]
-        told = [(job.id, event_id, job.webhook_url or "", _body(project, job)) for job, event_id in jobs]
+        told = [
+            (job.id, row["event_id"], job.webhook_url or "", _body(project, job))
+            for row, job in ((row, Job.of(row)) for row in rows)
+        ]
         webhooks.enqueue_all(connection, project_id, told)
 
 
 def _body(project: str, job: Job) -> str:
     parts: Counter[str] | None = Counter() if job.mode == Mode.PARENT else None
     shown = document.shown(project, job, [], None, None, parts)
-    return making.body("job.queued", job, shown, job.created_at)
+    return making.body(f"job.{job.state}", job, shown, job.created_at)
 
 
 # Statements are built once: to build one costs more than to run it.
@@ -98,6 +136,22 @@ def _key(row: Any) -> Any:
 IS_MADE = exists().where(IdempotencyKey.project_id == _PROJECT, IdempotencyKey.key == _key(BatchRow))
 
 
+def _held(born: CTE) -> dict[str, Any]:
+    """The columns in which jobs differ that are held for a budget: those after the rows that it has room for."""
+    so_far, most = func.sum(born.c.estimate).over(order_by=born.c.n), bindparam("most", type_=BigInteger)
+    fits = or_(most.is_(None), so_far <= most)
+    columns = {name: case((fits, null()), else_=value) for name, value in budgets.HELD.items() if value is not None}
+    return columns | {"state": case((fits, State.QUEUED), else_=State.HELD), "run_at": case((fits, born.c.at))}
+
+
+def _to_come() -> Select[Any]:
+    """What the jobs cost at most that a commit would make, the dearest of them, and a model that has no price."""
+    unpriced = func.max(BatchRow.model).filter(BatchRow.estimate.is_(None))
+    total, dearest = (func.coalesce(of(BatchRow.estimate), 0) for of in (func.sum, func.max))
+    named: list[Any] = [total.label("total"), dearest.label("dearest"), unpriced.label("unpriced")]
+    return select(*named).where(*_GOOD, ~IS_MADE)
+
+
 def _making() -> Select[Any]:
     """Makes the jobs of the good rows whose keys are new, and returns how many."""
     rows = select(BatchRow).where(*_GOOD).order_by(BatchRow.n).subquery("good")
@@ -107,7 +161,7 @@ def _making() -> Select[Any]:
     keys = select(_PROJECT, born.c.key, cast(born.c.hash, LargeBinary), born.c.id, born.c.at).order_by(born.c.key)
     kept = upsert(IdempotencyKey).from_select(names, keys).on_conflict_do_nothing().returning(IdempotencyKey.job_id)
     is_new = kept.cte("kept")
-    asked = {name: born.c[name] for name in (*ASKED, "custom_id", "batch_id")}
+    asked = {name: born.c[name] for name in (*ASKED, "custom_id", "batch_id")} | _held(born)
     written = making.columns(born, {"project_id": _PROJECT, "batch_row": born.c.n, **asked})
     given = select(*written.values()).join_from(born, is_new, is_new.c.job_id == born.c.id).order_by(born.c.n)
     made = making.inserted(written, given)
@@ -129,7 +183,7 @@ def _linking() -> Update:
 
 # The planner takes rows that were just written for a handful, and would compare each of them with each.
 _PLAN = text("select set_config('enable_nestloop', :nested, true)")
-_MAKE, _LINK = _making(), _linking()
+_TO_COME, _MAKE, _LINK = _to_come(), _making(), _linking()
 _WANTED = (
     select(*Job.__table__.c, Event.id.label("event_id"))
     .join(Event, Event.job_id == Job.id)
@@ -138,7 +192,7 @@ _WANTED = (
         Job.project_id == _PROJECT,
         Event.sequence == 1,
         Job.webhook_url.is_not(None),
-        literal("job.queued", Text) == any_(Job.webhook_events),
+        Event.type == any_(Job.webhook_events),
     )
     .order_by(Job.id)
 )

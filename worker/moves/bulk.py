@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -37,9 +38,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import aliased
 
-from worker import document, inputs, money, webhooks
+from worker import document, inputs, money, moves, webhooks
 from worker.claims import TAKEN
-from worker.errors import Fault
+from worker.errors import BudgetExhausted, Fault, InvalidInput
+from worker.money import budgets
+from worker.money.budgets import Room
 from worker.moves import children, making, transition
 from worker.states import TERMINAL, HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Job, Project
@@ -50,6 +53,7 @@ _AT_ONCE = 50  # inputs, or documents for receivers, that are in memory together
 _MINE = frozenset({State.QUEUED, State.HELD, State.ADMITTED})  # the provider knows nothing of the job
 _PAID = frozenset({State.COPYING, State.AWAITING_REVIEW})  # its outputs are on their way, or there
 AGAIN = frozenset({State.FAILED, State.CANCELED, State.EXPIRED})
+MADE = frozenset({"retried", "held"})  # the outcomes of jobs that are made again
 
 T = TypeVar("T")
 
@@ -58,13 +62,15 @@ T = TypeVar("T")
 class Fate:
     """What became of a job, in the words of the API; or the code of why nothing did, and then `why` in a sentence.
 
-    `estimate`: what it was to cost, or costs again, of one that is canceled or made again. `faults`: of its files.
+    `estimate`: what it was to cost, or costs again, of one that is canceled or made again. `faults`: of its files, or
+    of its price. `spent`: the budget that has no room for it.
     """
 
     outcome: str
     why: str = ""
     estimate: int | None = None
     faults: tuple[Fault, ...] = ()
+    spent: BudgetExhausted | None = None
 
 
 Fates = dict[uuid.UUID, Fate]
@@ -98,10 +104,10 @@ def cancel(connection: Connection, project_id: uuid.UUID, ids: Sequence[uuid.UUI
 
 
 def would_retry(
-    connection: Connection, project_id: uuid.UUID, ids: Sequence[uuid.UUID], room: int | None = None
+    connection: Connection, project_id: uuid.UUID, ids: Sequence[uuid.UUID], budget: Room, room: int | None = None
 ) -> Fates:
-    """What `retry` would lead to now."""
-    return _of_retry(connection, project_id, _look(connection, _SEEN, project_id, ids), room)
+    """What `retry` would lead to now; `budget` is what there is room for, of which this takes."""
+    return _of_retry(connection, project_id, _look(connection, _SEEN, project_id, ids), budget, room)
 
 
 def retry(
@@ -110,16 +116,19 @@ def retry(
     """Makes jobs again that failed, expired or were canceled; of parents only the children that did not succeed.
 
     They are reserved and paid for again, `room` of them at the most, and their batches are open again. What became of
-    those that are the project's: `retried`, or refused: `is_child`, `not_retryable`, `attempt_open` while it is not
-    known what became of a call, the code of what is wrong with a file, `too_many_waiting`.
+    those that are the project's: `retried`, `held` until its budget has room, or refused: `is_child`, `not_retryable`,
+    `attempt_open` while it is not known what became of a call, the code of what is wrong with a file,
+    `too_many_waiting`, `budget_exhausted`, `price_unknown`.
     """
     connection.execute(_LOCK_BATCHES, {"of_project": project_id, "jobs": ids})
     jobs = _look(connection, _LOCKED, project_id, ids)
-    fates = _of_retry(connection, project_id, jobs, room)
+    fates = _of_retry(connection, project_id, jobs, budgets.locked(connection, project_id, now), room)
     again = [job for job in jobs if fates[job.id].outcome == "retried"]
+    held = [job for job in jobs if fates[job.id].outcome == "held"]
     for statement, to, some in (
         (_MAKE_AGAIN, State.QUEUED, [job for job in again if not job.round]),
         (_GATHER_AGAIN, State.GATHERING, [job for job in again if job.round]),
+        (_MAKE_AGAIN_HELD, State.HELD, held),
     ):
         if some:
             _tell(connection, to, some, _move(connection, statement, some, "made again, as a person asked", now), now)
@@ -127,7 +136,7 @@ def retry(
         if parents := [job.id for job in again if job.mode == Mode.PARENT]:
             children.make_again(connection, parents, now)
         money.reserve(connection, _ids(again), now)
-    for batch_id in {job.batch_id for job in again if job.batch_id}:
+    for batch_id in {job.batch_id for job in again + held if job.batch_id}:
         reopen(connection, batch_id)
     return fates
 
@@ -151,6 +160,37 @@ def let_go(connection: Connection, project_id: uuid.UUID, ids: Sequence[uuid.UUI
     if jobs:
         _tell(connection, State.QUEUED, jobs, _move(connection, _LET_GO, jobs, "its batch goes on", now), now)
     return _ids(jobs)
+
+
+def let_go_within_budgets(connection: Connection, now: datetime) -> bool:
+    """Puts jobs that are held for their project's budget into the line, and reserves for them: the oldest that fit.
+
+    The first that does not fit keeps those after it waiting, unless it costs more than a whole budget. What somebody
+    works on at the moment is looked at the next time. Whether there may be more that fit: it lets go a few hundred.
+    """
+    has_more = False
+    for project_id in connection.execute(_HELD_FOR_BUDGETS).scalars().all():
+        room = budgets.unlocked(connection, project_id, now)
+        if room is None:
+            continue
+        jobs = connection.execute(_HELD, {"of_project": project_id, "most": CHUNK}).all()
+        if some := _that_fit(jobs, room):
+            events = _move(connection, _LET_GO, some, "its project's budget has room", now)
+            _tell(connection, State.QUEUED, some, events, now)
+            money.reserve(connection, _ids(some), now)
+        has_more |= len(some) == CHUNK
+    return has_more
+
+
+def end_overdue(connection: Connection, now: datetime) -> None:
+    """Ends jobs that were not sent by their `not_after` and that nobody works on, some of them; the longest first."""
+    jobs = connection.execute(_OVERDUE, {"now": now}).all()
+    for (not_after, billed), some in groupby(jobs, key=lambda job: (job.not_after, job.billed)):
+        end = moves.overdue(not_after, billed)
+        late = list(some)
+        events = _move(connection, _END_OVERDUE, late, end.why, now, the_error=end.columns["error"])
+        money.release_ended(connection, _ids(late), now)
+        _tell(connection, State.FAILED, late, events, now)
 
 
 def reopen(connection: Connection, batch_id: uuid.UUID) -> None:
@@ -179,7 +219,34 @@ def _of_cancel(job: Row[Any]) -> Fate:
     return Fate("requested")
 
 
-def _of_retry(connection: Connection, project_id: uuid.UUID, jobs: Sequence[Row[Any]], room: int | None) -> Fates:
+def _that_fit(jobs: Sequence[Row[Any]], room: Room) -> list[Row[Any]]:
+    some = []
+    for job in jobs:
+        if room.can_ever_fit(job.estimate or 0):
+            if not room.fits(job.estimate or 0):
+                break
+            room.take(job.estimate or 0)
+            some.append(job)
+    return some
+
+
+def _of_budget(job: Row[Any], budget: Room) -> Fate:
+    """What a retry leads to where nothing but the budget is in its way."""
+    try:
+        holds = budget.holds(job.estimate, job.model)
+    except BudgetExhausted as error:
+        return Fate(error.code, str(error), spent=error)
+    except InvalidInput as error:
+        return Fate(error.faults[0].code, error.faults[0].message, faults=tuple(error.faults))
+    if holds and job.round:
+        why = "the project's budget has no room for the parts that are missing: retry it when there is"
+        return Fate("no_room_in_budget", why)
+    return Fate("held" if holds else "retried", estimate=job.estimate)
+
+
+def _of_retry(
+    connection: Connection, project_id: uuid.UUID, jobs: Sequence[Row[Any]], budget: Room, room: int | None
+) -> Fates:
     """What a retry leads to; calls and files are looked at once for all."""
     fates: Fates = {}
     for job in jobs:
@@ -196,7 +263,7 @@ def _of_retry(connection: Connection, project_id: uuid.UUID, jobs: Sequence[Row[
     fates |= dict.fromkeys(is_open, Fate("attempt_open", why))
     fates |= _without_files(connection, project_id, [job for job in left if job.id not in fates])
     fits = [job for job in left if job.id not in fates]
-    fates |= {job.id: Fate("retried", estimate=job.estimate) for job in fits[:room]}
+    fates |= {job.id: _of_budget(job, budget) for job in fits[:room]}
     full = Fate("too_many_waiting", "the project has as many unfinished jobs as it may")
     return fates | {job.id: full for job in fits[len(fits[:room]) :]}
 
@@ -227,9 +294,10 @@ def _move(
     jobs: Sequence[Row[Any]],
     why: str,
     now: datetime,
+    **more: Any,
 ) -> dict[uuid.UUID, int]:
     """Moves jobs that are locked; each one's event."""
-    told = connection.execute(how, {"jobs": _ids(jobs), "the_why": why, "now": now}).all()
+    told = connection.execute(how, {"jobs": _ids(jobs), "the_why": why, "now": now, **more}).all()
     assert len(told) == len(jobs), "what is locked and was judged is moved"
     return {row.job_id: row.id for row in told}
 
@@ -274,26 +342,51 @@ def _ids(jobs: Sequence[Row[Any]]) -> list[uuid.UUID]:
 _JOBS: ColumnElement[bool] = Job.id == any_(bindparam("jobs", type_=ARRAY(Uuid)))
 _OF_PROJECT: ColumnElement[bool] = Job.project_id == bindparam("of_project", type_=Uuid)
 _JUDGED = (
-    *("id", "project_id", "batch_id", "parent_id", "kind", "mode", "round"),
+    *("id", "project_id", "batch_id", "parent_id", "kind", "model", "mode", "round"),
     *("state", "held_for", "held_from", "claimed"),
     *("cancel_requested", "task_status", "estimate", "webhook_url", "webhook_events"),
 )
 _SEEN = select(*(Job.__table__.c[name] for name in _JUDGED)).where(_OF_PROJECT, _JOBS).order_by(Job.id)
 _LOCKED = _SEEN.with_for_update(key_share=True)  # who writes an event or an output of one does not wait
 
+# projects of which something is held for a budget, and the oldest that is
+_HELD_FOR_BUDGETS = select(Project.id).where(
+    exists().where(Job.project_id == Project.id, Job.held_for == literal_column(f"'{HeldFor.BUDGET}'"))
+)
+_HELD = (
+    select(*(Job.__table__.c[name] for name in _JUDGED))
+    .where(_OF_PROJECT, Job.held_for == literal_column(f"'{HeldFor.BUDGET}'"))
+    .order_by(Job.id)
+    .limit(bindparam("most"))
+    .with_for_update(key_share=True, skip_locked=True)
+)
 _CANCEL = transition.many(_MINE, State.CANCELED, _JOBS, cancel_requested=True)
 _SEE_TO_THE_END = transition.many({State.HELD}, State.GATHERING, _JOBS, cancel_requested=True)
 _MAKE_AGAIN = transition.many(AGAIN, State.QUEUED, _JOBS)
 _GATHER_AGAIN = transition.many(AGAIN, State.GATHERING, _JOBS)
+_AS_QUEUED: dict[str, Any] = {
+    "held_from": literal_column(f"'{State.QUEUED}'", Text),  # an admitted one gives its slot back
+    **dict.fromkeys(("lane_id", "account", "region")),
+}
+_FOR_BUDGET = literal_column(f"'{HeldFor.BUDGET}'", Text)
+_MAKE_AGAIN_HELD = transition.many(AGAIN, State.HELD, _JOBS, held_for=_FOR_BUDGET, **_AS_QUEUED)
 _HOLD = transition.many(
     {State.QUEUED, State.ADMITTED},
     State.HELD,
     _JOBS,
     held_for=literal_column(f"'{HeldFor.BATCH}'", Text),
-    held_from=literal_column(f"'{State.QUEUED}'", Text),  # an admitted one gives its slot back
-    **dict.fromkeys(("lane_id", "account", "region")),
+    **_AS_QUEUED,
 )
 _LET_GO = transition.many({State.HELD}, State.QUEUED, _JOBS)
+
+_OVERDUE: Select[Any] = (
+    select(*_LOCKED.selected_columns, Job.not_after, Job.billed)
+    .where(moves.is_overdue(transition.BOUND_NOW))
+    .order_by(Job.not_after, Job.billed)
+    .limit(CHUNK)
+    .with_for_update(skip_locked=True)
+)
+_END_OVERDUE = transition.many(_MINE, State.FAILED, _JOBS, error=bindparam("the_error", type_=JSONB))
 
 # leaves word for whoever works on the jobs, and makes those due at once on which nobody does
 _WAITS = or_(Job.run_at > transition.BOUND_NOW, and_(Job.state == State.GATHERING, Job.run_at.is_(None)))
