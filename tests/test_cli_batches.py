@@ -94,6 +94,12 @@ def test_a_report_that_nobody_may_act_on_is_a_document_all_the_same(noria: Shell
     assert noria("batches", "--json").json == []
 
 
+def test_no_option_is_offered_that_would_be_refused(noria: Shell) -> None:
+    """A custom_id tells rows apart: one for all of them is none."""
+    assert "--custom-id" not in noria("batch", "--help").out
+    assert "--custom-id" in noria("submit", "--help").out
+
+
 def test_a_fault_of_a_default_names_the_field(noria: Shell, api: Served, file: Path) -> None:
     said = noria("batch", "campaign.csv", "--not-after", "2020-01-01T00:00:00Z")
 

@@ -13,7 +13,7 @@ import typer
 from api.client import Client
 from ops.cli import show, tables
 from ops.cli.reach import Api, command, read_object
-from ops.cli.submit import Input, Labels
+from ops.cli.submit import Input, OneLabels
 from ops.local.supervise import LocalError
 
 _RUNS_SHOWN = 5
@@ -60,7 +60,7 @@ def create(
     kind: Annotated[str | None, typer.Option(help="The kind of its jobs.")] = None,
     model: Annotated[str | None, typer.Option(help="The provider's model or an alias.")] = None,
     wanted: Input,
-    labels: Labels,
+    labels: OneLabels,
     file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A JSON file with the schedule; options go first.")
     ] = None,

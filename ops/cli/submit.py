@@ -68,7 +68,6 @@ class Input:
 class Labels:
     """Options that say of a job how it is found, when its turn comes, and who is told."""
 
-    custom_id: Annotated[str | None, typer.Option(help="Your own id for the job.")] = None
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label to find the job by; may be repeated.")
     ] = None
@@ -79,13 +78,23 @@ class Labels:
     def fields(self) -> dict[str, Any]:
         """The fields that were given."""
         given = {
-            "custom_id": self.custom_id,
             "metadata": pairs(self.metadata, "--metadata") or None,
             "priority": self.priority,
             "webhook_url": self.webhook_url,
             "review": "required" if self.review else None,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class OneLabels(Labels):
+    """The same of one job alone, which may have an id of its user's."""
+
+    custom_id: Annotated[str | None, typer.Option(help="Your own id for the job.")] = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that were given."""
+        return super().fields() | ({} if self.custom_id is None else {"custom_id": self.custom_id})
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def submit(
         list[Path] | None,
         typer.Option(metavar="PATH", exists=True, help="Documents to summarise: a file, or a folder with files."),
     ] = None,
-    labels: Labels,
+    labels: OneLabels,
     idempotency_key: Annotated[str | None, typer.Option(help="Makes a repetition safe.")] = None,
     not_after: NotAfter = None,
     afterwards: Afterwards,
