@@ -258,6 +258,22 @@ def test_what_is_held_goes_on_in_the_next_period_and_counts_there(play: Stage) -
     }
 
 
+def test_a_bill_counts_in_the_period_that_let_the_job_go(play: Stage) -> None:
+    cap(play, PRICE, "total", "hold")
+    first, held = play.submit(), play.submit()
+    let_go_at = play.now() + timedelta(hours=2)
+    play.cancel(first)
+    due(play, let_go_at)
+    play.sql("update jobs set run_at = now() where id = :id", id=held.id)
+
+    assert play.until(held).state == "succeeded"
+
+    lines = play.sql("select entry, reserved_at from ledger where job_id = :id order by id", id=held.id)
+    assert {(line["entry"], line["reserved_at"]) for line in lines} == {
+        (entry, let_go_at) for entry in ("reserve", "release", "settle")
+    }
+
+
 def test_what_a_bill_leaves_of_an_estimate_is_room_for_what_waits(play: Stage) -> None:
     cap(play, PRICE, "total", "hold")
     first, second = play.submit(), play.submit()
