@@ -315,6 +315,21 @@ def test_who_comes_later_does_not_overtake_what_is_held(play: Stage) -> None:
     assert states(play) == ["canceled", "queued", "held"]
 
 
+def test_a_dear_job_is_not_overtaken_by_cheaper_ones_that_came_later(play: Stage) -> None:
+    cap(play, 2 * PRICE, "total", "hold")
+    first = play.submit()
+    play.submit(input=CLIP | {"duration": 10})
+    play.submit()
+
+    due(play)
+    kept = states(play)
+    play.cancel(first)
+    due(play)
+
+    assert kept == ["queued", "held", "held"]
+    assert states(play) == ["canceled", "queued", "held"]
+
+
 def test_what_is_held_is_let_go_when_the_budget_is_deleted(play: Stage, http: httpx.Client) -> None:
     budget = cap(play, PRICE, "total", "hold")
     for _ in range(3):
