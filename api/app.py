@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import context, forms, problems
-from api.routes import batch_exports, batches, bulk, catalog, files, jobs, operator, review, schedules
+from api.routes import batch_exports, batches, bulk, catalog, endpoints, files, jobs, operator, review, schedules
 from worker import database, log, settings
 from worker.settings import Settings
 
@@ -48,6 +48,9 @@ _FORMS = (
     forms.ApproveCreate,
     forms.BatchCreate,
     forms.BulkCreate,
+    forms.EndpointCreate,
+    forms.EndpointUpdate,
+    forms.RedeliverCreate,
     forms.RejectCreate,
     forms.ResolveCreate,
     forms.ScheduleCreate,
@@ -66,7 +69,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, catalog):
+    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, endpoints, catalog):
         app.include_router(routes.router)
     return app
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from serving import CLIP, Served, served
+from serving import CLIP, Served, eventually, served
 
 from worker.kinds import KINDS
 
@@ -43,17 +43,28 @@ OF_A_BATCH = {
     ("DELETE", "/v1/batches/{batch_id}"),
     *(("POST", f"/v1/batches/{{batch_id}}/{act}") for act in ("pause", "resume", "cancel", "retry-failed")),
 }
+OF_AN_ENDPOINT = {
+    ("GET", "/v1/webhook-endpoints/{endpoint_id}"),
+    ("PATCH", "/v1/webhook-endpoints/{endpoint_id}"),
+    ("DELETE", "/v1/webhook-endpoints/{endpoint_id}"),
+    ("GET", "/v1/webhook-endpoints/{endpoint_id}/deliveries"),
+    *(("POST", f"/v1/webhook-endpoints/{{endpoint_id}}/{act}") for act in ("rotate", "test", "redeliver")),
+}
 OF_MANY = {("POST", "/v1/jobs/bulk")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {
-    (method, path) for method in ("GET", "POST") for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches")
-}
+    (method, path)
+    for method in ("GET", "POST")
+    for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/webhook-endpoints")
+} | {("GET", "/v1/events")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
 ITEMS = {"items": [CLIP]}
+
+ENDPOINT = {"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]}  # nobody listens there
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
@@ -63,6 +74,9 @@ BODIES: dict[str, Any] = {
     "/v1/schedules": NIGHTLY,
     "/v1/batches": ITEMS,
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
+    "/v1/webhook-endpoints": ENDPOINT | {"url": "http://127.0.0.1:9/others"},
+    "/v1/webhook-endpoints/{endpoint_id}": {"description": "ours"},
+    "/v1/webhook-endpoints/{endpoint_id}/redeliver": {"since": "2026-01-01T00:00:00Z"},
 }
 
 FILE = {"file": ("notes.txt", b"What spring has to say.")}
@@ -70,13 +84,14 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output and an attempt, a file, a schedule and a draft; summer a key; and an operator."""
+    """Spring has a job with an output, a file, a schedule, a draft and an endpoint; summer a key; and an operator."""
 
     api: Served
     job: dict[str, Any]
     file: dict[str, Any]
     schedule: dict[str, Any]
     batch: dict[str, Any]
+    endpoint: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
     operator: httpx.Client
@@ -89,6 +104,7 @@ class Tenants:
             "batch_id": self.batch["id"],
             "file_id": self.file["id"],
             "schedule_id": self.schedule["id"],
+            "endpoint_id": self.endpoint["id"],
         }
         path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
@@ -101,6 +117,7 @@ class Tenants:
 def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
     with served(environment) as api:
         spring, summer, operator = (api.http(api.key(name)) for name in ("spring", "summer", None))
+        endpoint = spring.post("/v1/webhook-endpoints", json=ENDPOINT).json()
         job = spring.post("/v1/jobs", json=CLIP | {"metadata": {"sku": "A17"}, "custom_id": "row-17"}).json()
         api.sql(
             "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
@@ -109,7 +126,7 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
         batch = spring.post("/v1/batches", json=ITEMS).json()
-        yield Tenants(api, job, file, schedule, batch, spring, summer, operator)
+        yield Tenants(api, job, file, schedule, batch, endpoint, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
@@ -117,7 +134,7 @@ def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
     known = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT
-    known |= OF_EVERYBODY | OPEN
+    known |= OF_AN_ENDPOINT | OF_EVERYBODY | OPEN
     assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
@@ -225,6 +242,29 @@ def test_anothers_schedule_is_not_found_not_run_and_not_changed(tenants: Tenants
     assert tenants.spring.get(tenants.schedule["urls"]["runs"]).json()["data"] == []
 
 
+def test_anothers_endpoint_is_not_found_not_called_and_not_changed(tenants: Tenants) -> None:
+    for route in sorted(OF_AN_ENDPOINT):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.summer.get("/v1/webhook-endpoints").json()["data"] == []
+    (kept,) = tenants.spring.get("/v1/webhook-endpoints").json()["data"]
+    assert kept == {name: value for name, value in tenants.endpoint.items() if name != "secret"}
+
+
+def test_of_anothers_events_nothing_is_told_or_fed(tenants: Tenants) -> None:
+    made = tenants.summer.post("/v1/webhook-endpoints", json=ENDPOINT).json()
+    tenants.spring.post("/v1/jobs", json=CLIP)
+    theirs = tenants.api.sql("select id from deliveries")[0]["id"]
+
+    sent = tenants.summer.post(made["urls"]["self"] + "/redeliver", json={"ids": [str(theirs)]}).json()
+
+    assert sent["deliveries"] == 0
+    assert tenants.summer.get(made["urls"]["deliveries"]).json()["data"] == []
+    assert eventually(lambda: tenants.spring.get("/v1/events").json()["data"])
+    assert tenants.summer.get("/v1/events").json()["data"] == []
+
+
 def test_anothers_batch_is_not_found_not_committed_and_not_deleted(tenants: Tenants) -> None:
     for route in sorted(OF_A_BATCH):
         other = tenants.ask(tenants.summer, route)
@@ -282,7 +322,15 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
     for route in sorted(
-        OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_PROJECT | OF_EVERYBODY
+        OF_A_JOB
+        | OF_A_REVIEW
+        | OF_A_BATCH
+        | OF_MANY
+        | OF_A_FILE
+        | OF_A_SCHEDULE
+        | OF_AN_ENDPOINT
+        | OF_A_PROJECT
+        | OF_EVERYBODY
     ):
         with tenants.api.http(None) as nobody:
             assert tenants.ask(nobody, route).status_code == 401, route
@@ -295,7 +343,7 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE
+    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_AN_ENDPOINT
     for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})

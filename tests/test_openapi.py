@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import batches, bulk, catalog, files, jobs, operator, review, schedules
+from api.routes import batches, bulk, catalog, endpoints, files, jobs, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
 from worker.kinds import OFFERED
@@ -44,6 +44,7 @@ EXAMPLES = 12  # of each operation
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ANY = list(HealthCheck)
 MANY: dict[str, Any] = {"action": "cancel", "filter": {"custom_id": "row-17"}, "dry_run": True}
+ENDPOINT: dict[str, Any] = {"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]}  # nobody listens there
 PROJECT = {"Noria-Project": "spring"}
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -153,6 +154,15 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
             bulk.BulkDocument: http.post("/v1/jobs/bulk", json=MANY).json(),
             jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
+            endpoints.EndpointSecret: (endpoint := http.post("/v1/webhook-endpoints", json=ENDPOINT).json()),
+            endpoints.EndpointDocument: http.get(endpoint["urls"]["self"]).json(),
+            endpoints.EndpointList: http.get("/v1/webhook-endpoints").json(),
+            endpoints.TestDocument: http.post(endpoint["urls"]["self"] + "/test").json(),
+            endpoints.DeliveryList: http.get(endpoint["urls"]["deliveries"]).json(),
+            endpoints.Redelivery: http.post(
+                endpoint["urls"]["self"] + "/redeliver", json={"status": "exhausted"}
+            ).json(),
+            endpoints.Feed: http.get("/v1/events").json(),
         }
         api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null, finished_at = null")
         said[review.Rejection] = http.post(job["urls"]["self"] + "/reject", json={"comment": "no", "reroll": {}}).json()
@@ -192,6 +202,7 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
         is_begun = {"commit": str(operation.path.endswith(("/pause", "/resume", "/cancel", "/retry-failed"))).lower()}
         batch = httpx.post(api.url + "/v1/batches", params=is_begun, json=items, headers=headers).json()
         known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"]}
+        known |= {"endpoint_id": _endpoint(api, headers)}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"
@@ -211,8 +222,10 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
     """Generated bodies, which seldom name a model; and one that does."""
-    given: dict[str, Any] = {"/v1/schedules": NIGHTLY, "/v1/jobs/bulk": MANY}
-    whole = given.get(operation.path, {} if "schedule" in operation.path else CLIP)
+    redeliver = "/v1/webhook-endpoints/{endpoint_id}/redeliver"
+    given: dict[str, Any] = {"/v1/schedules": NIGHTLY, "/v1/jobs/bulk": MANY, redeliver: {"status": "exhausted"}}
+    given |= {"/v1/webhook-endpoints": ENDPOINT}
+    whole = given.get(operation.path, {} if "schedule" in operation.path or "endpoint" in operation.path else CLIP)
     return [NOT_SET, whole] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
 
 
@@ -220,6 +233,15 @@ def _schedule(api: Served, headers: dict[str, str]) -> str:
     """A new one for each operation, since one of them deletes it."""
     body = NIGHTLY | {"name": str(uuid.uuid4())}
     return str(httpx.post(api.url + "/v1/schedules", json=body, headers=headers).json()["id"])
+
+
+def _endpoint(api: Served, headers: dict[str, str]) -> str:
+    """The only one: the others go, since there may be no more than sixteen."""
+    url = f"{api.url}/v1/webhook-endpoints"
+    for old in httpx.get(url, headers=headers).json()["data"]:
+        httpx.delete(api.url + old["urls"]["self"], headers=headers)
+    body = ENDPOINT | {"url": f"http://127.0.0.1:9/{uuid.uuid4()}"}
+    return str(httpx.post(url, json=body, headers=headers).json()["id"])
 
 
 def _ask(api: Served, strategy: SearchStrategy[Case], headers: dict[str, str], asked: Counter[tuple[str, int]]) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     Update,
     Uuid,
+    and_,
     any_,
     bindparam,
     cast,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
+    or_,
     select,
     text,
     update,
@@ -39,6 +41,7 @@ from worker import document, webhooks
 from worker.moves import making
 from worker.states import Mode
 from worker.tables import BatchRow, Event, IdempotencyKey, Job
+from worker.webhooks import endpoints
 
 # What becomes a job's row, and is not kept twice: as `jobs.submission.asked` names it.
 ASKED = (
@@ -48,6 +51,7 @@ ASKED = (
 _SPENT: dict[str, Any] = {name: null() for name in ASKED}
 # A tab, which no Idempotency-Key of a user's may hold.
 _PREFIX = "row\t"
+_QUEUED = "job.queued"
 _TOLD_AT_ONCE = 500  # deliveries that are written together
 
 
@@ -67,19 +71,22 @@ def make(connection: Connection, project_id: uuid.UUID, batch_id: uuid.UUID, now
 
 
 def tell(connection: Connection, project: str, project_id: uuid.UUID, batch_id: uuid.UUID) -> None:
-    """Writes the deliveries of the first events of a batch's jobs, whose receivers want them."""
+    """Writes the deliveries of the first events of a batch's jobs, to the receivers and endpoints that want them."""
     bound = {"the_project": project_id, "the_batch": batch_id}
     found = connection.execute(_WANTED, bound, execution_options={"yield_per": _TOLD_AT_ONCE})
     for rows in found.mappings().partitions():
-        jobs = [(Job.of(row), row["event_id"]) for row in rows]
-        told = [(job.id, event_id, job.webhook_url or "", _body(project, job)) for job, event_id in jobs]
-        webhooks.enqueue_all(connection, project_id, told)
+        told = [(row, _body(project, Job.of(row))) for row in rows]
+        if own := [(row["id"], row["event_id"], row["webhook_url"], body) for row, body in told if row["is_wanted"]]:
+            webhooks.enqueue_all(connection, project_id, own)
+        if rows[0]["listens"]:
+            of_endpoints = [(row["id"], row["event_id"], body) for row, body in told]
+            endpoints.enqueue_all(connection, project_id, _QUEUED, of_endpoints)
 
 
 def _body(project: str, job: Job) -> str:
     parts: Counter[str] | None = Counter() if job.mode == Mode.PARENT else None
     shown = document.shown(project, job, [], None, None, parts)
-    return making.body("job.queued", job, shown, job.created_at)
+    return making.body(_QUEUED, job, shown, job.created_at)
 
 
 # Statements are built once: to build one costs more than to run it.
@@ -130,15 +137,23 @@ def _linking() -> Update:
 # The planner takes rows that were just written for a handful, and would compare each of them with each.
 _PLAN = text("select set_config('enable_nestloop', :nested, true)")
 _MAKE, _LINK = _making(), _linking()
+_IS_WANTED = func.coalesce(
+    and_(Job.webhook_url.is_not(None), literal(_QUEUED, Text) == any_(Job.webhook_events)), False
+)
+_LISTENS = select(endpoints.listens(_PROJECT, literal(_QUEUED, Text))).scalar_subquery()  # which is asked once
 _WANTED = (
-    select(*Job.__table__.c, Event.id.label("event_id"))
+    select(
+        *Job.__table__.c,
+        Event.id.label("event_id"),
+        _IS_WANTED.label("is_wanted"),
+        _LISTENS.label("listens"),
+    )
     .join(Event, Event.job_id == Job.id)
     .where(
         Job.batch_id == bindparam("the_batch", type_=Uuid),
         Job.project_id == _PROJECT,
         Event.sequence == 1,
-        Job.webhook_url.is_not(None),
-        literal("job.queued", Text) == any_(Job.webhook_events),
+        or_(_IS_WANTED, _LISTENS),
     )
     .order_by(Job.id)
 )

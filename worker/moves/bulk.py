@@ -43,6 +43,7 @@ from worker.errors import Fault
 from worker.moves import children, making, transition
 from worker.states import TERMINAL, HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Job, Project
+from worker.webhooks import endpoints
 
 CHUNK = 500  # jobs in one transaction, so that workers wait for their rows a fraction of a second
 _AT_ONCE = 50  # inputs, or documents for receivers, that are in memory together
@@ -237,18 +238,22 @@ def _move(
 def _tell(
     connection: Connection, to: State, jobs: Sequence[Row[Any]], events: dict[uuid.UUID, int], now: datetime
 ) -> None:
-    """Writes the deliveries of a move's events to those receivers that want them."""
-    event_type = f"job.{to}"
-    wanted = [job for job in jobs if job.webhook_url and webhooks.wanted(event_type, job.webhook_events)]
-    if not wanted:
+    """Writes the deliveries of a move's events to those receivers and endpoints that want them."""
+    event_type, project_id = f"job.{to}", jobs[0].project_id
+    own = {job.id for job in jobs if job.webhook_url and webhooks.wanted(event_type, job.webhook_events)}
+    listens = event_type in endpoints.EVENTS and jobs[0].has_endpoints
+    if not own and not listens:
         return
-    project_id = wanted[0].project_id
     project = connection.execute(_PROJECT, {"of_project": project_id}).scalar_one()
-    for some in chunks(_ids(wanted), _AT_ONCE):
+    for some in chunks([job.id for job in jobs if listens or job.id in own], _AT_ONCE):
         moved = [Job.of(row) for row in connection.execute(_TOLD, {"jobs": some}).mappings()]
         body = _bodies(connection, project, event_type, moved, now)
-        rows = [(job.id, events[job.id], job.webhook_url or "", body(job)) for job in moved]
-        webhooks.enqueue_all(connection, project_id, rows)
+        told = [(job.id, events[job.id], job.webhook_url or "", body(job)) for job in moved]
+        if rows := [row for row in told if row[0] in own]:
+            webhooks.enqueue_all(connection, project_id, rows)
+        if listens:
+            rows_of_endpoints = [(job_id, event_id, said) for job_id, event_id, _, said in told]
+            endpoints.enqueue_all(connection, project_id, event_type, rows_of_endpoints)
 
 
 def _bodies(
@@ -278,7 +283,8 @@ _JUDGED = (
     *("state", "held_for", "held_from", "claimed"),
     *("cancel_requested", "task_status", "estimate", "webhook_url", "webhook_events"),
 )
-_SEEN = select(*(Job.__table__.c[name] for name in _JUDGED)).where(_OF_PROJECT, _JOBS).order_by(Job.id)
+_HAS_ENDPOINTS = select(endpoints.exist(bindparam("of_project", type_=Uuid))).scalar_subquery().label("has_endpoints")
+_SEEN = select(*(Job.__table__.c[name] for name in _JUDGED), _HAS_ENDPOINTS).where(_OF_PROJECT, _JOBS).order_by(Job.id)
 _LOCKED = _SEEN.with_for_update(key_share=True)  # who writes an event or an output of one does not wait
 
 _CANCEL = transition.many(_MINE, State.CANCELED, _JOBS, cancel_requested=True)
