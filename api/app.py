@@ -25,9 +25,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import context, forms, problems
-from api.routes import batch_exports, batches, bulk, catalog, endpoints, files, jobs, operator, review, schedules
+from api import context, forms, problems, scopes
+from api.routes import batch_exports, batches, bulk, catalog, endpoints, files, jobs, keys, operator, review, schedules
 from worker import database, log, settings
+from worker.keys import Scope as KeyScope
 from worker.settings import Settings
 
 _THREADS = 64  # more than all gates together let in, so that some are left to look up keys and to read streams
@@ -40,6 +41,8 @@ _ABOUT = """\
 A job queue for generated media on DashScope: submit a job, and find its output in your own bucket.
 
 - A key goes with every request: `Authorization: Bearer noria_…`. An operator's key names a project in `Noria-Project`.
+- A key has a scope: `read` looks, `submit` makes and changes too, `admin` also rules over the project's keys. Each
+  route names the one that it takes under `security`; a key of a narrower one gets 403, `wrong_scope`.
 - Refusals and failures are `application/problem+json` (RFC 9457); `code` is stable, `errors` names every wrong field.
 - Times are RFC 3339 in UTC, money is a decimal string, ids are UUIDv7.
 - With an `Idempotency-Key` a submission may be repeated: the first job is answered, with `Idempotency-Replayed: true`.
@@ -51,6 +54,8 @@ _FORMS = (
     forms.EndpointCreate,
     forms.EndpointUpdate,
     forms.RedeliverCreate,
+    forms.KeyCreate,
+    forms.KeyRotate,
     forms.RejectCreate,
     forms.ResolveCreate,
     forms.ScheduleCreate,
@@ -69,7 +74,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, endpoints, catalog):
+    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, endpoints, keys, catalog):
         app.include_router(routes.router)
     return app
 
@@ -94,8 +99,21 @@ def _described(app: FastAPI) -> dict[str, Any]:
         for name, schema in shown.items():
             for part, of in {**schema.pop("$defs", {}), name: schema}.items():
                 assert components.setdefault(part, of) == of, f"two different forms are called {part}"
+        _name_scopes(made["paths"])
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _name_scopes(paths: dict[str, Any]) -> None:
+    """Adds the scope that each operation takes, and the refusal of a key of a narrower one."""
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            if "security" not in operation:
+                continue
+            needed = scopes.needed(method.upper(), path)
+            operation["security"] = [{scheme: [needed]} for scheme in operation["security"][0]]
+            if needed is not KeyScope.READ:
+                operation["responses"].setdefault("403", problems.refusals(403)[403])
 
 
 class Frame:

@@ -15,10 +15,11 @@ from io import BytesIO
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 from fastapi import Depends, Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from api.context import Drafting, Here, Transferring
+from api.context import Drafting, Here, Receiving, Transferring
 from api.problems import problem
 from worker import text
 from worker.errors import Fault, InvalidInput
@@ -96,8 +97,17 @@ class Rows:
     options: Any
 
 
-async def rows(request: Request, _: Drafting) -> AsyncIterator[Rows]:
-    """A batch's rows and options, for as long as the request lasts. Raises as `json_body` and `upload` do."""
+async def rows(request: Request, here: Here, mine: Drafting) -> AsyncIterator[Rows]:
+    """A batch's rows and options, for as long as the request lasts. Raises as `json_body` and `upload` do.
+
+    A place among those that are checked is taken once all is here: a sender on a slow line keeps nobody from it.
+    """
+    async with _given_rows(request) as given, here.gates.drafts.place(mine.project.id):
+        yield given
+
+
+@asynccontextmanager
+async def _given_rows(request: Request) -> AsyncIterator[Rows]:
     if _media_type(request) == JSON:
         said = await _json(request, ITEMS_LIMIT, "send more as a JSONL file")
         if not isinstance(said, dict) or not isinstance(said.get("items"), list):
@@ -116,6 +126,16 @@ async def rows(request: Request, _: Drafting) -> AsyncIterator[Rows]:
 
 
 GivenRows = Annotated[Rows, Depends(rows)]
+
+
+async def bulk_body(request: Request, here: Here, mine: Receiving) -> AsyncIterator[Any]:
+    """The body as JSON; a place among bulk requests is taken once it is here. Raises as `json_body` does."""
+    body = await json_body(request)
+    async with here.gates.bulk.place(mine.project.id):
+        yield body
+
+
+BulkBody = Annotated[Any, Depends(bulk_body)]
 
 
 def scrubbed(value: Any) -> tuple[Any, list[Fault]]:
@@ -155,6 +175,7 @@ async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
 async def _form(request: Request, limit: int, fields: int = 0) -> AsyncIterator[FormData]:
     """The form with its file on the disk, which is gone afterwards; beside the file so many fields."""
     chunks = _chunks(request, limit + _FRAMING + fields * BODY_LIMIT, _too_large(limit))
+    _hold_utf8(request)
     parser = MultiPartParser(request.headers, chunks, max_files=1, max_fields=fields, max_part_size=BODY_LIMIT)
     try:
         form = await _in_time(parser.parse(), _FILE_SECONDS, "file")
@@ -164,6 +185,14 @@ async def _form(request: Request, limit: int, fields: int = 0) -> AsyncIterator[
         yield form
     finally:
         await form.close()
+
+
+def _hold_utf8(request: Request) -> None:
+    """Raises a problem for another charset: Python decodes punycode in the square of its length."""
+    _, said = parse_options_header(request.headers["content-type"])
+    charset = said.get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8"):
+        raise problem(415, "not_utf8", "the text of a form is taken in UTF-8 alone: leave the charset out")
 
 
 def _encoded(items: list[Any]) -> bytes:

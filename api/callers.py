@@ -1,7 +1,8 @@
 """Who asks: the holders of keys, looked up by their hashes, and remembered for a second.
 
-A key that is revoked works for a second longer at most, in each process that has just seen it; one that is not known is
-looked up each time, so a new key works at once. Without this a third of a submission's time was the look-up.
+A key that is revoked works for a second longer at most, in each process that has just seen it; one that expires stops
+in time. One that is not known is looked up each time, so a new key works at once. Without this a third of a
+submission's time was the look-up.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ class Callers:
         self._engine = engine
         self._seen: dict[_Asked, tuple[Caller, float]] = {}
 
-    async def find(self, plain: str, acting: str | None) -> Caller | None:
-        """The caller with that key, and Postgres's time now; None where there is no such key, or it has ended.
+    async def find(self, plain: str, acting: str | None, within: float) -> Caller | None:
+        """The caller with that key, and Postgres's time now; None where there is no such key, or it is revoked.
 
-        `acting` is the project that the caller names; raises NotFound where that is not the caller's.
+        `acting` is the project that the caller names; raises NotFound where that is not the caller's, and KeyExpired.
+        `within` is how many seconds ago the key may have been looked up.
         """
         asked = (keys.digest(plain), acting)
         caller, at = self._seen.get(asked, (None, 0.0))
         passed = time.monotonic() - at
-        if caller is not None and passed < REMEMBERED:
-            return replace(caller, now=caller.now + timedelta(seconds=passed))
+        if caller is not None and passed < within:
+            now = caller.now + timedelta(seconds=passed)
+            if caller.ends_at is None or now < caller.ends_at:
+                return replace(caller, now=now)
+        self._seen.pop(asked, None)
         found = await run_in_threadpool(self._look_up, plain, acting)
-        if found is None:
-            self._seen.pop(asked, None)
-        else:
+        if found is not None:
             self._remember(asked, found)
         return found
 
@@ -63,7 +66,7 @@ class Callers:
             if known is None or acting is None:
                 return known
             if known.project is None:
-                return Caller(known.key_id, keys.project(connection, acting), known.now)
+                return replace(known, project=keys.project(connection, acting))
         if known.project.name != acting:
             raise NotFound("no such project")
         return known

@@ -1,8 +1,9 @@
 """What an endpoint is given: the process's own things, who asks, and the project that the request is about.
 
 A caller is known by `Authorization: Bearer noria_…`. A key that is missing, unknown, revoked or not a key at all gets
-one and the same answer. An operator's key acts for a project that the header Noria-Project names; a project's own key
-may name its own there, and no other.
+one and the same answer; an expired one is told so. What a key may do is its scope, held against `api.scopes`. An
+operator's key acts for a project that the header Noria-Project names; a project's own key may name its own there, and
+no other.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from fastapi import Depends, Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
+from fastapi_problem.error import Problem
 from psycopg.errors import QueryCanceled
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
+from api import callers, scopes
 from api.callers import Callers
 from api.limits import Gate, Gates, Rates, Waiting, gates
 from api.probes import Probes, probes
@@ -32,7 +35,8 @@ from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
 from worker.database import engine
-from worker.keys import Caller
+from worker.errors import KeyExpired
+from worker.keys import Caller, Scope
 from worker.settings import Settings
 from worker.storage import Bucket
 from worker.tables import Job, Project
@@ -40,6 +44,7 @@ from worker.tables import Job, Project
 _CONNECTIONS = 24  # as many as handlers that write may run at once by the gates; keys are looked up quickly
 _READING = 16  # as many as handlers that read and reads of streams may run at once
 _READ_SECONDS = 5  # that one statement of a read may take
+_KEY = "an API key of a project: noria_…; of the scope that is named here, or of one that includes it"
 _CHALLENGE = {"www-authenticate": "Bearer"}
 
 T = TypeVar("T")
@@ -128,22 +133,23 @@ Here = Annotated[Context, Depends(here)]
 
 @dataclass(frozen=True)
 class Tenant:
-    """The project that a request is about, and Postgres's time when it was let in."""
+    """The project that a request is about, Postgres's time when it was let in, and when its key ends (None: never)."""
 
     project: Project
     now: datetime
+    ends_at: datetime | None
 
 
 class Door(SecurityBase, Generic[T]):
     """A dependency: who asks; the request holds a place of its project in a gate until its answer is sent.
 
     One node where FastAPI would solve five, which took a third of a request's time: the scheme for OpenAPI, the header,
-    the key, the gate, and what the endpoint is given of the caller.
+    the key and its scope, the gate, and what the endpoint is given of the caller.
     """
 
     def __init__(self, let_in: Callable[[Caller], T], gate: Callable[[Gates, Request], Gate]) -> None:
         self.scheme_name = "key"
-        self.model = HTTPBearerModel(bearerFormat="noria_…", description="an API key of a project: noria_…")
+        self.model = HTTPBearerModel(bearerFormat="noria_…", description=_KEY)
         self._let_in, self._gate = let_in, gate
 
     async def __call__(
@@ -155,27 +161,47 @@ class Door(SecurityBase, Generic[T]):
     ) -> T:
         """What the endpoint is given.
 
-        Raises problems: 401, 429 over the key's rate, 404 for a project that is not the caller's, and the gate's.
+        Raises problems: 401, 429 over the key's rate, 404 for a project that is not the caller's, 403 where the key's
+        scope is too narrow, and the gate's.
         """
         here: Context = request.app.state.context
-        who = await _caller(here, request.headers.get("authorization", ""), acting)
+        needed = scopes.needed(request.method, request.scope["route"].path)
+        who = await _caller(here, request.headers.get("authorization", ""), acting, needed)
         state, gate = request.scope["state"], self._gate(here.gates, request)
         state["project"] = who.project.name if who.project else None
+        if not who.scope.includes(needed):
+            raise _wrong_scope(who.scope, needed)
         await state["held"].enter_async_context(gate.place(who.project.id if who.project else None))
         return self._let_in(who)
 
 
-async def _caller(here: Context, said: str, acting: str | None) -> Caller:
+async def _caller(here: Context, said: str, acting: str | None, needed: Scope) -> Caller:
     """Who asks, by the Authorization header; raises problems."""
     scheme, _, plain = said.partition(" ")
-    known = await here.callers.find(plain.strip(), acting) if scheme.lower() == "bearer" else None
+    # whoever makes keys is looked up anew: a revoked key must leave none behind
+    within = 0.0 if needed is Scope.ADMIN else callers.REMEMBERED
+    try:
+        known = await here.callers.find(plain.strip(), acting, within) if scheme.lower() == "bearer" else None
+    except KeyExpired as error:
+        raise _unauthorized(str(error)) from None
     if known is None:
-        refusal = problem(401, "unauthorized", "a valid key is needed: Authorization: Bearer noria_…")
-        refusal.headers = _CHALLENGE
-        raise refusal
+        raise _unauthorized("a valid key is needed: Authorization: Bearer noria_…")
     if not here.rates.take(known.key_id):
         await run_in_threadpool(here.rates.spend, known.key_id)
     return known
+
+
+def _unauthorized(detail: str) -> Problem:
+    refusal = problem(401, "unauthorized", detail)
+    refusal.headers = _CHALLENGE
+    return refusal
+
+
+def _wrong_scope(has: Scope, needed: Scope) -> Problem:
+    """A 403 that names the scope, in RFC 6750's header too."""
+    refusal = problem(403, "wrong_scope", f"this takes a key of the scope {needed}; this key's is {has}")
+    refusal.headers = {"www-authenticate": f'Bearer error="insufficient_scope", scope="{needed}"'}
+    return refusal
 
 
 def _anyone(who: Caller) -> Caller:
@@ -186,7 +212,7 @@ def _tenant(who: Caller) -> Tenant:
     """The project that a request is about; raises a problem, 400, when an operator named none."""
     if who.project is None:
         raise problem(400, "project_required", "an operator's key names the project in the header Noria-Project")
-    return Tenant(who.project, who.now)
+    return Tenant(who.project, who.now, who.ends_at)
 
 
 def _narrows(request: Request) -> bool:
@@ -218,7 +244,8 @@ Mine = Annotated[Tenant, Depends(Door(_tenant, _at_once))]
 Searching = Annotated[Tenant, Depends(Door(_tenant, _search))]
 Following = Annotated[Tenant, Depends(Door(_tenant, _history))]
 Moving = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.bulk))]  # many jobs at once
+Receiving = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.bodies))]  # and then of `gates.bulk`
 Transferring = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.files))]  # to or from the bucket
 Exporting = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.exports))]  # streams of all rows
-Drafting = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.drafts))]
+Drafting = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.uploads))]  # and then of `gates.drafts`
 Committing = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.commits))]

@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 from worker import catalog
 from worker.egress import transports
 from worker.jobs import bulk, reading, review
+from worker.keys import MOST_KEPT
 from worker.kinds import OFFERED, Kind
 from worker.kinds.fields import SEED_LIMIT, Filled, Line, Text, no
 from worker.moves.bulk import AGAIN
@@ -232,6 +233,26 @@ class ApproveCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     comment: Text | None = Field(None, max_length=review.COMMENT_LENGTH, examples=["the light is right"])
+
+
+class KeyCreate(BaseModel):
+    """An API key to make."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Line = Field("", max_length=64, description="what it is for, to tell it from others", examples=["ci"])
+    scope: Literal["read", "submit", "admin"] = Field("submit", description="submit includes read, admin submit")
+    expires_at: Time | None = Field(
+        None, description="when it stops working; not after the key that makes it, as which it ends if nothing is said"
+    )
+
+
+class KeyRotate(BaseModel):
+    """How an API key is rotated."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep_hours: int = Field(24, ge=0, le=MOST_KEPT, description="how long the old key works beside the new one")
 
 
 class Reroll(BaseModel):

@@ -230,7 +230,9 @@ class Gates:
     lookups: Gate
     streams: Gate
     exports: Gate
+    bodies: Gate
     bulk: Gate
+    uploads: Gate
     drafts: Gate
     commits: Gate
 
@@ -246,8 +248,10 @@ def gates(max_input_bytes: int) -> Gates:
         lookups=Gate("lookups at the provider", each=2, most=4, patience=5),
         streams=Gate("streams", each=100, most=1000, patience=0),
         exports=Gate("exports", each=4, most=40, patience=5),  # they hold threads as streams do
+        bodies=Gate("bodies on their way", each=4, most=40, patience=5),  # of bulk requests, 1 MiB of memory each
         bulk=Gate("bulk requests", each=1, most=2, patience=10),
-        # each takes the disk for its file and for its rows, and a share of this process's one interpreter
+        uploads=Gate("uploads of batches", each=2, most=6, patience=30),  # 64 MiB of the disk each
+        # each takes the disk for its rows, and a share of this process's one interpreter
         drafts=Gate("batches being checked", each=1, most=2, patience=30),
         commits=Gate("batches being committed", each=1, most=2, patience=30),
     )

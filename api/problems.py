@@ -91,9 +91,14 @@ def fault(slip: Mapping[str, Any], prefix: str = "") -> Fault:
     """One of pydantic's errors as a fault; `at` in its context names the field where the whole model was refused."""
     at = slip.get("ctx", {}).get("at")
     where = slip["loc"] if at is None else (*slip["loc"], at)
-    return Fault(
-        prefix + text.pointer(where), _CODES.get(slip["type"], slip["type"]), _MESSAGES.get(slip["type"], slip["msg"])
-    )
+    return Fault(prefix + text.pointer(where), _CODES.get(slip["type"], slip["type"]), _message(slip))
+
+
+def _message(slip: Mapping[str, Any]) -> str:
+    of = slip.get("ctx", {})
+    if slip["type"] == "too_long" and of.get("field_type") == "Value":  # a text, which pydantic takes for a list
+        return f"String should have at most {of['max_length']} characters"
+    return str(_MESSAGES.get(slip["type"], slip["msg"]))
 
 
 def faults(error: ValidationError, prefix: str = "") -> list[Fault]:

@@ -41,12 +41,12 @@ class Served:
         engine: Engine = self.app.state.context.engine
         return engine
 
-    def key(self, project: str | None = None) -> str:
+    def key(self, project: str | None = None, scope: keys.Scope = keys.Scope.ADMIN) -> str:
         """A new key: an operator's, or of the project, which is made where needed."""
         with self.engine.begin() as connection:
             names = {found.name: found for found in keys.projects(connection)}
             owner = names.get(project or "") or (keys.create_project(connection, project) if project else None)
-            return keys.new_key(connection, owner)[1]
+            return keys.new_key(connection, owner, scope=scope)[1]
 
     def http(self, key: str | None, **headers: str) -> httpx.Client:
         """A plain client, with that key."""

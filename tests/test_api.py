@@ -926,8 +926,8 @@ class TestKeys:
         with api.engine.begin() as connection:
             project = keys.create_project(connection, "spring")
             now = connection.exec_driver_sql("select now()").scalar_one()
-            _, later = keys.new_key(connection, project, until=now + timedelta(hours=1))
-            _, past = keys.new_key(connection, project, until=now)
+            _, later = keys.new_key(connection, project, expires_at=now + timedelta(hours=1))
+            _, past = keys.new_key(connection, project, expires_at=now)
 
         assert api.http(later).get("/v1/jobs").status_code == 200
         assert api.http(past).get("/v1/jobs").status_code == 401

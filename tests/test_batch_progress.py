@@ -147,6 +147,50 @@ def test_a_batch_ends_with_the_last_of_its_models(connection: Connection, monkey
     assert asked == [{("text-to-video", model): 1 for model in MODELS}]
 
 
+@pytest.mark.parametrize(
+    ("columns", "left"),
+    [
+        ("state = 'running', started_at = now()", 100),
+        ("state = 'running', started_at = now() - interval '30 s'", 70),
+        ("state = 'running', started_at = now() - (batch_row || ' s')::interval", 99),  # the newest ends last
+        ("state = 'running', started_at = now() - interval '1 h'", 0),  # longer than others: at any moment
+        ("state = 'submitting', submitted_at = now() - interval '30 s'", 70),
+        ("state = 'uncertain', submitted_at = now() - interval '30 s'", 70),
+        ("state = 'copying', submitted_at = now()", 0),
+    ],
+)
+def test_once_nothing_waits_the_end_comes_nearer_with_the_clock(
+    connection: Connection, columns: str, left: float
+) -> None:
+    for model in MODELS:
+        said = {"model": model}
+        connection.execute(
+            text("insert into run_times (model, shape, early, median) values (:model, '', 0, 100)"), said
+        )
+    batch = seed(connection, 6)
+    change(connection, batch, "true", columns)
+    now = connection.execute(text("select now()")).scalar_one()
+
+    ends = [
+        look(connection, batch, now + timedelta(seconds=later)).finish_at for later in (0, left / 2, left, left + 1)
+    ]
+
+    end = now + timedelta(seconds=left)
+    assert ends == [end, end, end, end + timedelta(seconds=1)]
+
+
+def test_what_waits_ends_after_what_runs(connection: Connection) -> None:
+    slots.sync(connection, catalog.load(), Settings.model_validate({"database_url": "", "broker_url": ""}))
+    batch = seed(connection, 6)
+    change(connection, batch, "batch_row > 1", "state = 'running', started_at = now() - interval '1 h'")
+    now = connection.execute(text("select now()")).scalar_one()
+
+    found = look(connection, batch, now).finish_at
+
+    assert found is not None
+    assert found - now >= timedelta(seconds=catalog.load().model(MODELS[1]).run_seconds.median)
+
+
 @pytest.mark.parametrize("columns", ["state = 'awaiting_review', run_at = null", "state = 'held', held_for = 'review'"])
 def test_what_waits_for_a_person_has_no_time_at_which_it_ends(connection: Connection, columns: str) -> None:
     batch = seed(connection, 6)

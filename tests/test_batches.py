@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +20,17 @@ from typing import Any
 import httpx
 import pytest
 from serving import CLIP, Served, served
+from sqlalchemy import create_engine
 from sqlalchemy.event import listen, remove
 
 from api import bodies
 from api.limits import Gate
 from worker import tick
 from worker.batches import checking, draft, files
+from worker.batches.checking import Options, Upload
 from worker.catalog import load
 from worker.egress import transports
+from worker.errors import Fault, InvalidInput
 from worker.webhooks import JOB_EVENTS
 
 KILLER = Path(__file__).with_name("batch_killer.py")
@@ -33,6 +38,9 @@ HEADER = "kind,model,prompt,custom_id\n"
 HOOK = "https://example.com/hook"
 PICTURE = {"file": ("cat.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\2\0\0\0\2\0\10\2\0\0\0")}
 STILL = {"kind": "image-to-video", "model": "wan2.5-i2v-preview"}
+
+
+NOWHERE = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
 
 
 @pytest.fixture
@@ -79,6 +87,10 @@ def commit(http: httpx.Client, batch: dict[str, Any], query: str = "") -> dict[s
     assert answer.status_code == 200, answer.text
     made: dict[str, Any] = answer.json()
     return made
+
+
+def _refuse(_: Any) -> Any:
+    raise InvalidInput([Fault("/kind", "required", "is required")])
 
 
 def counts(batch: dict[str, Any]) -> dict[str, int]:
@@ -142,6 +154,30 @@ class TestChecking:
         assert made["report"]["faults_by_code"]["unknown_model"] == 150
         assert made["report"]["faults_total"] == sum(made["report"]["faults_by_code"].values())
         assert api.sql("select count(*) from batch_rows where faults is not null") == [{"count": 150}]
+
+    def test_a_report_stays_short_whatever_the_rows_hold(self, http: httpx.Client, api: Served) -> None:
+        """60 rows with a name of 1 MiB each made an answer of 60 MB; 50,000 rows with 20 faults each were refused."""
+        many = {**CLIP, "input": {f"no_field_{n}": 1 for n in range(30)}}
+
+        made = items(http, many, {**CLIP, "x" * 50_000: 1})
+
+        kept = [len(row["faults"]) for row in api.sql("select faults from batch_rows order by n")]
+        assert (kept, made["report"]["faults_total"]) == ([10, 1], 32)
+        assert len(json.dumps(made)) < 20_000
+
+    def test_long_rows_are_in_memory_one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """64 rows of empty lists, 64 MiB, took 1.6 GiB: more than a container has."""
+        monkeypatch.setattr(checking, "_AT_ONCE", 20_000)
+        upload = Upload(io.BytesIO((b'{"prompt": [' + b"[]," * 10_000 + b"[]]}\n") * 20), "a.jsonl", "")
+        tracemalloc.start()
+        try:
+            with checking.checked(NOWHERE, uuid.uuid4(), upload, Options(), _refuse) as made:
+                peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+        assert made.bad == 20
+        assert peak < 5 << 20
 
     def test_defaults_fill_what_a_row_leaves_out_field_by_field(self, http: httpx.Client, api: Served) -> None:
         defaults = CLIP | {"input": {"size": "832*480", "prompt": "x"}, "metadata": {"a": "1", "b": "2"}}
@@ -238,6 +274,17 @@ class TestChecking:
         answer = send(http, rows("a") + "\n" * (bodies.ROWS_LIMIT - len(rows("a")) + 1))
 
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+    @pytest.mark.parametrize("path", ["/v1/batches", "/v1/files"])
+    @pytest.mark.parametrize("charset", ["punycode", "rot13", "utf-16"])
+    def test_the_text_of_a_form_is_utf_8_alone(self, http: httpx.Client, path: str, charset: str) -> None:
+        """Punycode is decoded in the square of its length: 400 kB held all requests up for a second, 1 MiB for ten."""
+        form = b'--b\r\ncontent-disposition: form-data; name="a-"\r\n\r\n-aaaa\r\n--b--\r\n'
+        head = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+
+        answer = http.post(path, content=form, headers=head)
+
+        assert (answer.status_code, answer.json()["code"]) == (415, "not_utf8")
 
     def test_rows_that_defaults_make_too_long_for_the_disk_are_refused(
         self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
@@ -362,6 +409,7 @@ class TestCommitting:
         again = drafted(http, rows("a", "b"))
 
         assert again["report"]["existing"] == 2
+        assert (again["report"]["groups"], again["report"]["cost"], again["report"]["seconds"]) == ([], "0.00", 0)
         assert counts(commit(http, again)) == {"total": 2, "existing": 2}
         assert jobs(api) == 2
         linked = (
@@ -397,6 +445,7 @@ class TestCommitting:
         more = items(http, CLIP, CLIP, CLIP, CLIP)
 
         assert more["report"]["existing"] == 3
+        assert (more["report"]["groups"][0]["rows"], more["report"]["cost"]) == (1, "1.50"), "only what is new costs"
         assert counts(commit(http, more)) == {"total": 4, "made": 1, "existing": 3}
 
     def test_a_catalog_with_another_default_makes_no_row_again(self, http: httpx.Client) -> None:
@@ -595,6 +644,18 @@ class TestDrafts:
 
         assert [forget(), forget()] == [2, 2], "what was committed, and what is young, stays"
 
+    def test_a_project_keeps_its_newest_drafts_and_others_keep_theirs(
+        self, http: httpx.Client, api: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that checked files all day, and committed none, filled the database: 50,000 rows every ten seconds."""
+        monkeypatch.setattr(draft, "MOST", 2)
+        with api.http(api.key("summer")) as others:
+            theirs = drafted(others, rows("a"))["id"]
+            stays = commit(http, drafted(http, rows("a")))["id"]
+            mine = [drafted(http, rows("b"))["id"] for _ in range(4)]
+
+        assert {str(row["id"]) for row in api.sql("select id from batches")} == {theirs, stays, *mine[2:]}
+
     def test_a_draft_that_is_being_committed_is_not_waited_for(self, http: httpx.Client, api: Served) -> None:
         drafted(http, rows("a"))
         api.sql("update batches set created_at = now() - interval '2 days'")
@@ -617,6 +678,18 @@ class TestDrafts:
         assert drafts["data"][0]["report"] is None
         assert not more["has_more"]
         assert [batch["state"] for batch in http.get("/v1/batches?state=running").json()["data"]] == ["running"]
+
+    def test_states_to_list_are_named_as_in_other_lists_and_what_is_no_filter_is_refused(
+        self, http: httpx.Client
+    ) -> None:
+        commit(http, drafted(http, rows("a")))
+        drafted(http, rows("b"))
+
+        both = http.get("/v1/batches?state=draft,running").json()["data"]
+        refused = http.get("/v1/batches?states=draft")
+
+        assert [batch["state"] for batch in both] == ["draft", "running"]
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/query/states")
 
     def test_an_unknown_batch_is_not_found(self, http: httpx.Client) -> None:
         for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/commit")):

@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,6 +248,51 @@ def test_a_key_is_printed_alone_and_works_until_it_is_revoked(noria: Shell, api:
     assert listed[0] | {"project": "autumn", "name": "ci", "revoked_at": None} == listed[0]
     assert revoked.code == 0
     assert eventually(lambda: noria("list", "--key", key).code == 5)  # the API remembers a key for a second
+
+
+def test_a_key_is_made_for_a_while_and_with_a_scope_and_listed_with_both(noria: Shell, api: Served) -> None:
+    key = noria("keys", "create", "spring", "--scope", "read", "--expires", "90d", "--name", "ci").out.strip()
+    refused = noria(*SUBMIT, "--key", key)
+    listed = noria("keys", "list", "spring")
+    made = noria("keys", "list", "spring", "--json").json[-1]
+
+    ends = datetime.fromisoformat(made["expires_at"])
+    assert (made["scope"], made["replaced_by"]) == ("read", None)
+    assert abs(ends - datetime.fromisoformat(made["created_at"]) - timedelta(days=90)) < timedelta(minutes=1)
+    assert refused.code == 5
+    assert "the scope submit" in refused.err
+    assert "--scope" in refused.err
+    assert re.split(r" {2,}", listed.out.splitlines()[0].strip()) == [
+        "key", "project", "name", "scope", "created", "last used", "expires"
+    ]  # fmt: skip
+    assert re.search(rf"spring +ci +read +\S{{10}} +\S{{10}} +{ends:%Y-%m-%d}", listed.out)
+
+
+def test_a_key_is_rotated_by_its_name_and_the_old_one_works_meanwhile(noria: Shell, api: Served) -> None:
+    old = noria("keys", "create", "spring", "--name", "ci").out.strip()
+    rotated = noria("keys", "rotate", "ci", "--keep", "2")
+    new = rotated.out.strip()
+    before, after = (noria("keys", "list", "spring", "--json").json[-n] for n in (2, 1))
+
+    again = noria("keys", "rotate", before["id"])
+    noria("keys", "rotate", "ci", "--keep", "0")
+
+    assert rotated.out.count("\n") == 1
+    assert (old[:14], new[:14]) == (before["prefix"], after["prefix"])
+    assert (before["replaced_by"], after["expires_at"]) == (after["id"], None)
+    assert before["expires_at"] is not None
+    assert noria("list", "--key", old).code == 0
+    assert noria("list", "--key", new).code == 5
+    assert (again.code, "rotate that one" in again.err) == (5, True)
+    assert noria("keys", "rotate", "nobody's").code == 5
+
+
+@pytest.mark.parametrize("span", ["90", "0d", "soon", "1w", "-1d"])
+def test_a_wrong_span_makes_no_key(noria: Shell, api: Served, span: str) -> None:
+    said = noria("keys", "create", "spring", f"--expires={span}")
+
+    assert said.code == 2
+    assert len(api.sql("select from api_keys")) == 1
 
 
 def test_projects_are_set_up_and_their_secret_shown_and_rotated(noria: Shell, api: Served) -> None:

@@ -22,6 +22,7 @@ CSV = """custom_id,kind,model,prompt,size,duration,metadata.sku
 first,text-to-video,wan2.5-t2v-preview,a kitten runs,832*480,5,A1
 第二,text-to-image,wan2.2-t2i-flash,"一只猫，在月光下",1024*1024,,B2
 """
+README = Path(__file__).resolve().parents[1] / "README.md"
 SEND = ("batch", "campaign.csv", "--yes", "--detach", "--json")
 
 
@@ -49,6 +50,15 @@ def test_a_file_makes_its_jobs_once_however_often_it_is_sent(noria: Shell, api: 
     assert len(jobs(noria)) == 4
 
 
+def test_the_readmes_campaign_is_right_as_it_stands(noria: Shell, api: Served, file: Path) -> None:
+    section = README.read_text(encoding="utf-8").partition("### Render a campaign")[2]
+    file.write_text(section.split("```")[1].lstrip(), encoding="utf-8")
+
+    said = noria("batch", "campaign.csv", "--dry-run", "--json").json
+
+    assert (said["rows"]["total"], said["report"]["faults"]) == (3, [])
+
+
 def test_after_an_edit_only_the_edited_rows_are_new(noria: Shell, api: Served, file: Path) -> None:
     noria(*SEND)
     file.write_text(CSV.replace("A1", "A2"), encoding="utf-8")
@@ -71,6 +81,16 @@ def test_every_wrong_line_is_reported_and_nothing_is_made(noria: Shell, api: Ser
     assert "--skip-bad" in said.err
     assert (rest["rows"]["made"], rest["rows"]["skipped"]) == (2, 2)
     assert len(noria("batches", "--json").json) == 1
+
+
+def test_a_report_that_nobody_may_act_on_is_a_document_all_the_same(noria: Shell, api: Served, file: Path) -> None:
+    """With --json a file with faults was a sentence alone, and a dry run of it ended with 0."""
+    file.write_text(CSV + "third,text-to-video,wan9,x,,,\n", encoding="utf-8")
+
+    said = [noria("batch", "campaign.csv", "--json", *more) for more in (("--yes",), ("--dry-run",))]
+
+    assert [(each.code, each.json["report"]["faults"][0]["line"]) for each in said] == [(5, 4)] * 2
+    assert noria("batches", "--json").json == []
 
 
 def test_a_file_that_is_none_is_refused_in_plain_words(noria: Shell, api: Served, file: Path) -> None:
@@ -101,6 +121,26 @@ def test_a_person_is_asked(noria: Shell, api: Served, file: Path, monkeypatch: p
 
     assert (no.code, yes.code, len(asked)) == (5, 0, 2)
     assert [each["id"] for each in noria("batches", "--json").json] == [yes.out.strip()]
+
+
+def test_who_breaks_off_at_the_question_leaves_no_draft(
+    noria: Shell, api: Served, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())  # which is at its end, as by Ctrl-D
+
+    said = noria("batch", "campaign.csv")
+
+    assert (said.code, said.err.strip().splitlines()[-1]) == (5, "Nothing was made.")
+    assert noria("batches", "--json").json == []
+
+
+def test_what_is_there_already_costs_nothing_and_nobody_is_asked(noria: Shell, api: Served, file: Path) -> None:
+    noria(*SEND)
+
+    again = noria("batch", "campaign.csv", "--detach")
+
+    assert again.code == 0
+    assert "campaign.csv: 2 rows, 2 there already; nothing to make" in again.err
 
 
 def test_a_dry_run_leaves_no_draft(noria: Shell, api: Served, file: Path) -> None:
@@ -206,6 +246,7 @@ def test_what_failed_is_made_again_once_its_price_is_agreed_to(noria: Shell, api
     plan, no, yes = (noria("batches", "retry", made["id"], *more) for more in (("--dry-run",), (), ("--yes",)))
 
     assert "2 jobs, ¥1.64" in plan.err
+    assert plan.out == ""
     assert (no.code, yes.code) == (5, 0)
     assert {job["state"] for job in jobs(noria)} == {"queued"}
 
@@ -216,6 +257,9 @@ def test_a_report_is_written_to_a_file(noria: Shell, api: Served, file: Path) ->
     noria("batches", "export", made["id"], "-o", "out.csv")
 
     assert "第二" in (noria.cwd / "out.csv").read_text(encoding="utf-8-sig")
+    assert noria("batches", "export", made["id"], "--json").json == {"file": "report.csv"}
+    assert noria("batches", "export", made["id"], "no.csv").code == 5
+    assert sorted(path.name for path in noria.cwd.glob("*.*")) == ["campaign.csv", "out.csv", "report.csv"]
 
 
 def test_outputs_are_kept_rejected_and_made_again(noria: Shell, api: Served, file: Path) -> None:
@@ -247,6 +291,35 @@ def test_a_person_decides_one_after_the_other(
     assert "1 of 2" in said.out
     assert "take 2: " in said.out
     assert sorted(job["state"] for job in jobs(noria)) == ["queued", "rejected", "succeeded"]
+
+
+def test_what_somebody_else_decided_meanwhile_is_said_and_the_next_one_comes(
+    noria: Shell, api: Served, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noria(*SEND, "--review")
+    api.sql("update jobs set state = 'awaiting_review', run_at = null")
+    monkeypatch.setattr("sys.stdin", Terminal())
+
+    def answer(*_: Any, **__: Any) -> str:
+        if not (waiting := waiting_jobs(api)):
+            raise typer.Abort
+        api.sql("update jobs set review = 'rejected', state = 'rejected', finished_at = now() where id = :id",
+                id=waiting[0])  # fmt: skip
+        return "k"
+
+    monkeypatch.setattr(review.typer, "prompt", answer)
+
+    said = noria("review")
+
+    assert said.code == 0
+    assert said.err.count("it was rejected before, which is final") >= 1
+    assert "2 of 2" in said.out
+
+
+def waiting_jobs(api: Served) -> list[Any]:
+    """The jobs that wait for a review, the newest first, as they are listed."""
+    waiting = "select id from jobs where state = 'awaiting_review' order by id desc"
+    return [row["id"] for row in api.sql(waiting)]
 
 
 def test_the_bar_fits_eighty_columns() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from ops.doctor import Exam, Verdict
 from ops.local import servers
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
+from worker import keys
 from worker.settings import Account, Settings
 from worker.states import State
 from worker.storage import Bucket
@@ -81,13 +83,13 @@ def test_the_bucket_is_left_as_it_was_found(play: Stage) -> None:
     assert play.ctx.bucket.uploads() == []
 
 
-def test_a_database_that_is_away_is_one_failure_and_not_six(play: Stage) -> None:
+def test_a_database_that_is_away_is_one_failure_and_not_seven(play: Stage) -> None:
     away = create_engine(f"postgresql+psycopg://noria@127.0.0.1:{closed_port()}/noria")
     exam = Exam(play.ctx.settings, play.ctx.catalog, away, play.ctx.bucket)
 
     found = list(doctor.examine(exam, [check for check in CHECKS if "database" in (check.name, check.needs)]))
 
-    assert [diagnosis.found.verdict for diagnosis in found] == [Verdict.FAILURE] + 5 * [Verdict.SKIPPED]
+    assert [diagnosis.found.verdict for diagnosis in found] == [Verdict.FAILURE] + 6 * [Verdict.SKIPPED]
     assert not doctor.is_well(found)
 
 
@@ -108,6 +110,27 @@ def test_a_clock_that_does_not_tick_is_told(play: Stage) -> None:
 
     play.sql("delete from duties")
     assert "never ticked" in examined(play, "clock")[Verdict.FAILURE][0]
+
+
+def test_keys_that_expire_within_two_weeks_are_told_unless_they_are_rotated_and_out_of_use(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        for name, days in {"ci": 13, "app": 15, "lost": 3, "site": 13, "old": 13}.items():
+            until = play.now() + timedelta(days=days)
+            key, _ = keys.new_key(connection, play.project, name, expires_at=until)
+            if name == "lost":
+                keys.revoke(connection, str(key.id))
+            if name in ("site", "old"):
+                keys.rotate(connection, key.id, timedelta(hours=1))
+    play.sql("update api_keys set last_used_at = now() where name = 'site' and replaced_by is not null")
+    play.sql("update api_keys set expires_at = null where name in ('site', 'old') and replaced_by is null")
+
+    told = examined(play, "keys")[Verdict.WARNING]
+
+    assert sorted(re.sub(r"noria_\S+", "K", what) for what in told) == [
+        "the key K (ci) of spring-campaign expires in 12 days 23:59:00",
+        "the key K (site) of spring-campaign expires in 00:59:00",
+    ]
+    assert examined(play, "keys")[Verdict.WELL] == ["6 keys work"]
 
 
 def test_work_that_nobody_does_is_told(play: Stage) -> None:

@@ -109,7 +109,8 @@ def test_no_project_may_have_half_of_what_there_is_and_uploads_fit_the_memory_of
         ("streams", "GET", "/v1/jobs/{job}/events", SSE),
         ("lookups", "GET", "/v1/jobs/{job}/candidates", {}),
         ("lookups", "POST", "/v1/jobs/{job}/resolve", {}),
-        ("bulk_requests", "POST", "/v1/jobs/bulk", {}),
+        ("bodies_on_their_way", "POST", "/v1/jobs/bulk", {}),
+        ("uploads_of_batches", "POST", "/v1/batches", {}),
         ("bulk_requests", "POST", "/v1/batches/{job}/cancel", {}),
     ],
 )
@@ -183,6 +184,27 @@ def test_a_body_that_never_ends_gives_its_place_back(
         said = json.loads(answer.read())
 
     assert (answer.status, said["code"]) == (408, "too_slow")
+
+
+@pytest.mark.parametrize(
+    ("gate", "path", "form"),
+    [("bulk", "/v1/jobs/bulk", "application/json"), ("drafts", "/v1/batches", "multipart/form-data; boundary=b")],
+)
+def test_who_sends_slowly_keeps_no_place_among_those_that_are_carried_out(
+    api: Served, gate: str, path: str, form: str
+) -> None:
+    limited(api, **{gate: Gate(gate, each=1, most=1, patience=0)})
+    with ExitStack() as lines, api.http(api.key("summer")) as summer:
+        for _ in range(2):
+            line = lines.enter_context(closing(HTTPConnection(api.url.removeprefix("http://"), timeout=PATIENCE)))
+            head = {"Authorization": f"Bearer {api.key('spring')}", "Content-Type": form, "Content-Length": "9999"}
+            line.request("POST", path, body=b"--b", headers=head)
+        taken = api.app.state.context.gates.bodies if gate == "bulk" else api.app.state.context.gates.uploads
+        eventually(lambda: sum(taken.each - own._value for own in taken._own.values()) == 2)
+        bulk = summer.post("/v1/jobs/bulk", json={"action": "cancel", "filter": {"kind": "speech"}})
+        batch = summer.post("/v1/batches", json={"items": [CLIP]})
+
+    assert (bulk.status_code, batch.status_code) == (200, 201)
 
 
 def test_health_is_answered_without_a_thread_or_a_connection_of_requests(api: Served) -> None:

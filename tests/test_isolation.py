@@ -11,6 +11,8 @@ import pytest
 from fastapi.routing import APIRoute
 from serving import CLIP, Served, eventually, served
 
+from api import scopes
+from worker.keys import Scope
 from worker.kinds import KINDS
 
 # Every route of the API and what of a job it needs in its address; a new route has to be added here.
@@ -50,15 +52,22 @@ OF_AN_ENDPOINT = {
     ("GET", "/v1/webhook-endpoints/{endpoint_id}/deliveries"),
     *(("POST", f"/v1/webhook-endpoints/{{endpoint_id}}/{act}") for act in ("rotate", "test", "redeliver")),
 }
+OF_A_KEY = {("POST", "/v1/keys/{key_id}/rotate"), ("DELETE", "/v1/keys/{key_id}")}
 OF_MANY = {("POST", "/v1/jobs/bulk")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {
     (method, path)
     for method in ("GET", "POST")
-    for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/webhook-endpoints")
+    for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/keys", "/v1/webhook-endpoints")
 } | {("GET", "/v1/events")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
+WITH_A_KEY = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_OPERATOR
+WITH_A_KEY |= OF_AN_ENDPOINT | OF_A_PROJECT | OF_EVERYBODY
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
+
+# The scope that each route takes: what looks, what makes and changes, and what is for a project's admins.
+OF_ADMINS = OF_A_KEY | {("GET", "/v1/keys"), ("POST", "/v1/keys")}
+OF_READERS = {route for route in WITH_A_KEY - OF_ADMINS if route[0] == "GET"} | OF_AN_OPERATOR
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 
@@ -73,6 +82,7 @@ BODIES: dict[str, Any] = {
     "/v1/jobs/{job_id}/reject": {"comment": "no", "reroll": {}},
     "/v1/schedules": NIGHTLY,
     "/v1/batches": ITEMS,
+    "/v1/keys": {"name": "ci"},
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
     "/v1/webhook-endpoints": ENDPOINT | {"url": "http://127.0.0.1:9/others"},
     "/v1/webhook-endpoints/{endpoint_id}": {"description": "ours"},
@@ -84,7 +94,7 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output, a file, a schedule, a draft and an endpoint; summer a key; and an operator."""
+    """Spring has a job, a file, a schedule, a draft, another key and an endpoint; summer a key; and an operator."""
 
     api: Served
     job: dict[str, Any]
@@ -92,6 +102,7 @@ class Tenants:
     schedule: dict[str, Any]
     batch: dict[str, Any]
     endpoint: dict[str, Any]
+    key: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
     operator: httpx.Client
@@ -105,6 +116,7 @@ class Tenants:
             "file_id": self.file["id"],
             "schedule_id": self.schedule["id"],
             "endpoint_id": self.endpoint["id"],
+            "key_id": self.key["id"],
         }
         path = template.format(**its, n=0, name=CLIP["model"])
         given = FILE if route == ("POST", "/v1/files") else None
@@ -126,16 +138,15 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
         batch = spring.post("/v1/batches", json=ITEMS).json()
-        yield Tenants(api, job, file, schedule, batch, endpoint, spring, summer, operator)
+        key = spring.post("/v1/keys", json={"name": "ci"}).json()
+        yield Tenants(api, job, file, schedule, batch, endpoint, key, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
     described = tenants.api.app.openapi()["paths"]
     routes = {(method.upper(), path) for path, methods in described.items() for method in methods}
 
-    known = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_AN_OPERATOR | OF_A_PROJECT
-    known |= OF_AN_ENDPOINT | OF_EVERYBODY | OPEN
-    assert routes == known - {("GET", "/docs"), ("GET", "/openapi.json")}
+    assert routes == (WITH_A_KEY | OPEN) - {("GET", "/docs"), ("GET", "/openapi.json")}
     hidden = {route.path for route in tenants.api.app.routes if isinstance(route, APIRoute)} - set(described)
     assert hidden == {"/docs", "/docs/oauth2-redirect"}
 
@@ -321,19 +332,46 @@ def test_a_key_cannot_act_for_another_project_nor_learn_whether_it_exists(tenant
 
 
 def test_without_a_key_nothing_but_health_answers(tenants: Tenants) -> None:
-    for route in sorted(
-        OF_A_JOB
-        | OF_A_REVIEW
-        | OF_A_BATCH
-        | OF_MANY
-        | OF_A_FILE
-        | OF_A_SCHEDULE
-        | OF_AN_ENDPOINT
-        | OF_A_PROJECT
-        | OF_EVERYBODY
-    ):
-        with tenants.api.http(None) as nobody:
+    tenants.api.sql("update api_keys set expires_at = now() where id = :id", id=tenants.key["id"])
+    for route in sorted(WITH_A_KEY):
+        with tenants.api.http(None) as nobody, tenants.api.http(tenants.key["key"]) as expired:
             assert tenants.ask(nobody, route).status_code == 401, route
+            assert tenants.ask(expired, route).status_code == 401, route
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_each_route_takes_the_scope_that_it_names_and_no_narrower_one(tenants: Tenants, scope: Scope) -> None:
+    described = tenants.api.app.openapi()["paths"]
+    with tenants.api.http(tenants.api.key("summer", scope)) as summer:
+        for method, path in sorted(WITH_A_KEY):
+            route = (method, path)
+            takes = Scope.ADMIN if route in OF_ADMINS else Scope.READ if route in OF_READERS else Scope.SUBMIT
+            said = described[path][method.lower()]
+
+            answer = tenants.ask(summer, route)
+
+            assert said["security"] == [{"key": [takes]}], route
+            assert "403" in said["responses"] or takes is Scope.READ, route
+            if scope.includes(takes):
+                assert answer.is_success or answer.json()["code"] in {"not_found", "operator_required"}, route
+            else:
+                assert (answer.status_code, answer.json()["code"]) == (403, "wrong_scope"), route
+                assert f"the scope {takes};" in answer.json()["detail"]
+
+
+def test_no_scope_is_kept_of_a_route_that_is_gone() -> None:
+    assert set(scopes._OF_ROUTES) <= WITH_A_KEY
+
+
+def test_anothers_key_is_not_found_not_listed_and_still_works(tenants: Tenants) -> None:
+    for route in sorted(OF_A_KEY):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.key["id"] not in tenants.summer.get("/v1/keys").text
+    own = tenants.spring.get("/v1/keys").json()["data"]
+    assert own[0] == {name: value for name, value in tenants.key.items() if name != "key"}
+    assert len(own) == 2
 
 
 def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
@@ -343,7 +381,7 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_AN_ENDPOINT
+    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_ENDPOINT
     for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})

@@ -21,12 +21,12 @@ from sqlalchemy.exc import OperationalError
 
 from api import limits
 from ops.local import servers as embedded
-from worker import catalog, claims, moves, settings, tick
+from worker import catalog, claims, settings, tick
 from worker.batches import completion
 from worker.jobs import reading
 from worker.lanes import query_budget
 from worker.lanes.slots import sync
-from worker.moves import fair_queue
+from worker.moves import bulk, fair_queue
 from worker.tables import Base, Job
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -228,6 +228,32 @@ def test_what_the_version_before_inserts_meanwhile_has_its_mode_and_what_is_new_
     }  # fmt: skip
 
 
+OLD_KEY = "insert into api_keys (prefix, hash) values ('', %s)"
+
+
+def test_keys_of_the_version_before_may_do_all_and_never_expire(empty: Engine) -> None:
+    with empty.connect() as connection:
+        _upgrade(connection, "0009")
+        connection.exec_driver_sql(OLD_KEY, (b"before",))
+        _upgrade(connection)
+        connection.exec_driver_sql(OLD_KEY, (b"meanwhile",))
+        rows = connection.exec_driver_sql("select scope, expires_at, replaced_by from api_keys").all()
+
+    assert set(map(tuple, rows)) == {("admin", None, None)}
+
+
+def test_the_way_back_leaves_no_key_that_may_do_more_or_works_for_longer(empty: Engine) -> None:
+    with empty.connect() as connection:
+        _upgrade(connection)
+        for scope, ends in (("read", None), ("submit", None), ("submit", "2030-01-01T00:00:00Z"), ("admin", None)):
+            made = "insert into api_keys (prefix, hash, scope, expires_at) values ('', %s, %s, %s)"
+            connection.exec_driver_sql(made, (f"{scope} {ends}".encode(), scope, ends))
+        _downgrade(connection, "0009")
+        rows = connection.exec_driver_sql("select revoked_at <= now() from api_keys order by id").scalars().all()
+
+    assert rows == [True, None, False, None]
+
+
 # What keeps others from a large table for as long as it takes to read it, or to write it anew.
 SLOW = re.compile(
     r"(?i)create (?:unique )?index (?!concurrently)|drop index (?!concurrently)|add constraint (?!.*not valid)"
@@ -275,6 +301,17 @@ def test_a_look_at_whether_anything_is_due_reads_no_table(seeded: Engine) -> Non
     assert len(plans) == 1
 
 
+@pytest.mark.parametrize("mode", ["task", "parent"])
+def test_a_look_reads_no_table_where_many_waited_when_the_statistics_were_made(seeded: Engine, mode: str) -> None:
+    all_wait = f"update jobs set state = 'queued', mode = '{mode}', finished_at = null, run_at = now(), claimed = null"
+    with _plans(seeded) as (connection, plans):
+        with connection.connection.cursor() as unexplained:
+            unexplained.execute(f"{all_wait}, error = null, parent_id = null, place = null; analyze jobs")
+        connection.execute(tick._look(claims.NOW)).one()
+
+    assert plans[0].scanned == set()
+
+
 def test_admission_finds_queues_and_slots_by_their_indexes(seeded: Engine) -> None:
     admitted = text("select count(*) from jobs where state = 'admitted'")
 
@@ -301,7 +338,7 @@ def test_a_claim_finds_what_is_due_by_its_index(seeded: Engine, due: tick._Due) 
 def test_batches_that_are_done_and_jobs_that_are_overdue_are_found_by_their_indexes(seeded: Engine) -> None:
     with _plans(seeded) as (connection, plans):
         completion.claim_due(connection, _now(connection))
-        moves.end_overdue(connection, datetime(2020, 1, 1, tzinfo=UTC))
+        bulk.end_overdue(connection, datetime(2020, 1, 1, tzinfo=UTC))
 
     used = {index for plan in plans for index in plan.indexes}
     assert used >= {"ix_jobs_batch_unfinished", "ix_jobs_not_after"}

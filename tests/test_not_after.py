@@ -17,6 +17,7 @@ from ops.sandbox.testing import Sandbox, running
 from worker.errors import InvalidInput
 from worker.states import State
 from worker.tables import Job
+from worker.text import moment
 
 HOUR = timedelta(hours=1)
 CHINA = timezone(timedelta(hours=8))
@@ -155,8 +156,8 @@ def test_a_person_who_asks_again_takes_the_limit_off(play: Stage) -> None:
     assert play.until(again).state == State.SUCCEEDED
 
 
-def test_many_end_a_hundred_a_tick_those_that_are_longest_overdue_first(play: Stage) -> None:
-    batch = batching.committed(play, [{"not_after": play.now() + HOUR} for _ in range(103)])
+def test_many_end_five_hundred_a_tick_those_that_are_longest_overdue_first(play: Stage) -> None:
+    batch = batching.committed(play, [{"not_after": play.now() + HOUR} for _ in range(503)])
     play.sql("update jobs set not_after = now() - batch_row * interval '1 s'")
 
     play.tick()
@@ -200,3 +201,29 @@ class TestOverHttp:
 
         (fault,) = refused.json()["errors"]
         assert (refused.status_code, fault["pointer"], fault["code"]) == (422, "/template/not_after", "not_allowed")
+
+
+def test_what_is_late_takes_no_slot_and_no_place_in_the_rate_from_others(play: Stage) -> None:
+    late = batching.committed(play, [{}] * 510)
+    play.sql("update jobs set not_after = now() - interval '1 s'")
+    other = play.submit()
+
+    play.tick()
+
+    assert play.job(other).state == State.ADMITTED
+    assert {job.state for job in batching.jobs(play, late)} == {State.FAILED, State.QUEUED}
+
+
+def test_each_that_is_late_says_its_own_time_and_what_a_call_before_may_have_cost(play: Stage) -> None:
+    first, second = limited(play), limited(play)
+    play.sql("update jobs set not_after = now() - interval '1 h', billed = 'unknown' where id = :id", id=second.id)
+    pass_first = "update jobs set not_after = now() - interval '1 s' where id = :id"
+    play.sql(pass_first, id=first.id)
+
+    play.tick()
+
+    for job, billed in ((first, "no"), (second, "unknown")):
+        found = play.job(job)
+        assert found.error is not None
+        assert (found.error["billed"], moment(found.not_after) in found.error["message"]) == (billed, True)
+    assert [entry for entry, _ in play.ledger(second)] == ["reserve"]  # its verdict is missing

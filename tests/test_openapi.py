@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import batches, bulk, catalog, endpoints, files, jobs, operator, review, schedules
+from api.routes import batches, bulk, catalog, endpoints, files, jobs, keys, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
 from worker.kinds import OFFERED
@@ -87,7 +87,7 @@ def test_every_operation_is_explained_and_names_its_refusals(described: dict[str
         for method, operation in methods.items():
             assert operation["description"], (method, path)
             if path.startswith("/v1/"):
-                assert operation["security"] == [{"key": []}]
+                assert operation["security"][0]["key"], "the scope that it takes"
                 assert {"401", "422", "429", "503"} <= set(operation["responses"])
                 for status, response in operation["responses"].items():
                     if status >= "400":
@@ -148,6 +148,8 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             jobs.Estimate: http.post("/v1/jobs?dry_run=true", json=CLIP).json(),
             BatchDocument: http.post("/v1/batches", json={"items": [CLIP, {}]}).json(),
             batches.BatchList: http.get("/v1/batches").json(),
+            keys.NewKey: http.post("/v1/keys", json={"name": "ci"}).json(),
+            keys.KeyList: http.get("/v1/keys").json(),
             catalog.ModelList: http.get("/v1/models").json(),
             operator.LaneList: http.get("/v1/limits").json(),
             catalog.Readiness: http.get("/readyz").json(),
@@ -201,7 +203,8 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
             continue
         is_begun = {"commit": str(operation.path.endswith(("/pause", "/resume", "/cancel", "/retry-failed"))).lower()}
         batch = httpx.post(api.url + "/v1/batches", params=is_begun, json=items, headers=headers).json()
-        known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"]}
+        key = httpx.post(api.url + "/v1/keys", json={}, headers=headers).json()
+        known = ours | {"schedule_id": _schedule(api, headers), "batch_id": batch["id"], "key_id": key["id"]}
         known |= {"endpoint_id": _endpoint(api, headers)}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):

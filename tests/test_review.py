@@ -239,7 +239,10 @@ class TestDeciding:
             "/reroll/seed",
             "/reroll/size",
         }
-        assert pointers(http.post(url, json={"comment": "x" * (review.COMMENT_LENGTH + 1)})) == {"/comment"}
+        long = {"comment": "x" * (review.COMMENT_LENGTH + 1)}
+        for answer in (http.post(url, json=long), approve(http, job, **long)):
+            (fault,) = answer.json()["errors"]
+            assert (fault["pointer"], fault["message"]) == ("/comment", "String should have at most 2000 characters")
         assert play.job(job).state == WAITS
 
     def test_a_rejected_job_is_not_retried_but_told_what_to_do(self, play: Stage, http: httpx.Client) -> None:

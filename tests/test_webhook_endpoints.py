@@ -147,6 +147,26 @@ def test_what_many_jobs_are_asked_for_at_once_is_told_to_endpoints(play: Stage) 
     assert written(play) == {(f"job.{state}", "https://shop.example/") for state in ("queued", "canceled")}
 
 
+def test_jobs_of_two_projects_that_end_together_are_told_by_each_projects_own(play: Stage) -> None:
+    autumn = _project(play, "autumn")
+    register(play, "https://autumn.example/", ["job.failed"], autumn.id)
+    late = play.now() + timedelta(hours=1)
+    for project in (play.project, autumn):
+        play.submit(project=project, webhook_url="https://own.example/", not_after=late)
+
+    with play.ctx.engine.begin() as connection:
+        bulk.end_overdue(connection, late + timedelta(minutes=1))
+
+    rows = play.sql(
+        "select d.project_id = j.project_id as own, url, body from deliveries d join jobs j on j.id = job_id"
+    )
+    assert {(row["url"], row["own"]) for row in rows} == {
+        ("https://own.example/", True),
+        ("https://autumn.example/", True),
+    }
+    assert sorted(json.loads(row["body"])["data"]["project"] for row in rows) == ["autumn"] * 2 + ["spring-campaign"]
+
+
 def test_a_batch_tells_endpoints_of_each_job_and_of_its_end(api: Served) -> None:
     with api.http(api.key("spring")) as http:
         for url, events in (("https://each.example/", ["job.queued"]), ("https://end.example/", ["batch.*"])):

@@ -4,6 +4,7 @@
     ├── InvalidInput       the request is wrong: a list of faults, each with a pointer to the field
     ├── NotFound           no such thing in this project
     ├── Conflict           it exists in another form (an Idempotency-Key with another body, a job that has ended)
+    ├── KeyExpired         the API key is right, and its time is over
     ├── ClaimLost          another worker holds the row now: stop, and write nothing
     └── CallFailed         an outbound call failed
         ├── NotSent        provably nothing left this machine
@@ -100,6 +101,12 @@ class Conflict(NoriaError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class KeyExpired(NoriaError):
+    """The API key is right, and its time is over."""
+
+    code = "unauthorized"
 
 
 class ClaimLost(NoriaError):

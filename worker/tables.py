@@ -113,6 +113,11 @@ class ApiKey(Base):
     created_at: Mapped[datetime] = mapped_column(**_NOW)
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    scope: Mapped[str] = mapped_column(server_default="admin")  # what keys from before scopes may do
+    expires_at: Mapped[datetime | None]
+    replaced_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_keys.id"))  # rotated: the key to use instead
+
+    __table_args__ = (CheckConstraint("scope in ('read', 'submit', 'admin')", name="scope"),)
 
 
 class Lane(Base):

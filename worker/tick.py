@@ -39,7 +39,7 @@ from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
 from worker.lanes import query_budget, slots
-from worker.moves import children, fair_queue
+from worker.moves import bulk, children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Owner
@@ -136,7 +136,7 @@ def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
         return []
     messages = _do_duties(connection, found.now) if found.duty_due else []
     if found.overdue:  # first, so that none of them is admitted
-        moves.end_overdue(connection, found.now)
+        bulk.end_overdue(connection, found.now)
     if found.fires:
         messages.append(Message("noria.fire", "tick", ()))  # sent each tick until the schedules are fired
     states = {*map(State, found.states or ()), *({State.QUEUED} if found.parents else ())}
@@ -169,13 +169,15 @@ def _look(now: Now) -> Select[Any]:
     due = select(Job.run_at).where(text("jobs.state <> 'queued' and jobs.run_at is not null"), Job.state == state)
     first = due.where(Job.run_at <= now).order_by(Job.run_at).limit(1).scalar_subquery()
     delivery = select(Delivery.run_at).where(Delivery.run_at <= now).order_by(Delivery.run_at).limit(1)
+    line = select(Job.model).where(slots.in_line(), Job.run_at <= now).order_by(Job.model).limit(1)
+    parents = select(Job.run_at).where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now)
     overdue = select(Job.not_after).where(moves.is_overdue(now)).order_by(Job.not_after).limit(1)
     return select(
         func.pg_try_advisory_xact_lock(LOCK).label("locked"),
         select(func.array_agg(state)).where(first.is_not(None)).scalar_subquery().label("states"),
         # two, as their indexes are
-        exists().where(slots.in_line(), Job.run_at <= now).label("lines"),
-        exists().where(work.in_states(State.QUEUED), work.of_modes(Mode.PARENT), Job.run_at <= now).label("parents"),
+        line.scalar_subquery().is_not(None).label("lines"),
+        parents.order_by(Job.run_at).limit(1).scalar_subquery().is_not(None).label("parents"),
         delivery.scalar_subquery().is_not(None).label("deliveries"),
         exists().where(Duty.due_at <= now).label("duty_due"),
         fire.is_due(now).label("fires"),

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import Connection
 
 from api import answers, forms, submissions
@@ -29,6 +30,16 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"], responses=refusals(40
 
 class BatchList(Page[BatchDocument]):
     """A page of batches, the newest first, without their reports."""
+
+
+class BatchQuery(BaseModel):
+    """Which batches to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Annotated[list[BatchState], BeforeValidator(forms.apart)] = Field([], description="one or several states")
+    cursor: UUID | None = Field(None, description="the next_cursor of the page before")
+    limit: int = Field(20, ge=1, le=100, description="batches on a page")
 
 
 BatchId = Annotated[UUID, Path(description="the batch's id")]
@@ -52,7 +63,8 @@ def make(
 ) -> Response:
     """Check and price a file's rows, a job each: CSV, JSONL or JSON. Nothing is made nor spent before the commit.
 
-    The answer is a draft with a report: every fault, the price, how long it will take. It is forgotten after a day.
+    The answer is a draft with a report: every fault, the price, how long it will take. It is forgotten after a day,
+    or once its project has twenty newer ones.
     With `commit` the jobs are made in the same step; a row with a fault then makes nothing (422), unless `skip_bad`.
     """
     options = submissions.batch(here, given.options)
@@ -95,13 +107,12 @@ def drop(here: Here, mine: Mine, batch_id: BatchId) -> Response:
 def listed(
     here: Here,
     mine: Mine,
-    state: Annotated[list[BatchState] | None, Query(description="one or several states")] = None,
-    cursor: Annotated[UUID | None, Query(description="the next_cursor of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="batches on a page")] = 20,
+    wanted: Annotated[BatchQuery, Query()],
 ) -> Response:
     """List batches, the newest first."""
+    limit = wanted.limit
     with here.reading() as connection:
-        found = reading.page(connection, mine.project.id, state or (), cursor, limit + 1)
+        found = reading.page(connection, mine.project.id, wanted.state, wanted.cursor, limit + 1)
         page = found[:limit]
         data = reading.documents(connection, mine.project.name, page, mine.now, whole=False)
     return answers.page(BatchList, data, page[-1].id if len(found) > limit else None)

@@ -14,8 +14,8 @@ from fastapi.responses import Response
 from pydantic import BeforeValidator
 
 from api import answers, forms, submissions
-from api.bodies import JsonBody
-from api.context import Context, Here, Moving, Tenant
+from api.bodies import BulkBody
+from api.context import Context, Here, Moving, Receiving, Tenant
 from api.problems import refusals
 from api.routes.jobs import model_id
 from worker.batches import control
@@ -49,7 +49,7 @@ Ends = Annotated[
     openapi_extra=forms.body("BulkCreate"),
     tags=["jobs"],
 )
-def act(here: Here, mine: Moving, body: JsonBody) -> Response:
+def act(here: Here, mine: Receiving, body: BulkBody) -> Response:
     """Cancel or retry many jobs, by ids or by a filter; 10,000 a call.
 
     `dry_run` counts and prices, and changes nothing. Each job fares as it would by itself, and a call that broke off

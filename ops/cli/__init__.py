@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,8 @@ from ops.local import servers
 from ops.local import up as local
 from ops.local.supervise import LocalError
 from worker import keys, log, settings
-from worker.errors import InvalidInput, NoriaError, NotFound
+from worker.errors import InvalidInput, KeyExpired, NoriaError, NotFound
+from worker.keys import Scope
 
 DEMO_PROJECT = "demo"
 _KEY = "NORIA_DEMO_KEY"
@@ -37,6 +39,7 @@ _ADVICE = {
     401: "Give a key of the project: --key or NORIA_KEY. `noria keys create PROJECT` makes one.",
     402: "The project's budget is spent.",
     404: "`noria list` shows the project's jobs.",
+    "wrong_scope": "`noria keys create PROJECT --scope SCOPE` makes one.",
     "idempotency_key_reused": "This key was used for another job: choose another --idempotency-key.",
     429: "Too many requests, or too many jobs wait: try again later.",
 }
@@ -226,9 +229,10 @@ def demo_key(home: Path, environment: Mapping[str, str]) -> str:
     """The key that an earlier run left in this home, if the API still accepts it; else a new one."""
     kept = reach.kept(home)
     with reach.database(home, environment["NORIA_DATABASE_URL"]) as connection:
-        if kept and keys.authenticate(connection, kept.key):
-            return kept.key
-        return keys.new_key(connection, admin.project_made(connection, DEMO_PROJECT), "noria up")[1]
+        with suppress(KeyExpired):
+            if kept and keys.authenticate(connection, kept.key):
+                return kept.key
+        return keys.new_key(connection, admin.project_made(connection, DEMO_PROJECT), "noria up", Scope.ADMIN)[1]
 
 
 def _welcome(options: local.UpOptions, running: local.Stack, door: Door, as_json: bool) -> None:

@@ -5,8 +5,9 @@ They talk to the database, since no key exists before the first is made, and so 
 
 from __future__ import annotations
 
-import uuid
+import re
 from contextlib import suppress
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -20,13 +21,26 @@ from worker import claims
 from worker import keys as api_keys
 from worker.errors import NotFound
 from worker.jobs import reading
+from worker.keys import KeyDocument, Scope
 from worker.lanes import account_stops, slots, throttle
 from worker.schedules import clock
 from worker.tables import ApiKey, Project
 from worker.text import moment
 
+_SPAN = re.compile(r"([1-9]\d{0,3})([hd])")
+
+
+def _span(text: str) -> timedelta:
+    """`90d` or `12h`."""
+    found = _SPAN.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter("is written like 90d or 12h")
+    number, unit = int(found[1]), found[2]
+    return timedelta(days=number) if unit == "d" else timedelta(hours=number)
+
+
 app = typer.Typer()
-keys = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+keys = typer.Typer(help="Make, list, rotate and revoke API keys.", no_args_is_help=True)
 projects = typer.Typer(help="List and set up projects.", no_args_is_help=True)
 lanes = typer.Typer(invoke_without_command=True)
 
@@ -56,6 +70,13 @@ def create_key(
     *,
     project: ProjectName,
     name: Annotated[str, typer.Option(help="What it is for, to tell it from others.")] = "",
+    scope: Annotated[
+        Scope, typer.Option(help="read looks; submit makes and changes too; admin rules over the project's keys too.")
+    ] = Scope.SUBMIT,
+    expires: Annotated[
+        timedelta | None,
+        typer.Option(parser=_span, metavar="SPAN", help="How long it works, like 90d or 12h. Default: for ever."),
+    ] = None,
     database: Database,
 ) -> None:
     """Make an API key of a project, and print it alone.
@@ -63,8 +84,10 @@ def create_key(
     The project is made if it does not exist. The key cannot be shown again.
     """
     with database.connection() as connection:
-        key, plain = api_keys.new_key(connection, project_made(connection, project), name)
-    _answer_key(database, key, plain, project)
+        until = connection.execute(select(claims.NOW)).scalar_one() + expires if expires else None
+        owner = project_made(connection, project)
+        made = _made(connection, *api_keys.new_key(connection, owner, name, scope, until))
+    database.answer(made, made["key"])
 
 
 @command(keys, "operator")
@@ -78,21 +101,40 @@ def create_operators_key(
     It acts for every project, and resolves uncertain jobs.
     """
     with database.connection() as connection:
-        key, plain = api_keys.new_key(connection, None, name)
-    _answer_key(database, key, plain, None)
+        made = _made(connection, *api_keys.new_key(connection, None, name))
+    database.answer(made, made["key"])
 
 
 @command(keys, "list")
 def list_keys(
     *, project: Annotated[str | None, typer.Argument(metavar="[PROJECT]")] = None, database: Database
 ) -> None:
-    """List the keys, revoked ones too."""
+    """List the keys, ended ones too."""
     with database.connection() as connection:
         owner = api_keys.project(connection, project) if project else None
-        names = {found.id: found.name for found in api_keys.projects(connection)}
-        found = [_key(key, names) for key in api_keys.keys(connection, owner)]
-    columns = {"key": "prefix", "project": "project", "name": "name", "last used": "last_used_at"}
-    database.answer(found, _table(found, columns | {"revoked": "revoked_at"}, wide=["project", "name"]))
+        found = _keys(connection, *api_keys.keys(connection, owner))
+    columns = {"key": "prefix", "project": "project", "name": "name", "scope": "scope", "created": "created_at"}
+    columns |= {"last used": "last_used_at", "expires": "expires_at"}
+    database.answer(found, _table([key | _days(key) for key in found], columns, wide=["project", "name"]))
+
+
+@command(keys, "rotate")
+def rotate_key(
+    *,
+    key: Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="As `noria keys list` shows it; or its prefix.")],
+    keep: Annotated[
+        int, typer.Option(min=0, max=api_keys.MOST_KEPT, metavar="HOURS", help="How long the old one still works.")
+    ] = 24,
+    database: Database,
+) -> None:
+    """Replace a key by a new one of the same name and scope, and print it alone.
+
+    The new one works for as long as the old one was made for; the old one for --keep hours longer.
+    """
+    with database.connection() as connection:
+        old = api_keys.rotatable(connection, key)
+        made = _made(connection, *api_keys.rotate(connection, old.id, timedelta(hours=keep)))
+    database.answer(made, made["key"])
 
 
 @command(keys, "revoke")
@@ -103,9 +145,8 @@ def revoke_key(
 ) -> None:
     """Revoke a key, at once."""
     with database.connection() as connection:
-        revoked = api_keys.revoke(connection, key)
-        names = {found.id: found.name for found in api_keys.projects(connection)}
-    database.answer(_key(revoked, names), f"The key {revoked.prefix}… is revoked.")
+        (revoked,) = _keys(connection, api_keys.revoke(connection, key))
+    database.answer(revoked, f"The key {revoked['prefix']}… is revoked.")
 
 
 @command(projects, "list")
@@ -227,9 +268,8 @@ def project_made(connection: Connection, name: str) -> Project:
     return api_keys.create_project(connection, name)
 
 
-def _answer_key(database: Database, key: ApiKey, plain: str, project: str | None) -> None:
-    document = {"key": plain, "id": str(key.id), "prefix": key.prefix, "project": project, "name": key.name}
-    database.answer(document, plain)
+def _made(connection: Connection, key: ApiKey, plain: str) -> dict[str, Any]:
+    return {"key": plain, **_keys(connection, key)[0]}
 
 
 def _table(found: list[dict[str, Any]], columns: dict[str, str], **how: list[str]) -> RenderableType:
@@ -238,10 +278,20 @@ def _table(found: list[dict[str, Any]], columns: dict[str, str], **how: list[str
     return show.filled(rows, *columns, **how)
 
 
-def _key(key: ApiKey, names: dict[uuid.UUID, str]) -> dict[str, Any]:
-    times = {name: moment(getattr(key, name)) for name in ("created_at", "last_used_at", "revoked_at")}
-    project = names[key.project_id] if key.project_id else None
-    return {"id": str(key.id), "prefix": key.prefix, "project": project, "name": key.name, **times}
+def _keys(connection: Connection, *keys: ApiKey) -> list[dict[str, Any]]:
+    """The keys as the API lists them, each with its project's name."""
+    names = {found.id: found.name for found in api_keys.projects(connection)}
+    projects = (names[key.project_id] if key.project_id else None for key in keys)
+    return [
+        {**KeyDocument.model_validate(key).as_json(), "project": project}
+        for key, project in zip(keys, projects, strict=True)
+    ]
+
+
+def _days(key: dict[str, Any]) -> dict[str, str | None]:
+    """A key's times as they fit a table: days, or that it is revoked."""
+    days = {name: key[name] and key[name][:10] for name in ("created_at", "last_used_at", "expires_at")}
+    return days | ({"expires_at": "revoked"} if key["revoked_at"] else {})
 
 
 def _project(project: Project) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def batch(
         draft = _draft(client, file, _told(said))
         if not api.as_json:
             show.ERR.print(report(draft))
-        made = _agreed(client, draft, terms)
+        made = _agreed(client, draft, terms, api)
         if made is not None and not terms.detach:
             made = _followed(client, made["id"], api)
         if made is not None and terms.download:
@@ -172,7 +172,7 @@ def retry(
         plan = client.retry_failed(which, dry_run=True)
         if not api.as_json:
             show.ERR.print(_retried(plan), markup=False)
-        if plan["jobs"] and not dry_run:
+        if plan["outcomes"].get("retried") and not dry_run:
             if why := _declined("Make them again?", yes):
                 raise NotSubmitted(why)
             plan = client.retry_failed(which)
@@ -190,10 +190,13 @@ def export(
     """Write what became of each row into a file."""
     path = output or Path(what)
     draft = path.with_name(f"{path.name}.part")
-    with api.client() as client, draft.open("wb") as file:
-        client.export(which, what, file)
-    draft.replace(path)
-    show.ERR.print(str(path), markup=False)
+    try:
+        with api.client() as client, draft.open("wb") as file:
+            client.export(which, what, file)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    api.answer({"file": str(path)}, str(path))
 
 
 def report(found: Batch) -> RenderableType:
@@ -206,16 +209,18 @@ def report(found: Batch) -> RenderableType:
         faults.append(f"… and {more:,} more. In all: {by_code}")
     parts += [Text(line, style="red") for line in faults]
     parts += [Text(f"Warning: {warning['message']}", style="yellow") for warning in said["warnings"]]
-    table = show.table("rows", "kind", "model", "CNY", "takes", right=["rows", "CNY", "takes"], wide=["model"])
+    table = show.table("rows", "kind", "model", "CNY", "time", right=["rows", "CNY", "time"], wide=["model"])
     for group in said["groups"]:
         show.row(table, f"{group['rows']:,}", group["kind"], group["model"], _price(group), _span(group["seconds"]))
-    parts.append(table)
+    if said["groups"]:
+        parts.append(table)
     counts = (("bad", "with faults"), ("existing", "there already"), ("skipped", "left out"))
     rest = [f"{rows[word]:,} {meaning}" for word, meaning in counts if rows[word]]
     if not rows["existing"] and said["existing"]:
         rest.append(f"{said['existing']:,} there already")
     about = f"{found['name']}: {show.count(rows['total'], 'row')}{''.join(f', {each}' for each in rest)}"
-    parts.append(Text(f"{about}; {_sum(said)}, about {_span(said['seconds']) or 'an unknown time'}"))
+    new = f"{_sum(said)}, about {_span(said['seconds']) or 'an unknown time'}" if said["groups"] else "nothing to make"
+    parts.append(Text(f"{about}; {new}"))
     return Group(*parts)
 
 
@@ -243,12 +248,14 @@ def _draft(client: Client, path: Path, said: dict[str, Any]) -> dict[str, Any]:
         return client.make_batch(path.name, file, said)
 
 
-def _agreed(client: Client, draft: Batch, terms: Terms) -> dict[str, Any] | None:
-    """The batch, committed; None where it was only to be checked."""
-    why = "" if terms.dry_run else _refusal(draft, terms)
+def _agreed(client: Client, draft: Batch, terms: Terms, api: Api) -> dict[str, Any] | None:
+    """The batch, committed; None where it was only to be checked. Raises NotSubmitted where it is not to be made."""
+    why = _refusal(draft, terms)
     if terms.dry_run or why:
         client.delete_batch(draft["id"])
     if why:
+        if api.as_json:
+            show.document(draft)
         raise NotSubmitted(why)
     return None if terms.dry_run else client.commit_batch(draft["id"], terms.skip_bad)
 
@@ -257,7 +264,8 @@ def _refusal(draft: Batch, terms: Terms) -> str:
     """Why the draft is not committed; nothing where it is."""
     if draft["rows"]["bad"] and not terms.skip_bad:
         return "Nothing was made: mend these rows, or leave them out with --skip-bad."
-    return _declined("Make them?", terms.yes)
+    costs_nothing = terms.dry_run or not draft["report"]["groups"]
+    return "" if costs_nothing else _declined("Make them?", terms.yes)
 
 
 def _declined(question: str, yes: bool) -> str:
@@ -266,7 +274,11 @@ def _declined(question: str, yes: bool) -> str:
         return ""
     if not sys.stdin.isatty():
         return "Nothing was made: it asks first, and there is nobody to ask: give --yes."
-    return "" if typer.confirm(question, err=True) else "Nothing was made."
+    try:
+        return "" if typer.confirm(question, err=True) else "Nothing was made."
+    except typer.Abort:  # Ctrl-C or Ctrl-D
+        show.ERR.print()
+        return "Nothing was made."
 
 
 def _followed(client: Client, batch_id: str, api: Api) -> dict[str, Any]:
@@ -357,7 +369,7 @@ def _when(found: Batch) -> str:
     if found["finish_at"] is None:
         return "end not known"
     left = (show.at(found["finish_at"]) - show.now()).total_seconds()
-    return f"about {show.seconds(max(left, 1))} left"
+    return f"about {show.seconds(left)} left" if left >= 1 else "the last ends any moment"
 
 
 def _reviewed(found: Batch) -> str:
@@ -369,9 +381,10 @@ def _reviewed(found: Batch) -> str:
 
 
 def _retried(plan: Mapping[str, Any]) -> str:
-    left_out = plan.get("left_out") or {}
-    rest = "".join(f", {count:,} left out ({why})" for why, count in left_out.items())
-    return f"{show.count(plan['jobs'], 'job')}, ¥{plan['cost']['estimated']}{rest}"
+    outcomes = dict(plan["outcomes"])
+    again = outcomes.pop("retried", 0)
+    rest = "".join(f", {count:,} left out ({why})" for why, count in outcomes.items())
+    return f"{show.count(again, 'job')}, ¥{plan['cost']['estimated']}{rest}"
 
 
 def _price(group: Mapping[str, Any]) -> str:

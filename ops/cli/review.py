@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from api.client import Client
+from api.client import ApiError, Client
 from ops.cli import show
 from ops.cli.reach import Api, command, spread
 
@@ -18,6 +18,7 @@ review = typer.Typer(invoke_without_command=True)
 Jobs = Annotated[list[str], typer.Argument(metavar="ID...", help="The jobs' ids.")]
 Comment = Annotated[str | None, typer.Option(help="Why; it is kept with the job.")]
 _KEYS = "(k)eep  (r)eject  (e) re-roll  (n)ext  (q)uit"
+_OF_THE_JOB = (404, 409, 410, 422)  # statuses: the next job may be looked at
 _WORDS = ("k", "r", "e", "n", "q")
 
 
@@ -44,8 +45,15 @@ def look(
         # before the first answer: a re-roll comes back into the list
         for n, job in enumerate(found := list(waiting), 1):
             show.OUT.print(f"\n[dim]{n} of {len(found)}[/]")
-            if not _decide(client, job):
+            try:
+                if not _decide(client, job):
+                    return
+            except typer.Abort:  # Ctrl-C or Ctrl-D
                 return
+            except ApiError as refused:  # e.g. somebody else has decided meanwhile
+                if refused.status not in _OF_THE_JOB:
+                    raise
+                show.ERR.print("\n".join(refused.faults), style="red", markup=False, soft_wrap=True)
     show.ERR.print("Nothing more waits for a review." if found else "Nothing waits for a review.")
 
 

@@ -58,7 +58,8 @@ def answer(as_json: bool, value: object, shown: RenderableType, nothing: str = "
     elif nothing and not value:
         ERR.print(nothing)
     elif isinstance(shown, str):
-        OUT.print(shown, markup=False, soft_wrap=True)
+        if shown:
+            OUT.print(shown, markup=False, soft_wrap=True)
     else:
         OUT.print(shown)
 

@@ -158,6 +158,23 @@ _ACCOUNTS = """
     from unowned having count(*) > 0
 """
 
+# Keys that are about to expire: those that nothing replaces yet, and rotated ones that somebody still uses.
+_KEYS = """
+    select 'warning' as verdict,
+           format('the key %s… (%s) of %s expires in %s', key.prefix, coalesce(nullif(key.name, ''), 'without a name'),
+                  coalesce(projects.name, 'an operator'), date_trunc('minute', key.expires_at - now())) as what,
+           case when key.replaced_by is null then format('noria keys rotate %s', key.id)
+                else 'it is rotated, and somebody still uses it: give them the new key' end as advice
+    from api_keys as key
+    left join projects on projects.id = key.project_id
+    left join api_keys as successor on successor.id = key.replaced_by
+    where key.revoked_at is null and key.expires_at between now() and now() + interval '14 days'
+      and (successor.id is null or key.last_used_at > successor.created_at)
+    union all
+    select 'well', format('%s keys work', count(*)), '' from api_keys
+    where (revoked_at is null or revoked_at > now()) and (expires_at is null or expires_at > now())
+"""
+
 # No wait and no lease is as long as a day.
 # A parent with children at work rests: the last one's end makes it due.
 _OVERLOOKED = """
@@ -177,4 +194,5 @@ CHECKS = (
     Check("work", _asking(_WORK), _UPGRADE, needs="database"),
     Check("stuck rows", stuck, _UPGRADE, needs="database"),
     Check("accounts", _asking(_ACCOUNTS), _UPGRADE, needs="database"),
+    Check("keys", _asking(_KEYS), _UPGRADE, needs="database"),
 )

@@ -25,9 +25,9 @@ from typing import IO, Any, BinaryIO
 
 from sqlalchemy import Engine
 
-from worker import inputs, money
+from worker import inputs
 from worker.batches import files
-from worker.batches.document import Group, Report, RowFault, Source
+from worker.batches.document import Report, RowFault, Source
 from worker.batches.files import Row
 from worker.errors import Fault, InvalidInput
 from worker.inputs.files import tidied
@@ -41,7 +41,10 @@ COLUMNS = ("n", "line", "outcome", "custom_id", "faults", "hash", "copy", *ASKED
 _ROW = 1 << 20  # bytes of a row's complete input, as of any body
 _CUSTOM_ID = 128  # characters, as of any job
 _SHOWN = 100  # faults and warnings in a report
+_KEPT = 10  # faults of a row, of what its writer got wrong in each of 50,000 rows
+_POINTER = 1000  # characters of what a fault points to: a name in JSON has up to a million
 _TOGETHER = 250  # rows whose files are looked up in one query
+_AT_ONCE = 1 << 20  # bytes of rows in memory: what is parsed may take thirty times as many
 _SECONDS = 120  # that a check may take: 50,000 rows take ten, and what a row names may have to be looked up slowly
 _TURN = 8  # rows, a millisecond's work
 _JSON = frozenset({"input", "labels"})
@@ -103,7 +106,7 @@ def checked(engine: Engine, project_id: uuid.UUID, upload: Upload, options: Opti
     )
     with TemporaryFile() as spool:
         look = _Look(engine, project_id, options, check, spool)
-        while some := list(islice(rows, _TOGETHER)):
+        while some := _next(rows, upload.body):
             look.through(some)
         yield Checked(options.name or name, source, options, look.rows, look.bad, look.report(), spool)
 
@@ -112,15 +115,6 @@ def let_others(n: int) -> None:
     """Lets other threads go on after some rows: one that computes keeps the interpreter for 5 ms whenever it has it."""
     if n % _TURN == 0:
         time.sleep(0)
-
-
-@dataclass
-class _Priced:
-    """The good rows of a kind and model."""
-
-    rows: int = 0
-    micros: int = 0
-    unpriced: int = 0
 
 
 @dataclass
@@ -136,7 +130,6 @@ class _Look:
     bad: int = 0
     faults: list[RowFault] = field(default_factory=list)
     by_code: Counter[str] = field(default_factory=Counter)
-    groups: dict[tuple[str, str], _Priced] = field(default_factory=dict)
     warnings: dict[str, Fault] = field(default_factory=dict)
     firsts: dict[str, tuple[int, int]] = field(default_factory=dict)  # custom_id → its first row and line
     copies: Counter[bytes] = field(default_factory=Counter)
@@ -151,23 +144,14 @@ class _Look:
             self._take(row, body, prepared, [*faults, *_said(row, gone)])
 
     def report(self) -> Report:
-        """What was found, without what only the database knows."""
-        groups = [
-            Group(kind=kind, model=model, rows=of.rows, cost=_cost(of), unpriced=of.unpriced, seconds=None)
-            for (kind, model), of in sorted(self.groups.items())
-        ]
-        whole = _Priced(
-            self.rows - self.bad,
-            sum(of.micros for of in self.groups.values()),
-            sum(of.unpriced for of in self.groups.values()),
-        )
+        """What was found, without what only the database knows: which rows are new, their price and their time."""
         return Report(
             faults=self.faults,
             faults_total=self.by_code.total(),
             faults_by_code=dict(self.by_code.most_common()),
-            groups=groups,
-            cost=_cost(whole),
-            unpriced=whole.unpriced,
+            groups=[],
+            cost=None,
+            unpriced=0,
             seconds=None,
             existing=0,
             warnings=list(self.warnings.values()),
@@ -228,10 +212,10 @@ class _Look:
         if prepared is None or faults:
             self.bad += 1
             self._note(faults)
-            shown = _text([fault.as_json() for fault in faults])
+            shown = _text([fault.as_json() for fault in faults[:_KEPT]])
             self._write(columns | {"outcome": "bad", "faults": shown, "copy": 1})
             return
-        self._count(prepared)
+        self._warn(prepared)
         asked = digest([self.options.repeat, body])
         self.copies[asked] += 1
         self._write({**written, **columns, "outcome": "good", "hash": f"\\x{asked.hex()}", "copy": self.copies[asked]})
@@ -240,11 +224,7 @@ class _Look:
         self.faults += faults[: _SHOWN - len(self.faults)]
         self.by_code.update(fault.code for fault in faults)
 
-    def _count(self, prepared: Prepared) -> None:
-        of = self.groups.setdefault((prepared.submission.kind, prepared.model), _Priced())
-        of.rows += 1
-        of.micros += prepared.estimate or 0
-        of.unpriced += prepared.estimate is None
+    def _warn(self, prepared: Prepared) -> None:
         for warning in prepared.warnings:
             if len(self.warnings) < _SHOWN:
                 self.warnings.setdefault(warning.message, warning)
@@ -255,6 +235,17 @@ class _Look:
         if self.spool.tell() > SPOOL:
             message = f"its rows are longer than {SPOOL} bytes with their defaults: split the file"
             raise InvalidInput([Fault("/file", "too_long", message)])
+
+
+def _next(rows: Iterator[Row], body: BinaryIO) -> list[Row]:
+    """The next rows: so many, or of so many bytes of the file that they are read from."""
+    some: list[Row] = []
+    begun = body.tell()
+    for row in islice(rows, _TOGETHER):
+        some.append(row)
+        if body.tell() - begun > _AT_ONCE:
+            break
+    return some
 
 
 def _measured(body: BinaryIO) -> tuple[int, str]:
@@ -273,7 +264,12 @@ def _said(row: Row, faults: Sequence[Fault]) -> list[RowFault]:
 def _fault(row: Row, pointer: str, column: str | None, code: str, message: str) -> RowFault:
     header = storable(column) if column is not None else None
     return RowFault(
-        row=row.n, line=row.line, column=header, pointer=storable(pointer), code=code, message=storable(message)
+        row=row.n,
+        line=row.line,
+        column=header,
+        pointer=storable(pointer[:_POINTER]),
+        code=code,
+        message=storable(message),
     )
 
 
@@ -294,10 +290,6 @@ def _is_about(pointer: str, known: Sequence[str]) -> bool:
 def _custom_id(body: Any) -> str | None:
     said = body.get("custom_id") if isinstance(body, dict) else None
     return storable(said[:_CUSTOM_ID]) if isinstance(said, str) else None
-
-
-def _cost(of: _Priced) -> str | None:
-    return money.shown(of.micros) if of.rows > of.unpriced else None
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,7 @@ class RowFault(Answer):
 
 
 class Group(Answer):
-    """The rows of one kind and model: how many, what they cost at most, how long they take at today's limits."""
+    """The new rows of one kind and model: how many, what they cost at most, how long they take at today's limits."""
 
     kind: str
     model: str
@@ -43,10 +43,10 @@ class Report(Answer):
     faults_total: int
     faults_by_code: dict[str, int]
     groups: list[Group]
-    cost: Amount | None = Field(description="of all good rows that have a price; null: no price is known")
-    unpriced: int = Field(description="good rows without a known price")
-    seconds: float | None = Field(description="that the good rows take at today's limits, behind what waits already")
-    existing: int = Field(description="good rows that have a job already; they are not made again")
+    cost: Amount | None = Field(description="of the new rows that have a price; null: no price is known")
+    unpriced: int = Field(description="new rows without a known price")
+    seconds: float | None = Field(description="that the new rows take at today's limits, behind what waits already")
+    existing: int = Field(description="good rows that have a job already: they are not new, and cost nothing more")
     warnings: list[Fault] = Field(description="of what is taken nevertheless, each sentence once")
 
 
@@ -116,7 +116,7 @@ class BatchDocument(Answer):
     webhook_url: str | None
     manifest: str | None = Field(description="the key, in the bucket, of the list of what it made; once it is complete")
     created_at: Moment
-    expires_at: Moment | None = Field(description="of a draft: it is forgotten then")
+    expires_at: Moment | None = Field(description="of a draft: it is forgotten then, or once there are 20 newer ones")
     committed_at: Moment | None
     paused_at: Moment | None
     canceled_at: Moment | None

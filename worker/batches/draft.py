@@ -14,13 +14,15 @@ from typing import IO, Any
 from sqlalchemy import Connection, bindparam, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from worker import money
 from worker.batches import forecast, reading
 from worker.batches.checking import COLUMNS, Checked, let_others
-from worker.batches.document import Report
+from worker.batches.document import Group, Report
 from worker.errors import Conflict
 from worker.moves.batch import IS_MADE
 from worker.tables import Batch, BatchRow
 
+MOST = 20  # drafts of a project, the newest: each has up to 128 MiB of rows
 _FORGOTTEN = 50_000  # rows that are forgotten at once, or one draft
 
 
@@ -50,17 +52,19 @@ def keep(
 ) -> tuple[Batch, bool]:
     """Keeps the draft, with what only the database knows in its report; or finds the first one under the same key.
 
-    The second is whether that was there. Raises Conflict as `replayed` does.
+    The project's oldest drafts are forgotten where it has too many now. The second is whether it was there already.
+    Raises Conflict as `replayed` does.
     """
     batch_id = connection.execute(_KEEP, _columns(project_id, made, sent, now)).scalar_one_or_none()
     if batch_id is None:
         assert sent is not None, "only a key keeps it from being made"
         first = replayed(connection, project_id, sent)
         return (first, True) if first else keep(connection, project_id, made, sent, now)  # it was forgotten just now
+    connection.execute(_FORGET_SURPLUS, {"the_project": project_id, "most": MOST})
     _copy(connection, batch_id, made.spool)
     bound = {"the_project": project_id, "the_batch": batch_id}
-    existing = connection.execute(_EXISTING, bound).scalar_one()
-    report = _timed(connection, project_id, made.report, now).model_copy(update={"existing": existing})
+    report = _priced(connection, made.report, bound)
+    report = _timed(connection, project_id, report, now)
     connection.execute(_REPORT, {"the_batch": batch_id, "the_report": report.as_json()})
     return reading.one(connection, project_id, batch_id), False
 
@@ -104,13 +108,31 @@ def _copy(connection: Connection, batch_id: uuid.UUID, spool: IO[bytes]) -> None
             let_others(n)
 
 
+def _priced(connection: Connection, report: Report, bound: dict[str, Any]) -> Report:
+    """The report with what its new rows cost; those that have a job already cost nothing more."""
+    found = connection.execute(_GOOD, bound).all()
+    new = [row for row in found if not row.is_made]
+    groups = [
+        Group(kind=of.kind, model=of.model, rows=of.rows, cost=_cost(of), unpriced=of.unpriced, seconds=None)
+        for of in new
+    ]
+    cost, unpriced = sum(of.micros for of in new), sum(of.unpriced for of in new)
+    is_known = any(of.cost is not None for of in groups) or not groups
+    priced = {"groups": groups, "cost": money.shown(cost) if is_known else None, "unpriced": unpriced}
+    return report.model_copy(update=priced | {"existing": sum(row.rows for row in found if row.is_made)})
+
+
+def _cost(of: Any) -> str | None:
+    return money.shown(of.micros) if of.rows > of.unpriced else None
+
+
 def _timed(connection: Connection, project_id: uuid.UUID, report: Report, now: datetime) -> Report:
     """The report with the time that its groups take."""
     spans = forecast.spans(connection, {(of.kind, of.model): of.rows for of in report.groups}, project_id, now)
     seconds = {group: span.total_seconds() if span else None for group, span in spans.items()}
     groups = [of.model_copy(update={"seconds": seconds[of.kind, of.model]}) for of in report.groups]
     known = [of.seconds for of in groups if of.seconds is not None]
-    longest = max(known) if known and len(known) == len(groups) else None
+    longest = max(known, default=0.0) if len(known) == len(groups) else None
     return report.model_copy(update={"groups": groups, "seconds": longest})
 
 
@@ -122,7 +144,20 @@ _UNDER_KEY = select(*Batch.__table__.c).where(
 )
 # a new draft, unless its project has one under that key
 _KEEP = upsert(Batch).on_conflict_do_nothing().returning(Batch.id)
-_EXISTING = select(func.count()).where(BatchRow.batch_id == bindparam("the_batch"), BatchRow.outcome == "good", IS_MADE)
+# the good rows by kind and model, apart by whether they have a job
+_GOOD = (
+    select(
+        BatchRow.kind,
+        BatchRow.model,
+        IS_MADE.label("is_made"),
+        func.count().label("rows"),
+        func.coalesce(func.sum(BatchRow.estimate), 0).label("micros"),
+        func.count().filter(BatchRow.estimate.is_(None)).label("unpriced"),
+    )
+    .where(BatchRow.batch_id == bindparam("the_batch"), BatchRow.outcome == "good")
+    .group_by(BatchRow.kind, BatchRow.model, "is_made")
+    .order_by(BatchRow.kind, BatchRow.model)
+)
 _REPORT = update(Batch).where(Batch.id == bindparam("the_batch")).values(report=bindparam("the_report"))
 _DROP = delete(Batch).where(
     Batch.project_id == bindparam("project"), Batch.id == bindparam("the_batch"), Batch.state == "draft"
@@ -138,5 +173,16 @@ _FORGET = text(
          where before_it < :most
     )
     delete from batches using first where batches.id = first.id and batches.state = 'draft'
+    """
+)
+# a project's drafts but for the newest, and none that is being committed
+_FORGET_SURPLUS = text(
+    """
+    with surplus as (
+        select id from batches where state = 'draft' and id in (
+            select id from batches where project_id = :the_project and state = 'draft' order by id desc offset :most
+        ) for update skip locked
+    )
+    delete from batches using surplus where batches.id = surplus.id and batches.state = 'draft'
     """
 )

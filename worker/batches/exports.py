@@ -23,6 +23,7 @@ from worker.text import moment
 BOM = b"\xef\xbb\xbf"  # else Excel reads the file in the code page of the machine
 _FAILED = frozenset({State.FAILED, State.EXPIRED, State.CANCELED, State.REJECTED})
 _LABEL = "metadata."
+_LABELS = 200  # names of metadata with a column each, as many as a file may have columns
 _BEFORE = ("row", "line", "custom_id", "outcome", "state", "kind", "model")
 _AFTER = (
     *("take", "review", "review_comment", "cost", "error_code", "error_message"),
@@ -30,13 +31,20 @@ _AFTER = (
 )
 # What a spreadsheet takes for a formula, the full-width signs of Chinese and Japanese ones too; but for a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+# Where lists are separated by semicolons, Excel parts the lines of a CSV at those and at line ends within a cell.
+_INNER = re.compile(r"([;\t\r\n]\s*\"?)(?=[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def report(read: Read, batch: Batch) -> Iterator[bytes]:
-    """The rows as a CSV that Excel opens: UTF-8 with a BOM, CRLF, and no cell that is a formula."""
-    keys = read(lambda connection: items.labels(connection, batch))
-    yield BOM + _csv([[*_BEFORE, *(_LABEL + key for key in keys), *_AFTER]])
+    """The rows as a CSV that Excel opens: UTF-8 with a BOM, CRLF, and no cell that is a formula.
+
+    The metadata of rows that have very many names for it, each its own, are one column, as JSON.
+    """
+    found = read(lambda connection: items.labels(connection, batch, _LABELS + 1))
+    keys = found if len(found) <= _LABELS else None
+    named = ["metadata"] if keys is None else [_LABEL + key for key in keys]
+    yield BOM + _csv([[*_BEFORE, *named, *_AFTER]])
     for chunk in items.walk(read, batch):
         yield _csv([_cells(item, keys) for item in chunk])
 
@@ -53,14 +61,14 @@ def errors(read: Read, batch: Batch) -> Iterator[bytes]:
         yield _lines([_error(item) for item in chunk if item.row.faults or (item.job and item.job.state in _FAILED)])
 
 
-def _cells(item: Item, keys: Sequence[str]) -> list[Any]:
+def _cells(item: Item, keys: Sequence[str] | None) -> list[Any]:
     row, job = item.row, item.job
     labels = (job.labels if job else row.labels) or {}
     code, message = _trouble(item)
     return [
         *(row.n, row.line, row.custom_id, row.outcome, job.state if job else None),
         *((job.kind, job.model) if job else (row.kind, row.model)),
-        *(labels.get(key) for key in keys),
+        *([json.dumps(labels, ensure_ascii=False)] if keys is None else [labels.get(key) for key in keys]),
         *((job.take, job.review, job.review_note, money.shown(job.cost)) if job else (None,) * 4),
         *(code, message),
         *(item.outputs[0].key if item.outputs else None, len(item.outputs)),
@@ -83,10 +91,10 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def _harmless(cell: Any) -> Any:
-    """The cell as text where a spreadsheet would carry it out."""
-    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
-        return "'" + cell
-    return cell
+    """The cell as text where a spreadsheet would carry it, or a part of it, out."""
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    return ("'" if _FORMULA.match(cell) else "") + _INNER.sub(r"\1'", cell)
 
 
 def _result(item: Item, job: Job) -> dict[str, Any]:

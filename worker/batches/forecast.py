@@ -76,6 +76,12 @@ def spans(
     }
 
 
+def run_times(connection: Connection, models: Sequence[str]) -> dict[str, float]:
+    """How many seconds a task of each model runs: the module's T."""
+    learned = {row.model: row.seconds for row in connection.execute(_LEARNED, {"models": list(models)})}
+    return {model: learned.get(model) or catalog.load().model(model).run_seconds.median for model in models}
+
+
 def seconds(jobs: int, limits: Limits, line: Line, runs: float) -> float:
     """The module's formula."""
     ahead = line.ahead(jobs)
@@ -102,13 +108,13 @@ def _by_model(
     bound = {"models": list(models), "now": now}
     lanes = connection.execute(_LANES, bound).all()
     waiting = connection.execute(_WAITING, bound).all()
-    learned = {row.model: row.seconds for row in connection.execute(_LEARNED, bound)}
+    runs = run_times(connection, models)
     known: dict[str, tuple[Limits, Line, float]] = {}
     for model in models:
         limits = _limits([lane for lane in lanes if lane.model == model], project.max_in_flight, now)
         if limits is not None:
             line = _line([row for row in waiting if row.model == model], project_id, project.weight)
-            known[model] = (limits, line, learned.get(model) or catalog.load().model(model).run_seconds.median)
+            known[model] = (limits, line, runs[model])
     return known
 
 

@@ -91,9 +91,10 @@ def walk(read: Read, batch: Batch) -> Iterator[list[Item]]:
         after = chunk[-1].row.n
 
 
-def labels(connection: Connection, batch: Batch) -> list[str]:
-    """Every key of metadata that a row of the batch has, in order."""
-    return list(connection.execute(_LABELS, {"batch": batch.id, "project": batch.project_id}).scalars())
+def labels(connection: Connection, batch: Batch, most: int) -> list[str]:
+    """The keys of metadata that rows of the batch have, in order, at most so many."""
+    said = {"batch": batch.id, "project": batch.project_id, "most": most}
+    return list(connection.execute(_LABELS, said).scalars())
 
 
 def _rows(connection: Connection, batch: Batch, wanted: Wanted, limit: int) -> list[BatchRow]:
@@ -158,4 +159,5 @@ _LABELS = (
     .outerjoin_from(BatchRow, Job, (Job.id == BatchRow.job_id) & (Job.project_id == bindparam("project")))
     .where(_OF_BATCH)
     .order_by("key")
+    .limit(bindparam("most"))
 )

@@ -11,16 +11,20 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Row, Uuid, bindparam, column, func, select
+from sqlalchemy import ARRAY, Connection, Row, Text, Uuid, bindparam, column, func, select
 
-from worker import money
+from worker import claims, money, work
 from worker.batches import forecast
 from worker.batches.document import BatchCost, BatchReview, Jobs
 from worker.states import AT_REST, TERMINAL, State
-from worker.tables import Batch
+from worker.tables import Batch, Job
+
+_Group = tuple[str, str]  # a kind and a model
+
+_SENT = frozenset({State.SUBMITTING, State.UNCERTAIN, State.RUNNING})
 
 
 @dataclass(frozen=True)
@@ -84,23 +88,59 @@ def _review(rows: Sequence[Row[Any]], actual: int) -> BatchReview | None:
 def _finish_at(
     connection: Connection, batches: Sequence[Batch], found: Mapping[uuid.UUID, Sequence[Row[Any]]], now: datetime
 ) -> dict[uuid.UUID, datetime | None]:
-    """When each batch ends: with the last of its kinds and models; a paused one, and one that waits for people: None.
-
-    One forecast for all of them, since they stand in one another's line: their jobs are among what it finds waiting and
-    running, so it is asked for one more of each.
-    """
+    """When each batch ends: with the last of its kinds and models. None: it is paused, waits for people, or unknown."""
     moving = {
         batch.id: [row for row in found[batch.id] if row.state not in AT_REST] if batch.paused_at is None else []
         for batch in batches
     }
-    last = {(row.kind, row.model): 1 for rows in moving.values() for row in rows}
-    spans = forecast.spans(connection, last, batches[0].project_id, now) if last else {}
+    rows = [row for some in moving.values() for row in some]
+    waiting = _behind_the_line(connection, rows, batches[0].project_id, now)
+    sent = _sent(connection, rows, now)
     ends: dict[uuid.UUID, datetime | None] = {}
-    for batch_id, rows in moving.items():
-        longest = [spans.get((row.kind, row.model)) for row in rows]
-        known = [span for span in longest if span is not None]
-        ends[batch_id] = now + max(known) if known and len(known) == len(longest) else None
+    for batch_id, some in moving.items():
+        known = [_end(row, waiting, sent, now) for row in some]
+        ends[batch_id] = max(filter(None, known)) if known and None not in known else None
     return ends
+
+
+def _end(
+    row: Row[Any], waiting: Mapping[_Group, datetime | None], sent: Mapping[Any, datetime], now: datetime
+) -> datetime | None:
+    """When the last of a group of jobs ends: what is being copied, now; what waits, behind all that waits."""
+    if row.state == State.COPYING:
+        return now
+    return sent[_of(row)] if row.state in _SENT else waiting[row.kind, row.model]
+
+
+def _behind_the_line(
+    connection: Connection, rows: Sequence[Row[Any]], project_id: uuid.UUID, now: datetime
+) -> dict[_Group, datetime | None]:
+    """The ends of what waits, and of what is made in parts, by kind and model.
+
+    One forecast for all batches, since they stand in one another's line: their jobs are among what it finds waiting, so
+    it is asked for one more of each.
+    """
+    last = {(row.kind, row.model): 1 for row in rows if row.state not in _SENT and row.state != State.COPYING}
+    spans = forecast.spans(connection, last, project_id, now) if last else {}
+    return {group: now + span if span is not None else None for group, span in spans.items()}
+
+
+def _sent(connection: Connection, rows: Sequence[Row[Any]], now: datetime) -> dict[Any, datetime]:
+    """The ends of what is with the provider: a run time after the newest began, which stands still while it runs.
+
+    Not before now: what runs longer than others may end at any moment.
+    """
+    groups = list(dict.fromkeys(_of(row) for row in rows if row.state in _SENT))
+    if not groups:
+        return {}
+    ids, kinds, models = zip(*groups, strict=True)
+    began = connection.execute(_BEGAN, {"batches": list(ids), "kinds": list(kinds), "models": list(models)})
+    runs = forecast.run_times(connection, sorted(set(models)))
+    return {_of(row): max(now, (row.began or now) + timedelta(seconds=runs[row.model])) for row in began}
+
+
+def _of(row: Row[Any]) -> tuple[uuid.UUID, str, str]:
+    return row.batch_id, row.kind, row.model
 
 
 # Built once: to build a statement costs more than to run it. The function is migration 0009's, which says why.
@@ -112,3 +152,20 @@ _FOUND = func.batch_groups(bindparam("batches", type_=ARRAY(Uuid))).table_valued
     *("jobs", "reviewed", "approved", "estimate", "cost", "unbilled"),
 )
 _GROUPS = select(_FOUND)
+# when the newest of each group began that is with the provider: one look into `ix_jobs_batch` for each
+_ASKED = claims.unnested("asked", batches=Uuid(), kinds=Text(), models=Text())
+_BEGAN = select(
+    _ASKED.c.batches.label("batch_id"),
+    _ASKED.c.kinds.label("kind"),
+    _ASKED.c.models.label("model"),
+    select(func.max(func.coalesce(Job.started_at, Job.submitted_at)))
+    .where(
+        Job.batch_id == _ASKED.c.batches,
+        Job.kind == _ASKED.c.kinds,
+        Job.model == _ASKED.c.models,
+        work.in_states(*sorted(_SENT)),
+    )
+    .correlate(_ASKED)
+    .scalar_subquery()
+    .label("began"),
+)

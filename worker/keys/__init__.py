@@ -1,8 +1,8 @@
 """API keys, and the projects (tenants) that they open.
 
 A key is shown once, when it is made, and kept as its SHA-256: it holds 256 random bits, so no slow hash is needed. A
-key without a project is an operator's. A key ends at `revoked_at`, which may lie ahead: an old key then works beside
-its successor for a while.
+key without a project is an operator's. A key ends when it is revoked, or at `expires_at`. A rotated key works for a
+while beside the one that replaces it.
 """
 
 from __future__ import annotations
@@ -14,30 +14,68 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from pydantic import Field
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import webhooks
-from worker.claims import NOW, Now
-from worker.errors import Conflict, Fault, InvalidInput, NotFound
+from worker.claims import NOW
+from worker.document import Answer, Moment
+from worker.errors import Conflict, Fault, InvalidInput, KeyExpired, NotFound
 from worker.schedules import clock
 from worker.tables import ApiKey, Project
+from worker.text import moment
 
+MOST_KEPT = 720  # hours that a rotated key may work beside its successor
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
 _PREFIX = 14  # characters of a key that are kept to identify it: `noria_` and 48 of its 256 bits
 _NOTED = timedelta(minutes=1)  # between two notes of a key's use: most requests then write nothing
 
 
+class Scope(StrEnum):
+    """What a project's key may do, each scope more than the one before."""
+
+    READ = "read"  # look
+    SUBMIT = "submit"  # make and change jobs, batches, files, schedules, reviews
+    ADMIN = "admin"  # make, rotate and revoke the project's keys
+
+    def includes(self, other: Scope) -> bool:
+        """Whether a key of this scope may do what the other allows."""
+        widening = list(Scope)
+        return widening.index(self) >= widening.index(other)
+
+
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a request: a key, its project (None: an operator), and the request's time by Postgres."""
+    """Who makes a request: a key, its project (None: an operator), and the request's time by Postgres.
+
+    `ends_at` is when the key stops working; None: not by itself.
+    """
 
     key_id: uuid.UUID
     project: Project | None
     now: datetime
+    scope: Scope
+    ends_at: datetime | None
+
+
+class KeyDocument(Answer):
+    """An API key, as it is listed: what it is for, what it may do, and when it ends."""
+
+    object: Literal["key"] = "key"
+    id: uuid.UUID
+    prefix: str = Field(description="the key's first characters", examples=["noria_Zm9vYmFy"])
+    name: str
+    scope: Scope = Field(description="submit includes read, admin includes submit")
+    created_at: Moment
+    last_used_at: Moment | None = Field(description="to the minute; null: never")
+    expires_at: Moment | None = Field(description="when it stops working; null: not by itself")
+    revoked_at: Moment | None
+    replaced_by: uuid.UUID | None = Field(description="the key that was made when this one was rotated")
 
 
 def create_project(connection: Connection, name: str, weight: int = 1, time_zone: str = "Asia/Shanghai") -> Project:
@@ -90,45 +128,82 @@ def rotate_secret(connection: Connection, name: str) -> Project:
 
 
 def new_key(
-    connection: Connection, owner: Project | None, name: str = "", until: datetime | None = None
+    connection: Connection,
+    owner: Project | None,
+    name: str = "",
+    scope: Scope = Scope.SUBMIT,
+    expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key of the project, or of an operator, and its plain text, which cannot be read again.
 
-    `until` is when it stops working; None: never.
+    `expires_at` is when it stops working; None: never. An operator's key has no narrower scope.
     """
-    plain = "noria_" + secrets.token_urlsafe(32)
-    row = {
-        "project_id": owner.id if owner else None,
-        "name": name,
-        "prefix": plain[:_PREFIX],
-        "hash": digest(plain),
-        "revoked_at": until,
-    }
-    return ApiKey.of(connection.execute(_NEW_KEY, row).mappings().one()), plain
+    wanted = scope if owner else Scope.ADMIN
+    row = {"project_id": owner.id if owner else None, "name": name, "scope": wanted, "expires_at": expires_at}
+    return _made(connection, row)
 
 
 def keys(connection: Connection, owner: Project | None = None) -> list[ApiKey]:
-    """The project's keys, or all keys without a project; the oldest first, revoked ones too."""
+    """The project's keys, or all keys without a project; the oldest first, ended ones too."""
     statement = select(*ApiKey.__table__.c).order_by(ApiKey.id)
     if owner is not None:
         statement = statement.where(ApiKey.project_id == owner.id)
     return [ApiKey.of(row) for row in connection.execute(statement).mappings()]
 
 
-def revoke(connection: Connection, which: str, at: Now = NOW) -> ApiKey:
-    """Ends the key of that id or prefix at `at`; one that ends earlier stays as it is.
+def page(connection: Connection, project_id: uuid.UUID, cursor: uuid.UUID | None, limit: int) -> list[ApiKey]:
+    """The project's keys, the newest first, ended ones too; those before the cursor."""
+    statement = select(*ApiKey.__table__.c).where(ApiKey.project_id == project_id).order_by(ApiKey.id.desc())
+    if cursor is not None:
+        statement = statement.where(ApiKey.id < cursor)
+    return [ApiKey.of(row) for row in connection.execute(statement.limit(limit)).mappings()]
 
-    Raises NotFound, and Conflict where several keys have that prefix.
+
+def one(connection: Connection, project_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
+    """The project's key; raises NotFound."""
+    statement = select(*ApiKey.__table__.c).where(ApiKey.id == key_id, ApiKey.project_id == project_id)
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no key {key_id}")
+    return ApiKey.of(row)
+
+
+def rotatable(connection: Connection, which: str) -> ApiKey:
+    """The key of that id or prefix, or the one of that name that works and is not rotated yet; raises as `revoke`."""
+    named = (ApiKey.name == which) & ApiKey.replaced_by.is_(None) & _LIVE
+    return _found(connection, or_(_is(which), named))
+
+
+def rotate(
+    connection: Connection, key_id: uuid.UUID, keep: timedelta, latest: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """A new key of the same name and scope, and its plain text; the old one ends after `keep`, or earlier.
+
+    The new one works for as long as the old one was made for, but not after `latest`. Raises Conflict for a key that
+    has ended, and for one that is rotated already: a repeated request makes no second key, and prolongs nothing.
     """
-    named = ApiKey.prefix == which
-    if (key_id := _id(which)) is not None:
-        named = ApiKey.id == key_id
-    found = connection.execute(select(ApiKey.id).where(named)).scalars().all()
-    if len(found) != 1:
-        raise Conflict("ambiguous", "several keys begin so: give the id") if found else NotFound("no such key")
-    ended = update(ApiKey).where(ApiKey.id == found[0], or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > at))
-    connection.execute(ended.values(revoked_at=at))
-    row = connection.execute(select(*ApiKey.__table__.c).where(ApiKey.id == found[0])).mappings().one()
+    row = connection.execute(_LOCKED, {"key_id": key_id}).mappings().one()
+    old, now = ApiKey.of(row), row["now"]
+    if old.replaced_by is not None:
+        raise Conflict("already_rotated", f"this key is replaced by {old.replaced_by} already: rotate that one")
+    if any(end is not None and end <= now for end in (old.revoked_at, old.expires_at)):
+        raise Conflict("key_ended", "this key has ended: make a new one")
+    lasting = now + (old.expires_at - old.created_at) if old.expires_at else None
+    ends = [end for end in (lasting, latest) if end is not None]
+    kept = {"project_id": old.project_id, "name": old.name, "scope": old.scope}
+    made, plain = _made(connection, {**kept, "expires_at": min(ends, default=None)})
+    connection.execute(_REPLACE, {"key_id": key_id, "successor": made.id, "until": now + keep})
+    return made, plain
+
+
+def revoke(connection: Connection, which: str) -> ApiKey:
+    """Ends the key of that id or prefix; one that has been revoked stays as it is.
+
+    Raises NotFound, and Conflict where several keys are meant.
+    """
+    found = _found(connection, _is(which))
+    connection.execute(_REVOKE, {"key_id": found.id})
+    row = connection.execute(select(*ApiKey.__table__.c).where(ApiKey.id == found.id)).mappings().one()
     return ApiKey.of(row)
 
 
@@ -138,15 +213,39 @@ def digest(plain: str) -> bytes:
 
 
 def authenticate(connection: Connection, plain: str) -> Caller | None:
-    """The caller with that key; None when there is no such key, or it has ended. Its use is noted, once a minute."""
+    """The caller with that key; None when there is no such key, or it is revoked. Its use is noted, once a minute.
+
+    Raises KeyExpired, which only who has the key can learn.
+    """
     if not _KEY.fullmatch(plain):
         return None
     row = connection.execute(_HOLDER, {"hash": digest(plain)}).mappings().one_or_none()
     if row is None:
         return None
+    if row["expires_at"] is not None and row["expires_at"] <= row["now"]:
+        raise KeyExpired(f"this key expired at {moment(row['expires_at'])}")
     if row["last_used_at"] is None or row["last_used_at"] < row["now"] - _NOTED:
         connection.execute(_NOTE_USE, {"key_id": row["key_id"], "now": row["now"], "before": row["now"] - _NOTED})
-    return Caller(row["key_id"], _project_of(row), row["now"])
+    return Caller(row["key_id"], _project_of(row), row["now"], Scope(row["scope"]), row["ends_at"])
+
+
+def _made(connection: Connection, row: dict[str, Any]) -> tuple[ApiKey, str]:
+    plain = "noria_" + secrets.token_urlsafe(32)
+    row = {**row, "prefix": plain[:_PREFIX], "hash": digest(plain)}
+    return ApiKey.of(connection.execute(_NEW_KEY, row).mappings().one()), plain
+
+
+def _is(which: str) -> ColumnElement[bool]:
+    """Whether a key has that id or prefix."""
+    key_id = _id(which)
+    return ApiKey.prefix == which if key_id is None else ApiKey.id == key_id
+
+
+def _found(connection: Connection, meant: ColumnElement[bool]) -> ApiKey:
+    found = connection.execute(select(*ApiKey.__table__.c).where(meant)).mappings().all()
+    if len(found) != 1:
+        raise Conflict("ambiguous", "several keys are called so: give the id") if found else NotFound("no such key")
+    return ApiKey.of(found[0])
 
 
 def _project_of(row: Mapping[Any, Any]) -> Project | None:
@@ -192,12 +291,32 @@ _CREATE = upsert(Project).on_conflict_do_nothing(index_elements=[Project.name]).
 _NAMED = select(*Project.__table__.c).where(Project.name == bindparam("name"))
 # Every project.
 _PROJECTS = select(*Project.__table__.c).order_by(Project.name)
+# A key that has not ended.
+_LIVE = or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW) & or_(
+    ApiKey.expires_at.is_(None), ApiKey.expires_at > NOW
+)
 # A new key.
 _NEW_KEY = insert(ApiKey).returning(*ApiKey.__table__.c)
+# A key, for whoever rotates it first.
+_LOCKED = select(*ApiKey.__table__.c, NOW.label("now")).where(ApiKey.id == bindparam("key_id")).with_for_update()
+# A key's end after a while, unless it ends earlier.
+_REPLACE = (
+    update(ApiKey)
+    .where(ApiKey.id == bindparam("key_id"), ApiKey.replaced_by.is_(None))
+    .values(replaced_by=bindparam("successor"), expires_at=func.least(ApiKey.expires_at, bindparam("until")))
+)
+# A key's end now, unless it is revoked already.
+_REVOKE = (
+    update(ApiKey)
+    .where(ApiKey.id == bindparam("key_id"), or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW))
+    .values(revoked_at=NOW)
+)
 _PROJECT = {column.name: column.label(f"project_{column.name}") for column in Project.__table__.c}
-# A key that works and its project. Built once: building it takes as long as running it, and every request needs it.
+# A key that is not revoked, and its project. Built once: building it takes as long as running it, and each request
+# needs it.
 _HOLDER = (
-    select(ApiKey.id.label("key_id"), ApiKey.last_used_at, NOW.label("now"), *_PROJECT.values())
+    select(ApiKey.id.label("key_id"), ApiKey.last_used_at, ApiKey.scope, ApiKey.expires_at, NOW.label("now"))
+    .add_columns(func.least(ApiKey.revoked_at, ApiKey.expires_at).label("ends_at"), *_PROJECT.values())
     .outerjoin(Project, Project.id == ApiKey.project_id)
     .where(ApiKey.hash == bindparam("hash"), or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW))
 )

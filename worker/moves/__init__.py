@@ -146,24 +146,17 @@ def canceled(job: Job) -> Move:
     return Move(State.CANCELED, _CANCELED[job.billed])
 
 
-def overdue(job: Job) -> Move:
+def overdue(not_after: datetime | None, billed: str) -> Move:
     """The end of a job that was not sent by its `not_after`."""
     failure = Failure(
         "not_sent_in_time",
         ErrorClass.DEADLINE,
-        f"it was not sent to the provider by {text.moment(job.not_after)}, as was asked",
+        f"it was not sent to the provider by {text.moment(not_after)}, as was asked",
         retryable=True,
-        billed=job.billed,  # a call before this one may have gone without an answer
+        billed=billed,  # a call before this one may have gone without an answer
         hint="retry it, which takes the time limit off, or submit it again with a later not_after",
     )
     return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
-
-
-def end_overdue(connection: Connection, now: datetime) -> list[Job]:
-    """Ends jobs that were not sent by their `not_after` and that nobody works on, some of them; the longest first."""
-    rows = connection.execute(_OVERDUE, {"now": now}).mappings().all()
-    mine = [claims.seize(connection, Job.of(row)) for row in rows]
-    return [record(connection, job, overdue(job), now) for job in mine if job is not None]
 
 
 def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now: datetime) -> int:
@@ -239,7 +232,8 @@ def _not_begun(connection: Connection, job: Job, move: Move, now: datetime) -> J
         return found  # our own commit, whose answer was lost
     if found.claim != job.claim or found.state != State.ADMITTED:
         raise ClaimLost(f"job {job.id} is {found.state} under claim {found.claim}")
-    return record(connection, job, canceled(job) if found.cancel_requested else overdue(job), now)
+    end = canceled(job) if found.cancel_requested else overdue(job.not_after, job.billed)
+    return record(connection, job, end, now)
 
 
 def _answer(job: Job, move: Move, now: datetime) -> transition.Answer | None:
@@ -426,9 +420,6 @@ _ABOUT = (
 )
 
 
-_AT_ONCE = 100  # overdue jobs that one tick ends; the next goes on
-
-
 def is_overdue(now: Now) -> ColumnElement[bool]:
     """Whether nothing of the job was sent by its `not_after`, and nobody is about to send it.
 
@@ -438,15 +429,6 @@ def is_overdue(now: Now) -> ColumnElement[bool]:
     # the index's own condition, in its words
     listed = and_(Job.not_after.is_not(None), work.in_states(State.QUEUED, State.HELD, State.ADMITTED))
     return and_(listed, Job.not_after < now, waits, Job.claimed.is_distinct_from(claims.TAKEN))
-
-
-_OVERDUE = (
-    select(*Job.__table__.c)
-    .where(is_overdue(bindparam("now", type_=DateTime(timezone=True))))
-    .order_by(Job.not_after)
-    .limit(_AT_ONCE)
-    .with_for_update(skip_locked=True)
-)
 
 
 @cache

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -37,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, array
 from sqlalchemy.orm import aliased
 
-from worker import document, inputs, money, webhooks
+from worker import document, inputs, money, moves, webhooks
 from worker.claims import TAKEN
 from worker.errors import Fault
 from worker.moves import children, making, transition
@@ -154,6 +155,17 @@ def let_go(connection: Connection, project_id: uuid.UUID, ids: Sequence[uuid.UUI
     return _ids(jobs)
 
 
+def end_overdue(connection: Connection, now: datetime) -> None:
+    """Ends jobs that were not sent by their `not_after` and that nobody works on, some of them; the longest first."""
+    jobs = connection.execute(_OVERDUE, {"now": now}).all()
+    for (not_after, _, billed), some in groupby(jobs, key=lambda job: (job.not_after, job.project_id, job.billed)):
+        end = moves.overdue(not_after, billed)
+        late = list(some)
+        events = _move(connection, _END_OVERDUE, late, end.why, now, the_error=end.columns["error"])
+        money.release_ended(connection, _ids(late), now)
+        _tell(connection, State.FAILED, late, events, now)
+
+
 def reopen(connection: Connection, batch_id: uuid.UUID) -> None:
     """Lets a batch run on in which something is made again; whoever completes it now writes nothing."""
     connection.execute(_REOPEN, {"the_batch": batch_id})
@@ -228,9 +240,10 @@ def _move(
     jobs: Sequence[Row[Any]],
     why: str,
     now: datetime,
+    **more: Any,
 ) -> dict[uuid.UUID, int]:
     """Moves jobs that are locked; each one's event."""
-    told = connection.execute(how, {"jobs": _ids(jobs), "the_why": why, "now": now}).all()
+    told = connection.execute(how, {"jobs": _ids(jobs), "the_why": why, "now": now, **more}).all()
     assert len(told) == len(jobs), "what is locked and was judged is moved"
     return {row.job_id: row.id for row in told}
 
@@ -283,7 +296,7 @@ _JUDGED = (
     *("state", "held_for", "held_from", "claimed"),
     *("cancel_requested", "task_status", "estimate", "webhook_url", "webhook_events"),
 )
-_HAS_ENDPOINTS = select(endpoints.exist(bindparam("of_project", type_=Uuid))).scalar_subquery().label("has_endpoints")
+_HAS_ENDPOINTS = endpoints.exist(Job.project_id).label("has_endpoints")
 _SEEN = select(*(Job.__table__.c[name] for name in _JUDGED), _HAS_ENDPOINTS).where(_OF_PROJECT, _JOBS).order_by(Job.id)
 _LOCKED = _SEEN.with_for_update(key_share=True)  # who writes an event or an output of one does not wait
 
@@ -300,6 +313,15 @@ _HOLD = transition.many(
     **dict.fromkeys(("lane_id", "account", "region")),
 )
 _LET_GO = transition.many({State.HELD}, State.QUEUED, _JOBS)
+
+_OVERDUE: Select[Any] = (
+    select(*_LOCKED.selected_columns, Job.not_after, Job.billed)
+    .where(moves.is_overdue(transition.BOUND_NOW))
+    .order_by(Job.not_after, Job.project_id, Job.billed)
+    .limit(CHUNK)
+    .with_for_update(skip_locked=True)
+)
+_END_OVERDUE = transition.many(_MINE, State.FAILED, _JOBS, error=bindparam("the_error", type_=JSONB))
 
 # leaves word for whoever works on the jobs, and makes those due at once on which nobody does
 _WAITS = or_(Job.run_at > transition.BOUND_NOW, and_(Job.state == State.GATHERING, Job.run_at.is_(None)))

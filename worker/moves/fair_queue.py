@@ -142,6 +142,7 @@ _NEXT = text(
                   and run_at <= :now
                   -- what wants more than the day has left waits in its place, and lets smaller calls pass
                   and (tokens is null or (tokens <= cast(:the_left as bigint)) is not false)
+                  and (not_after is null or not_after >= :now)  -- else it is ended soon, and takes no slot until then
                   and not ({PASSED_BY})
                 order by rank_at, id limit least(:free, greatest(served.room, 0))) as head
     ), next as materialized (

@@ -35,7 +35,7 @@ def begin(_: Context, job: Job, clock: Clock) -> Move:
     if job.cancel_requested:
         return Move(State.CANCELED, "canceled before anything was sent")
     if job.not_after is not None and job.not_after < clock():
-        return moves.overdue(job)
+        return moves.overdue(job.not_after, job.billed)
     return Move(State.GATHERING)
 
 

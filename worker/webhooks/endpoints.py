@@ -62,7 +62,7 @@ def listens(project_id: Any, event_type: Any) -> ColumnElement[bool]:
 
 def exist(project_id: Any) -> ColumnElement[bool]:
     """Whether a project has an endpoint that is on, whatever it wants."""
-    return exists().where(WebhookEndpoint.project_id == project_id, _IS_ON)
+    return exists().where(WebhookEndpoint.project_id == project_id, _IS_ON).correlate_except(WebhookEndpoint)
 
 
 def enqueue_all(
