@@ -32,6 +32,7 @@ from api.routes import (
     budgets,
     bulk,
     catalog,
+    endpoints,
     files,
     jobs,
     keys,
@@ -53,8 +54,8 @@ _ABOUT = """\
 A job queue for generated media on DashScope: submit a job, and find its output in your own bucket.
 
 - A key goes with every request: `Authorization: Bearer noria_…`. An operator's key names a project in `Noria-Project`.
-- A key has a scope: `read` looks, `submit` makes and changes too, `admin` also rules over the project's keys. Each
-  route names the one that it takes under `security`; a key of a narrower one gets 403, `wrong_scope`.
+- A key has a scope: `read` looks, `submit` makes and changes too, `admin` also sets up keys, budgets and endpoints.
+  Each route names the one that it takes under `security`; a key of a narrower one gets 403, `wrong_scope`.
 - Refusals and failures are `application/problem+json` (RFC 9457); `code` is stable, `errors` names every wrong field.
 - Times are RFC 3339 in UTC, money is a decimal string, ids are UUIDv7.
 - With an `Idempotency-Key` a submission may be repeated: the first job is answered, with `Idempotency-Replayed: true`.
@@ -65,6 +66,9 @@ _FORMS = (
     forms.BudgetCreate,
     forms.BudgetUpdate,
     forms.BulkCreate,
+    forms.EndpointCreate,
+    forms.EndpointUpdate,
+    forms.RedeliverCreate,
     forms.KeyCreate,
     forms.KeyRotate,
     forms.RejectCreate,
@@ -76,6 +80,12 @@ _FORMS = (
 _log = log.get(__name__)
 
 
+_ROUTES = (
+    *(jobs, bulk, review, batches, batch_exports, operator, files, schedules),
+    *(budgets, endpoints, keys, catalog),
+)
+
+
 def create_app(given: Settings) -> FastAPI:
     """The app for these settings; it opens no connection before the first request."""
     made = context.make(given)
@@ -85,7 +95,7 @@ def create_app(given: Settings) -> FastAPI:
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
-    for routes in (jobs, bulk, review, batches, batch_exports, operator, files, schedules, budgets, keys, catalog):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     return app
 

@@ -262,6 +262,29 @@ class Client:
         """Deletes the budget; what was held for it alone goes on."""
         self._call("DELETE", f"/v1/budgets/{quote(budget_id, safe='')}")
 
+    def endpoints(self) -> list[dict[str, Any]]:
+        """Every webhook endpoint, the oldest first."""
+        found: list[dict[str, Any]] = self._json("GET", "/v1/webhook-endpoints")["data"]
+        return found
+
+    def make_endpoint(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The endpoint, with its secret."""
+        return self._json("POST", "/v1/webhook-endpoints", json=body)
+
+    def change_endpoint(
+        self, endpoint_id: str, act: Literal["rotate", "test", "redeliver"], body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What became of it."""
+        return self._json("POST", _endpoint(endpoint_id, f"/{act}"), json=body)
+
+    def deliveries(self, endpoint_id: str, state: str | None = None) -> Iterator[dict[str, Any]]:
+        """What was sent to an endpoint, the newest first."""
+        yield from self._pages(_endpoint(endpoint_id, "/deliveries"), {"state": state} if state else {})
+
+    def delete_endpoint(self, endpoint_id: str) -> None:
+        """Deletes an endpoint."""
+        self._call("DELETE", _endpoint(endpoint_id))
+
     def candidates(self, job_id: str) -> dict[str, Any]:
         """The tasks that an uncertain job's call may have made, and the money at stake; takes an operator's key."""
         return self._json("GET", _path(job_id, "/candidates"))
@@ -380,6 +403,10 @@ def _batch(batch_id: str, suffix: str = "") -> str:
 
 def _schedule(schedule_id: str, suffix: str = "") -> str:
     return f"/v1/schedules/{quote(str(schedule_id), safe='')}{suffix}"
+
+
+def _endpoint(endpoint_id: str, suffix: str = "") -> str:
+    return f"/v1/webhook-endpoints/{quote(str(endpoint_id), safe='')}{suffix}"
 
 
 def _refuse(answer: httpx.Response) -> None:

@@ -239,6 +239,7 @@ def _history(gates: Gates, request: Request) -> Gate:
 
 Anyone = Annotated[Caller, Depends(Door(_anyone, _at_once))]
 Asking = Annotated[Caller, Depends(Door(_anyone, lambda gates, _: gates.lookups))]  # questions to the provider
+Calling = Annotated[Tenant, Depends(Door(_tenant, lambda gates, _: gates.lookups))]  # a receiver, while it waits
 Mine = Annotated[Tenant, Depends(Door(_tenant, _at_once))]
 Searching = Annotated[Tenant, Depends(Door(_tenant, _search))]
 Following = Annotated[Tenant, Depends(Door(_tenant, _history))]

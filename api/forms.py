@@ -37,7 +37,7 @@ from worker.moves.bulk import AGAIN
 from worker.schedules import clock
 from worker.schedules.plan import VARIABLES
 from worker.states import State
-from worker.webhooks import JOB_EVENTS
+from worker.webhooks import JOB_EVENTS, endpoints, registry
 
 REF = "#/components/schemas/{model}"
 METADATA_PREFIX = "metadata."
@@ -50,9 +50,18 @@ _TEMPLATE = (
 )
 
 
+_TYPES = sorted(endpoints.EVENTS | endpoints.ALL)
+
+
 def _known_event(name: str) -> str:
     if name not in JOB_EVENTS:
         raise no("not_allowed", f"must be one of {', '.join(sorted(JOB_EVENTS))}")
+    return name
+
+
+def _known_type(name: str) -> str:
+    if name not in _TYPES:
+        raise no("not_allowed", f"must be one of {', '.join(_TYPES)}")
     return name
 
 
@@ -126,6 +135,7 @@ Time = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Key = Annotated[str, Field(min_length=1, max_length=_KEY_LENGTH)]
 Value = Annotated[str, Field(max_length=_VALUE_LENGTH)]
 EventName = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra={"enum": sorted(JOB_EVENTS)})]
+EventType = Annotated[str, AfterValidator(_known_type), Field(json_schema_extra={"enum": _TYPES})]
 EndName = Annotated[Text, AfterValidator(_known_end), Field(json_schema_extra={"enum": sorted(AGAIN)})]
 StateName = Annotated[Text, AfterValidator(_known_state), Field(json_schema_extra={"enum": list(State)})]
 
@@ -346,6 +356,66 @@ class LedgerQuery(BaseModel):
     until: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
     cursor: int | None = Field(None, ge=0, lt=2**63, description="the next_cursor of the page before")
     limit: int = Field(20, ge=1, le=100, description="lines on a page")
+
+
+class EndpointCreate(BaseModel):
+    """A receiver of events of the project's jobs and batches."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=2048, description="is called", examples=["https://example.com/hooks/noria"])
+    events: list[EventType] | None = Field(
+        None,
+        min_length=1,
+        max_length=len(_TYPES),
+        description="the types that it is told of, `job.*` for all of jobs; null: how jobs and batches end, that a job"
+        " awaits a review, and that an endpoint is disabled",
+        examples=[["job.*", "batch.completed"]],
+    )
+    description: Annotated[Line, Field(max_length=200)] = Field("", description="yours", examples=["the shop"])
+
+    @field_validator("url")
+    @classmethod
+    def _may_be_called(cls, value: str, info: ValidationInfo) -> str:
+        return _called(value, info) or ""
+
+
+class EndpointUpdate(BaseModel):
+    """What of an endpoint to change; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str | None = Field(None, max_length=2048, description="what waits still goes to where it was to go")
+    events: list[EventType] | None = Field(
+        None, min_length=1, max_length=len(_TYPES), description="instead of those before; null: the default ones"
+    )
+    description: Annotated[Line, Field(max_length=200)] | None = Field(None, description="yours")
+    disabled: bool | None = Field(None, description="false: enabled again", examples=[False])
+
+    @field_validator("url")
+    @classmethod
+    def _may_be_called(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _called(value, info)
+
+
+class RedeliverCreate(BaseModel):
+    """Which deliveries of an endpoint to send again: these, or those of events since then, or of a status."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[Id] | None = Field(None, min_length=1, max_length=registry.REDELIVERED, description="of deliveries")
+    since: Time | None = Field(None, description="RFC 3339, of the event", examples=["2026-11-27T06:00:00Z"])
+    status: Literal["delivered", "exhausted"] | None = Field(
+        None, description="exhausted: those that were given up", examples=["exhausted"]
+    )
+    cursor: Id | None = Field(None, description="the next_cursor of the call before")
+
+    @model_validator(mode="after")
+    def _narrows(self) -> Self:
+        """To send again everything that ever was sent is nobody's wish."""
+        if (self.ids is None) == (self.since is None and self.status is None):
+            raise no("ids_or_filter", "name the deliveries by either ids, or since and status")
+        return self
 
 
 class JobQuery(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from worker.keys import Scope
 
 # What sets a project up: whatever changes it takes an admin's key; beside each, what it takes to look.
-_SET_UP = {"/v1/keys": Scope.ADMIN, "/v1/budgets": Scope.READ}
+_SET_UP = {"/v1/keys": Scope.ADMIN, "/v1/budgets": Scope.READ, "/v1/webhook-endpoints": Scope.READ}
 _OTHERS = {
     # no scope is enough: it takes an operator's key, and says so
     ("POST", "/v1/jobs/{job_id}/resolve"): Scope.READ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,7 +186,7 @@ def due(play: Stage, at: datetime | None = None) -> None:
     with play.ctx.engine.begin() as connection:
         now = at or play.now()
         bulk.let_go_within_budgets(connection, now)
-        budgets.tell_thresholds(connection, now)
+        spending.tell_thresholds(connection, now)
         budgets.add_up(connection, now)
 
 
@@ -650,3 +651,29 @@ def test_a_budget_is_set_listed_and_deleted_on_the_command_line(noria: Shell, ap
     assert "day     0.00  7.50  hold" in listed.out
     assert max(len(line) for line in listed.out.splitlines()) <= 80
     assert (deleted.code, unknown.code, noria("budgets", "list", "--json").json) == (0, 5, [])
+
+
+def test_endpoints_and_the_feed_are_told_of_thresholds(play: Stage, http: httpx.Client) -> None:
+    endpoint = http.post("/v1/webhook-endpoints", json={"url": "http://127.0.0.1:9/hooks"}).json()
+    cap(play, 2 * PRICE)
+
+    play.submit()
+    due(play)
+
+    [body] = [json.loads(row["body"]) for row in play.sql("select body from deliveries where endpoint_id is not null")]
+    assert (body["type"], body["data"]["limit"], body["data"]["used"]) == ("budget.threshold", "3.00", "1.50")
+    [sent] = http.get(f"/v1/webhook-endpoints/{endpoint['id']}/deliveries").json()["data"]
+    assert sent["type"] == "budget.threshold"
+    last = http.get("/v1/events").json()["data"][-1]
+    assert (last["type"], last["data"]["object"], last["data"]["state"]) == ("budget.threshold", "budget", "50 %")
+
+
+def test_an_endpoint_is_told_what_becomes_of_each_row_of_a_batch(play: Stage, http: httpx.Client) -> None:
+    http.post("/v1/webhook-endpoints", json={"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]})
+    cap(play, PRICE, over="hold")
+    rows = [{"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP, "custom_id": n} for n in "ab"]
+
+    http.post("/v1/batches?commit=true", json={"items": rows})
+
+    told_of = play.sql("select type from deliveries join events on events.id = event_id order by events.id")
+    assert sorted(row["type"] for row in told_of) == ["job.held", "job.queued"]

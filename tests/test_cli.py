@@ -645,3 +645,24 @@ def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
     tenth, whole = capsys.readouterr().out.split("Noria runs on")[1:]
     assert "0.1 of the provider's times; --true-times" in tenth
     assert "--true-times" not in whole
+
+
+def test_webhooks_are_registered_tried_and_sent_again(noria: Shell, api: Served) -> None:
+    made = noria("webhooks", "create", "http://127.0.0.1:9/hooks", "--event", "job.*", "--json").json
+    noria(*SUBMIT)
+    tried = noria("webhooks", "test", made["id"])
+    listed = noria("webhooks", "list").out
+    (delivery,) = noria("webhooks", "deliveries", made["id"], "--json").json
+    rotated = noria("webhooks", "rotate", made["id"])
+    again = noria("webhooks", "redeliver", made["id"], delivery["id"])
+    by_nothing = noria("webhooks", "redeliver", made["id"])
+    gone = noria("webhooks", "delete", made["id"])
+
+    assert made["secret"].startswith("whsec_")
+    assert (tried.code, "127.0.0.1" in tried.out) == (1, True)
+    assert made["id"] in listed
+    assert "whsec_" not in listed
+    assert rotated.out.strip().startswith("whsec_")
+    assert (again.code, again.out.strip()) == (0, "1 are due again.")
+    assert by_nothing.code == 5
+    assert (gone.code, noria("webhooks", "list").out) == (0, "")

@@ -191,8 +191,8 @@ def test_a_refused_create_call_is_none_that_was_paid(creates: int, refused: int,
 
 def test_the_receiver_takes_what_is_signed_and_refuses_what_is_not() -> None:
     secret, body = webhooks.new_secret(), json.dumps({"type": "job.succeeded", "data": {"id": "job-1"}})
-    right = webhooks.signed(1, body, secret, datetime.now(UTC))
-    wrong = webhooks.signed(2, body, webhooks.new_secret(), datetime.now(UTC))
+    right = webhooks.signed("evt_1", body, secret, datetime.now(UTC))
+    wrong = webhooks.signed("evt_2", body, webhooks.new_secret(), datetime.now(UTC))
 
     with receiver.receiving(secret) as mail:
         answers = [httpx.post(mail.url, content=body, headers=headers).status_code for headers in (wrong, right)]

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from serving import CLIP, Served, served
+from serving import CLIP, Served, eventually, served
 
 from api import scopes
 from worker.keys import Scope
@@ -47,21 +47,29 @@ OF_A_BATCH = {
 }
 OF_A_BUDGET = {("PATCH", "/v1/budgets/{budget_id}"), ("DELETE", "/v1/budgets/{budget_id}")}
 OF_THE_MONEY = {("GET", "/v1/budgets"), ("POST", "/v1/budgets"), ("GET", "/v1/ledger")}
+OF_AN_ENDPOINT = {
+    ("GET", "/v1/webhook-endpoints/{endpoint_id}"),
+    ("PATCH", "/v1/webhook-endpoints/{endpoint_id}"),
+    ("DELETE", "/v1/webhook-endpoints/{endpoint_id}"),
+    ("GET", "/v1/webhook-endpoints/{endpoint_id}/deliveries"),
+    *(("POST", f"/v1/webhook-endpoints/{{endpoint_id}}/{act}") for act in ("rotate", "test", "redeliver")),
+}
 OF_A_KEY = {("POST", "/v1/keys/{key_id}/rotate"), ("DELETE", "/v1/keys/{key_id}")}
 OF_MANY = {("POST", "/v1/jobs/bulk")}
 OF_AN_OPERATOR = {("GET", "/v1/jobs/{job_id}/candidates"), ("POST", "/v1/jobs/{job_id}/resolve")}
 OF_A_PROJECT = {
     (method, path)
     for method in ("GET", "POST")
-    for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/keys")
-}
+    for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/keys", "/v1/webhook-endpoints")
+} | {("GET", "/v1/events")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 WITH_A_KEY = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_OPERATOR
-WITH_A_KEY |= OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY
+WITH_A_KEY |= OF_AN_ENDPOINT | OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 # The scope that each route takes: what looks, what makes and changes, and what is for a project's admins.
 OF_ADMINS = OF_A_KEY | OF_A_BUDGET | {("GET", "/v1/keys"), ("POST", "/v1/keys"), ("POST", "/v1/budgets")}
+OF_ADMINS |= {route for route in OF_AN_ENDPOINT if route[0] != "GET"} | {("POST", "/v1/webhook-endpoints")}
 OF_READERS = {route for route in WITH_A_KEY - OF_ADMINS if route[0] == "GET"} | OF_AN_OPERATOR
 
 NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
@@ -69,6 +77,7 @@ NIGHTLY = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ITEMS = {"items": [CLIP]}
 
 BUDGET = {"period": "day", "limit": "700.00"}
+ENDPOINT = {"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]}  # nobody listens there
 
 BODIES: dict[str, Any] = {
     "/v1/jobs": CLIP,
@@ -81,6 +90,9 @@ BODIES: dict[str, Any] = {
     "/v1/budgets/{budget_id}": {"limit": "9.00"},
     "/v1/keys": {"name": "ci"},
     "/v1/schedules/{schedule_id}": {"overlap": "queue"},
+    "/v1/webhook-endpoints": ENDPOINT | {"url": "http://127.0.0.1:9/others"},
+    "/v1/webhook-endpoints/{endpoint_id}": {"description": "ours"},
+    "/v1/webhook-endpoints/{endpoint_id}/redeliver": {"since": "2026-01-01T00:00:00Z"},
 }
 
 FILE = {"file": ("notes.txt", b"What spring has to say.")}
@@ -88,7 +100,7 @@ FILE = {"file": ("notes.txt", b"What spring has to say.")}
 
 @dataclass
 class Tenants:
-    """Spring has a job with an output, a file, a schedule, a draft, a budget and another key; summer a key."""
+    """Spring has a job, a file, a schedule, a draft, a budget, an endpoint and another key; summer a key."""
 
     api: Served
     job: dict[str, Any]
@@ -96,6 +108,7 @@ class Tenants:
     schedule: dict[str, Any]
     batch: dict[str, Any]
     budget: dict[str, Any]
+    endpoint: dict[str, Any]
     key: dict[str, Any]
     spring: httpx.Client
     summer: httpx.Client
@@ -110,6 +123,7 @@ class Tenants:
             "file_id": self.file["id"],
             "schedule_id": self.schedule["id"],
             "budget_id": self.budget["id"],
+            "endpoint_id": self.endpoint["id"],
             "key_id": self.key["id"],
         }
         path = template.format(**its, n=0, name=CLIP["model"])
@@ -123,6 +137,7 @@ class Tenants:
 def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
     with served(environment) as api:
         spring, summer, operator = (api.http(api.key(name)) for name in ("spring", "summer", None))
+        endpoint = spring.post("/v1/webhook-endpoints", json=ENDPOINT).json()
         job = spring.post("/v1/jobs", json=CLIP | {"metadata": {"sku": "A17"}, "custom_id": "row-17"}).json()
         api.sql(
             "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
@@ -133,7 +148,7 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         batch = spring.post("/v1/batches", json=ITEMS).json()
         budget = spring.post("/v1/budgets", json=BUDGET).json()
         key = spring.post("/v1/keys", json={"name": "ci"}).json()
-        yield Tenants(api, job, file, schedule, batch, budget, key, spring, summer, operator)
+        yield Tenants(api, job, file, schedule, batch, budget, endpoint, key, spring, summer, operator)
 
 
 def test_every_route_is_in_the_matrix(tenants: Tenants) -> None:
@@ -245,6 +260,29 @@ def test_anothers_schedule_is_not_found_not_run_and_not_changed(tenants: Tenants
     assert tenants.summer.get("/v1/schedules").json()["data"] == []
     assert tenants.spring.get("/v1/schedules").json()["data"] == [tenants.schedule]
     assert tenants.spring.get(tenants.schedule["urls"]["runs"]).json()["data"] == []
+
+
+def test_anothers_endpoint_is_not_found_not_called_and_not_changed(tenants: Tenants) -> None:
+    for route in sorted(OF_AN_ENDPOINT):
+        other = tenants.ask(tenants.summer, route)
+
+        assert (other.status_code, other.json()["code"]) == (404, "not_found"), route
+    assert tenants.summer.get("/v1/webhook-endpoints").json()["data"] == []
+    (kept,) = tenants.spring.get("/v1/webhook-endpoints").json()["data"]
+    assert kept == {name: value for name, value in tenants.endpoint.items() if name != "secret"}
+
+
+def test_of_anothers_events_nothing_is_told_or_fed(tenants: Tenants) -> None:
+    made = tenants.summer.post("/v1/webhook-endpoints", json=ENDPOINT).json()
+    tenants.spring.post("/v1/jobs", json=CLIP)
+    theirs = tenants.api.sql("select id from deliveries")[0]["id"]
+
+    sent = tenants.summer.post(made["urls"]["self"] + "/redeliver", json={"ids": [str(theirs)]}).json()
+
+    assert sent["deliveries"] == 0
+    assert tenants.summer.get(made["urls"]["deliveries"]).json()["data"] == []
+    assert eventually(lambda: tenants.spring.get("/v1/events").json()["data"])
+    assert tenants.summer.get("/v1/events").json()["data"] == []
 
 
 def test_anothers_batch_is_not_found_not_committed_and_not_deleted(tenants: Tenants) -> None:
@@ -371,7 +409,7 @@ def test_health_and_the_description_answer_everybody(tenants: Tenants) -> None:
 
 
 def test_an_operator_acts_for_the_project_that_it_names(tenants: Tenants) -> None:
-    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_A_BUDGET | OF_A_KEY
+    named_by_id = OF_A_JOB | OF_A_BATCH | OF_A_FILE | OF_A_SCHEDULE | OF_A_BUDGET | OF_A_KEY | OF_AN_ENDPOINT
     for route in sorted(named_by_id | OF_MANY | OF_A_PROJECT | OF_THE_MONEY, key=_gently):
         unnamed = tenants.ask(tenants.operator, route)
         elsewhere = tenants.ask(tenants.operator, route, **{"noria-project": "summer"})

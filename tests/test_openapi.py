@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import CLIP, PATIENCE, Served, served
 
 from api import answers, forms, problems
-from api.routes import batches, budgets, bulk, catalog, files, jobs, keys, operator, review, schedules
+from api.routes import batches, budgets, bulk, catalog, endpoints, files, jobs, keys, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
 from worker.jobs import spending
@@ -46,6 +46,7 @@ BUDGET = {"period": "day", "limit": "700000.00"}
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ANY = list(HealthCheck)
 MANY: dict[str, Any] = {"action": "cancel", "filter": {"custom_id": "row-17"}, "dry_run": True}
+ENDPOINT: dict[str, Any] = {"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]}  # nobody listens there
 PROJECT = {"Noria-Project": "spring"}
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
@@ -160,6 +161,15 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
             problems.ProblemDocument: http.post("/v1/jobs", json={}).json(),
             bulk.BulkDocument: http.post("/v1/jobs/bulk", json=MANY).json(),
             jobs.Cancellation: http.post(job["urls"]["cancel"]).json(),
+            endpoints.EndpointSecret: (endpoint := http.post("/v1/webhook-endpoints", json=ENDPOINT).json()),
+            endpoints.EndpointDocument: http.get(endpoint["urls"]["self"]).json(),
+            endpoints.EndpointList: http.get("/v1/webhook-endpoints").json(),
+            endpoints.TestDocument: http.post(endpoint["urls"]["self"] + "/test").json(),
+            endpoints.DeliveryList: http.get(endpoint["urls"]["deliveries"]).json(),
+            endpoints.Redelivery: http.post(
+                endpoint["urls"]["self"] + "/redeliver", json={"status": "exhausted"}
+            ).json(),
+            endpoints.Feed: http.get("/v1/events").json(),
         }
         api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null, finished_at = null")
         said[review.Rejection] = http.post(job["urls"]["self"] + "/reject", json={"comment": "no", "reroll": {}}).json()
@@ -201,7 +211,7 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
         key = httpx.post(api.url + "/v1/keys", json={}, headers=headers).json()
         budget = httpx.post(api.url + "/v1/budgets", json=BUDGET, headers=headers).json()
         known = ours | {"batch_id": batch["id"], "key_id": key["id"], "budget_id": budget["id"]}
-        known |= {"schedule_id": _schedule(api, headers)}
+        known |= {"schedule_id": _schedule(api, headers), "endpoint_id": _endpoint(api, headers)}
         its = {name: its_id for name, its_id in known.items() if f"{{{name}}}" in operation.path} or None
         for body in _bodies(operation, mode):
             media_type = None if body is NOT_SET else "application/json"
@@ -222,8 +232,11 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
     """Generated bodies, which seldom name a model; and one that does."""
-    given: dict[str, Any] = {"/v1/schedules": NIGHTLY, "/v1/jobs/bulk": MANY, "/v1/budgets": BUDGET}
-    whole = given.get(operation.path, {} if "schedule" in operation.path or "budget" in operation.path else CLIP)
+    redeliver = "/v1/webhook-endpoints/{endpoint_id}/redeliver"
+    given: dict[str, Any] = {"/v1/schedules": NIGHTLY, "/v1/jobs/bulk": MANY, redeliver: {"status": "exhausted"}}
+    given |= {"/v1/webhook-endpoints": ENDPOINT, "/v1/budgets": BUDGET}
+    is_other = any(word in operation.path for word in ("schedule", "budget", "endpoint"))
+    whole = given.get(operation.path, {} if is_other else CLIP)
     return [NOT_SET, whole] if operation.body and mode is GenerationMode.POSITIVE else [NOT_SET]
 
 
@@ -231,6 +244,15 @@ def _schedule(api: Served, headers: dict[str, str]) -> str:
     """A new one for each operation, since one of them deletes it."""
     body = NIGHTLY | {"name": str(uuid.uuid4())}
     return str(httpx.post(api.url + "/v1/schedules", json=body, headers=headers).json()["id"])
+
+
+def _endpoint(api: Served, headers: dict[str, str]) -> str:
+    """The only one: the others go, since there may be no more than sixteen."""
+    url = f"{api.url}/v1/webhook-endpoints"
+    for old in httpx.get(url, headers=headers).json()["data"]:
+        httpx.delete(api.url + old["urls"]["self"], headers=headers)
+    body = ENDPOINT | {"url": f"http://127.0.0.1:9/{uuid.uuid4()}"}
+    return str(httpx.post(url, json=body, headers=headers).json()["id"])
 
 
 def _ask(api: Served, strategy: SearchStrategy[Case], headers: dict[str, str], asked: Counter[tuple[str, int]]) -> None:

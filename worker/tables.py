@@ -413,9 +413,10 @@ class Event(Base):
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id"))  # of a batch's own events
+    endpoint_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id"))  # of an endpoint's own
     budget_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("budgets.id"))  # of a budget's
     project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
-    sequence: Mapped[int]  # within the job, the batch, or the budget
+    sequence: Mapped[int]  # within the job, the batch, the endpoint or the budget
     type: Mapped[str]
     left: Mapped[str | None]  # null: the job was made
     entered: Mapped[str]
@@ -428,8 +429,15 @@ class Event(Base):
         UniqueConstraint("job_id", "sequence"),
         Index("uq_events_batch", "batch_id", "sequence", unique=True, postgresql_where=text("batch_id is not null")),
         Index("uq_events_budget", "budget_id", "sequence", unique=True, postgresql_where=text("budget_id is not null")),
-        Index("ix_events_feed", "project_id", "id"),
-        CheckConstraint("num_nonnulls(job_id, batch_id, budget_id) = 1", name="subject"),
+        # the feed
+        Index(
+            "ix_events_told",
+            *("project_id", "xid", "id"),
+            postgresql_where=text(
+                "type not in ('job.noted', 'job.admitted', 'job.uncertain', 'job.gathering', 'job.copying')"
+            ),
+        ),
+        CheckConstraint("num_nonnulls(job_id, batch_id, endpoint_id, budget_id) = 1", name="subject"),
     )
 
 
@@ -470,6 +478,7 @@ class Delivery(Base):
     project_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
     event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id"))
+    endpoint_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id"))  # null: the job's own
     url: Mapped[str]
     receiver: Mapped[int] = mapped_column(server_default="0")  # its host and port, as `webhooks.receiver` numbers them
     body: Mapped[str]  # the bytes that are signed, the same on every retry
@@ -477,7 +486,9 @@ class Delivery(Base):
     tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     last_status: Mapped[int | None] = mapped_column(SmallInteger)
     last_error: Mapped[str | None]
-    created_at: Mapped[datetime] = mapped_column(**_NOW)
+    last_ms: Mapped[int | None] = mapped_column(Integer)  # what the last try took
+    last_answer: Mapped[str | None]  # of an endpoint's: how the answer's body began
+    created_at: Mapped[datetime] = mapped_column(**_NOW)  # or when it was asked for again
     finished_at: Mapped[datetime | None]
 
     run_at: Mapped[datetime | None] = mapped_column(**_NOW)
@@ -486,7 +497,19 @@ class Delivery(Base):
     crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
 
     __table_args__ = (
-        UniqueConstraint("event_id", "url"),
+        # an event is told once to a job's own receiver, and once to each endpoint, whatever their URLs
+        Index("uq_deliveries_url", "event_id", "url", unique=True, postgresql_where=text("endpoint_id is null")),
+        Index(
+            "uq_deliveries_endpoint",
+            *("event_id", "endpoint_id"),
+            unique=True,
+            postgresql_where=text("endpoint_id is not null"),
+        ),
+        Index(
+            "ix_deliveries_log",
+            *("endpoint_id", "state", text("id desc")),
+            postgresql_where=text("endpoint_id is not null"),
+        ),
         CheckConstraint("state in ('waiting', 'delivered', 'exhausted')", name="state"),
         CheckConstraint("claimed in ('sent', 'taken')", name="claimed"),
         CheckConstraint("(state = 'waiting') = (run_at is not null)", name="waits"),
@@ -504,6 +527,38 @@ class Delivery(Base):
         Index("ix_deliveries_old", "created_at", postgresql_where=text("run_at is not null")),
         Index("ix_deliveries_claimed", "url", postgresql_where=text("claimed is not null")),
         Index("ix_deliveries_job_id", "job_id"),
+    )
+
+
+class WebhookEndpoint(Base):
+    """A receiver that a project has registered, for events of all its jobs and batches. Deleted, its row stays."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    url: Mapped[str]
+    receiver: Mapped[int]  # its host and port, as `webhooks.receiver` numbers them
+    description: Mapped[str] = mapped_column(server_default="")
+    events: Mapped[list[str] | None]  # types, or `job.*`; null: `webhooks.DEFAULT_EVENTS` and what is no job's
+    secret: Mapped[str]  # in the clear, as a project's
+    previous_secret: Mapped[str | None]  # signs too until `previous_until`
+    previous_until: Mapped[datetime | None]
+    sequence: Mapped[int] = mapped_column(server_default="0")  # of its last event
+    failing_since: Mapped[datetime | None]  # the first of its failures in a row
+    disabled_at: Mapped[datetime | None]
+    disabled_why: Mapped[str | None]
+    deleted_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(**_NOW)
+
+    __table_args__ = (
+        CheckConstraint("(disabled_at is null) = (disabled_why is null)", name="disabled"),
+        Index(
+            "uq_webhook_endpoints_url",
+            *("project_id", "url"),
+            unique=True,
+            postgresql_where=text("deleted_at is null"),
+        ),
     )
 
 

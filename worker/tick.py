@@ -38,6 +38,7 @@ from worker.batches import completion, draft
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
 from worker.errors import ErrorClass, Failure
+from worker.jobs import spending
 from worker.lanes import query_budget, slots
 from worker.money import budgets
 from worker.moves import bulk, children, fair_queue
@@ -268,7 +269,7 @@ def _budgets(connection: Connection, now: datetime) -> None:
     """Lets go what budgets have room for, tells how much of them is used, and adds up what was booked."""
     if bulk.let_go_within_budgets(connection, now):
         budgets.wake(connection)
-    budgets.tell_thresholds(connection, now)
+    spending.tell_thresholds(connection, now)
     budgets.add_up(connection, now)
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
@@ -42,7 +42,7 @@ def upgrade() -> None:
     op.execute(
         "alter table events add constraint fk_events_budget_id foreign key (budget_id) references budgets (id) not valid"
     )
-    _hold_subject("num_nonnulls(job_id, batch_id, budget_id) = 1")
+    _hold_subject("num_nonnulls(job_id, batch_id, endpoint_id, budget_id) = 1")
     with op.get_context().autocommit_block():
         op.execute("alter table events validate constraint fk_events_budget_id")
         op.execute("alter table events validate constraint ck_events_subject")
@@ -62,7 +62,7 @@ def downgrade() -> None:
             op.execute(f"drop index concurrently if exists {name}")
     op.execute("delete from deliveries using events where events.id = event_id and events.budget_id is not null")
     op.execute("delete from events where budget_id is not null")
-    _hold_subject("num_nonnulls(job_id, batch_id) = 1")
+    _hold_subject("num_nonnulls(job_id, batch_id, endpoint_id) = 1")
     op.execute("alter table events validate constraint ck_events_subject")
     op.drop_column("events", "budget_id")
     for operation in _TRIGGERS:

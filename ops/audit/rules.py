@@ -103,7 +103,7 @@ RULES = (
            from events e join jobs j on j.id = e.job_id
            where j.created_at >= :since and j.webhook_url is not null
              and e.type = any(coalesce(j.webhook_events, :default_events))
-             and not exists (select from deliveries d where d.event_id = e.id)""",
+             and not exists (select from deliveries d where d.event_id = e.id and d.endpoint_id is null)""",
         "tell its receiver by hand: the event is in the job's history",
     ),
     Rule(
@@ -111,7 +111,7 @@ RULES = (
         """select null as job, 'batch ' || b.id || ' was to be told to its receiver, and has no delivery' as what
            from events e join batches b on b.id = e.batch_id
            where b.created_at >= :since and b.webhook_url is not null
-             and not exists (select from deliveries d where d.event_id = e.id)""",
+             and not exists (select from deliveries d where d.event_id = e.id and d.endpoint_id is null)""",
         "tell its receiver by hand: its manifest is in the bucket",
     ),
     Rule(

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import admin, batches, budgets, doctor, files, jobs, reach, review, schedules, show, submit
+from ops.cli import admin, batches, budgets, doctor, files, jobs, reach, review, schedules, show, submit, webhooks
 from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local
@@ -209,6 +209,7 @@ app.add_typer(review.review, name="review", rich_help_panel=_MAKE)
 app.add_typer(files.files, name="files", rich_help_panel=_MAKE)
 app.add_typer(schedules.schedules, name="schedules", rich_help_panel=_MAKE)
 app.add_typer(budgets.budgets, name="budgets", rich_help_panel=_MAKE)
+app.add_typer(webhooks.webhooks, name="webhooks", rich_help_panel=_MAKE)
 app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(admin.projects, name="projects", rich_help_panel=_OPERATE)
 app.add_typer(admin.lanes, name="lanes", rich_help_panel=_OPERATE)

@@ -71,7 +71,8 @@ def create_key(
     project: ProjectName,
     name: Annotated[str, typer.Option(help="What it is for, to tell it from others.")] = "",
     scope: Annotated[
-        Scope, typer.Option(help="read looks; submit makes and changes too; admin rules over the project's keys too.")
+        Scope,
+        typer.Option(help="read looks; submit makes and changes too; admin sets up keys and budgets too."),
     ] = Scope.SUBMIT,
     expires: Annotated[
         timedelta | None,

@@ -105,6 +105,32 @@ def budgets(found: Sequence[Record]) -> RenderableType:
     return show.filled(rows, "id", "period", "used", "CNY", "over", "held", right=["used", "CNY", "held"])
 
 
+def endpoints(found: Sequence[Record]) -> RenderableType:
+    """Endpoints, one a line, with the id that the other commands take."""
+    rows = (
+        (
+            one["id"],
+            escape(one["url"]),
+            f"[red]off: {escape(one['disabled_why'])}[/]"
+            if one["disabled_at"]
+            else "[yellow]fails[/]"
+            if one["failing_since"]
+            else "on",
+        )
+        for one in found
+    )
+    return show.filled(rows, "id", "url", "is", wide=["url", "is"])
+
+
+def deliveries(found: Sequence[Record]) -> RenderableType:
+    """Deliveries, one a line, the newest first, with what the receiver said the last time."""
+    rows = (
+        (one["id"], one["type"], one["state"], str(one["tries"]), escape(str(one["error"] or one["status"] or "")))
+        for one in found
+    )
+    return show.filled(rows, "id", "event", "state", "tries", "said", right=["tries"], wide=["event", "said"])
+
+
 def schedules(found: Sequence[Record]) -> RenderableType:
     """Schedules, one a line, with the next fire time."""
     rows = (

@@ -48,6 +48,7 @@ from worker.context import Clock, Context
 from worker.errors import ClaimLost
 from worker.storage import Expected, StorageTrouble
 from worker.tables import Batch, Event, Job, Project
+from worker.webhooks import endpoints
 
 EVENT = "batch.completed"
 _ON_THEIR_WAY = 16  # claims that no worker has spent yet
@@ -151,11 +152,14 @@ def _end(connection: Connection, batch: Batch, now: datetime) -> bool:
     columns = _ended(batch, now)
     ended = batch.changed(columns)
     connection.execute(_END, {"the_batch": batch.id} | {f"to_{name}": value for name, value in columns.items()})
-    event_id = connection.execute(_EVENT, _event(batch, ended, now)).scalar_one()
-    if ended.webhook_url:
+    event = connection.execute(_EVENT, _event(batch, ended, now)).one()
+    if ended.webhook_url or event.listens:
         said = {"type": EVENT, "timestamp": text.moment(now), "sequence": ended.sequence}
-        body = said | {"data": _shown(lambda look: look(connection), ended, now)}
-        webhooks.enqueue(connection, ended.project_id, None, event_id, ended.webhook_url, _json(body))
+        body = _json(said | {"data": _shown(lambda look: look(connection), ended, now)})
+        if ended.webhook_url:
+            webhooks.enqueue(connection, ended.project_id, None, event.id, ended.webhook_url, body)
+        if event.listens:
+            endpoints.enqueue_all(connection, ended.project_id, EVENT, [(None, event.id, body)])
     _log.info("completed", batch=str(batch.id))
     return True
 
@@ -253,5 +257,5 @@ _END = (
     .values({name: bindparam(f"to_{name}", type_=Batch.__table__.c[name].type) for name in _ENDS})
 )
 _REST = update(Batch).where(_BATCH).values(run_at=None, claimed=None, crashes=0)  # its jobs' end makes it due again
-_EVENT = insert(Event).returning(Event.id)
+_EVENT = insert(Event).returning(Event.id, endpoints.listens(Event.project_id, Event.type).label("listens"))
 _PROJECT = select(Project.name).where(Project.id == bindparam("project"))

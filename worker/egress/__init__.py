@@ -103,11 +103,16 @@ def whole(answer: Streamed) -> Answer:
     return Answer(answer.status, answer.headers, body, answer.headers.get("x-request-id"))
 
 
-def read_out(answer: Streamed, seconds: float) -> None:
-    """Reads what is left of an answer that is not wanted, so that its connection can be kept; for that long at most."""
+def read_out(answer: Streamed, seconds: float, kept: int = 0) -> bytes:
+    """Reads what is left of an answer that is not wanted, so that its connection can be kept; for that long at most.
+
+    Returns how it began, so many bytes.
+    """
+    began = bytearray()
     with transports.until(seconds), suppress(Ambiguous):
-        for _ in answer.chunks:
-            pass
+        for chunk in answer.chunks:
+            began += chunk[: kept - len(began)]
+    return bytes(began)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Every query carries the project, so another's budgets do not exist. What the bud
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import Connection, Uuid, bindparam, func, insert, select, tuple_, update
 
-from worker import money
+from worker import money, text
 from worker.document import Amount, Answer, Moment
 from worker.errors import Conflict, NotFound
 from worker.money import budgets
 from worker.money.budgets import Standing
 from worker.states import HeldFor
 from worker.tables import Budget, Entry, Job, Project
+from worker.webhooks import endpoints
 
 MOST = 10  # budgets of a project: each submission looks at all of them
 
@@ -99,6 +101,15 @@ def change(
 def remove(connection: Connection, project_id: uuid.UUID, budget_id: uuid.UUID, now: datetime) -> None:
     """Takes a budget away; what waits for it alone goes on. Raises NotFound."""
     change(connection, project_id, budget_id, {"removed_at": now}, now)
+
+
+def tell_thresholds(connection: Connection, now: datetime) -> None:
+    """Tells of the thresholds of budgets that have been reached since the last look, endpoints too."""
+    for told in budgets.tell_thresholds(connection, now):
+        said = {"type": told.type, "timestamp": text.moment(now), "sequence": told.sequence}
+        data = _document(told.standing, 0).model_dump(mode="json", exclude={"held"})
+        body = json.dumps(said | {"data": data}, ensure_ascii=False, separators=(",", ":"))
+        endpoints.enqueue_all(connection, told.standing.budget.project_id, told.type, [(None, told.event_id, body)])
 
 
 def documents(

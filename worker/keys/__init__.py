@@ -41,7 +41,7 @@ class Scope(StrEnum):
 
     READ = "read"  # look
     SUBMIT = "submit"  # make and change jobs, batches, files, schedules, reviews
-    ADMIN = "admin"  # make, rotate and revoke the project's keys
+    ADMIN = "admin"  # what sets the project up, too: its keys, budgets and webhook endpoints
 
     def includes(self, other: Scope) -> bool:
         """Whether a key of this scope may do what the other allows."""

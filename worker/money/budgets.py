@@ -10,7 +10,7 @@ The ledger is not read for it, but its sums by quarters of an hour (`LedgerSum`,
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
@@ -40,6 +40,7 @@ from worker.states import HeldFor, State
 from worker.tables import Budget, Duty, Event, Job, LedgerSum
 
 THRESHOLDS = (50, 80, 100)  # percent; each is told of once a period
+THRESHOLD, EXHAUSTED = "budget.threshold", "budget.exhausted"  # the events: of the last one, exhausted
 # What a job is made with that waits for its project's budget.
 HELD: dict[str, Any] = {"state": State.HELD, "held_for": HeldFor.BUDGET, "held_from": State.QUEUED, "run_at": None}
 
@@ -83,6 +84,16 @@ class Standing:
         """Which budget it is, and what is left of it, for a person."""
         limit, left = shown(self.budget.micros), shown(max(0, self.left))
         return f"{_NAMES[self.budget.period]}: of {limit} CNY {left} CNY are left"
+
+
+@dataclass(frozen=True)
+class Told:
+    """A threshold that was reached: how the budget stands, and the event's type, id and sequence."""
+
+    standing: Standing
+    type: str
+    event_id: int
+    sequence: int
 
 
 @dataclass
@@ -215,16 +226,8 @@ def price_unknown(model: str) -> Fault:
     return Fault("/model", "price_unknown", message)
 
 
-def tell(connection: Connection, budget: Budget, event_type: str, entered: str, why: str, now: datetime) -> int:
-    """Writes an event of a budget; its id."""
-    sequence = connection.execute(_COUNT, {"the_budget": budget.id}).scalar_one()
-    said = {"budget_id": budget.id, "project_id": budget.project_id, "sequence": sequence, "type": event_type}
-    row = said | {"entered": entered, "why": why, "at": now}
-    return int(connection.execute(_EVENT, row).scalar_one())
-
-
-def tell_thresholds(connection: Connection, now: datetime) -> None:
-    """Tells of the thresholds that have been reached since the last look; each once a period."""
+def tell_thresholds(connection: Connection, now: datetime) -> Iterator[Told]:
+    """Writes the events of the thresholds that have been reached since the last look; each once a period."""
     for standing in of_all(connection, now):
         budget, reached = standing.budget, _reached(standing)
         already = budget.told if budget.told_of == standing.span.begins_at else 0
@@ -234,8 +237,7 @@ def tell_thresholds(connection: Connection, now: datetime) -> None:
         if not connection.execute(_TOLD, told).rowcount:
             continue  # somebody holds it: the next look tells
         for percent in (it for it in THRESHOLDS if already < it <= reached):
-            event_type = "budget.exhausted" if percent == 100 else "budget.threshold"
-            tell(connection, budget, event_type, f"{percent} %", standing.says(), now)
+            yield _told(connection, standing, percent, now)
 
 
 def wake(connection: Connection) -> None:
@@ -246,6 +248,14 @@ def wake(connection: Connection) -> None:
 def add_up(connection: Connection, now: datetime) -> None:
     """Adds up the sums of each quarter of an hour that has several."""
     connection.execute(_ADD_UP)
+
+
+def _told(connection: Connection, standing: Standing, percent: int, now: datetime) -> Told:
+    budget, event_type = standing.budget, EXHAUSTED if percent == THRESHOLDS[-1] else THRESHOLD
+    sequence = connection.execute(_COUNT, {"the_budget": budget.id}).scalar_one()
+    said = {"budget_id": budget.id, "project_id": budget.project_id, "sequence": sequence, "type": event_type}
+    row = said | {"entered": f"{percent} %", "why": standing.says(), "at": now}
+    return Told(standing, event_type, connection.execute(_EVENT, row).scalar_one(), sequence)
 
 
 def _room(connection: Connection, rows: Sequence[Any], now: datetime | None) -> Room:

@@ -30,6 +30,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     or_,
     select,
     update,
@@ -44,6 +45,7 @@ from worker.money import budgets
 from worker.moves import children, making, transition
 from worker.states import DONE, TERMINAL, HeldFor, Mode, Move, State
 from worker.tables import Attempt, Event, IdempotencyKey, Job, Output, Project
+from worker.webhooks import endpoints
 
 _NO_ANSWER = frozenset({"unknown", "not_sent"})
 _ANSWERS = frozenset({"accepted", "refused", "not_sent"})  # that settle what became of a lost call
@@ -52,6 +54,7 @@ _CANCELED = {
     "unknown": "canceled; a call for it went without an answer, and may be billed",
     "yes": "canceled; a call for it was answered too late, and is billed",
 }
+_NOTED = "job.noted"  # nobody but the history is told of it
 _TYPES = {State.SUBMITTING: "job.submitted"}  # the event's type where it is not the state's own name
 
 
@@ -119,7 +122,7 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         raise _lost(connection, job, move, now)
     _carry_out(connection, job, move, now)
     if event is not None:
-        _send(connection, moved, event.type, written.event_id, now)
+        _send(connection, moved, event.type, written.event_id, written.listens, now)
     if move.to is State.RUNNING and moved.cancel_requested:
         # asked for while the create call was out: the provider drops only what has not started, so now or never
         connection.execute(_HURRY, {"the_id": job.id, "now": now})
@@ -135,7 +138,18 @@ def note(connection: Connection, job: Job, columns: dict[str, Any], why: str, no
     mine = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)
     noted = mine.values(columns | {"sequence": Job.sequence + 1}).returning(*Job.__table__.c)
     changed = Job.of(connection.execute(noted).mappings().one())
-    tell(connection, changed, State(job.state), why, now)
+    said = {
+        "job_id": changed.id,
+        "project_id": changed.project_id,
+        "sequence": changed.sequence,
+        "type": _NOTED,
+        "left": changed.state,
+        "entered": changed.state,
+        "why": why,
+        "claim": changed.claim,
+        "at": now,
+    }
+    connection.execute(_EVENT, said)
     return changed
 
 
@@ -165,23 +179,6 @@ def record_waits(connection: Connection, waits: Sequence[tuple[Job, Move]], now:
     return connection.execute(_WAITED, dict(zip(_LOOKS.c.keys(), map(list, looks), strict=True))).rowcount
 
 
-def tell(connection: Connection, job: Job, left: State | None, why: str, now: datetime) -> None:
-    """Writes the event of a move, and its delivery where the job's receiver wants it."""
-    event_type = _type(left, State(job.state))
-    said = {
-        "job_id": job.id,
-        "project_id": job.project_id,
-        "sequence": job.sequence,
-        "type": event_type,
-        "left": left,
-        "entered": job.state,
-        "why": why,
-        "claim": job.claim,
-        "at": now,
-    }
-    _send(connection, job, event_type, connection.execute(_EVENT, said).scalar_one(), now)
-
-
 def reread(connection: Connection, job: Job) -> Job:
     """The job's row as it is now."""
     return Job.of(connection.execute(_REREAD, {"the_id": job.id}).mappings().one())
@@ -193,7 +190,7 @@ def _make(connection: Connection, row: dict[str, Any], making: Select[Any], more
     if made is None:
         return None
     job = Job.of(made)
-    _send(connection, job, _type(None, State(job.state)), made["event_id"], job.created_at)
+    _send(connection, job, _type(None, State(job.state)), made["event_id"], made["listens"], job.created_at)
     return job
 
 
@@ -209,7 +206,7 @@ def _make_within(
 
 def _type(left: State | None, to: State) -> str:
     """The type of a move's event."""
-    return _TYPES.get(to, f"job.{to}") if left != to else "job.noted"
+    return _TYPES.get(to, f"job.{to}") if left != to else _NOTED
 
 
 def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
@@ -236,7 +233,7 @@ def _begin(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
         if booked.is_counted and wanted is not None and job.lane_id:
             throttle.settle_tokens(connection, job.lane_id, -wanted, now, now)
         return _not_begun(connection, job, move, now)
-    _send(connection, begun.job, event.type, begun.event_id, now)
+    _send(connection, begun.job, event.type, begun.event_id, begun.listens, now)
     return begun.job
 
 
@@ -377,9 +374,16 @@ def close(connection: Connection, job: Job, now: datetime) -> None:
         children.tell_paid(connection, job.parent_id)
 
 
-def _send(connection: Connection, job: Job, event_type: str, event_id: int | None, now: datetime) -> None:
-    """Writes the delivery of an event, where the job's receiver wants it."""
-    if event_id is None or not job.webhook_url or not webhooks.wanted(event_type, job.webhook_events):
+def _send(
+    connection: Connection, job: Job, event_type: str, event_id: int | None, listens: bool, now: datetime
+) -> None:
+    """Writes the deliveries of an event: to the job's receiver where it wants it, and to endpoints where one `listens`.
+
+    Of a part of a job nobody is told.
+    """
+    is_wanted = bool(job.webhook_url) and webhooks.wanted(event_type, job.webhook_events)
+    listens = listens and job.parent_id is None and event_type in endpoints.EVENTS
+    if event_id is None or not (is_wanted or listens):
         return
     about = {"the_project": job.project_id, "the_job": job.id, "the_attempt": job.attempt_id}
     rows = connection.execute(_ABOUT, about).all()
@@ -387,7 +391,10 @@ def _send(connection: Connection, job: Job, event_type: str, event_id: int | Non
     made_of = document.parts(connection, [job]).get(job.id)
     shown = document.shown(rows[0].project, job, stored, rows[0].request_id, None, made_of)
     body = making.body(event_type, job, shown, now)
-    webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url, body)
+    if is_wanted:
+        webhooks.enqueue(connection, job.project_id, job.id, event_id, job.webhook_url or "", body)
+    if listens:
+        endpoints.enqueue_all(connection, job.project_id, event_type, [(job.id, event_id, body)])
 
 
 def _look(job: Job, move: Move, now: datetime) -> tuple[Any, ...]:
@@ -427,7 +434,7 @@ _WAITED = (
         unknown_since=_LOOKS.c.unknown_since,
     )
 )
-_EVENT = insert(Event).returning(Event.id)
+_EVENT = insert(Event)
 _OUTPUT = upsert(Output).on_conflict_do_nothing()
 _HURRY = update(Job).where(Job.id == bindparam("the_id"), Job.claimed.is_(None)).values(run_at=bindparam("now"))
 _REREAD = select(*Job.__table__.c).where(Job.id == bindparam("the_id"))
@@ -475,5 +482,6 @@ def _making(columns: tuple[str, ...], once: bool, free: bool) -> Select[Any]:
         given = given.where(exists(select(kept.cte("kept"))))
     made = making.inserted(written, given)
     told = making.told(made)
-    whole = select(made, told.c.id.label("event_id")).join(told, told.c.job_id == made.c.id)
+    listens = endpoints.listens(made.c.project_id, literal("job.").concat(made.c.state)).label("listens")
+    whole = select(made, told.c.id.label("event_id"), listens).join(told, told.c.job_id == made.c.id)
     return whole.add_cte(making.reserved(made))

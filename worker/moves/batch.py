@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     Update,
     Uuid,
+    and_,
     any_,
     bindparam,
     case,
@@ -45,6 +46,7 @@ from worker.money import budgets
 from worker.moves import making
 from worker.states import Mode, State
 from worker.tables import BatchRow, Event, IdempotencyKey, Job
+from worker.webhooks import endpoints
 
 # What becomes a job's row, and is not kept twice: as `jobs.submission.asked` names it.
 ASKED = (
@@ -103,15 +105,16 @@ def _most(connection: Connection, bound: dict[str, Any], room: budgets.Room) -> 
 
 
 def tell(connection: Connection, project: str, project_id: uuid.UUID, batch_id: uuid.UUID) -> None:
-    """Writes the deliveries of the first events of a batch's jobs, whose receivers want them."""
+    """Writes the deliveries of the first events of a batch's jobs, to the receivers and endpoints that want them."""
     bound = {"the_project": project_id, "the_batch": batch_id}
     found = connection.execute(_WANTED, bound, execution_options={"yield_per": _TOLD_AT_ONCE})
     for rows in found.mappings().partitions():
-        told = [
-            (job.id, row["event_id"], job.webhook_url or "", _body(project, job))
-            for row, job in ((row, Job.of(row)) for row in rows)
-        ]
-        webhooks.enqueue_all(connection, project_id, told)
+        told = [(row, _body(project, Job.of(row))) for row in rows]
+        if own := [(row["id"], row["event_id"], row["webhook_url"], body) for row, body in told if row["is_wanted"]]:
+            webhooks.enqueue_all(connection, project_id, own)
+        for event_type in {row["event_type"] for row in rows if row["listens"]}:
+            of_type = [(row["id"], row["event_id"], body) for row, body in told if row["event_type"] == event_type]
+            endpoints.enqueue_all(connection, project_id, event_type, of_type)
 
 
 def _body(project: str, job: Job) -> str:
@@ -184,15 +187,23 @@ def _linking() -> Update:
 # The planner takes rows that were just written for a handful, and would compare each of them with each.
 _PLAN = text("select set_config('enable_nestloop', :nested, true)")
 _TO_COME, _MAKE, _LINK = _to_come(), _making(), _linking()
+_IS_WANTED = func.coalesce(and_(Job.webhook_url.is_not(None), Event.type == any_(Job.webhook_events)), False)
+# that there is an endpoint at all is asked once
+_LISTENS = and_(select(endpoints.exist(_PROJECT)).scalar_subquery(), endpoints.listens(_PROJECT, Event.type))
 _WANTED = (
-    select(*Job.__table__.c, Event.id.label("event_id"))
+    select(
+        *Job.__table__.c,
+        Event.id.label("event_id"),
+        Event.type.label("event_type"),
+        _IS_WANTED.label("is_wanted"),
+        _LISTENS.label("listens"),
+    )
     .join(Event, Event.job_id == Job.id)
     .where(
         Job.batch_id == bindparam("the_batch", type_=Uuid),
         Job.project_id == _PROJECT,
         Event.sequence == 1,
-        Job.webhook_url.is_not(None),
-        Event.type == any_(Job.webhook_events),
+        or_(_IS_WANTED, _LISTENS),
     )
     .order_by(Job.id)
 )

@@ -46,6 +46,7 @@ from worker.money.budgets import Room
 from worker.moves import children, making, transition
 from worker.states import TERMINAL, HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Job, Project
+from worker.webhooks import endpoints
 
 CHUNK = 500  # jobs in one transaction, so that workers wait for their rows a fraction of a second
 _AT_ONCE = 50  # inputs, or documents for receivers, that are in memory together
@@ -185,7 +186,7 @@ def let_go_within_budgets(connection: Connection, now: datetime) -> bool:
 def end_overdue(connection: Connection, now: datetime) -> None:
     """Ends jobs that were not sent by their `not_after` and that nobody works on, some of them; the longest first."""
     jobs = connection.execute(_OVERDUE, {"now": now}).all()
-    for (not_after, billed), some in groupby(jobs, key=lambda job: (job.not_after, job.billed)):
+    for (not_after, _, billed), some in groupby(jobs, key=lambda job: (job.not_after, job.project_id, job.billed)):
         end = moves.overdue(not_after, billed)
         late = list(some)
         events = _move(connection, _END_OVERDUE, late, end.why, now, the_error=end.columns["error"])
@@ -219,7 +220,7 @@ def _of_cancel(job: Row[Any]) -> Fate:
     return Fate("requested")
 
 
-def _that_fit(jobs: Sequence[Row[Any]], room: Room) -> list[Row[Any]]:
+def _that_fit(jobs: Sequence[Any], room: Room) -> list[Row[Any]]:
     some = []
     for job in jobs:
         if room.can_ever_fit(job.estimate or 0):
@@ -305,18 +306,22 @@ def _move(
 def _tell(
     connection: Connection, to: State, jobs: Sequence[Row[Any]], events: dict[uuid.UUID, int], now: datetime
 ) -> None:
-    """Writes the deliveries of a move's events to those receivers that want them."""
-    event_type = f"job.{to}"
-    wanted = [job for job in jobs if job.webhook_url and webhooks.wanted(event_type, job.webhook_events)]
-    if not wanted:
+    """Writes the deliveries of a move's events to those receivers and endpoints that want them."""
+    event_type, project_id = f"job.{to}", jobs[0].project_id
+    own = {job.id for job in jobs if job.webhook_url and webhooks.wanted(event_type, job.webhook_events)}
+    listens = event_type in endpoints.EVENTS and jobs[0].has_endpoints
+    if not own and not listens:
         return
-    project_id = wanted[0].project_id
     project = connection.execute(_PROJECT, {"of_project": project_id}).scalar_one()
-    for some in chunks(_ids(wanted), _AT_ONCE):
+    for some in chunks([job.id for job in jobs if listens or job.id in own], _AT_ONCE):
         moved = [Job.of(row) for row in connection.execute(_TOLD, {"jobs": some}).mappings()]
         body = _bodies(connection, project, event_type, moved, now)
-        rows = [(job.id, events[job.id], job.webhook_url or "", body(job)) for job in moved]
-        webhooks.enqueue_all(connection, project_id, rows)
+        told = [(job.id, events[job.id], job.webhook_url or "", body(job)) for job in moved]
+        if rows := [row for row in told if row[0] in own]:
+            webhooks.enqueue_all(connection, project_id, rows)
+        if listens:
+            rows_of_endpoints = [(job_id, event_id, said) for job_id, event_id, _, said in told]
+            endpoints.enqueue_all(connection, project_id, event_type, rows_of_endpoints)
 
 
 def _bodies(
@@ -346,7 +351,8 @@ _JUDGED = (
     *("state", "held_for", "held_from", "claimed"),
     *("cancel_requested", "task_status", "estimate", "webhook_url", "webhook_events"),
 )
-_SEEN = select(*(Job.__table__.c[name] for name in _JUDGED)).where(_OF_PROJECT, _JOBS).order_by(Job.id)
+_HAS_ENDPOINTS = endpoints.exist(Job.project_id).label("has_endpoints")
+_SEEN = select(*(Job.__table__.c[name] for name in _JUDGED), _HAS_ENDPOINTS).where(_OF_PROJECT, _JOBS).order_by(Job.id)
 _LOCKED = _SEEN.with_for_update(key_share=True)  # who writes an event or an output of one does not wait
 
 # projects of which something is held for a budget, and the oldest that is
@@ -354,7 +360,7 @@ _HELD_FOR_BUDGETS = select(Project.id).where(
     exists().where(Job.project_id == Project.id, Job.held_for == literal_column(f"'{HeldFor.BUDGET}'"))
 )
 _HELD = (
-    select(*(Job.__table__.c[name] for name in _JUDGED))
+    select(*(Job.__table__.c[name] for name in _JUDGED), _HAS_ENDPOINTS)
     .where(_OF_PROJECT, Job.held_for == literal_column(f"'{HeldFor.BUDGET}'"))
     .order_by(Job.id)
     .limit(bindparam("most"))
@@ -382,7 +388,7 @@ _LET_GO = transition.many({State.HELD}, State.QUEUED, _JOBS)
 _OVERDUE: Select[Any] = (
     select(*_LOCKED.selected_columns, Job.not_after, Job.billed)
     .where(moves.is_overdue(transition.BOUND_NOW))
-    .order_by(Job.not_after, Job.billed)
+    .order_by(Job.not_after, Job.project_id, Job.billed)
     .limit(CHUNK)
     .with_for_update(skip_locked=True)
 )

@@ -40,6 +40,7 @@ from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from worker.states import AT_REST, DONE, TERMINAL, State, may
 from worker.tables import Attempt, Event, Job
+from worker.webhooks import endpoints
 
 Telling = ReturningInsert[Any, int]  # the ids of jobs that are moved, and of their events
 
@@ -119,12 +120,14 @@ class Answer:
 class Written:
     """The job as it is now, None where the claim is lost or the job is not in its state any more; its event.
 
+    `listens`: whether an endpoint of its project wants the event.
     `attempt`: what the attempt's row had `booked`, and `sent_at`; None where nothing was written there.
     """
 
     job: Job | None
-    event_id: int | None
-    attempt: Row[Any] | None
+    event_id: int | None = None
+    listens: bool = False
+    attempt: Row[Any] | None = None
 
 
 def one(
@@ -147,9 +150,11 @@ def one(
     said = (tuple(answer.columns), answer.guard) if answer is not None else None
     row = connection.execute(_moving(tuple(columns), told is not None, said), bound).one_or_none()
     if row is None:
-        return Written(None, None, None)
-    has_written = said is not None and row.is_written
-    return Written(_moved(job, columns, row), row.event_id if told is not None else None, row if has_written else None)
+        return Written(None)
+    attempt = row if said is not None and row.is_written else None
+    if told is None:
+        return Written(_moved(job, columns, row), attempt=attempt)
+    return Written(_moved(job, columns, row), row.event_id, bool(row.listens), attempt)
 
 
 def begin(
@@ -170,8 +175,8 @@ def begin(
     beginning = _beginning(reserving, tuple(columns), tuple(attempt))
     row = connection.execute(beginning, bound).one_or_none()
     if row is None:
-        return None, Written(None, None, None)
-    return row, Written(_moved(job, {**columns, "submitted_at": row.at}, row), row.event_id, None)
+        return None, Written(None)
+    return row, Written(_moved(job, {**columns, "submitted_at": row.at}, row), row.event_id, bool(row.listens))
 
 
 def many(left: Collection[State], to: State, *which: ColumnElement[bool], **columns: Any) -> Telling:
@@ -246,7 +251,7 @@ def _moving(columns: tuple[str, ...], tells: bool, said: tuple[tuple[str, ...], 
     if said is None:
         moved = _move(columns, tells).returning(*_KEPT, *_OF_EVENT).cte("moved")
         event = _event(moved)
-        return select(*_kept(moved), event.c.id.label("event_id")).join_from(moved, event, true())
+        return select(*_kept(moved), *_told(event)).join_from(moved, event, true())
     answered = _answering(*said).cte("answered")
     move = _move(columns, tells)
     if said[1] == "unanswered":
@@ -257,7 +262,7 @@ def _moving(columns: tuple[str, ...], tells: bool, said: tuple[tuple[str, ...], 
     if not tells:
         return select(*_kept(moved), *written).select_from(whole)
     event = _event(moved)
-    return select(*_kept(moved), *written, event.c.id.label("event_id")).select_from(whole.outerjoin(event, true()))
+    return select(*_kept(moved), *written, *_told(event)).select_from(whole.outerjoin(event, true()))
 
 
 @cache
@@ -276,7 +281,7 @@ def _beginning(
     row = given | {"job_id": moved.c.id, "project_id": moved.c.project_id, "sent_at": at, "tokens": tokens}
     made = insert(Attempt).from_select(list(row), select(*row.values()).join_from(moved, reserved, true())).cte("made")
     event = _event(moved)
-    found = select(at, reserved.c.is_counted, *_kept(moved), event.c.id.label("event_id")).add_cte(made)
+    found = select(at, reserved.c.is_counted, *_kept(moved), *_told(event)).add_cte(made)
     return found.select_from(reserved.outerjoin(moved, true()).outerjoin(event, true()))
 
 
@@ -290,12 +295,18 @@ def _move(columns: tuple[str, ...], tells: bool) -> Update:
 
 
 def _event(moved: CTE) -> CTE:
-    """The event of what was moved, as `told (id)`."""
+    """The event of what was moved, as `told (id, project_id, type)`."""
     given = {"type": "the_type", "left": "the_state", "why": "the_why"}
     row: dict[str, Any] = {column: bindparam(name, type_=Text) for column, name in given.items()}
     row |= {"job_id": moved.c.id, "project_id": moved.c.project_id, "sequence": moved.c.sequence}
     row |= {"entered": moved.c.state, "claim": moved.c.claim, "at": BOUND_NOW}
-    return insert(Event).from_select(list(row), select(*row.values())).returning(Event.id).cte("told")
+    told = insert(Event).from_select(list(row), select(*row.values()))
+    return told.returning(Event.id, Event.project_id, Event.type).cte("told")
+
+
+def _told(event: CTE) -> list[ColumnElement[Any]]:
+    """What is read of an event: its number, and whether an endpoint wants it; of what happens to children none does."""
+    return [event.c.id.label("event_id"), endpoints.listens(event.c.project_id, event.c.type).label("listens")]
 
 
 def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:

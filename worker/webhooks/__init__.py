@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import random
 import secrets
+import time
 import uuid
 import zlib
 from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 from sqlalchemy import BigInteger, Connection, DateTime, Text, Uuid, bindparam, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from standardwebhooks import Webhook
 
 from worker import claims, egress, timeouts
+from worker import text as words
 from worker.egress import transports
 from worker.errors import CallFailed
 from worker.tables import Delivery
@@ -34,7 +37,10 @@ _JITTER = 0.1  # so that receivers that were down together are not all called at
 _TRY = egress.Bounds(timeouts.DELIVERY.total_seconds(), cap=1 << 14)
 _BODY = 0.2  # seconds for an answer's body; where it takes longer, or is longer than the cap, its connection is closed
 _AT_ONCE = 5000  # deliveries that are given up together
-_GONE = 410  # the receiver wants no more
+GONE = 410  # the receiver wants no more
+_BUSY = frozenset({429, 503})  # whose Retry-After is heeded
+_LONGEST = timedelta(hours=24)  # that a Retry-After may ask for
+_KEPT = 2048  # bytes of an answer that an endpoint's log shows
 _HEADERS = {"content-type": "application/json", "user-agent": "Noria-Webhooks/1"}
 
 # What a receiver is told of that names no events: how a job ends, and that it waits for the review it was to have.
@@ -46,12 +52,28 @@ JOB_EVENTS = DEFAULT_EVENTS | {"job.queued", "job.held", "job.submitted", "job.r
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of one try: `state` is delivered, waiting or exhausted; `again_at` when the next one is due."""
+    """What became of one try: `state` is delivered, waiting or exhausted; `again_at` when the next one is due.
+
+    `milliseconds` is what it took; `answer` how the receiver's words began.
+    """
 
     state: str
     status: int | None
     error: str | None
     again_at: datetime | None
+    milliseconds: int | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Posted:
+    """What came back of one POST: a `status`, or the `error` why there is none."""
+
+    status: int | None
+    error: str | None
+    headers: Mapping[str, str]
+    answer: str
+    milliseconds: int
 
 
 def new_secret() -> str:
@@ -90,15 +112,29 @@ def enqueue_alarm(connection: Connection, url: str, body: str) -> None:
     connection.execute(_ENQUEUE, {"url": url, "receiver": receiver(url), "body": body})
 
 
-def signed(event_id: int, body: str, secret: str, at: datetime) -> dict[str, str]:
-    """What identifies and signs a delivery; `at` must be in UTC, since the library drops the zone."""
-    message_id = f"evt_{event_id}"
+def signed(message_id: str, body: str, secret: str, at: datetime) -> dict[str, str]:
+    """What identifies and signs a message; `at` must be in UTC, since the library drops the zone.
+
+    `secret` may be two, separated by a space: then there are two signatures.
+    """
     moment = at.astimezone(UTC)
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(int(moment.timestamp())),
-        "webhook-signature": Webhook(secret).sign(message_id, moment, body),
+        "webhook-signature": " ".join(Webhook(one).sign(message_id, moment, body) for one in secret.split()),
     }
+
+
+def post(transport: egress.Transport, url: str, headers: Mapping[str, str], body: str) -> Posted:
+    """One POST; the status alone counts, and no redirect is followed."""
+    began = time.monotonic()
+    try:
+        with egress.stream(transport, "POST", url, _TRY, {**_HEADERS, **headers}, body.encode()) as answer:
+            spent = _milliseconds(began)
+            said = egress.read_out(answer, _BODY, _KEPT).decode(errors="replace")
+            return Posted(answer.status, None, answer.headers, words.storable(said), spent)
+    except CallFailed as error:
+        return Posted(None, str(error), {}, "", _milliseconds(began))
 
 
 def deliver(transport: egress.Transport, delivery: Delivery, secret: str | None, now: datetime) -> Tried:
@@ -106,20 +142,22 @@ def deliver(transport: egress.Transport, delivery: Delivery, secret: str | None,
 
     `secret` None: an alarm, which is not signed.
     """
-    headers = dict(_HEADERS)
+    headers: dict[str, str] = {}
     if secret is not None and delivery.event_id is not None:
-        headers |= signed(delivery.event_id, delivery.body, secret, now)
-    try:
-        with egress.stream(transport, "POST", delivery.url, _TRY, headers, delivery.body.encode()) as answer:
-            status = answer.status  # which alone counts
-            egress.read_out(answer, _BODY)
-    except CallFailed as error:
-        return failed(delivery, None, str(error), now)
-    if 200 <= status < 300:
-        return Tried("delivered", status, None, None)
-    if status == _GONE:
-        return Tried("exhausted", status, "the receiver said 410: gone", None)
-    return failed(delivery, status, f"the receiver said {status}", now)
+        headers = signed(f"evt_{delivery.event_id}", delivery.body, secret, now)
+    posted = post(transport, delivery.url, headers, delivery.body)
+    return replace(_judged(delivery, posted, now), milliseconds=posted.milliseconds, answer=posted.answer)
+
+
+def why(posted: Posted) -> str | None:
+    """Why it was not taken, in words; None where it was."""
+    if posted.status is None:
+        return posted.error
+    if 200 <= posted.status < 300:
+        return None
+    if 300 <= posted.status < 400:
+        return f"the receiver said {posted.status}: redirects are not followed; name the address that it leads to"
+    return "the receiver said 410: gone" if posted.status == GONE else f"the receiver said {posted.status}"
 
 
 def give_up(connection: Connection, now: datetime) -> None:
@@ -127,15 +165,41 @@ def give_up(connection: Connection, now: datetime) -> None:
     connection.execute(_GIVE_UP, {"before": now - GIVEN_UP, "now": now})
 
 
-def failed(delivery: Delivery, status: int | None, error: str, now: datetime) -> Tried:
-    """A try that came to nothing: when the next one is due, or that it was the last."""
+def failed(delivery: Delivery, status: int | None, error: str, now: datetime, wait: timedelta = timedelta(0)) -> Tried:
+    """A try that came to nothing: when the next one is due, no sooner than after `wait`, or that it was the last."""
     tries = delivery.tries + 1
     if tries >= len(RETRIES):
         return Tried("exhausted", status, error, None)
-    again_at = now + RETRIES[tries] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
+    pause = RETRIES[tries] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - not a secret
+    again_at = now + max(pause, wait)
     if again_at > delivery.created_at + GIVEN_UP:
         return Tried("exhausted", status, error, None)
     return Tried("waiting", status, error, again_at)
+
+
+def _judged(delivery: Delivery, posted: Posted, now: datetime) -> Tried:
+    error = why(posted)
+    if error is None:
+        return Tried("delivered", posted.status, None, None)
+    if posted.status == GONE:
+        return Tried("exhausted", posted.status, error, None)
+    wait = _asked_for(posted.headers.get("retry-after", ""), now) if posted.status in _BUSY else timedelta(0)
+    return failed(delivery, posted.status, error, now, wait)
+
+
+def _asked_for(retry_after: str, now: datetime) -> timedelta:
+    """How long a receiver asks to be left alone: seconds, or a date (RFC 9110, 10.2.3); a day at the most."""
+    try:
+        if retry_after.isdigit():
+            return min(timedelta(seconds=int(retry_after[:9])), _LONGEST)
+        at = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return timedelta(0)
+    return max(timedelta(0), min((at if at.tzinfo else at.replace(tzinfo=UTC)) - now, _LONGEST))
+
+
+def _milliseconds(began: float) -> int:
+    return round((time.monotonic() - began) * 1000)
 
 
 # A new delivery, unless the event has one to that receiver.

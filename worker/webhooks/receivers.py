@@ -41,6 +41,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from worker import claims, timeouts
 from worker.claims import Claim, Numbers
 from worker.tables import DeadReceiver, Delivery, Project
+from worker.webhooks import endpoints
 
 ROWS = 8  # deliveries in one message
 MORE = 32  # that its thread takes at once when it goes on
@@ -71,7 +72,10 @@ def claim_due(connection: Connection, now: datetime) -> list[Claim]:
 
 
 def take(connection: Connection, numbers: Numbers) -> Sequence[Row[Any]]:
-    """The deliveries of a message that are now ours, each with its project's `secret` and whether it `was_silent`."""
+    """The deliveries of a message that are now ours, each with what signs it (`secret`).
+
+    And whether its receiver `was_silent`, and whether its endpoint `is_off`.
+    """
     return claims.take(connection, Delivery, numbers, _LEASE, (*Delivery.__table__.c, *_WITH))
 
 
@@ -235,7 +239,10 @@ _NEXT = text(
 ).bindparams(walked=_WALKED, receivers=_RECEIVERS)
 
 _WITH = (
-    select(Project.webhook_secret).where(Project.id == Delivery.project_id).scalar_subquery().label("secret"),
+    func.coalesce(
+        endpoints.SECRETS, select(Project.webhook_secret).where(Project.id == Delivery.project_id).scalar_subquery()
+    ).label("secret"),
+    endpoints.IS_OFF,
     exists()
     .where(DeadReceiver.project_id == Delivery.project_id, DeadReceiver.receiver == Delivery.receiver)
     .label("was_silent"),

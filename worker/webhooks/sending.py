@@ -11,6 +11,7 @@ What is sent and not yet on record when its worker dies is sent again, once its 
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ from worker import claims, database, egress, log, timeouts, webhooks
 from worker.claims import Numbers
 from worker.settings import Settings
 from worker.tables import Delivery
-from worker.webhooks import alerts, receivers
+from worker.webhooks import alerts, endpoints, receivers
 
+_OFF = webhooks.Tried("exhausted", None, "its endpoint is disabled, or deleted", None)  # which is not asked
 _ON_RECORD = 1.0  # seconds after which what was tried is written, however little it is
 _AWAY = timedelta(seconds=15)  # how long a message waits for the database
 
@@ -46,21 +48,23 @@ _log = log.get(__name__)
 
 @dataclass(frozen=True)
 class _Taken:
-    """A delivery that is ours, what signs it, and whether its receiver did not answer before."""
+    """A delivery that is ours, what signs it, whether its receiver did not answer before; or its endpoint is off."""
 
     delivery: Delivery
     secret: str | None
     was_silent: bool
+    is_off: bool
 
 
 class _Handful:
     """Deliveries of one project to one receiver that were taken together."""
 
     def __init__(self, rows: Sequence[Row[Any]]) -> None:
-        taken = [_Taken(Delivery.of(row._mapping), row.secret, row.was_silent) for row in rows]  # noqa: SLF001
+        taken = [_Taken(Delivery.of(row._mapping), row.secret, row.was_silent, row.is_off) for row in rows]  # noqa: SLF001
         self.first = taken[0].delivery
         self.is_full = len(taken) >= receivers.ROWS
         self.left = deque(taken)  # what has not been tried
+        self.gone: set[uuid.UUID] = set()  # endpoints that said meanwhile that they want no more
 
 
 _Tries = Sequence[tuple[_Taken, webhooks.Tried]]
@@ -99,7 +103,11 @@ class Courier:
         while handful.left and time.monotonic() <= until and not _is_silent(tries):
             taken = handful.left.popleft()
             try:
-                tries.append((taken, self._try_one(taken.delivery, taken.secret, clock())))
+                is_off = taken.is_off or taken.delivery.endpoint_id in handful.gone
+                tried = _OFF if is_off else self._try_one(taken.delivery, taken.secret, clock())
+                if tried.status == webhooks.GONE and taken.delivery.endpoint_id is not None:
+                    handful.gone.add(taken.delivery.endpoint_id)
+                tries.append((taken, tried))
             except Exception:  # noqa: BLE001 - what was sent before it is put on record all the same
                 _log.exception("a delivery failed by a mistake of ours; it is left to its lease")
         return tries
@@ -133,7 +141,7 @@ class Courier:
 
 def _is_silent(tries: _Tries) -> bool:
     """Whether the receiver did not answer the last of them."""
-    return bool(tries) and tries[-1][1].status is None
+    return bool(tries) and tries[-1][1].status is None and tries[-1][1] is not _OFF
 
 
 def _handful(rows: Sequence[Row[Any]]) -> _Handful | None:
@@ -162,8 +170,11 @@ def _record(connection: Connection, tries: _Tries, now: datetime) -> None:
         "statuses": [tried.status for _, tried in rows],
         "errors": [tried.error for _, tried in rows],
         "times": [tried.again_at for _, tried in rows],
+        "spent": [tried.milliseconds for _, tried in rows],
+        "answers": [tried.answer if delivery.endpoint_id is not None else None for delivery, tried in rows],
     }
     connection.execute(_WRITE, said | {"now": now})
+    endpoints.note(connection, [(delivery, tried) for delivery, tried in rows if tried is not _OFF], now)
     if any(taken.was_silent and tried.status is not None for taken, tried in tries):
         receivers.resume(connection, rows[-1][0])
     if _is_silent(tries):
@@ -187,6 +198,8 @@ _TRIED = claims.unnested(
     statuses=Integer(),
     errors=Text(),
     times=DateTime(timezone=True),
+    spent=Integer(),
+    answers=Text(),
 )
 # What became of tries, under each one's claim.
 _WRITE = (
@@ -197,6 +210,8 @@ _WRITE = (
         tries=_TRIED.c.counts,
         last_status=_TRIED.c.statuses,
         last_error=_TRIED.c.errors,
+        last_ms=_TRIED.c.spent,
+        last_answer=_TRIED.c.answers,
         run_at=_TRIED.c.times,
         finished_at=case((_TRIED.c.times.is_(None), bindparam("now", type_=DateTime(timezone=True)))),
         claimed=None,
