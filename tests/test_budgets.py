@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Served, served
+from serving import Served, eventually, served
 from sqlalchemy import event
 from stage import CLIP, Stage, stage
 from test_cli import Shell, api, noria
