@@ -23,7 +23,8 @@ from standardwebhooks import Webhook
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import tick, timeouts
-from worker.batches import completion, control
+from worker.batches import completion
+from worker.moves import bulk
 from worker.storage import Bucket
 from worker.tables import Batch, Delivery
 
@@ -258,7 +259,7 @@ def test_a_job_that_is_made_again_while_its_batch_is_being_completed_keeps_it_op
     batch = done(play)
     (message,) = due(play)
     with play.ctx.engine.begin() as connection:
-        control.reopen(connection, batch.id, play.now())
+        bulk.reopen(connection, batch.id)
         connection.execute(text("update jobs set state = 'queued', finished_at = null, run_at = now()"))
 
     play.play([message])
@@ -306,7 +307,7 @@ def test_what_is_made_again_later_opens_the_batch_and_it_ends_again(play: Stage)
     batching.ended(play, batch)
 
     with play.ctx.engine.begin() as connection:
-        control.reopen(connection, batch.id, play.now())
+        bulk.reopen(connection, batch.id)
         connection.execute(text("update jobs set state = 'queued', finished_at = null, run_at = now()"))
     assert batching.now(play, batch).state == "running"
     batching.finish(play, batch)

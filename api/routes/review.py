@@ -15,7 +15,6 @@ from api.bodies import JsonBody, MayBeJson
 from api.context import Context, Here, Mine, Tenant, moment
 from api.problems import refusals
 from api.routes.jobs import JobId
-from worker.batches import control
 from worker.document import Answer, JobDocument
 from worker.jobs import reading, review
 from worker.tables import Job
@@ -91,14 +90,10 @@ def takes(here: Here, mine: Mine, job_id: JobId) -> Response:
 
 
 def _reroll(here: Context, connection: Connection, job: Job, changes: dict[str, Any]) -> Job:
-    """Another take, in a batch that runs again; raises a problem when the project is full."""
+    """Another take; raises a problem when the project is full."""
     if here.waiting.is_full(connection, job.project_id):
         raise here.waiting.refuse()
-    now = moment(connection)
-    made = review.reroll(connection, here.catalog, here.settings, job, changes, now)
-    if made.batch_id is not None:
-        control.reopen(connection, made.batch_id, now)
-    return made
+    return review.reroll(connection, here.catalog, here.settings, job, changes, moment(connection))
 
 
 def _documents(connection: Connection, mine: Tenant, *jobs: Job) -> list[JobDocument]:

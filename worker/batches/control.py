@@ -93,14 +93,6 @@ def retry_failed(
     return Done(carry_out(engine, project_id, "retry", ids, room))
 
 
-def reopen(connection: Connection, batch_id: uuid.UUID, now: datetime) -> None:
-    """Lets a batch run on in which something is made again: one that was complete is `running`, and not due.
-
-    To be called before the job is made: it locks the batch's row, and whoever completes the batch writes nothing.
-    """
-    bulk.reopen(connection, batch_id)
-
-
 def _pausing(connection: Connection, now: datetime, *, which: dict[str, Any]) -> Batch:
     batch = _read(connection, _LOCKED, which)
     if batch.state == "draft":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Row, Text, Uuid, bindparam, column, func, select
+from sqlalchemy import ARRAY, Connection, Row, Text, Uuid, bindparam, column, func, select, tuple_
 
 from worker import claims, money, work
 from worker.batches import forecast
@@ -160,9 +160,7 @@ _BEGAN = select(
     _ASKED.c.models.label("model"),
     select(func.max(func.coalesce(Job.started_at, Job.submitted_at)))
     .where(
-        Job.batch_id == _ASKED.c.batches,
-        Job.kind == _ASKED.c.kinds,
-        Job.model == _ASKED.c.models,
+        tuple_(Job.batch_id, Job.kind, Job.model) == tuple_(_ASKED.c.batches, _ASKED.c.kinds, _ASKED.c.models),
         work.in_states(*sorted(_SENT)),
     )
     .correlate(_ASKED)

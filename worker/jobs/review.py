@@ -21,6 +21,7 @@ from worker.jobs import reading, submission
 from worker.jobs.submission import Submission
 from worker.kinds import KINDS
 from worker.kinds.fields import SEED_LIMIT
+from worker.moves import bulk
 from worker.settings import Settings
 from worker.states import Move, State
 from worker.tables import BatchRow, Job
@@ -66,8 +67,8 @@ def reroll(
 ) -> Job:
     """Another take of a rejected job that has none yet: a new job, priced and reserved for like any.
 
-    `changes` are fields of its input, `seed` or `prompt`; without any, another seed is drawn where its model takes one.
-    Raises InvalidInput where the kind or the model takes no such field, or the catalog refuses what it took before;
+    Its batch runs again. `changes` are fields of its input, `seed` or `prompt`; without any, another seed is drawn
+    where its model takes one. Raises InvalidInput where the kind or the model takes no such field, or the catalog refuses what it took before;
     Conflict where the row has as many takes as it may.
     """
     if job.take >= MOST_TAKES:
@@ -77,6 +78,8 @@ def reroll(
         prepared = submission.prepare(catalog, settings, _again(job, wanted, now), now)
     except InvalidInput as error:
         raise InvalidInput([_of_change(fault, changes) for fault in error.faults]) from None
+    if job.batch_id is not None:  # locked before the job is made: whoever completes the batch now writes nothing
+        bulk.reopen(connection, job.batch_id)
     kept = {"project_id": job.project_id, "batch_id": job.batch_id, "batch_row": job.batch_row}
     link = {"first_take": job.first_take or job.id, "take": job.take + 1}
     made = moves.make(connection, submission.asked(prepared) | kept | link, now)
