@@ -24,6 +24,7 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import tick, timeouts
 from worker.batches import completion
+from worker.errors import ClaimLost
 from worker.moves import bulk
 from worker.storage import Bucket
 from worker.tables import Batch, Delivery
@@ -58,6 +59,15 @@ def due(play: Stage) -> list[tick.Message]:
 
 def lapse(play: Stage, batch: Batch) -> None:
     play.sql("update batches set run_at = now() - interval '1 s' where id = :b and run_at is not null", b=batch.id)
+
+
+def taken(play: Stage, batch: Batch) -> Batch:
+    """The batch as a worker has it that has taken it just now, from whoever had it before."""
+    lapse(play, batch)
+    (message,) = due(play)
+    with play.ctx.engine.begin() as connection:
+        (row,) = completion.claims.take(connection, Batch, message.numbers, completion._LEASE)
+    return Batch.of(row._mapping)
 
 
 def told(play: Stage) -> list[Delivery]:
@@ -198,10 +208,7 @@ def test_wherever_a_worker_is_killed_the_batch_ends_once(
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(play: Stage) -> None:
     batch = done(play, webhook_url=HOOK)
-    (message,) = due(play)
-    with play.ctx.engine.begin() as connection:
-        taken = completion.claims.take(connection, Batch, message.numbers, completion._LEASE)
-    mine = Batch.of(taken[0]._mapping)
+    mine = taken(play, batch)
 
     for _ in range(2):
         with play.ctx.engine.begin() as connection:
@@ -253,6 +260,17 @@ def test_of_two_workers_one_completes_the_batch(play: Stage) -> None:
 
     assert batching.manifest(play, batch) == before
     assert len(batching.events(play, batch)) == len(told(play)) == 1
+
+
+def test_a_late_worker_does_not_end_a_batch_whose_manifest_another_is_writing(play: Stage) -> None:
+    batch = done(play)
+    late, other = (taken(play, batch) for _ in range(2))
+
+    with pytest.raises(ClaimLost), play.ctx.engine.begin() as connection:
+        completion._end(connection, late, play.now())
+    assert batching.events(play, batch) == []
+    with play.ctx.engine.begin() as connection:
+        assert completion._end(connection, other, play.now())
 
 
 def test_a_job_that_is_made_again_while_its_batch_is_being_completed_keeps_it_open(play: Stage) -> None:

@@ -68,8 +68,8 @@ def reroll(
     """Another take of a rejected job that has none yet: a new job, priced and reserved for like any.
 
     Its batch runs again. `changes` are fields of its input, `seed` or `prompt`; without any, another seed is drawn
-    where its model takes one. Raises InvalidInput where the kind or the model takes no such field, or the catalog refuses what it took before;
-    Conflict where the row has as many takes as it may.
+    where its model takes one. Raises InvalidInput where the kind or the model takes no such field, or the catalog
+    refuses what it took before; Conflict where the row has as many takes as it may.
     """
     if job.take >= MOST_TAKES:
         raise Conflict("too_many_takes", f"there are {MOST_TAKES} takes of it, as many as there may be")
