@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations import online
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -56,17 +58,17 @@ def upgrade() -> None:
     checks = _checks(_STATES, _ENDS) | {"jobs.review": "review in ('required', 'approved', 'rejected')"}
     checks |= {"jobs.reviewed": "state <> 'succeeded' or review is distinct from 'required'"}
     checks |= {"events.subject": "num_nonnulls(job_id, batch_id) = 1", "deliveries.alarm": _ALARM}
-    _hold(checks, {"jobs.batch_id": "batches", "jobs.first_take": "jobs", "events.batch_id": "batches"})
+    online.hold(checks, {"jobs.batch_id": "batches", "jobs.first_take": "jobs", "events.batch_id": "batches"})
     with op.get_context().autocommit_block():
-        _index(
+        online.index(
             "ix_jobs_batch",
             "jobs (batch_id, kind, model, state, id) include (review, estimate, cost, billed)",
             "batch_id is not null",
         )
-        _index("ix_jobs_batch_unfinished", "jobs (batch_id)", "batch_id is not null and finished_at is null")
-        _index("ix_jobs_not_after", "jobs (not_after)", f"not_after is not null and {_UNSENT}")
-        _index("uq_jobs_take", "jobs (first_take, take)", "first_take is not null", "unique index")
-        _index("uq_events_batch", "events (batch_id, sequence)", "batch_id is not null", "unique index")
+        online.index("ix_jobs_batch_unfinished", "jobs (batch_id)", "batch_id is not null and finished_at is null")
+        online.index("ix_jobs_not_after", "jobs (not_after)", f"not_after is not null and {_UNSENT}")
+        online.index("uq_jobs_take", "jobs (first_take, take)", "first_take is not null", "unique index")
+        online.index("uq_events_batch", "events (batch_id, sequence)", "batch_id is not null", "unique index")
     op.execute(_GROUPS)
 
 
@@ -88,7 +90,7 @@ def downgrade() -> None:
             "ix_jobs_batch",
         ):
             op.execute(f"drop index concurrently if exists {name}")
-    _hold(old | {"deliveries.alarm": "num_nulls(project_id, job_id, event_id) in (0, 3)"}, {})
+    online.hold(old | {"deliveries.alarm": "num_nulls(project_id, job_id, event_id) in (0, 3)"})
     op.alter_column("events", "job_id", nullable=False)
     op.drop_column("events", "batch_id")
     for name in ("not_after", "batch_id", "batch_row", "review", "review_note", "reviewed_at", "first_take", "take"):
@@ -175,29 +177,3 @@ def _checks(states: list[str] | tuple[str, ...], ends: list[str] | tuple[str, ..
         "jobs.state": f"state in ({listed})",
         "jobs.finished": f"(state in ({ended})) = (finished_at is not null)",
     }
-
-
-def _hold(checks: dict[str, str], references: dict[str, str]) -> None:
-    """Holds from now on; that it holds of what is there is looked at later, without keeping writers out."""
-    names = []
-    for where, condition in checks.items():
-        table, _, name = where.partition(".")
-        op.execute(f"alter table {table} drop constraint if exists ck_{table}_{name}")
-        op.execute(f"alter table {table} add constraint ck_{table}_{name} check ({condition}) not valid")
-        names.append((table, f"ck_{table}_{name}"))
-    for where, referred in references.items():
-        table, _, column = where.partition(".")
-        constraint = f"fk_{table}_{column}"
-        op.execute(
-            f"alter table {table} add constraint {constraint} foreign key ({column}) references {referred} (id) not valid"
-        )
-        names.append((table, constraint))
-    with op.get_context().autocommit_block():
-        for table, name in names:
-            op.execute(f"alter table {table} validate constraint {name}")
-
-
-def _index(name: str, definition: str, condition: str, what: str = "index") -> None:
-    """Makes an index; one whose making was broken off, by a transaction that outlasts the wait, goes first."""
-    op.execute(f"drop index concurrently if exists {name}")
-    op.execute(f"create {what} concurrently {name} on {definition} where {condition}")

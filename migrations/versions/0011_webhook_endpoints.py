@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations import online
+
 revision = "0011"
 down_revision = "0010"
 branch_labels = None
@@ -47,14 +49,17 @@ def upgrade() -> None:
         op.add_column(table, sa.Column("endpoint_id", sa.Uuid()))
     op.add_column("deliveries", sa.Column("last_ms", sa.Integer()))
     op.add_column("deliveries", sa.Column("last_answer", sa.Text()))
-    _hold({"events.subject": "num_nonnulls(job_id, batch_id, endpoint_id) = 1"}, {"events", "deliveries"})
+    online.hold(
+        {"events.subject": "num_nonnulls(job_id, batch_id, endpoint_id) = 1"},
+        {f"{table}.endpoint_id": "webhook_endpoints" for table in ("deliveries", "events")},
+    )
     with op.get_context().autocommit_block():
-        _index("uq_deliveries_url", "deliveries (event_id, url)", "endpoint_id is null", "unique index")
-        _index(
+        online.index("uq_deliveries_url", "deliveries (event_id, url)", "endpoint_id is null", "unique index")
+        online.index(
             "uq_deliveries_endpoint", "deliveries (event_id, endpoint_id)", "endpoint_id is not null", "unique index"
         )
-        _index("ix_deliveries_log", "deliveries (endpoint_id, state, id desc)", "endpoint_id is not null")
-        _index("ix_events_told", "events (project_id, xid, id)", _LISTED)
+        online.index("ix_deliveries_log", "deliveries (endpoint_id, state, id desc)", "endpoint_id is not null")
+        online.index("ix_events_told", "events (project_id, xid, id)", _LISTED)
         op.execute("drop index concurrently if exists ix_events_feed")
     op.drop_constraint("uq_deliveries_event_id_url", "deliveries")
 
@@ -71,7 +76,7 @@ def downgrade() -> None:
     op.execute("drop index uq_deliveries_url")
     for table in ("events", "deliveries"):
         op.drop_constraint(f"fk_{table}_endpoint_id", table)
-    _hold({"events.subject": "num_nonnulls(job_id, batch_id) = 1"}, set())
+    online.hold({"events.subject": "num_nonnulls(job_id, batch_id) = 1"})
     for table, name in (
         ("deliveries", "last_answer"),
         ("deliveries", "last_ms"),
@@ -80,28 +85,3 @@ def downgrade() -> None:
     ):
         op.drop_column(table, name)
     op.drop_table("webhook_endpoints")
-
-
-def _hold(checks: dict[str, str], referring: set[str]) -> None:
-    """Holds from now on; that it holds of what is there is looked at later, without keeping writers out."""
-    names = []
-    for where, condition in checks.items():
-        table, _, name = where.partition(".")
-        op.execute(f"alter table {table} drop constraint if exists ck_{table}_{name}")
-        op.execute(f"alter table {table} add constraint ck_{table}_{name} check ({condition}) not valid")
-        names.append((table, f"ck_{table}_{name}"))
-    for table in sorted(referring):
-        name = f"fk_{table}_endpoint_id"
-        op.execute(
-            f"alter table {table} add constraint {name} foreign key (endpoint_id) references webhook_endpoints (id) not valid"
-        )
-        names.append((table, name))
-    with op.get_context().autocommit_block():
-        for table, name in names:
-            op.execute(f"alter table {table} validate constraint {name}")
-
-
-def _index(name: str, definition: str, condition: str, what: str = "index") -> None:
-    """Makes an index; one whose making was broken off, by a transaction that outlasts the wait, goes first."""
-    op.execute(f"drop index concurrently if exists {name}")
-    op.execute(f"create {what} concurrently {name} on {definition} where {condition}")

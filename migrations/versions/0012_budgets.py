@@ -8,6 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from migrations import online
+
 revision = "0012"
 down_revision = "0011"
 branch_labels = None
@@ -39,31 +41,28 @@ def upgrade() -> None:
     _make_budgets()
     _make_sums()
     op.add_column("events", sa.Column("budget_id", sa.Uuid()))
-    op.execute(
-        "alter table events add constraint fk_events_budget_id foreign key (budget_id) references budgets (id) not valid"
+    online.hold(
+        {"events.subject": "num_nonnulls(job_id, batch_id, endpoint_id, budget_id) = 1"},
+        {"events.budget_id": "budgets"},
     )
-    _hold_subject("num_nonnulls(job_id, batch_id, endpoint_id, budget_id) = 1")
     with op.get_context().autocommit_block():
-        op.execute("alter table events validate constraint fk_events_budget_id")
-        op.execute("alter table events validate constraint ck_events_subject")
-        _index("uq_events_budget", "events (budget_id, sequence)", "budget_id is not null", "unique index")
-        _index("ix_jobs_held_for_budget", "jobs (project_id, id)", "held_for = 'budget'")
-        _index("ix_ledger_listing", "ledger (project_id, at, id)")
-        _index("ix_ledger_job", "ledger (job_id, entry)")  # a parent has a line for each call of its parts
+        online.index("uq_events_budget", "events (budget_id, sequence)", "budget_id is not null", "unique index")
+        online.index("ix_jobs_held_for_budget", "jobs (project_id, id)", "held_for = 'budget'")
+        online.index("ix_ledger_listing", "ledger (project_id, at, id)")
+        online.index("ix_ledger_job", "ledger (job_id, entry)")  # a parent has a line for each call of its parts
         for name in ("ix_ledger_period", "ix_ledger_job_id"):
             op.execute(f"drop index concurrently if exists {name}")
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
-        _index("ix_ledger_period", "ledger (project_id, reserved_at)")
-        _index("ix_ledger_job_id", "ledger (job_id)")
+        online.index("ix_ledger_period", "ledger (project_id, reserved_at)")
+        online.index("ix_ledger_job_id", "ledger (job_id)")
         for name in ("ix_ledger_job", "ix_ledger_listing", "ix_jobs_held_for_budget", "uq_events_budget"):
             op.execute(f"drop index concurrently if exists {name}")
     op.execute("delete from deliveries using events where events.id = event_id and events.budget_id is not null")
     op.execute("delete from events where budget_id is not null")
-    _hold_subject("num_nonnulls(job_id, batch_id, endpoint_id) = 1")
-    op.execute("alter table events validate constraint ck_events_subject")
+    online.hold({"events.subject": "num_nonnulls(job_id, batch_id, endpoint_id) = 1"})
     op.drop_column("events", "budget_id")
     for operation in _TRIGGERS:
         op.execute(f"drop trigger ledger_summed_{operation} on ledger")
@@ -116,15 +115,3 @@ def _make_sums() -> None:
         )
     # in the transaction that made the triggers, which keep others from booking until it ends
     op.execute(f"{_SUMS.format(quarter=_QUARTER, sign='')} from ledger group by 1, 2 having sum(micros) <> 0")
-
-
-def _hold_subject(condition: str) -> None:
-    op.execute("alter table events drop constraint ck_events_subject")
-    op.execute(f"alter table events add constraint ck_events_subject check ({condition}) not valid")
-
-
-def _index(name: str, definition: str, condition: str = "", what: str = "index") -> None:
-    """Makes an index; one whose making was broken off, by a transaction that outlasts the wait, goes first."""
-    op.execute(f"drop index concurrently if exists {name}")
-    where = f" where {condition}" if condition else ""
-    op.execute(f"create {what} concurrently {name} on {definition}{where}")
