@@ -61,7 +61,7 @@ OF_A_PROJECT = {
     (method, path)
     for method in ("GET", "POST")
     for path in ("/v1/jobs", "/v1/files", "/v1/schedules", "/v1/batches", "/v1/keys", "/v1/webhook-endpoints")
-} | {("GET", "/v1/events")}
+} | {("GET", "/v1/events"), ("GET", "/v1/project")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 WITH_A_KEY = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_OPERATOR
 WITH_A_KEY |= OF_AN_ENDPOINT | OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY

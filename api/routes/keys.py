@@ -1,4 +1,4 @@
-"""A project's API keys: made, rotated and revoked with an admin's key of the project, or by an operator.
+"""A project, and its API keys: made, rotated and revoked with an admin's key of the project, or by an operator.
 
 No key works for longer than the one that made it: who steals a key cannot prolong what was stolen. The plain key is in
 one answer and nowhere else, so a repeated POST cannot give it again: it makes another key, or none (rotate).
@@ -21,13 +21,13 @@ from api.context import Here, Mine, Tenant
 from api.problems import refusals
 from worker import keys
 from worker.errors import Fault, InvalidInput
-from worker.keys import KeyDocument, Scope
+from worker.keys import KeyDocument, ProjectDocument, Scope
 from worker.tables import ApiKey
 from worker.text import moment
 
 _MOST = timedelta(days=3650)  # that a key may last which expires: who says more means that it does not
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=refusals(400, 401, 403, 404, 422, 429, 503))
+router = APIRouter(prefix="/v1", tags=["keys"], responses=refusals(400, 401, 403, 404, 422, 429, 503))
 
 
 class NewKey(KeyDocument):
@@ -43,7 +43,13 @@ class KeyList(Page[KeyDocument]):
 KeyId = Annotated[UUID, Path(description="the key's id")]
 
 
-@router.get("", response_model=KeyList)
+@router.get("/project", response_model=ProjectDocument)
+def project(mine: Mine) -> Response:
+    """Your project, and what is set up for all of its jobs. An operator changes it: `noria projects set`."""
+    return answers.answer(ProjectDocument.model_validate(mine.project))
+
+
+@router.get("/keys", response_model=KeyList)
 def listed(
     here: Here,
     mine: Mine,
@@ -58,7 +64,7 @@ def listed(
 
 
 @router.post(
-    "", status_code=201, response_model=NewKey, responses=refusals(413, 415), openapi_extra=forms.body("KeyCreate")
+    "/keys", status_code=201, response_model=NewKey, responses=refusals(413, 415), openapi_extra=forms.body("KeyCreate")
 )
 def make(here: Here, mine: Mine, body: JsonBody) -> Response:
     """Make a key of the project. The answer alone has its plain text.
@@ -73,7 +79,7 @@ def make(here: Here, mine: Mine, body: JsonBody) -> Response:
 
 
 @router.post(
-    "/{key_id}/rotate",
+    "/keys/{key_id}/rotate",
     status_code=201,
     response_model=NewKey,
     responses=refusals(409, 413, 415),
@@ -92,7 +98,7 @@ def rotate(here: Here, mine: Mine, key_id: KeyId, body: MayBeJson) -> Response:
     return _shown(made, plain)
 
 
-@router.delete("/{key_id}", status_code=204)
+@router.delete("/keys/{key_id}", status_code=204)
 def revoke(here: Here, mine: Mine, key_id: KeyId) -> Response:
     """Revoke a key, within a second. It stays in the list."""
     with here.engine.begin() as connection:

@@ -21,11 +21,10 @@ from worker import claims
 from worker import keys as api_keys
 from worker.errors import NotFound
 from worker.jobs import reading
-from worker.keys import KeyDocument, Scope
+from worker.keys import KeyDocument, ProjectDocument, Scope
 from worker.lanes import account_stops, slots, throttle
 from worker.schedules import clock
 from worker.tables import ApiKey, Project
-from worker.text import moment
 
 _SPAN = re.compile(r"([1-9]\d{0,3})([hd])")
 
@@ -173,7 +172,8 @@ def set_project(
     `noria keys create PROJECT` makes a project.
     """
     with database.connection() as connection:
-        changed = _project(api_keys.set_project(connection, project, weight, time_zone, max_in_flight))
+        columns = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+        changed = _project(api_keys.set_project(connection, project, **columns))
     database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
         show.ERR.print(f"{warning}.", style="yellow", markup=False)
@@ -296,8 +296,7 @@ def _days(key: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _project(project: Project) -> dict[str, Any]:
-    times = {name: moment(getattr(project, name)) for name in ("paused_at", "created_at")}
-    return {name: getattr(project, name) for name in ("name", "weight", "time_zone", "max_in_flight")} | times
+    return ProjectDocument.model_validate(project).as_json()
 
 
 def _name(what: Pausable | Resumable, name: str | None) -> str:

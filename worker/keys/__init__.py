@@ -78,6 +78,19 @@ class KeyDocument(Answer):
     replaced_by: uuid.UUID | None = Field(description="the key that was made when this one was rotated")
 
 
+class ProjectDocument(Answer):
+    """A project: its share beside others, and what is set up for all of its jobs."""
+
+    object: Literal["project"] = "project"
+    id: uuid.UUID
+    name: str
+    weight: int = Field(description="its share of each model's slots, beside other projects' weights")
+    time_zone: str = Field(description="where its days begin")
+    max_in_flight: int | None = Field(description="of its tasks at the provider at once; null: no limit of its own")
+    paused_at: Moment | None = Field(description="since when nothing new is sent for it; null: it is not paused")
+    created_at: Moment
+
+
 def create_project(connection: Connection, name: str, weight: int = 1, time_zone: str = "Asia/Shanghai") -> Project:
     """A new project; raises InvalidInput for a wrong name, weight or zone, Conflict when the name is taken."""
     faults = [fault for fault in (_name_fault(name), *_faults(weight, time_zone)) if fault]
@@ -103,23 +116,18 @@ def projects(connection: Connection) -> list[Project]:
     return [Project.of(row) for row in connection.execute(_PROJECTS).mappings()]
 
 
-def set_project(
-    connection: Connection,
-    name: str,
-    weight: int | None = None,
-    time_zone: str | None = None,
-    max_in_flight: int | None = None,
-) -> Project:
-    """The project with another weight (1 to 1000), zone, or most tasks at once (0: no limit); None changes nothing.
+def set_project(connection: Connection, name: str, **changes: Any) -> Project:
+    """The project with these columns changed; None changes nothing, and `max_in_flight` 0 is no limit.
 
     Raises as `create_project`.
     """
-    faults = [fault for fault in _faults(weight, time_zone) if fault]
+    columns = {column: value for column, value in changes.items() if value is not None}
+    faults = [fault for fault in _faults(columns.get("weight"), columns.get("time_zone")) if fault]
     if faults:
         raise InvalidInput(faults)
-    given = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
-    columns = {column: value for column, value in given.items() if value is not None}
-    return _change(connection, name, columns | ({"max_in_flight": None} if max_in_flight == 0 else {}))
+    if columns.get("max_in_flight") == 0:
+        columns["max_in_flight"] = None
+    return _change(connection, name, columns)
 
 
 def rotate_secret(connection: Connection, name: str) -> Project:
