@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     handed_over: dict[str, str] = getattr(config, "workerinput", {})
     if "servers_home" in handed_over:
         config.stash[HOME] = Path(handed_over["servers_home"])
+        _take_ports(int(handed_over["workerid"].removeprefix("gw")))
         return
     folder = Path(tempfile.mkdtemp(prefix="noria-tests-", dir=_memory()))
     folder.chmod(0o711)
@@ -73,6 +74,14 @@ def pytest_runtestloop() -> None:
     """Let the collector look at what tests make, and not at what was there before them."""
     gc.freeze()
     gc.enable()
+
+
+def _take_ports(worker: int) -> None:
+    """A tenth of the ports for the stacks that this worker's tests start: two that start at once meet nowhere."""
+    first, last = map(int, embedded.PORTS.split("-"))
+    share = (last - first) // 10
+    start = first + worker % 10 * share
+    os.environ[embedded.PORTS_NAME] = f"{start}-{start + share}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

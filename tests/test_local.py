@@ -321,6 +321,14 @@ def test_settings_lead_to_the_sandbox_unless_it_is_for_real(home: Path) -> None:
     assert real["NORIA_PUBLIC_URL"] == "https://noria.example"
 
 
+def test_ports_are_taken_from_those_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORIA_LOCAL_PORTS", "29900-29990")
+
+    ports = embedded.kept_ports(embedded.make_home(tmp_path / "home"))
+
+    assert all(29900 <= port < 29990 for port in ports.values())
+
+
 def test_a_database_and_a_bucket_of_ones_own_are_there(environment: dict[str, str], store: embedded.Servers) -> None:
     plain = environment["NORIA_DATABASE_URL"].replace("+psycopg", "")
 

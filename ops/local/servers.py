@@ -30,7 +30,8 @@ from ops.local.postgres import Cluster
 from ops.local.supervise import LocalError, Program, Supervisor, end_leftovers, port_owner
 
 HOST = "127.0.0.1"
-PORTS = range(15_000, 30_000)  # below the kernel's own choices, so that no outgoing connection sits on one
+PORTS = "15000-30000"  # below the kernel's own choices, so that no outgoing connection sits on one
+PORTS_NAME = "NORIA_LOCAL_PORTS"  # others, for stacks that start at once: two may find the same port free
 WEED_ROLES = ("master", "volume", "filer", "s3")
 PORT_NAMES = (
     *("api", "flower", "sandbox", "postgres", "valkey"),
@@ -344,7 +345,9 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _free_ports() -> Iterator[int]:
-    return (port for port in random.sample(PORTS, len(PORTS)) if is_free(port))
+    first, _, last = os.environ.get(PORTS_NAME, PORTS).partition("-")
+    ports = range(int(first), int(last))
+    return (port for port in random.sample(ports, len(ports)) if is_free(port))
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Kept]]) -> dict[str, Kept]:
