@@ -106,6 +106,21 @@ def test_a_job_that_costs_more_than_is_left_is_refused_with_the_budget(play: Sta
     assert play.sql("select count(*) as n from jobs")[0]["n"] == 1
 
 
+@pytest.mark.parametrize(("over", "status", "state"), [("refuse", 402, None), ("hold", 200, "held")])
+def test_a_dry_run_says_what_the_budgets_would_do_and_takes_no_room(
+    http: httpx.Client, over: str, status: int, state: str | None
+) -> None:
+    http.post("/v1/budgets", json={"period": "day", "limit": "2.00", "over": over})
+    fits = [http.post("/v1/jobs", params={"dry_run": True}, json=BODY) for _ in range(2)]
+    http.post("/v1/jobs", json=BODY)
+
+    over_it = http.post("/v1/jobs", params={"dry_run": True}, json=BODY)
+
+    assert [answer.json()["state"] for answer in fits] == ["queued", "queued"]
+    assert (over_it.status_code, over_it.json().get("state")) == (status, state)
+    assert http.get("/v1/jobs").json()["data"][0]["state"] == "queued"
+
+
 def test_what_is_used_is_what_the_ledger_has_of_the_period(play: Stage) -> None:
     cap(play, 10 * PRICE)
     job = play.until(play.submit())

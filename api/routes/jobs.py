@@ -28,6 +28,7 @@ from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading, submission
 from worker.jobs.reading import AttemptDocument, EventDocument
 from worker.jobs.submission import Prepared, Sent
+from worker.money import budgets
 from worker.states import TERMINAL, Mode, State
 from worker.tables import Job, Output
 
@@ -58,6 +59,7 @@ class Estimate(Answer):
     model: str
     input: dict[str, Any]
     cost: EstimatedCost
+    state: Literal["queued", "held"] = Field(description="in which it would begin; held: a budget has no room now")
     warnings: list[Fault] = Field(description="of what would be accepted nevertheless")
 
 
@@ -113,7 +115,10 @@ def submit(
     idempotency_key: IdempotencyKey = None,
     dry_run: Annotated[bool, Query(description="check and price only")] = False,
 ) -> Response:
-    """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
+    """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right.
+
+    A dry run is refused as the submission would be, by the project's budgets too, and makes nothing.
+    """
     try:
         prepared = submissions.job(here, body, mine.now)
     except InvalidInput:
@@ -124,7 +129,8 @@ def submit(
     if dry_run:
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.model, prepared.input)
-        return answers.answer(_estimate(prepared))
+            is_held = budgets.seen(connection, mine.project.id).holds(prepared.estimate, prepared.model)
+        return answers.answer(_estimate(prepared, is_held))
     sent = Sent(idempotency_key, text.digest(body)) if idempotency_key else None
     job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
@@ -258,12 +264,13 @@ def model_id(here: Context, name: str | None) -> str | None:
     return name
 
 
-def _estimate(prepared: Prepared) -> Estimate:
+def _estimate(prepared: Prepared, is_held: bool) -> Estimate:
     return Estimate(
         kind=prepared.submission.kind,
         model=prepared.model,
         input=prepared.input,
         cost=EstimatedCost(estimated=money.shown(prepared.estimate)),
+        state="held" if is_held else "queued",
         warnings=prepared.warnings,
     )
 

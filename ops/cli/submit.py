@@ -198,6 +198,8 @@ def _price(priced: Mapping[str, Any], api: Api) -> None:
     api.answer(priced, show.price([show.estimated(priced)]))
     if not api.as_json:
         show.warnings(priced["warnings"])
+        if priced["state"] == "held":
+            show.ERR.print("It would be held: a budget has no room for it now.", style="yellow")
 
 
 def _submit(client: Client, body: Mapping[str, Any], key: str | None, afterwards: Afterwards, api: Api) -> None:
