@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import campaigns, copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
+from tests.bench import bills, campaigns, copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -34,8 +34,12 @@ def _outage(quick: bool) -> list[Figure]:
     return _flat("outage", outage.measure(50 if quick else 500, 20))
 
 
+def _bills(quick: bool) -> list[Figure]:
+    return _flat("bills", bills.measure(500 if quick else 10_000))
+
+
 # Not run unless they are named.
-ALONE: dict[str, Callable[[bool], list[Figure]]] = {"slots": _slots, "outage": _outage}
+ALONE: dict[str, Callable[[bool], list[Figure]]] = {"slots": _slots, "outage": _outage, "bills": _bills}
 
 
 def _flat(scenario: str, found: Mapping[str, Any], before: str = "") -> list[Figure]:
