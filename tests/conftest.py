@@ -30,9 +30,13 @@ import redis
 import sqlalchemy
 import structlog
 from psycopg import sql
+from serving import api, http
+from stage import play, sandbox
 
 from ops.local import servers as embedded
 from worker import log
+
+__all__ = ["api", "http", "play", "sandbox"]  # fixtures for every file
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]

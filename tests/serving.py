@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine, text
@@ -87,6 +88,20 @@ def served(environment: dict[str, str], **more: Any) -> Iterator[Served]:
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+@pytest.fixture
+def api(environment: dict[str, str]) -> Iterator[Served]:
+    """The API, on the test's own servers."""
+    with served(environment) as made:
+        yield made
+
+
+@pytest.fixture
+def http(api: Served) -> Iterator[httpx.Client]:
+    """A client of it with an admin's key of the project spring."""
+    with api.http(api.key("spring")) as client:
+        yield client
 
 
 def eventually(look: Callable[[], Any]) -> Any:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
-from ops.sandbox.testing import Sandbox
+from ops.sandbox.options import Options
+from ops.sandbox.testing import Sandbox, running
 from worker import context, keys, steps, tick, work
 from worker.claims import NOW
 from worker.context import Clock, Context
@@ -193,6 +195,20 @@ def stage(environment: dict[str, str], sandbox: Sandbox, **settings: Any) -> Ite
         yield Stage(ctx, sandbox, project)
     finally:
         ctx.engine.dispose()
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A sandbox in which nothing takes long."""
+    with running(Options(run_seconds=0.05, queue_seconds=0, call_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    """A stage on the test's own servers."""
+    with stage(environment, sandbox) as made:
+        yield made
 
 
 def _described(found: Any) -> str:

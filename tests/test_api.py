@@ -44,18 +44,6 @@ JSON = {"content-type": "application/json"}
 SSE = {"accept": "text/event-stream"}
 
 
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
-
-
-@pytest.fixture
-def http(api: Served) -> Iterator[httpx.Client]:
-    with api.http(api.key("spring")) as client:
-        yield client
-
-
 def post(http: httpx.Client, body: Any, path: str = "/v1/jobs", **headers: str) -> httpx.Response:
     """Posts what httpx itself would refuse to encode, too."""
     said = {name.replace("_", "-"): value for name, value in headers.items()}

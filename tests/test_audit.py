@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,12 +10,10 @@ from pathlib import Path
 import batching
 import pytest
 from sqlalchemy import text
-from stage import CLIP, Stage, stage
+from stage import CLIP, Stage
 
 from ops import audit
 from ops.audit import Finding
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
 from tests.chaos import witnesses as told
 from tests.chaos.witnesses import Witnesses
 from worker import storage
@@ -116,18 +113,6 @@ class Heard:
 
     heard: Counter[str] = field(default_factory=Counter)
     forged: int = 0
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0, call_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from stage import Stage, stage
+from stage import Stage
 from test_edges import with_queries
 
 from ops.sandbox.options import Options
@@ -82,12 +82,6 @@ def _kind(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     with running(Options(time_scale=0.0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(sandbox: Sandbox, environment: dict[str, str]) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
         yield made
 
 

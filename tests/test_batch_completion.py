@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Any
 import batching
 import pytest
 from sqlalchemy import text
-from stage import Stage, stage
+from stage import Stage
 from standardwebhooks import Webhook
 
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
+from ops.sandbox.testing import Sandbox
 from worker import tick, timeouts
 from worker.batches import completion
 from worker.errors import ClaimLost
@@ -31,18 +29,6 @@ from worker.tables import Batch, Delivery
 
 KILLER = Path(__file__).with_name("completion_killer.py")
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def done(play: Stage, rows: int = 3, **columns: Any) -> Batch:

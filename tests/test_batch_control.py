@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import campaign
@@ -16,7 +16,7 @@ from sqlalchemy import text
 from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
-from ops.sandbox.testing import Sandbox, running
+from ops.sandbox.testing import running
 from worker import moves
 from worker.batches import control
 from worker.batches.control import Controlled
@@ -29,18 +29,6 @@ from worker.tables import Job
 ROOM = 100_000
 WAITS = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 MODEL = "wan2.5-t2v-preview"
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.1, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def batch_of(play: Stage, *jobs: Job, state: str = "running") -> uuid.UUID:

@@ -15,10 +15,8 @@ import httpx
 import pytest
 from serving import Served, served
 from sqlalchemy import event
-from stage import Stage, stage
+from stage import Stage
 
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
 from worker.batches import exports, items
 from worker.batches.items import Wanted
 from worker.tables import Batch
@@ -31,18 +29,6 @@ FAULT = {
     "code": "not_allowed",
     "message": "must be one of 832*480",
 }
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 @pytest.fixture

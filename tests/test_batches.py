@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tracemalloc
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -42,18 +41,6 @@ STILL = {"kind": "image-to-video", "model": "wan2.5-i2v-preview"}
 
 
 NOWHERE = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
-
-
-@pytest.fixture
-def http(api: Served) -> Iterator[httpx.Client]:
-    with api.http(api.key("spring")) as client:
-        yield client
 
 
 def rows(*custom_ids: str, prompt: str = "a heron") -> str:

@@ -195,18 +195,6 @@ def test_a_parent_whose_part_may_be_paid_for_is_not_made_again(connection: Conne
     assert bulk.retry(connection, project, [parent.id], NOW)[parent.id].outcome == "attempt_open"
 
 
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
-
-
-@pytest.fixture
-def http(api: Served) -> Iterator[httpx.Client]:
-    with api.http(api.key("spring")) as client:
-        yield client
-
-
 def filled(api: Served, jobs: int, state: str = "queued", **columns: Any) -> str:
     """A batch of spring's with so many jobs in one state."""
     (project,) = api.sql("select id from projects where name = 'spring'")

@@ -6,30 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Stage, stage
+from stage import Stage
 
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
+from ops.sandbox.testing import Sandbox
 from worker.states import State
 from worker.tables import Job
 
 KILLER = Path(__file__).with_name("killer.py")
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def kill_at(job: Job, point: str, environment: dict[str, str], sandbox: Sandbox) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import redis
 from peers import answers, peer
 from pydantic import SecretStr
 from sqlalchemy import create_engine
-from stage import Stage, stage
+from stage import Stage
 
 from ops import cli as command
 from ops import doctor
@@ -23,25 +22,11 @@ from ops.cli import doctor as cli_doctor
 from ops.cli.doctor import CHECKS
 from ops.doctor import Exam, Verdict
 from ops.local import servers
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
 from worker import keys
 from worker.settings import Account, Settings
 from worker.states import State
 from worker.storage import Bucket
 from worker.storage.bucket import Upload
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def settings_of(play: Stage, **changes: object) -> Settings:

@@ -12,8 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from stage import Stage, stage
 
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
+from ops.sandbox.testing import Sandbox
 from worker import money
 from worker.catalog import Catalog, Model, Usage
 from worker.errors import Conflict
@@ -80,18 +79,6 @@ def _kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (_album(True), _album(False)):
         monkeypatch.setitem(KINDS, kind.name, kind)
         monkeypatch.setitem(OFFERED, kind.name, kind)
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(sandbox: Sandbox, environment: dict[str, str]) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def _make(play: Stage, rounds: list[list[str]], kind: str = "album", portion: int = 100) -> Job:

@@ -31,12 +31,6 @@ def api(environment: dict[str, str]) -> Iterator[Served]:
         yield made
 
 
-@pytest.fixture
-def http(api: Served) -> Iterator[httpx.Client]:
-    with api.http(api.key("spring")) as client:
-        yield client
-
-
 def give(http: httpx.Client, name: str = "cat.png", content: Any = PNG) -> httpx.Response:
     return http.post("/v1/files", files={"file": (name, content)})
 

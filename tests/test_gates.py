@@ -34,12 +34,6 @@ READS = 14  # that are let through at once, searches among them
 ENDED = "state = 'canceled', finished_at = now(), run_at = null"
 
 
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
-
-
 def limited(api: Served, **given: Gate) -> None:
     """Other gates for this API."""
     made = api.app.state.context

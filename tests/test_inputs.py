@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Served, served
+from serving import Served
 from stage import Stage, stage
 
 from ops.sandbox.options import Limits, Options
@@ -28,18 +28,6 @@ from worker.tables import Job
 MODEL = "wan2.5-i2v-preview"
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
 WAV = b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 28
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
-
-
-@pytest.fixture
-def http(api: Served) -> Iterator[httpx.Client]:
-    with api.http(api.key("spring")) as client:
-        yield client
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import CLIP, Served, eventually, served
+from serving import CLIP, Served, eventually
 
 from api import callers
 from worker import keys
@@ -18,12 +18,6 @@ from worker.keys import Scope
 from worker.tables import ApiKey, Project
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
 
 
 @pytest.fixture

@@ -278,18 +278,6 @@ def test_of_a_rate_by_the_second_and_one_by_the_minute_the_lower_counts(
     assert 1e6 / limits["interval_us"] == pytest.approx(per_second, rel=1e-3)
 
 
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.1, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
-
-
 def code(play: Stage, job: Job) -> str | None:
     waiting = play.document(job)["waiting_on"]
     return str(waiting["code"]) if waiting else None

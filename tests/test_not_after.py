@@ -10,10 +10,8 @@ from typing import Any
 import batching
 import pytest
 from serving import CLIP, Served, served
-from stage import Stage, stage
+from stage import Stage
 
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
 from worker.errors import InvalidInput
 from worker.states import State
 from worker.tables import Job
@@ -22,18 +20,6 @@ from worker.text import moment
 HOUR = timedelta(hours=1)
 CHINA = timezone(timedelta(hours=8))
 HOOK = "http://127.0.0.1:9/hooks"  # nobody listens there
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def limited(play: Stage, **more: Any) -> Job:

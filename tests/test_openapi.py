@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from serving import CLIP, PATIENCE, Served, served
+from serving import CLIP, PATIENCE, Served
 
 from api import answers, forms, problems
 from api.routes import batches, budgets, bulk, catalog, endpoints, files, jobs, keys, operator, review, schedules
@@ -51,12 +51,6 @@ PROJECT = {"Noria-Project": "spring"}
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
 Case = schemathesis.Case[Any]
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
 
 
 @pytest.fixture

@@ -51,12 +51,6 @@ def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
-
-
-@pytest.fixture
 def http(api: Served, play: Stage) -> Iterator[httpx.Client]:
     with api.http(api.key(play.project.name)) as client:
         yield client

@@ -34,12 +34,6 @@ def api(environment: dict[str, str]) -> Iterator[Served]:
         yield made
 
 
-@pytest.fixture
-def http(api: Served) -> Iterator[httpx.Client]:
-    with api.http(api.key("spring")) as client:
-        yield client
-
-
 def made(http: httpx.Client, **more: Any) -> dict[str, Any]:
     answer = http.post("/v1/schedules", json=NIGHTLY | more)
     assert answer.status_code == 201, answer.text

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from stage import Stage, stage
+from stage import Stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
@@ -20,12 +20,6 @@ MODEL = "qwen-flash"
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     with running(Options(call_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(sandbox: Sandbox, environment: dict[str, str]) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
         yield made
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from stage import Stage, stage
+from stage import Stage
 
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
@@ -22,12 +22,6 @@ HOUR = 3600
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     with running(Options(run_seconds=0.01, queue_seconds=0, limits={"*": Limits(rps=1000)})) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    with stage(environment, sandbox) as made:
         yield made
 
 
