@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import campaign
+import batching
 import pytest
 from pytest_httpserver import HTTPServer
 from serving import eventually
@@ -34,8 +34,8 @@ MODEL = "wan2.5-t2v-preview"
 def batch_of(play: Stage, *jobs: Job, state: str = "running") -> uuid.UUID:
     """A batch of the stage's project, with these jobs."""
     with play.ctx.engine.begin() as connection:
-        made = campaign.make_batch(connection, play.project.id, state)
-        campaign.put(connection, made, *(job.id for job in jobs))
+        made = batching.make_batch(connection, play.project.id, state)
+        batching.put(connection, made, *(job.id for job in jobs))
     return made
 
 
@@ -43,7 +43,7 @@ def filled(play: Stage, jobs: int, state: str = "queued", **columns: Any) -> uui
     """A batch with so many jobs in one state."""
     made = batch_of(play)
     with play.ctx.engine.begin() as connection:
-        campaign.fill(connection, made, jobs, state, **columns)
+        batching.fill(connection, made, jobs, state, **columns)
     return made
 
 
@@ -247,7 +247,7 @@ def test_what_failed_is_made_again_and_opens_the_batch(play: Stage) -> None:
     batch = filled(play, 2, "failed")
     with play.ctx.engine.begin() as connection:
         for state in ("expired", "canceled", "rejected", "succeeded"):
-            campaign.fill(connection, batch, 1, state)
+            batching.fill(connection, batch, 1, state)
     play.sql("update batches set state = 'completed', completed_at = now(), canceled_at = now(), claimed = 'taken'")
     with play.ctx.engine.connect() as connection:
         foreseen = control.foresee_retry(connection, play.project.id, batch, AGAIN, ROOM).document("retry", True)
@@ -269,7 +269,7 @@ def test_what_failed_is_made_again_and_opens_the_batch(play: Stage) -> None:
 def test_only_the_named_ends_are_made_again_and_no_more_than_there_is_room_for(play: Stage) -> None:
     batch = filled(play, 3, "failed")
     with play.ctx.engine.begin() as connection:
-        campaign.fill(connection, batch, 1, "canceled")
+        batching.fill(connection, batch, 1, "canceled")
 
     assert retry(play, batch, frozenset({State.CANCELED})) == {"retried": 1}
     assert retry(play, batch, room=2) == {"retried": 2, "too_many_waiting": 1}

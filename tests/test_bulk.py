@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import campaign
+import batching
 import httpx
 import pytest
 from serving import Served, served
@@ -199,8 +199,8 @@ def filled(api: Served, jobs: int, state: str = "queued", **columns: Any) -> str
     """A batch of spring's with so many jobs in one state."""
     (project,) = api.sql("select id from projects where name = 'spring'")
     with api.engine.begin() as connection:
-        batch = campaign.make_batch(connection, project["id"])
-        campaign.fill(connection, batch, jobs, state, **columns)
+        batch = batching.make_batch(connection, project["id"])
+        batching.fill(connection, batch, jobs, state, **columns)
     return str(batch)
 
 
@@ -310,7 +310,7 @@ def test_each_condition_narrows_as_in_the_list(api: Served, http: httpx.Client) 
 def test_only_what_the_action_may_change_is_looked_at(api: Served, http: httpx.Client) -> None:
     batch = filled(api, 2, "succeeded")
     with api.engine.begin() as connection:
-        campaign.fill(connection, uuid.UUID(batch), 1, "failed")
+        batching.fill(connection, uuid.UUID(batch), 1, "failed")
 
     assert ask(http, filter={"batch": batch})["jobs"] == 0
     assert ask(http, "retry", filter={"batch": batch, "state": "succeeded"})["jobs"] == 0
