@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import Connection
@@ -21,6 +21,7 @@ from api.answers import Page
 from api.context import Context, Exporting, Here, Searching, Tenant
 from api.forms import StateName, apart
 from api.problems import refusals
+from api.routes.batches import BatchId
 from worker.batches import exports, items, reading
 from worker.batches.document import ItemDocument, Outcome
 from worker.batches.items import Read, Wanted
@@ -44,9 +45,6 @@ class ItemQuery(BaseModel):
     state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="of the row's job")
     cursor: int = Field(0, ge=0, le=2**31 - 1, description="the next_cursor of the page before")
     limit: int = Field(20, ge=1, le=100, description="rows on a page")
-
-
-BatchId = Annotated[UUID, Path(description="the batch's id")]
 
 
 def _file(media_type: str, about: str) -> dict[int | str, dict[str, Any]]:

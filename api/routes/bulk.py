@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from pydantic import BeforeValidator
 
@@ -17,6 +17,7 @@ from api import answers, forms, submissions
 from api.bodies import BulkBody
 from api.context import Context, Here, Moving, Receiving, Tenant
 from api.problems import refusals
+from api.routes.batches import BatchId
 from api.routes.jobs import model_id
 from worker.batches import control
 from worker.batches import reading as batches
@@ -33,7 +34,6 @@ _AT_ONCE = 50  # of these in memory
 router = APIRouter(prefix="/v1", responses=refusals(400, 401, 404, 422, 429, 503))
 
 
-BatchId = Annotated[UUID, Path(description="the batch's id")]
 DryRun = Annotated[bool, Query(description="count and price only")]
 Ends = Annotated[
     tuple[forms.EndName, ...],
