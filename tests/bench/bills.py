@@ -95,7 +95,7 @@ def measure(jobs: int) -> dict[str, Any]:
             _rest(stack)
             stack.client.change_budget(budget["id"], {"limit": _amount(micros // _RAISED * share)})
         stack.client.change_budget(budget["id"], {"limit": _amount(2 * micros)})
-        for draft in drafts[::2]:  # what failed costs once more, perhaps
+        for draft in drafts[1::2]:  # what failed costs once more, perhaps
             stack.client.retry_failed(draft["id"])
         _rest(stack)
         stack.sandbox.clear_faults()
@@ -165,6 +165,7 @@ def _compared(stack: _Stack) -> dict[str, Any]:
         "calls paid whose answer was lost": len(lost),
         "their bill by the sandbox, micro-CNY": sum(lost),
         "calls charged at their estimate": len(charged),
+        **{f"of these, {row.why}": row.count for row in stack.rows(_CHARGED)},
         "their charge, micro-CNY": sum(row.micros or 0 for row in charged),
         "still reserved, micro-CNY": stack.one(_RESERVED),
         "the whole ledger, micro-CNY": whole,
@@ -229,6 +230,10 @@ _LINES = """
     select attempts.id as attempt, attempts.task_id, attempts.request_id, attempts.outcome, attempts.billed,
            ledger.micros
       from attempts left join ledger on ledger.attempt_id = attempts.id and entry = 'settle'
+"""
+_CHARGED = """
+    select kind || ', ' || outcome || ': ' || coalesce(left(message, 60), code, '') as why, count(*) as count
+      from attempts join jobs on jobs.id = attempts.job_id where attempts.billed = 'unknown' group by 1 order by 1
 """
 _STATES = "select state, count(*) as count from jobs group by 1 order by 1"
 _RESERVED = "select coalesce(sum(micros), 0) from ledger where entry in ('reserve', 'release')"
