@@ -88,6 +88,8 @@ class ProjectDocument(Answer):
     time_zone: str = Field(description="where its days begin")
     max_in_flight: int | None = Field(description="of its tasks at the provider at once; null: no limit of its own")
     paused_at: Moment | None = Field(description="since when nothing new is sent for it; null: it is not paused")
+    cache_days: int = Field(description="how old an answer of the result cache may be, where a job does not say; 0: none")
+    account: str | None = Field(description="the only account of the provider's that its jobs go to; null: any")
     created_at: Moment
 
 
