@@ -165,6 +165,9 @@ def set_project(
     weight: Annotated[int | None, typer.Option(help="Its share beside other projects, 1 to 1000.")] = None,
     time_zone: Annotated[str | None, typer.Option(help="The zone of its days, like Asia/Shanghai.")] = None,
     max_in_flight: Annotated[int | None, typer.Option(min=0, help="How many tasks at once; 0: no limit.")] = None,
+    cache_days: Annotated[
+        int | None, typer.Option(help="An equal text's answer of so many days will do, unless a job says; 0: none.")
+    ] = None,
     database: Database,
 ) -> None:
     """Change a project's settings.
@@ -173,6 +176,7 @@ def set_project(
     """
     with database.connection() as connection:
         columns = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+        columns |= {"cache_days": cache_days}
         changed = _project(api_keys.set_project(connection, project, **columns))
     database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
