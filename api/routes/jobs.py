@@ -115,7 +115,7 @@ def submit(
 ) -> Response:
     """Submit a job. Every wrong field is named in one answer; nothing is spent before all of it is right."""
     try:
-        prepared = submissions.job(here, body, mine.now)
+        prepared = submissions.job(here.of(mine.project), body, mine.now)
     except InvalidInput:
         # a repeated submission may have been right by the catalog of its day
         if dry_run or (first := _first(here, mine, body, idempotency_key)) is None:

@@ -6,6 +6,8 @@ whatever their project says, and leave `lanes.accounts` as it is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -16,7 +18,7 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-_COLUMNS = {
+_COLUMNS: dict[str, list[sa.Column[Any]]] = {
     "projects": [
         sa.Column("cache_days", sa.SmallInteger(), server_default="0", nullable=False),
         sa.Column("account", sa.Text()),

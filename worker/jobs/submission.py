@@ -73,7 +73,7 @@ class Sent:
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault.
 
-    `on` is when: prices are of that day, and `not_after` must be after it.
+    `on` is when: prices are of that day, and `not_after` must be after it. `settings` are the project's (`bound_to`).
     """
     late = _of_not_after(submission.not_after, on) + _of_cache(submission)
     try:
@@ -91,6 +91,8 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
     checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
     if variant := catalog.variant(model.id, kind.variant(checked)):
         money.regions(settings, variant)
+    for further in kind.models:
+        money.regions(settings, catalog.model(getattr(checked, further)))
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,

@@ -34,6 +34,7 @@ MOST_KEPT = 720  # hours that a rotated key may work beside its successor
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
 _PREFIX = 14  # characters of a key that are kept to identify it: `noria_` and 48 of its 256 bits
+_NOTHING: dict[str, Any] = {"max_in_flight": 0, "account": ""}  # as it is said that a project has none
 _NOTED = timedelta(minutes=1)  # between two notes of a key's use: most requests then write nothing
 
 
@@ -122,7 +123,7 @@ def projects(connection: Connection) -> list[Project]:
 
 
 def set_project(connection: Connection, name: str, **changes: Any) -> Project:
-    """The project with these columns changed; None changes nothing, and `max_in_flight` 0 is no limit.
+    """The project with these columns changed; None changes nothing, `max_in_flight` 0 is no limit, `account` "" any.
 
     Raises as `create_project`.
     """
@@ -132,8 +133,7 @@ def set_project(connection: Connection, name: str, **changes: Any) -> Project:
         faults.append(Fault("/cache_days", "out_of_range", f"must be a number from 0 to {MOST_CACHED}"))
     if faults:
         raise InvalidInput(faults)
-    if columns.get("max_in_flight") == 0:
-        columns["max_in_flight"] = None
+    columns |= {name: None for name, nothing in _NOTHING.items() if columns.get(name) == nothing}
     return _change(connection, name, columns)
 
 

@@ -66,6 +66,9 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
     if job.cancel_requested:
         yield moves.canceled(job)
         return
+    if ctx.account(job).name != job.account:
+        yield Move(State.QUEUED, f"its account {job.account} is not set up any more")
+        return
     model, kind = ctx.catalog.model(job.model), kinds.call(job.kind)
     wanted = kind.input.model_validate(job.input)
     request = kind.request(model, job.region or "", wanted)

@@ -141,7 +141,7 @@ def trees(parent: Parent, store: Store) -> dict[int, Tree]:
 
 
 def spent(trees: Mapping[int, Tree]) -> dict[str, int]:
-    """The number of calls that were answered for all of them, and their tokens; of answers of the result cache, if any."""
+    """The number of calls that were answered for all of them, and their tokens; and of cached answers, if any."""
     usages = [usage for tree in trees.values() for usage in tree.spent]
     counted = {"calls": len(usages), **{name: sum(usage[name] for usage in usages) for name in COUNTED}}
     cached = sum(tree.cached for tree in trees.values())
