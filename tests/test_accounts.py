@@ -18,7 +18,7 @@ from ops.sandbox.testing import Sandbox, running
 from worker import keys
 from worker.errors import InvalidInput
 from worker.jobs import submission
-from worker.lanes import slots
+from worker.lanes import account_stops, slots
 from worker.states import State
 
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
@@ -344,3 +344,62 @@ def test_an_answer_in_words_may_come_from_the_other_workspace_of_its_region(shar
     assert shared.until(shared.submit("text", "qwen-plus", **said)).cached_from == first.id
     bind(shared, "abroad")
     assert shared.until(shared.submit("text", "qwen-plus", **said)).cached_from is None
+
+
+def refuse(play: Stage, *keys_left: str) -> None:
+    """Lets the provider know these keys alone."""
+    play.sandbox.set(any_key=False, owners=dict.fromkeys(keys_left, "company"))
+
+
+def test_a_key_that_is_refused_stops_its_workspace_and_not_the_other_one(shared: Stage) -> None:
+    refuse(shared, "sk-prod")
+    shared.sql("update owners set paused_at = now() where name = 'branch'")
+
+    found = all_succeed(shared, [shared.submit(model="wanx2.1-t2v-turbo") for _ in range(6)])
+
+    assert {job.account for job in found} == {"prod"}
+    assert [row["account"] for row in shared.sql("select account from stopped_accounts")] == ["dev"]
+    assert shared.sql("select stopped_at from owners where name = 'company'")[0]["stopped_at"] is None
+    assert {attempt.outcome for job in found for attempt in shared.attempts(job)} <= {"refused", "accepted"}
+
+
+def test_what_only_a_refused_key_may_do_waits_and_says_so_and_a_person_may_resume_it(shared: Stage) -> None:
+    bind(shared, "dev")
+    refuse(shared, "sk-prod")
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    shared.drive(lambda: shared.sql("select 1 from stopped_accounts"), bool)
+
+    waiting = shared.drive(lambda: shared.document(job)["waiting_on"], lambda found: found["code"] == "account")
+    assert "the key of dev" in waiting["detail"]
+    shared.tick()
+    assert shared.job(job).account is None
+
+    refuse(shared, "sk-prod", "sk-dev")
+    with shared.ctx.engine.begin() as connection:
+        account_stops.resume_accounts(connection, "dev")
+
+    assert shared.until(job).account == "dev"
+
+
+def test_a_refused_key_is_tried_again_by_itself_and_alarms_once_an_hour(shared: Stage) -> None:
+    shared.sql("update owners set alert_url = 'https://example.com/alarms'")
+    bind(shared, "dev")
+    refuse(shared, "sk-prod")
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    for _ in range(2):
+        shared.drive(lambda: shared.sql("select 1 from stopped_accounts where stopped_until > now()"), bool)
+        shared.sql("update stopped_accounts set stopped_until = now() - interval '1 s'")
+
+    assert len(shared.deliveries()) == 1
+    refuse(shared, "sk-prod", "sk-dev")
+    assert shared.until(job).account == "dev"
+
+
+def test_arrears_stop_both_workspaces_since_they_are_the_owners(shared: Stage) -> None:
+    shared.sandbox.fault(where="create", what="error", code="Arrearage")
+    bind(shared, "dev")
+    shared.submit(model="wanx2.1-t2v-turbo")
+
+    shared.drive(lambda: shared.sql("select 1 from owners where stopped_at is not null"), bool)
+
+    assert shared.sql("select account from stopped_accounts") == []

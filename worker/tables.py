@@ -185,6 +185,18 @@ class Owner(Base):
     paused_at: Mapped[datetime | None]  # by a person: no creates since
 
 
+class StoppedAccount(Base):
+    """An account whose own key the provider refused: nothing is admitted to it for a while, and its siblings go on."""
+
+    __tablename__ = "stopped_accounts"
+
+    account: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    stopped_until: Mapped[datetime]  # then it is tried again; what is past is kept for `alarmed_at`
+    stopped_why: Mapped[str]
+    alarmed_at: Mapped[datetime | None]
+
+
 class Job(Base):
     """One thing that a user asked for."""
 

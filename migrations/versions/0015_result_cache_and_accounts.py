@@ -33,6 +33,15 @@ def upgrade() -> None:
     for table, columns in _COLUMNS.items():
         for column in columns:
             op.add_column(table, column)
+    op.create_table(
+        "stopped_accounts",
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("stopped_until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("stopped_why", sa.Text(), nullable=False),
+        sa.Column("alarmed_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("account", name=op.f("pk_stopped_accounts")),
+    )
     op.create_check_constraint(op.f("ck_projects_cache_days"), "projects", "cache_days between 0 and 366")
     with op.get_context().autocommit_block():
         online.index("ix_attempts_answers", "attempts (project_id, request_hash, answered_at)", "output is not null")
@@ -41,6 +50,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     with op.get_context().autocommit_block():
         op.execute("drop index concurrently if exists ix_attempts_answers")
+    op.drop_table("stopped_accounts")
     for table, columns in _COLUMNS.items():
         for column in columns:
             op.drop_column(table, column.name)

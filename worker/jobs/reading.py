@@ -41,7 +41,7 @@ from sqlalchemy.sql.expression import cast
 from worker import document
 from worker.document import Answer, Billed, JobDocument, Moment, Waiting
 from worker.errors import NotFound
-from worker.lanes import slots
+from worker.lanes import account_stops, slots
 from worker.money import budgets
 from worker.states import HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Event, Job, Lane, Output, Owner, Project
@@ -523,7 +523,12 @@ def _of_lanes(lanes: Sequence[Row[Any]], account: str | None) -> Waiting | None:
     mine = [lane for lane in lanes if account is None or account in lane.accounts]
     if account is not None and not mine:
         return Waiting("account", f"its project is bound to the account {account}, which is not set up for this model")
-    held_up = [of_lane(lane) for lane in mine]
+    able = [lane for lane in mine if account in lane.able or (account is None and lane.able)]
+    if mine and not able:
+        return Waiting(
+            "account", f"the provider refuses the key of {account or 'each account'}: `noria doctor` says why"
+        )
+    held_up = [of_lane(lane) for lane in able]
     return None if None in held_up else min(filter(None, held_up), key=_opens, default=None)
 
 
@@ -637,7 +642,9 @@ _OF_BATCH = (
 _NEWEST_OF_BATCH = select(*LISTED).join(_OF_BATCH, _OF_BATCH.c.id == Job.id).order_by(Job.id.desc())
 _NEWEST_OF_GROUPS = select(*LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
 _LANES = (
-    select(Lane.model, slots.accounts().label("accounts"), Lane.paused_why, Lane.parked_until, Lane.parked_why)
+    select(Lane.model, Lane.paused_why, Lane.parked_until, Lane.parked_why)
+    .add_columns(slots.accounts().label("accounts"))
+    .add_columns(account_stops.able(slots.accounts(), bindparam("now", type_=DateTime(timezone=True))).label("able"))
     .add_columns(*slots.obstacles(bindparam("now", type_=DateTime(timezone=True))))
     .join(Owner, Owner.name == Lane.owner)
     .where(Lane.model.in_(bindparam("models", expanding=True)), func.cardinality(slots.accounts()) > 0)

@@ -101,7 +101,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     inner = (
         select(
             Lane.id,
-            slots.accounts().label("accounts"),
+            account_stops.able(slots.accounts(), now).label("accounts"),
             Lane.owner,
             Lane.region,
             Lane.model,
@@ -112,7 +112,6 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
         .join(Owner, Owner.name == Lane.owner)
         .where(
             waits.scalar_subquery().is_not(None),
-            func.cardinality(slots.accounts()) > 0,
             throttle.is_open(now),
             slots.is_near(now),
             Owner.paused_at.is_(None),
@@ -120,7 +119,7 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
         )
         .subquery()
     )
-    return select(inner).where(inner.c.free > 0).order_by(inner.c.id)
+    return select(inner).where(inner.c.free > 0, func.cardinality(inner.c.accounts) > 0).order_by(inner.c.id)
 
 
 # Built once: to build a statement costs more than to run it.

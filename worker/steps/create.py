@@ -22,10 +22,10 @@ from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
 from worker.kinds import Request
 from worker.lanes import query_budget, throttle
-from worker.lanes.account_stops import Stop, Unserved
+from worker.lanes.account_stops import Stop, StopKey, Unserved
 from worker.lanes.throttle import Slow
 from worker.moves import attempts
-from worker.states import Mode, Move, State
+from worker.states import Effect, Mode, Move, State
 from worker.steps import cache, finish
 from worker.tables import Job
 
@@ -186,9 +186,19 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
         )
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
     if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in errors.OF_A_MODEL:
-        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(Stop(until, why),))
+        stop = stopping(ctx, job, row, until, why)
+        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(stop,))
     slow = Slow(row.scope or Scope.RATE, until, why)
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(slow,))
+
+
+def stopping(ctx: Context, job: Job, row: errors.Meaning, until: datetime, why: str) -> Effect:
+    """What a refusal stops: the account alone, where its key is to blame and its owner has another one there."""
+    mine = ctx.account(job)
+    places = [(each.owner, each.region) for each in ctx.settings.all_accounts]
+    if row.scope in errors.OF_A_KEY and places.count((mine.owner, mine.region)) > 1:
+        return StopKey(mine.name, mine.owner, until, why)
+    return Stop(until, why)
 
 
 def _refusals(ctx: Context, job: Job, code: str) -> int:
