@@ -184,7 +184,10 @@ def set_project(
             message = f"is none of the accounts that are set up: {', '.join(known) or 'there is none yet'}"
             raise InvalidInput([Fault("/account", "unknown_account", message)])
         changed = _project(api_keys.set_project(connection, project, **columns))
-    database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
+    said = [f"weight {changed['weight']}, time zone {changed['time_zone']}"]
+    said += [f"answers of {changed['cache_days']} days will do"] if changed["cache_days"] else []
+    said += [f"bound to the account {changed['account']}"] if changed["account"] else []
+    database.answer(changed, f"{changed['name']}: {', '.join(said)}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
         show.ERR.print(f"{warning}.", style="yellow", markup=False)
 
