@@ -403,3 +403,19 @@ def test_arrears_stop_both_workspaces_since_they_are_the_owners(shared: Stage) -
     shared.drive(lambda: shared.sql("select 1 from owners where stopped_at is not null"), bool)
 
     assert shared.sql("select account from stopped_accounts") == []
+
+
+def test_nothing_is_admitted_where_no_account_is_set_up_any_more(shared: Stage) -> None:
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    left = shared.ctx.settings.model_copy(update={"all_accounts": shared.ctx.settings.all_accounts[2:]})
+    with shared.ctx.engine.begin() as connection:
+        slots.sync(connection, shared.ctx.catalog, left)
+    shared.sql("update owners set paused_at = now() where name = 'branch'")
+
+    shared.tick()
+
+    assert shared.job(job).state == State.QUEUED
+    with shared.ctx.engine.begin() as connection:
+        slots.sync(connection, shared.ctx.catalog, shared.ctx.settings)
+    shared.tick()
+    assert shared.job(job).account == "dev"

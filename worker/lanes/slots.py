@@ -21,14 +21,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     DateTime,
     Interval,
     Row,
     Select,
-    Text,
     and_,
     bindparam,
     case,
@@ -38,6 +36,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import array
@@ -100,7 +99,8 @@ def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
     connection.execute(_SYNC_OWNER, [{"name": owner, "alert_url": settings.alert_url} for owner in owners])
     if rows := list(_rows(catalog, settings)):
         connection.execute(_SYNC_LANE, rows)
-    connection.execute(_CLOSE_LANES, {"names": [account.name for account in settings.all_accounts]})
+    places = {(account.owner, account.region) for account in settings.all_accounts}
+    connection.execute(_CLOSE_LANES, {"places": list(places)})
 
 
 def reserving(connection: Connection, job: Job, wanted: int | None, now: datetime) -> tuple[Reserving, dict[str, Any]]:
@@ -256,10 +256,11 @@ _SYNC_LANE = _LANE.on_conflict_do_update(
     where=or_(*(Lane.__table__.c[name].is_distinct_from(_LANE.excluded[name]) for name in _CONFIGURED)),
 )
 
-# nothing is created in a lane none of whose accounts is set up any more
+# nothing is created where no account is set up any more
 _CLOSE_LANES = (
     update(Lane)
-    .where(~Lane.accounts.overlap(bindparam("names", type_=ARRAY(Text))), func.cardinality(Lane.accounts) > 0)
+    .where(tuple_(Lane.owner, Lane.region).not_in(bindparam("places", expanding=True)))
+    .where(Lane.accounts.is_distinct_from([]))
     .values(accounts=[])
 )
 
