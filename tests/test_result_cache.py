@@ -18,6 +18,7 @@ from ops import audit
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import keys
+from worker.batches import columns
 from worker.errors import InvalidInput
 from worker.jobs import review, submission
 from worker.moves import fair_queue
@@ -235,12 +236,20 @@ def test_who_wants_it_once_more_gets_another_answer(play: Stage) -> None:
 
 def test_a_re_roll_is_another_answer(play: Stage) -> None:
     allow(play, 7)
+    first = ask(play, input={**ASKED, "seed": 3})
     job = play.until(play.submit("text", MODEL, input=ASKED, review="required"), State.AWAITING_REVIEW)
     with play.ctx.engine.begin() as connection:
         rejected = review.reject(connection, play.project.id, job.id, "no", play.now())
-        take = review.reroll(connection, play.ctx.catalog, play.ctx.settings, rejected, {}, play.now())
+        take = review.reroll(connection, play.ctx.catalog, play.ctx.settings, rejected, {"seed": 3}, play.now())
 
     assert play.until(take, State.AWAITING_REVIEW).cached_from is None
+    assert ask(play, input={**ASKED, "seed": 3}).cached_from == first.id
+
+
+def test_a_batchs_file_has_a_column_for_it() -> None:
+    (column,) = columns.columns(["Cache days"])
+
+    assert (column.pointer, column.meaning("7"), column.meaning("a week")) == ("/cache_days", 7, "a week")
 
 
 def test_a_cached_answer_waits_for_its_review_too(play: Stage) -> None:
