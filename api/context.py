@@ -73,6 +73,10 @@ class Context:
         """A step's context, for the few requests that ask the provider; made at the first of them."""
         return replace(worker_context.make(self.settings, patience=timedelta(0)), engine=self.engine)
 
+    def of(self, project: Project) -> Context:
+        """The same for a project: with its account alone, where it is bound to one."""
+        return self if project.account is None else replace(self, settings=self.settings.bound_to(project.account))
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection for what only reads, outside transactions; raises a problem, 503, for what takes too long."""

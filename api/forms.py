@@ -178,6 +178,12 @@ class JobForm(BaseModel):
         description="RFC 3339; what has not been sent to the provider by then ends unpaid",
         examples=["2026-12-01T06:00:00Z"],
     )
+    cache_days: int | None = Field(
+        None,
+        ge=0,
+        le=366,
+        description="an equal call's answer of the last so many days will do; 0: none; null: as the project says",
+    )
 
     @field_validator("webhook_url")
     @classmethod

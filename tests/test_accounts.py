@@ -11,9 +11,14 @@ import pytest
 from peers import answers, peer
 from stage import CLIP, Stage, stage
 
+from ops.cli.doctor import CHECKS
+from ops.doctor import Exam, examine
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
+from worker import keys
 from worker.errors import InvalidInput
+from worker.jobs import submission
+from worker.lanes import account_stops, slots
 from worker.states import State
 
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
@@ -181,3 +186,236 @@ def test_each_account_has_a_query_budget_of_its_own(play: Stage) -> None:
     )
 
     assert State.SUCCEEDED not in {job.state for job in map(play.job, submitted) if job.account == "home"}
+
+
+WORKSPACES = ("dev", "prod")
+
+
+@pytest.fixture
+def shared(environment: dict[str, str]) -> Iterator[Stage]:
+    """Two workspaces of one owner in one region, and an account abroad."""
+    owners = {"sk-dev": "company", "sk-prod": "company"}
+    with running(options(BEIJING, owners=owners)) as home, running(options(SINGAPORE)) as away:
+        accounts = [
+            *({"name": n, "owner": "company", "url": home.url, "key": f"sk-{n}", "workspace": n} for n in WORKSPACES),
+            {"name": "abroad", "owner": "branch", "region": SINGAPORE, "url": away.url, "key": "sk-abroad"},
+        ]
+        with stage(environment, home, accounts=accounts, limits={"wanx2.1-t2v-turbo": LANE}) as made:
+            yield made
+
+
+def bind(play: Stage, account: str | None) -> None:
+    with play.ctx.engine.begin() as connection:
+        play.project = keys.set_project(connection, play.project.name, account=account)
+
+
+def all_succeed(play: Stage, submitted: list[Any]) -> list[Any]:
+    play.drive(lambda: {play.job(job).state for job in submitted}, lambda found: found == {State.SUCCEEDED})
+    return [play.job(job) for job in submitted]
+
+
+def test_two_workspaces_of_one_owner_both_carry_load(shared: Stage) -> None:
+    submitted = [shared.submit(model="wanx2.1-t2v-turbo") for _ in range(8)]
+
+    messages = shared.tick()
+
+    admitted = Counter(shared.job(job).account for job in submitted)
+    assert admitted == {"dev": 1, "prod": 1, "abroad": 2, None: 4}  # the owner's two slots, and the other owner's
+    shared.play(messages)
+    assert {"dev", "prod"} <= {job.account for job in all_succeed(shared, submitted)}
+
+
+def test_a_slot_that_becomes_free_goes_to_the_workspace_with_the_fewest_jobs_in_flight(shared: Stage) -> None:
+    bind(shared, "dev")
+    shared.submit(model="wanx2.1-t2v-turbo")
+    shared.tick()
+    shared.sql("update projects set account = null")
+
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    shared.sql("update owners set paused_at = now() where name = 'branch'")
+    shared.tick()
+
+    assert shared.job(job).account == "prod"
+
+
+@pytest.mark.parametrize("account", [*WORKSPACES, "abroad"])
+def test_a_project_that_is_bound_to_an_account_uses_no_other(shared: Stage, account: str) -> None:
+    bind(shared, account)
+
+    submitted = [shared.submit(model="wanx2.1-t2v-turbo") for _ in range(5)]
+
+    assert {job.account for job in all_succeed(shared, submitted)} == {account}
+    assert {attempt.account for job in submitted for attempt in shared.attempts(job)} == {account}
+
+
+def test_what_a_project_may_use_is_full_while_another_account_has_room(shared: Stage) -> None:
+    bind(shared, "dev")
+    submitted = [shared.submit(model="wanx2.1-t2v-turbo") for _ in range(3)]
+
+    shared.tick()
+
+    waiting = shared.document(submitted[2])["waiting_on"]
+    assert waiting["code"] == "slot"
+    assert "the account dev alone" in waiting["detail"]
+    assert shared.job(submitted[2]).account is None
+
+
+def test_a_model_that_is_not_in_the_region_of_the_projects_account_is_refused_and_the_account_named(
+    shared: Stage,
+) -> None:
+    settings = shared.ctx.settings.bound_to("abroad")
+    said = submission.Submission(
+        "image-to-video", "wan2.2-kf2v-flash", {"img_url": "https://example.com/a.png", "prompt": "it moves"}
+    )
+
+    with pytest.raises(InvalidInput) as refused:
+        submission.prepare(shared.ctx.catalog, settings, said, shared.now())
+
+    fault = refused.value.faults[0]
+    assert fault.code == "model_not_in_region"
+    assert "ap-southeast-1 (abroad)" in fault.message
+
+
+def test_an_account_that_is_gone_from_the_settings_is_told_and_breaks_nothing(shared: Stage) -> None:
+    job, other = shared.submit(model="wanx2.1-t2v-turbo"), shared.submit(model="wanx2.1-t2v-turbo")
+    bind(shared, "prod")
+    left = shared.ctx.settings.model_copy(update={"all_accounts": shared.ctx.settings.all_accounts[::2]})
+    with shared.ctx.engine.begin() as connection:
+        slots.sync(connection, shared.ctx.catalog, left)
+
+    shared.play(shared.tick())
+
+    waiting = shared.document(job)["waiting_on"]
+    assert (waiting["code"], shared.job(other).state) == ("account", State.QUEUED)
+    assert "prod, which is not set up" in waiting["detail"]
+    exam = Exam(left, shared.ctx.catalog, shared.ctx.engine, shared.ctx.bucket)
+    accounts = [check for check in CHECKS if check.name in ("database", "accounts")]
+    told = [diagnosis.found.what for diagnosis in examine(exam, accounts)]
+    assert any("bound to the account prod, which is not set up" in what for what in told)
+    clip = submission.Submission("text-to-video", "wanx2.1-t2v-turbo", CLIP)
+    with pytest.raises(InvalidInput) as refused:
+        submission.prepare(shared.ctx.catalog, left.bound_to("prod"), clip, shared.now())
+    assert [fault.code for fault in refused.value.faults] == ["account_gone"]
+
+
+def test_a_job_whose_account_is_gone_before_its_call_goes_back_to_the_line(shared: Stage) -> None:
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    taken = shared.take(job)
+    taken.account = "sold"
+
+    step, clock = shared.step(taken)
+    back = shared.ctx.record(taken, next(step), clock)
+
+    assert (back.state, back.account, shared.attempts(job)) == (State.QUEUED, None, [])
+
+
+def test_a_task_is_looked_at_canceled_and_found_with_the_key_of_the_account_that_made_it(
+    shared: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = Counter[tuple[str, str]]()
+    for name, client in shared.ctx.clients.items():
+        for method in ("create", "task", "tasks", "cancel"):
+            real = getattr(client, method)
+
+            def spied(*said: Any, _name: str = name, _method: str = method, _real: Any = real) -> Any:
+                used[_name, _method] += 1
+                return _real(*said)
+
+            monkeypatch.setattr(client, method, spied)
+    bind(shared, "prod")
+    shared.sandbox.fault(where="create", what="lost_answer", times=1)
+    found = shared.submit(model="wanx2.1-t2v-turbo")
+    shared.until(found)
+    shared.sandbox.set(run_seconds=60)
+    canceled = shared.until(shared.submit(model="wanx2.1-t2v-turbo"), State.RUNNING)
+    shared.cancel(canceled)
+    shared.drive(lambda: used["prod", "cancel"], bool)
+
+    assert {account for account, _ in used} == {"prod"}
+    assert {method for _, method in used} == {"create", "task", "tasks", "cancel"}
+
+
+def test_an_answer_in_words_may_come_from_the_other_workspace_of_its_region(shared: Stage) -> None:
+    bind(shared, "dev")
+    said = {"input": {"prompt": "Name three colours.", "max_tokens": 50}, "cache_days": 1}
+    first = shared.until(shared.submit("text", "qwen-plus", **said))
+    bind(shared, "prod")
+
+    assert shared.until(shared.submit("text", "qwen-plus", **said)).cached_from == first.id
+    bind(shared, "abroad")
+    assert shared.until(shared.submit("text", "qwen-plus", **said)).cached_from is None
+
+
+def refuse(play: Stage, *keys_left: str) -> None:
+    """Lets the provider know these keys alone."""
+    play.sandbox.set(any_key=False, owners=dict.fromkeys(keys_left, "company"))
+
+
+def test_a_key_that_is_refused_stops_its_workspace_and_not_the_other_one(shared: Stage) -> None:
+    refuse(shared, "sk-prod")
+    shared.sql("update owners set paused_at = now() where name = 'branch'")
+
+    found = all_succeed(shared, [shared.submit(model="wanx2.1-t2v-turbo") for _ in range(6)])
+
+    assert {job.account for job in found} == {"prod"}
+    assert [row["account"] for row in shared.sql("select account from stopped_accounts")] == ["dev"]
+    assert shared.sql("select stopped_at from owners where name = 'company'")[0]["stopped_at"] is None
+    assert {attempt.outcome for job in found for attempt in shared.attempts(job)} <= {"refused", "accepted"}
+
+
+def test_what_only_a_refused_key_may_do_waits_and_says_so_and_a_person_may_resume_it(shared: Stage) -> None:
+    bind(shared, "dev")
+    refuse(shared, "sk-prod")
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    shared.drive(lambda: shared.sql("select 1 from stopped_accounts"), bool)
+
+    waiting = shared.drive(lambda: shared.document(job)["waiting_on"], lambda found: found["code"] == "account")
+    assert "the key of dev" in waiting["detail"]
+    shared.tick()
+    assert shared.job(job).account is None
+
+    refuse(shared, "sk-prod", "sk-dev")
+    with shared.ctx.engine.begin() as connection:
+        account_stops.resume_accounts(connection, "dev")
+
+    assert shared.until(job).account == "dev"
+
+
+def test_a_refused_key_is_tried_again_by_itself_and_alarms_once_an_hour(shared: Stage) -> None:
+    shared.sql("update owners set alert_url = 'https://example.com/alarms'")
+    bind(shared, "dev")
+    refuse(shared, "sk-prod")
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    for _ in range(2):
+        shared.drive(lambda: shared.sql("select 1 from stopped_accounts where stopped_until > now()"), bool)
+        shared.sql("update stopped_accounts set stopped_until = now() - interval '1 s'")
+
+    assert len(shared.deliveries()) == 1
+    refuse(shared, "sk-prod", "sk-dev")
+    assert shared.until(job).account == "dev"
+
+
+def test_arrears_stop_both_workspaces_since_they_are_the_owners(shared: Stage) -> None:
+    shared.sandbox.fault(where="create", what="error", code="Arrearage")
+    bind(shared, "dev")
+    shared.submit(model="wanx2.1-t2v-turbo")
+
+    shared.drive(lambda: shared.sql("select 1 from owners where stopped_at is not null"), bool)
+
+    assert shared.sql("select account from stopped_accounts") == []
+
+
+def test_nothing_is_admitted_where_no_account_is_set_up_any_more(shared: Stage) -> None:
+    job = shared.submit(model="wanx2.1-t2v-turbo")
+    left = shared.ctx.settings.model_copy(update={"all_accounts": shared.ctx.settings.all_accounts[2:]})
+    with shared.ctx.engine.begin() as connection:
+        slots.sync(connection, shared.ctx.catalog, left)
+    shared.sql("update owners set paused_at = now() where name = 'branch'")
+
+    shared.tick()
+
+    assert shared.job(job).state == State.QUEUED
+    with shared.ctx.engine.begin() as connection:
+        slots.sync(connection, shared.ctx.catalog, shared.ctx.settings)
+    shared.tick()
+    assert shared.job(job).account == "dev"

@@ -51,6 +51,7 @@ def job(**more: Any) -> Job:
         "task_id": "t",
         "task_status": "RUNNING",
         "result": None,
+        "cached_from": None,
         "links_expire_at": None,
         "take": 1,
     }
@@ -71,7 +72,7 @@ RUNNING = (
     '"batch_id":null,"batch_row":null,"take":1,"first_take":null,"review":null,'
     '"parent_id":null,"round":null,"place":null,"children":null,'
     f'"created_at":"{SAID}","submitted_at":"{SAID}","started_at":null,"finished_at":null,"deadline_at":"{SAID}","not_after":null,'
-    '"cost":{"currency":"CNY","estimated":"3.00","actual":null,"billed":"unknown"},"usage":null,'
+    '"cost":{"currency":"CNY","estimated":"3.00","actual":null,"billed":"unknown"},"usage":null,"cached_from":null,'
     '"provider":{"account":"default","region":"cn-beijing","task_id":"t","request_id":"req-1","status":"RUNNING",'
     '"links_expire_at":null},"outputs":['
     f'{{"n":0,"role":"video","content_type":"video/x","bytes":9,"sha256":"ab","duration":5.04,"key":"k/0",'

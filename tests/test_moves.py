@@ -55,6 +55,7 @@ def ended(connection: Connection, job: Job, state: State) -> None:
 def _something(name: str, column: Any) -> Any:
     words = {"lane_id": 1, "claimed": "sent", "billed": "yes", "held_from": "queued", "attempt_id": uuid.uuid4()}
     values = {bool: True, int: 7, float: 7.0, str: "x", datetime: BEFORE, object: {"x": 1}}
+    values |= {uuid.UUID: uuid.UUID(int=7)}
     return words[name] if name in words else values[column.type.python_type]
 
 

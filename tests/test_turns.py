@@ -263,7 +263,7 @@ def test_admission_reads_the_heads_of_lines_however_long_they_are(house: House) 
     for n in range(10):
         house.queue(house.project(f"project-{n}"), 5000)
     house.connection.execute(text("analyze jobs"))
-    whose = {"lane": _lane(house), "the_account": "a", "the_region": "r", "the_model": MODEL}
+    whose = {"lane": _lane(house), "the_accounts": ["a", "b"], "the_region": "r", "the_model": MODEL}
     fill = fair_queue._FILL.compile(house.connection)
     bound = fill.construct_params(whose | {"free": 5, "the_left": None, "now": house.now})
     plan = house.connection.exec_driver_sql(f"explain (analyze, format json) {fill}", bound).scalar_one()

@@ -37,6 +37,7 @@ _ANOTHER = timedelta(seconds=3)  # before a job whose candidate went to another 
 _PAUSE = 0.2  # seconds, until the query budget is asked again
 
 _NAME = select(Project.name).where(Project.id == bindparam("project"))
+_ACCOUNT = select(Project.account).where(Project.id == bindparam("project"))
 
 T = TypeVar("T")
 Moves = Generator[Move, Job, None]  # a step: what it yields is on record before its next line runs
@@ -96,6 +97,11 @@ class Context:
             said = {"project": job.project_id}
             self.names[job.project_id] = self.read(lambda connection: connection.execute(_NAME, said).scalar_one())
         return self.names[job.project_id]
+
+    def settings_of(self, job: Job) -> Settings:
+        """The settings, with one account alone where the job's project is bound to it."""
+        said = {"project": job.project_id}
+        return self.settings.bound_to(self.read(lambda connection: connection.execute(_ACCOUNT, said).scalar_one()))
 
     def client(self, job: Job) -> Client:
         """The provider's client for the account that the job was admitted with."""

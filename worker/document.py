@@ -151,7 +151,8 @@ class JobDocument(Answer):
     deadline_at: Moment | None
     not_after: Moment | None = Field(description="what has not been sent by then ends unpaid")
     cost: Cost
-    usage: dict[str, Any] | None = Field(description="what was billed, in the model's units")
+    usage: dict[str, Any] | None = Field(description="what was billed, in the model's units; of a cached answer {}")
+    cached_from: uuid.UUID | None = Field(description="the job whose answer the result cache gave; null: none")
     provider: Provider
     outputs: list[OutputDocument]
     result: dict[str, Any] | None = Field(description="of a text: what was answered; cut in lists as the input is")
@@ -200,6 +201,7 @@ def shown(
         not_after=job.not_after,
         cost=Cost(estimated=money.shown(job.estimate), actual=money.shown(job.cost), billed=job.billed),
         usage=job.usage,
+        cached_from=job.cached_from,
         provider=_provider(job, request_id),
         outputs=[_output(path, output) for output in stored],
         result=job.result,

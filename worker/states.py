@@ -6,6 +6,7 @@ Whoever reads a job at any instant can tell from its state alone what may be don
 
     queued ──► admitted ──► submitting ──► running ──► copying ──► succeeded
                                  └──► uncertain ──► …        └──► expired
+    admitted ──► copying or succeeded (an answer of the result cache: nothing is sent)
     queued ──► gathering (its children are at work) ──► copying (assembled) ──► succeeded
     copying ──► awaiting_review (where a person is to look first) ──► succeeded or rejected
 """
@@ -73,7 +74,8 @@ SLOTTED = frozenset({S.ADMITTED, S.SUBMITTING, S.UNCERTAIN, S.RUNNING})
 MOVES: dict[State, frozenset[State]] = {
     S.QUEUED: frozenset({S.ADMITTED, S.GATHERING, S.HELD, S.CANCELED, S.FAILED}),
     S.HELD: frozenset({S.QUEUED, S.UNCERTAIN, S.COPYING, S.GATHERING, S.RUNNING, S.ADMITTED, S.CANCELED, S.FAILED}),
-    S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
+    # copying, or succeeded where it is a child: the result cache has the answer, and no call is made
+    S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
     # never back to queued when the call may have left: only a call that provably did not, or was refused, or one that
     # is cheap and cannot be looked up. Succeeded at once: a child whose answer is words, which its row keeps
     S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.UNCERTAIN, S.FAILED}),

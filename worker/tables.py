@@ -93,10 +93,13 @@ class Project(Base):
     max_in_flight: Mapped[int | None]  # of its jobs in all lanes at once; null: as many as the lanes have
     paused_at: Mapped[datetime | None]  # by a person: no creates for it since
     created_at: Mapped[datetime] = mapped_column(**_NOW)
+    cache_days: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # for jobs that do not say; 0: no cache
+    account: Mapped[str | None]  # the only one that its jobs go to; null: any
 
     __table_args__ = (
         CheckConstraint("weight between 1 and 1000", name="weight"),
         CheckConstraint("max_in_flight > 0", name="max_in_flight"),
+        CheckConstraint("cache_days between 0 and 366", name="cache_days"),
     )
 
 
@@ -126,7 +129,8 @@ class Lane(Base):
     __tablename__ = "lanes"
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    account: Mapped[str]  # the credential that creates here
+    account: Mapped[str]  # the first of `accounts`: all that the version before knows
+    accounts: Mapped[list[str] | None]  # the credentials that may create here; null: written by the version before
     owner: Mapped[str]
     region: Mapped[str]
     model: Mapped[str]
@@ -181,6 +185,18 @@ class Owner(Base):
     paused_at: Mapped[datetime | None]  # by a person: no creates since
 
 
+class StoppedAccount(Base):
+    """An account whose own key the provider refused: nothing is admitted to it for a while, and its siblings go on."""
+
+    __tablename__ = "stopped_accounts"
+
+    account: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    stopped_until: Mapped[datetime]  # then it is tried again; what is past is kept for `alarmed_at`
+    stopped_why: Mapped[str]
+    alarmed_at: Mapped[datetime | None]
+
+
 class Job(Base):
     """One thing that a user asked for."""
 
@@ -211,6 +227,7 @@ class Job(Base):
     reviewed_at: Mapped[datetime | None]
     first_take: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))  # of a later take
     take: Mapped[int] = mapped_column(SmallInteger, server_default="1")  # a re-roll is the next one
+    cache_days: Mapped[int | None] = mapped_column(SmallInteger)  # how old an answer of the cache may be; null, 0: none
 
     state: Mapped[str] = mapped_column(server_default="queued")
     state_at: Mapped[datetime] = mapped_column(**_NOW)  # when it entered that state
@@ -253,6 +270,7 @@ class Job(Base):
     billed: Mapped[str] = mapped_column(server_default="no")
     usage: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]  # what a call answered, where that is words and not a link
+    cached_from: Mapped[uuid.UUID | None]  # the job whose call answered it; no reference, since that one may be deleted
     error: Mapped[dict[str, Any] | None]
 
     __table_args__ = (
@@ -402,6 +420,12 @@ class Attempt(Base):
         # a task belongs to one job, always
         Index("uq_attempts_task", "owner", "task_id", unique=True, postgresql_where=text("task_id is not null")),
         Index("ix_attempts_open", "owner", "model", "sent_at", postgresql_where=text("closed_at is null")),
+        # for the result cache: the newest answer to a request
+        Index(
+            "ix_attempts_answers",
+            *("project_id", "request_hash", "answered_at"),
+            postgresql_where=text("output is not null"),
+        ),
     )
 
 
@@ -776,6 +800,7 @@ class BatchRow(Base):
     not_after: Mapped[datetime | None]
     review: Mapped[str | None]
     estimate: Mapped[int | None]
+    cache_days: Mapped[int | None] = mapped_column(SmallInteger)
 
     __table_args__ = (
         CheckConstraint("outcome in ('good', 'bad', 'made', 'existing', 'skipped')", name="outcome"),

@@ -73,7 +73,7 @@ def make(
     sent = Sent(idempotency_key, said) if idempotency_key else None
     if sent is not None and (first := _first(here, mine, sent)):
         return first
-    check = partial(submissions.job, here, on=mine.now)
+    check = partial(submissions.job, here.of(mine.project), on=mine.now)
     with checking.checked(here.engine, mine.project.id, upload, options, check) as made:
         if commit and made.bad and not skip_bad:
             raise _bad_rows(made.report)

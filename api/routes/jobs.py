@@ -120,7 +120,7 @@ def submit(
     A dry run is refused as the submission would be, by the project's budgets too, and makes nothing.
     """
     try:
-        prepared = submissions.job(here, body, mine.now)
+        prepared = submissions.job(here.of(mine.project), body, mine.now)
     except InvalidInput:
         # a repeated submission may have been right by the catalog of its day
         if dry_run or (first := _first(here, mine, body, idempotency_key)) is None:

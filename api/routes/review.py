@@ -17,7 +17,7 @@ from api.problems import refusals
 from api.routes.jobs import JobId
 from worker.document import Answer, JobDocument
 from worker.jobs import reading, review
-from worker.tables import Job
+from worker.tables import Job, Project
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["reviews"], responses=refusals(400, 401, 404, 422, 429, 503))
 
@@ -74,7 +74,7 @@ def reject(here: Here, mine: Mine, job_id: JobId, body: JsonBody) -> Response:
         job = review.reject(connection, mine.project.id, job_id, said.comment, moment(connection))
         take = review.next_take(connection, job)
         if take is None and changes is not None:
-            take = _reroll(here, connection, job, changes)
+            take = _reroll(here, connection, mine.project, job, changes)
         shown = _documents(connection, mine, *filter(None, (job, take)))
     for told in filter(None, (job, take)):
         here.tell(told, mine.project)
@@ -89,11 +89,11 @@ def takes(here: Here, mine: Mine, job_id: JobId) -> Response:
         return answers.page(JobList, _documents(connection, mine, *found))
 
 
-def _reroll(here: Context, connection: Connection, job: Job, changes: dict[str, Any]) -> Job:
+def _reroll(here: Context, connection: Connection, project: Project, job: Job, changes: dict[str, Any]) -> Job:
     """Another take; raises a problem when the project is full."""
     if here.waiting.is_full(connection, job.project_id):
         raise here.waiting.refuse()
-    return review.reroll(connection, here.catalog, here.settings, job, changes, moment(connection))
+    return review.reroll(connection, here.catalog, here.of(project).settings, job, changes, moment(connection))
 
 
 def _documents(connection: Connection, mine: Tenant, *jobs: Job) -> list[JobDocument]:

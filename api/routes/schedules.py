@@ -50,7 +50,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="on a page")]
 )
 def make(here: Here, mine: Mine, body: JsonBody) -> Response:
     """Make a schedule. Its template is checked as its next fire time will fill it; every wrong field is named."""
-    wanted = submissions.schedule(here, body, {"time_zone": mine.project.time_zone}, mine.now)
+    wanted = submissions.schedule(here.of(mine.project), body, {"time_zone": mine.project.time_zone}, mine.now)
     with here.engine.begin() as connection:
         most = here.settings.max_schedules
         made, is_old = plan.make(connection, mine.project, wanted, most, moment(connection))
@@ -90,7 +90,7 @@ def change(here: Here, mine: Mine, schedule_id: ScheduleId, body: JsonBody) -> R
     """Change a schedule; fields that are left out stay. Old fire times that are due and not fired yet are skipped."""
     with here.engine.begin() as connection:
         found = plan.locked(connection, mine.project.id, schedule_id)
-        wanted = submissions.schedule(here, body, asdict(Plan.of(found)), mine.now)
+        wanted = submissions.schedule(here.of(mine.project), body, asdict(Plan.of(found)), mine.now)
         return _shown(plan.change(connection, found, wanted, moment(connection)))
 
 

@@ -81,7 +81,8 @@ RULES = (
         """select id as job, 'it is ' || state || ' without an output' as what from jobs j
            where created_at >= :since and state in ('awaiting_review', 'succeeded', 'rejected')
              and not exists (select from outputs o where o.job_id = j.id)
-             and not exists (select from attempts a where a.id = j.attempt_id and a.output is not null)""",
+             and not exists (select from attempts a where a.id = j.attempt_id and a.output is not null)
+             and not (parent_id is not null and cached_from is not null and result is not null)""",
         "ask the provider for its task again while it keeps it",
     ),
     Rule(
@@ -360,6 +361,19 @@ RULES = (
            group by j.id having coalesce(sum(l.micros), 0)
              <> case j.billed when 'yes' then coalesce(j.cost, j.estimate, 0) else 0 end""",
         _BILL,
+    ),
+    Rule(
+        "M",
+        """select id as job, 'the result cache answered it, and it is billed ' || billed || ' and cost ' || cost as what
+           from jobs where created_at >= :since and cached_from is not null and (billed <> 'no' or cost <> 0)""",
+        _BILL,
+    ),
+    Rule(
+        "I3",
+        """select j.id as job, 'its answer is of job ' || s.id || ', which is another project''s' as what
+           from jobs j join jobs s on s.id = j.cached_from and s.project_id <> j.project_id
+           where j.created_at >= :since""",
+        "withdraw its result: it is another project's",
     ),
     Rule(
         "M",

@@ -19,7 +19,7 @@ from ops.cli import show, tables
 from ops.cli.reach import Database, command, spread
 from worker import claims
 from worker import keys as api_keys
-from worker.errors import NotFound
+from worker.errors import Fault, InvalidInput, NotFound
 from worker.jobs import reading
 from worker.keys import KeyDocument, ProjectDocument, Scope
 from worker.lanes import account_stops, slots, throttle
@@ -165,6 +165,12 @@ def set_project(
     weight: Annotated[int | None, typer.Option(help="Its share beside other projects, 1 to 1000.")] = None,
     time_zone: Annotated[str | None, typer.Option(help="The zone of its days, like Asia/Shanghai.")] = None,
     max_in_flight: Annotated[int | None, typer.Option(min=0, help="How many tasks at once; 0: no limit.")] = None,
+    cache_days: Annotated[
+        int | None, typer.Option(help="An equal text's answer of so many days will do, unless a job says; 0: none.")
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option(help="The only account of NORIA_ACCOUNTS that its jobs go to; '': any.")
+    ] = None,
     database: Database,
 ) -> None:
     """Change a project's settings.
@@ -173,8 +179,15 @@ def set_project(
     """
     with database.connection() as connection:
         columns = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+        columns |= {"cache_days": cache_days, "account": account}
+        if account and account not in (known := slots.known_accounts(connection)):
+            message = f"is none of the accounts that are set up: {', '.join(known) or 'there is none yet'}"
+            raise InvalidInput([Fault("/account", "unknown_account", message)])
         changed = _project(api_keys.set_project(connection, project, **columns))
-    database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
+    said = [f"weight {changed['weight']}, time zone {changed['time_zone']}"]
+    said += [f"answers of {changed['cache_days']} days will do"] if changed["cache_days"] else []
+    said += [f"bound to the account {changed['account']}"] if changed["account"] else []
+    database.answer(changed, f"{changed['name']}: {', '.join(said)}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
         show.ERR.print(f"{warning}.", style="yellow", markup=False)
 

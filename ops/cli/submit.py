@@ -125,6 +125,9 @@ def submit(
     labels: OneLabels,
     idempotency_key: Annotated[str | None, typer.Option(help="Makes a repetition safe.")] = None,
     not_after: NotAfter = None,
+    cache_days: Annotated[
+        int | None, typer.Option(min=0, help="Of a text: an equal call's answer of so many days will do; 0: none.")
+    ] = None,
     afterwards: Afterwards,
     api: Api,
 ) -> None:
@@ -132,7 +135,8 @@ def submit(
 
     A field that takes a link (img_url, last_frame_url, audio_url) may name a local file.
     """
-    said = {name: value for name, value in {"model": model, "not_after": not_after}.items() if value is not None}
+    given = {"model": model, "not_after": not_after, "cache_days": cache_days}
+    said = {name: value for name, value in given.items() if value is not None}
     body = {"kind": kind, **said, "input": wanted.fields(), **labels.fields()}
     with api.client() as client:
         whole = _uploaded(client, body, documents)

@@ -221,6 +221,7 @@ def _facts(found: Job) -> RenderableType:
         "parts": _counted(found["children"]) if found["children"] else None,
         "waits for": show.waits_for(found) if found["waiting_on"] else None,
         "cost": f"{show.cost(found)} CNY (billed: {found['cost']['billed']})",
+        "answer of": found.get("cached_from"),  # an API of the version before has none
         "provider": _pairs(provider, " "),
         "result": _shortened(str(result.get("content") or _text(result))) if result else None,
     }

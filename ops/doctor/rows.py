@@ -173,6 +173,16 @@ _ACCOUNTS = """
     select 'well', format('%s accounts may create', count(*)), ''
     from owners where stopped_until is null or stopped_until <= now()
     union all
+    select 'failure', format('nothing goes to the account %s: %s', account, stopped_why),
+           'set its key or workspace right; it is tried again by itself'
+    from stopped_accounts where stopped_until > now()
+    union all
+    select 'failure', format('project %s is bound to the account %s, which is not set up: its jobs wait',
+                             projects.name, projects.account),
+           format('add it to NORIA_ACCOUNTS, or `noria projects set %s --account NAME`', projects.name)
+    from projects where account is not null
+      and not exists (select from lanes where projects.account = any(coalesce(accounts, array[lanes.account])))
+    union all
     select 'warning', format('%s tasks at the provider belong to no job, and cost %s CNY', count(*),
                              trim_scale(coalesce(sum(micros), 0) / 1e6)),
            'does something else create with this key? Else report it with `noria audit`'

@@ -49,6 +49,7 @@ _MAY_BEGIN_ODD = frozenset("+-0123456789#")
 _OF_THE_JOB = frozenset(each.name for each in fields(Submission)) - {_INPUT, _METADATA}
 _WORDS = frozenset({"kind", "model", "priority", "review"})  # of the job's fields, those with words to choose from
 _LISTS = frozenset({"webhook_events"})
+_NUMBERS = frozenset({"cache_days"})
 _BRACKETS = ("[", "{")
 
 
@@ -200,6 +201,8 @@ def _no_header(header: Sequence[str]) -> str:
 def _of_the_job(name: str) -> Callable[[str], Any]:
     if name in _LISTS:
         return _listed
+    if name in _NUMBERS:
+        return _whole
     return _chosen if name in _WORDS else _written
 
 
@@ -262,6 +265,12 @@ def _real(cell: str) -> str:
     """A number with a fraction: 1.5E+01 says all of it."""
     plain = _half_width(cell)
     return plain if _SHORTENED.fullmatch(plain) else _written(plain)
+
+
+def _whole(cell: str) -> int | str:
+    """A whole number; what is none stays as it is, for its form to refuse."""
+    plain = _chosen(cell)
+    return int(plain) if plain.isdecimal() and len(plain) < _ODD else plain
 
 
 def _half_width(cell: str) -> str:

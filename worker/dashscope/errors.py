@@ -51,6 +51,8 @@ class Scope(StrEnum):
 
 # A model's lane stops until a person acts; the account's other models go on.
 OF_A_MODEL = frozenset({Scope.FREE_QUOTA, Scope.MODEL})
+# Those that another key or workspace of the same owner need not meet.
+OF_A_KEY = frozenset({Scope.KEY, Scope.PERMISSION})
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from sqlalchemy.sql.expression import cast
 from worker import document
 from worker.document import Answer, Billed, JobDocument, Moment, Waiting
 from worker.errors import NotFound
-from worker.lanes import slots
+from worker.lanes import account_stops, slots
 from worker.money import budgets
 from worker.states import HeldFor, Mode, State
 from worker.tables import Attempt, Batch, Event, Job, Lane, Output, Owner, Project
@@ -460,13 +460,18 @@ def _by_state(job: Job) -> Waiting | None:
 
 
 def _in_line(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
-    by_model = _lanes(connection, {job.model for job in jobs}, now)
-    held_up = _projects(connection, {job.project_id for job in jobs})
-    places = _places(connection, jobs)
-    return {
-        job.id: _placed(by_model.get(job.model) or held_up[job.project_id] or _alone(job), places.get(job.id))
-        for job in jobs
+    lanes = _lanes(connection, {job.model for job in jobs}, now)
+    projects, places = _projects(connection, {job.project_id for job in jobs}), _places(connection, jobs)
+    held_up = {
+        (model, account): _of_lanes([lane for lane in lanes if lane.model == model], account)
+        for model, account in {(job.model, projects[job.project_id].account) for job in jobs}
     }
+    found: dict[uuid.UUID, Waiting | None] = {}
+    for job in jobs:
+        project = projects[job.project_id]
+        waiting = held_up[job.model, project.account] or _project(project) or _alone(job)
+        found[job.id] = _in(project.account, _placed(waiting, places.get(job.id)))
+    return found
 
 
 def _passed_by(connection: Connection, jobs: Sequence[Job]) -> dict[uuid.UUID, Waiting | None]:
@@ -501,29 +506,42 @@ def _placed(waiting: Waiting, line: _Line | None) -> Waiting:
     return replace(_TURN if waiting is _SLOT and line.has_others else waiting, position=line.position)
 
 
-def _lanes(connection: Connection, models: Collection[str], now: datetime) -> Mapping[str, Waiting | None]:
-    """What holds all of a model's lanes up; None where one of them is open."""
-    best: dict[str, Waiting | None] = {}
-    for lane in connection.execute(_LANES, {"models": list(models), "now": now}):
-        held_up = of_lane(lane)
-        if lane.model not in best:
-            best[lane.model] = held_up
-        elif (other := best[lane.model]) is not None:
-            best[lane.model] = min(held_up, other, key=_opens) if held_up else None
-    return best
+def _in(account: str | None, waiting: Waiting) -> Waiting:
+    """The same of a job that can go to one account alone."""
+    if account is None or waiting.code not in ("slot", "turn"):
+        return waiting
+    return replace(waiting, detail=f"{waiting.detail}, in the account {account} alone, to which its project is bound")
+
+
+def _lanes(connection: Connection, models: Collection[str], now: datetime) -> Sequence[Row[Any]]:
+    """The lanes of these models in which some account may create."""
+    return connection.execute(_LANES, {"models": list(models), "now": now}).all()
+
+
+def _of_lanes(lanes: Sequence[Row[Any]], account: str | None) -> Waiting | None:
+    """What holds all of a model's lanes up, or all that the account has; None where one of them is open."""
+    mine = [lane for lane in lanes if account is None or account in lane.accounts]
+    if account is not None and not mine:
+        return Waiting("account", f"its project is bound to the account {account}, which is not set up for this model")
+    able = [lane for lane in mine if account in lane.able or (account is None and lane.able)]
+    if mine and not able:
+        return Waiting(
+            "account", f"the provider refuses the key of {account or 'each account'}: `noria doctor` says why"
+        )
+    held_up = [of_lane(lane) for lane in able]
+    return None if None in held_up else min(filter(None, held_up), key=_opens, default=None)
 
 
 def _opens(waiting: Waiting) -> datetime:
     return waiting.until or _NEVER
 
 
-def _projects(connection: Connection, projects: Collection[uuid.UUID]) -> dict[uuid.UUID, Waiting | None]:
-    """What holds all of a project's jobs up."""
-    rows = connection.execute(_PROJECTS, {"projects": list(projects)})
-    return {row.id: _project(row) for row in rows}
+def _projects(connection: Connection, projects: Collection[uuid.UUID]) -> dict[uuid.UUID, Row[Any]]:
+    return {row.id: row for row in connection.execute(_PROJECTS, {"projects": list(projects)})}
 
 
 def _project(row: Row[Any]) -> Waiting | None:
+    """What holds all of a project's jobs up."""
     if row.paused_at:
         return Waiting("paused", "a person paused the project")
     if row.max_in_flight is not None and row.in_flight >= row.max_in_flight:
@@ -625,12 +643,14 @@ _NEWEST_OF_BATCH = select(*LISTED).join(_OF_BATCH, _OF_BATCH.c.id == Job.id).ord
 _NEWEST_OF_GROUPS = select(*LISTED).join(_FOUND, _FOUND.c.id == Job.id).order_by(Job.id.desc())
 _LANES = (
     select(Lane.model, Lane.paused_why, Lane.parked_until, Lane.parked_why)
+    .add_columns(slots.accounts().label("accounts"))
+    .add_columns(account_stops.able(slots.accounts(), bindparam("now", type_=DateTime(timezone=True))).label("able"))
     .add_columns(*slots.obstacles(bindparam("now", type_=DateTime(timezone=True))))
     .join(Owner, Owner.name == Lane.owner)
-    .where(Lane.model.in_(bindparam("models", expanding=True)))
+    .where(Lane.model.in_(bindparam("models", expanding=True)), func.cardinality(slots.accounts()) > 0)
 )
 _PROJECTS = (
-    select(Project.id, Project.paused_at, Project.max_in_flight)
+    select(Project.id, Project.account, Project.paused_at, Project.max_in_flight)
     .add_columns(
         select(func.count())
         .where(Job.project_id == Project.id, slots.holds_slot())

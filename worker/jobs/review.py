@@ -135,6 +135,7 @@ def _again(job: Job, wanted: dict[str, Any], now: datetime) -> Submission:
         webhook_events=job.webhook_events,
         review="required",
         not_after=job.not_after if job.not_after and job.not_after > now else None,
+        cache_days=0,  # another take is to be another answer
     )
 
 

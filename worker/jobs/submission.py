@@ -39,6 +39,7 @@ class Submission:
     webhook_events: list[str] | None = None
     review: Literal["required"] | None = None
     not_after: datetime | None = None
+    cache_days: int | None = None  # None: as the project says
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class Sent:
 def prepare(catalog: Catalog, settings: Settings, submission: Submission, on: datetime) -> Prepared:
     """Checks a submission against the catalog and prices it; raises InvalidInput with every fault.
 
-    `on` is when: prices are of that day, and `not_after` must be after it.
+    `on` is when: prices are of that day, and `not_after` must be after it. `settings` are the project's (`bound_to`).
     """
-    late = _of_not_after(submission.not_after, on)
+    late = _of_not_after(submission.not_after, on) + _of_cache(submission)
     try:
         prepared = _prepared(catalog, settings, submission, on)
     except InvalidInput as error:
@@ -90,6 +91,8 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
     checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
     if variant := catalog.variant(model.id, kind.variant(checked)):
         money.regions(settings, variant)
+    for further in kind.models:
+        money.regions(settings, catalog.model(getattr(checked, further)))
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,
@@ -138,6 +141,7 @@ def asked(prepared: Prepared) -> dict[str, Any]:
         "webhook_events": said.webhook_events,
         "review": said.review,
         "not_after": said.not_after,
+        "cache_days": said.cache_days if OFFERED[said.kind].cached else 0,
         "estimate": prepared.estimate,
     }
 
@@ -199,6 +203,14 @@ def _of_not_after(not_after: datetime | None, on: datetime) -> list[Fault]:
     if not_after > on:
         return [Fault("/not_after", "too_late", f"must be within {_LONGEST_WAIT.days} days")]
     return [Fault("/not_after", "in_the_past", "is in the past: nothing could be sent by then")]
+
+
+def _of_cache(said: Submission) -> list[Fault]:
+    kind = OFFERED.get(said.kind)
+    if not said.cache_days or kind is None or kind.cached:
+        return []
+    names = ", ".join(name for name, offered in sorted(OFFERED.items()) if offered.cached)
+    return [Fault("/cache_days", "not_cached", f"only answers in words are kept: of {names}")]
 
 
 def _kind_and_model(catalog: Catalog, submission: Submission) -> tuple[Kind, Model]:

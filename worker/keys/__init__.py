@@ -29,10 +29,12 @@ from worker.schedules import clock
 from worker.tables import ApiKey, Project
 from worker.text import moment
 
+MOST_CACHED = 366  # days that an answer of the result cache may be old
 MOST_KEPT = 720  # hours that a rotated key may work beside its successor
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
 _PREFIX = 14  # characters of a key that are kept to identify it: `noria_` and 48 of its 256 bits
+_NOTHING: dict[str, Any] = {"max_in_flight": 0, "account": ""}  # as it is said that a project has none
 _NOTED = timedelta(minutes=1)  # between two notes of a key's use: most requests then write nothing
 
 
@@ -88,6 +90,10 @@ class ProjectDocument(Answer):
     time_zone: str = Field(description="where its days begin")
     max_in_flight: int | None = Field(description="of its tasks at the provider at once; null: no limit of its own")
     paused_at: Moment | None = Field(description="since when nothing new is sent for it; null: it is not paused")
+    cache_days: int = Field(
+        description="how old an answer of the result cache may be, where a job does not say; 0: none"
+    )
+    account: str | None = Field(description="the only account of the provider's that its jobs go to; null: any")
     created_at: Moment
 
 
@@ -117,16 +123,17 @@ def projects(connection: Connection) -> list[Project]:
 
 
 def set_project(connection: Connection, name: str, **changes: Any) -> Project:
-    """The project with these columns changed; None changes nothing, and `max_in_flight` 0 is no limit.
+    """The project with these columns changed; None changes nothing, `max_in_flight` 0 is no limit, `account` "" any.
 
     Raises as `create_project`.
     """
     columns = {column: value for column, value in changes.items() if value is not None}
     faults = [fault for fault in _faults(columns.get("weight"), columns.get("time_zone")) if fault]
+    if not 0 <= columns.get("cache_days", 0) <= MOST_CACHED:
+        faults.append(Fault("/cache_days", "out_of_range", f"must be a number from 0 to {MOST_CACHED}"))
     if faults:
         raise InvalidInput(faults)
-    if columns.get("max_in_flight") == 0:
-        columns["max_in_flight"] = None
+    columns |= {name: None for name, nothing in _NOTHING.items() if columns.get(name) == nothing}
     return _change(connection, name, columns)
 
 

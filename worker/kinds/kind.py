@@ -199,6 +199,7 @@ class Kind:
     `models`    fields of the input that name further models
     `variant`   the input → the variant of its model that it insists on; None: the model itself will do
     `internal`  made only as a child
+    `cached`    its calls may be answered by the result cache
     """
 
     name: str
@@ -210,6 +211,7 @@ class Kind:
     models: tuple[str, ...] = ()
     variant: Callable[[Any], str | None] = lambda _input: None
     internal: bool = False
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,7 @@ class CallKind(Kind):
     `echoes`    (model, input) → what of it the provider repeats in its answer: orig_prompt, duration, tier, size, n
     `echoed`    (model, a finished answer) → the same names with the provider's values, as far as it repeats them
     `result`    (input, the `output` of a finished call) → the answer to keep in the job's row; None: it has links only
+    `accepts`   such an answer → whether an equal call may be answered with it
     """
 
     request: Callable[[Model, str, Any], Request]
@@ -232,6 +235,7 @@ class CallKind(Kind):
     echoes: Callable[[Model, Any], dict[str, Any]] = lambda _model, _input: {}
     echoed: Callable[[Model, Mapping[str, Any]], dict[str, Any]] = lambda _model, _answer: {}
     result: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] = lambda _input, _output: None
+    accepts: Callable[[Mapping[str, Any]], bool] = lambda _answer: True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -276,4 +276,6 @@ KIND = CallKind(
     estimate=estimate,
     words=words,
     result=answered,
+    accepts=lambda answer: "json_error" not in answer,
+    cached=True,
 )

@@ -2,6 +2,10 @@
 
 A stopped account is tried every five minutes with one job; the first call that is accepted ends the stop. Polls and
 copies go on while creates are stopped or paused, and an admitted job whose call has not begun gives its slot back.
+
+What is said of a main account (arrears, a permission) stops its `Owner`. What is said of one key or workspace stops
+that account alone, where its owner has another one in the region: nothing is admitted to it for five minutes
+(`stopped_accounts`), and the other one carries the load.
 """
 
 from __future__ import annotations
@@ -12,24 +16,29 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import (
+    ARRAY,
+    Boolean,
     ColumnElement,
     Connection,
     DateTime,
     SQLColumnExpression,
+    Text,
     and_,
     bindparam,
+    delete,
     exists,
     func,
     or_,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import log, timeouts, webhooks
 from worker.claims import Now
 from worker.errors import NotFound
 from worker.states import SLOTTED, State
-from worker.tables import Attempt, Job, Lane, Owner, Project
+from worker.tables import Attempt, Job, Lane, Owner, Project, StoppedAccount
 from worker.text import moment
 
 _ACCEPTED = (State.RUNNING, State.COPYING, State.SUCCEEDED, State.EXPIRED)
@@ -63,6 +72,27 @@ class Stop:
         row = connection.execute(called.where(Attempt.id == job.attempt_id)).one_or_none()
         if row and (job.state == State.SUBMITTING or row.stopped_at is None):
             stop(connection, row.name, self.until, self.why, now)
+
+
+@dataclass(frozen=True)
+class StopKey:
+    """An effect of a refusal of one account's key, where its owner has another: `account` takes no jobs for a while."""
+
+    account: str
+    owner: str
+    until: datetime
+    why: str
+
+    def carry_out(self, connection: Connection, job: Job, now: datetime) -> None:
+        """Does that, with an alarm an hour; a look at a task does not put off the try that ends the stop."""
+        said = {"account": self.account, "owner": self.owner, "stopped_until": self.until, "stopped_why": self.why}
+        connection.execute(_STOP_KEY, said | {"now": now, "is_create": job.state == State.SUBMITTING})
+        row = connection.execute(_KEY_ALARM, {"the_account": self.account, "now": now}).one_or_none()
+        if row is None:
+            return
+        _log.error("the account is stopped", account=self.account, why=self.why)
+        if row.alert_url:
+            webhooks.enqueue_alarm(connection, row.alert_url, _alarm(self.account, self.why, self.until, now))
 
 
 @dataclass(frozen=True)
@@ -119,13 +149,24 @@ def pause(connection: Connection, what: str, name: str, now: Now | None) -> None
         raise NotFound(f"no {what} {name}")
 
 
-def resume_accounts(connection: Connection, owner: str | None) -> None:
-    """Ends the stop of an account, or of all, because a person says so; the next one alarms again. Raises NotFound."""
-    started = update(Owner).values(_CREATES | {"alarmed_at": None})
-    if owner is not None:
-        started = started.where(Owner.name == owner)
-    if not connection.execute(started).rowcount:
-        raise NotFound(f"no account {owner or ''}")
+def able(accounts: ColumnElement[list[str]], now: ColumnElement[datetime]) -> ColumnElement[list[str]]:
+    """Those of a lane's accounts whose keys were not refused just now."""
+    name = func.unnest(accounts).column_valued("name")
+    stopped = exists().where(StoppedAccount.account == name, StoppedAccount.stopped_until > now)
+    return func.array(select(name).where(~stopped).scalar_subquery(), type_=ARRAY(Text))
+
+
+def resume_accounts(connection: Connection, name: str | None) -> None:
+    """Ends the stop of an owner or an account, or of all, because a person says so; the next one alarms again.
+
+    Raises NotFound.
+    """
+    started, freed = update(Owner).values(_CREATES | {"alarmed_at": None}), delete(StoppedAccount)
+    if name is not None:
+        started = started.where(Owner.name == name)
+        freed = freed.where(or_(StoppedAccount.account == name, StoppedAccount.owner == name))
+    if not connection.execute(freed).rowcount + connection.execute(started).rowcount:
+        raise NotFound(f"no account {name or ''}")
 
 
 # what `noria pause` names, and how: the table, and the column of the name
@@ -179,3 +220,23 @@ _MAY_PROBE = (
     .values(stopped_until=_NOW + timeouts.PROBE, probe=None)
 )
 _PROBE = update(Owner).where(_OF_OWNER).values(probe=bindparam("job"))
+_STOPPED = upsert(StoppedAccount).values(
+    {name: bindparam(name) for name in ("account", "owner", "stopped_until", "stopped_why")}
+)
+# stops an account, or puts off its next try
+_STOP_KEY = _STOPPED.on_conflict_do_update(
+    index_elements=[StoppedAccount.account],
+    set_={name: _STOPPED.excluded[name] for name in ("owner", "stopped_until", "stopped_why")},
+    where=or_(bindparam("is_create", type_=Boolean), StoppedAccount.stopped_until <= _NOW),
+)
+# where to raise an alarm, unless one was raised for it within the hour
+_KEY_ALARM = (
+    update(StoppedAccount)
+    .where(
+        StoppedAccount.account == bindparam("the_account"),
+        or_(StoppedAccount.alarmed_at.is_(None), StoppedAccount.alarmed_at < _NOW - _ALARM_EVERY),
+        Owner.name == StoppedAccount.owner,
+    )
+    .values(alarmed_at=_NOW)
+    .returning(Owner.alert_url)
+)

@@ -36,8 +36,10 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -54,7 +56,7 @@ _NEAR = timedelta(minutes=1)  # how far a lane may be booked ahead and admit; an
 _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _SETTLING = timedelta(seconds=5)  # between looks at a day's tokens, while calls are out that may give some back
 _SMALL = 0.01  # the share of a day's tokens, of which so little is left that the lane is closed
-_CONFIGURED = ("account", "concurrency", "interval_us", "tpm", "tpd")
+_CONFIGURED = ("account", "accounts", "concurrency", "interval_us", "tpm", "tpd")
 
 
 Reserving = ReturningUpdate[int, datetime, bool]
@@ -97,6 +99,8 @@ def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
     connection.execute(_SYNC_OWNER, [{"name": owner, "alert_url": settings.alert_url} for owner in owners])
     if rows := list(_rows(catalog, settings)):
         connection.execute(_SYNC_LANE, rows)
+    places = {(account.owner, account.region) for account in settings.all_accounts}
+    connection.execute(_CLOSE_LANES, {"places": list(places)})
 
 
 def reserving(connection: Connection, job: Job, wanted: int | None, now: datetime) -> tuple[Reserving, dict[str, Any]]:
@@ -165,6 +169,17 @@ def obstacles(now: ColumnElement[datetime]) -> tuple[ColumnElement[Any], ...]:
     )
 
 
+def accounts() -> ColumnElement[list[str]]:
+    """The accounts that may create in a lane."""
+    return func.coalesce(Lane.accounts, array([Lane.account.expression]))
+
+
+def known_accounts(connection: Connection) -> list[str]:
+    """The accounts that are set up, by the lanes that they have."""
+    named = select(func.unnest(accounts()).label("name")).distinct().subquery()
+    return list(connection.execute(select(named.c.name).order_by(named.c.name)).scalars())
+
+
 def used(*of: ColumnElement[bool]) -> ColumnElement[int]:
     """A lane's slots in use; by the jobs of which `of` is true."""
     return select(func.count()).where(Job.lane_id == Lane.id, holds_slot(), *of).scalar_subquery()
@@ -202,15 +217,15 @@ def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: date
 
 
 def _rows(catalog: Catalog, settings: Settings) -> Iterator[dict[str, Any]]:
-    """The lanes of all accounts, one of each owner, region and model."""
-    seen = set()
+    """The lanes of all accounts, one of each owner, region and model: the provider counts by owner."""
+    places: dict[tuple[str, str], list[str]] = {}
     for account in settings.all_accounts:
+        places.setdefault((account.owner, account.region), []).append(account.name)
+    for (owner, region), names in places.items():
         for model in catalog.every:
-            key = (account.owner, account.region, model.id)
-            if model.region(account.region) and key not in seen:
-                seen.add(key)
-                lane = {"owner": account.owner, "region": account.region, "model": model.id, "account": account.name}
-                yield lane | limits(settings, model, account.region)
+            if model.region(region):
+                lane = {"owner": owner, "region": region, "model": model.id, "account": names[0], "accounts": names}
+                yield lane | limits(settings, model, region)
 
 
 def _in(state: State) -> ColumnElement[bool]:
@@ -239,6 +254,14 @@ _SYNC_LANE = _LANE.on_conflict_do_update(
         "parked_why": None,
     },
     where=or_(*(Lane.__table__.c[name].is_distinct_from(_LANE.excluded[name]) for name in _CONFIGURED)),
+)
+
+# nothing is created where no account is set up any more
+_CLOSE_LANES = (
+    update(Lane)
+    .where(tuple_(Lane.owner, Lane.region).not_in(bindparam("places", expanding=True)))
+    .where(Lane.accounts.is_distinct_from([]))
+    .values(accounts=[])
 )
 
 _NOW = bindparam("now", type_=DateTime(timezone=True))

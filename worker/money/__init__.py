@@ -32,14 +32,20 @@ def estimate(catalog: Catalog, settings: Settings, kind: str, model: str, wanted
 
 
 def regions(settings: Settings, model: Model) -> list[str]:
-    """The regions of the accounts that offer the model; raises InvalidInput with a hint when none does."""
+    """The regions of the accounts that offer the model; raises InvalidInput with a hint when none does.
+
+    `settings` are those of the job's project: where that is bound to an account, of that one alone.
+    """
+    if not settings.all_accounts:
+        raise InvalidInput([Fault("/model", "account_gone", "the account that the project is bound to is not set up")])
     have = dict.fromkeys(account.region for account in settings.all_accounts)
     if served := [region for region in have if model.region(region)]:
         return served
     offered = ", ".join(model.regions)
     name, _, way = model.id.partition("@")
     what = f"{name} by {way}" if way else name
-    message = f"{what} is offered in {offered}; the configured accounts are in {', '.join(sorted(have))}"
+    accounts = ", ".join(sorted({f"{account.region} ({account.name})" for account in settings.all_accounts}))
+    message = f"{what} is offered in {offered}; the accounts for it are in {accounts}"
     raise InvalidInput([Fault("/model", "model_not_in_region", message)])
 
 

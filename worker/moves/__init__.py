@@ -333,7 +333,8 @@ def _release(connection: Connection, job: Job, left: State, move: Move, now: dat
     # what is copied was paid for, and its reservation given back, before
     has_ended = move.to in TERMINAL and (left is not State.COPYING or bool(move.attempt))
     is_over = move.to in DONE and job.mode == Mode.PARENT
-    if _is_paid(move) or is_over or (has_ended and not _is_open(connection, job)):
+    is_free = left is State.ADMITTED and move.to is State.COPYING  # the result cache's answer
+    if _is_paid(move) or is_over or is_free or (has_ended and not _is_open(connection, job)):
         money.release(connection, job, now)
 
 

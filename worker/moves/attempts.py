@@ -7,11 +7,27 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, DateTime, Row, Text, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    DateTime,
+    Row,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
 from worker.claims import NOW
+from worker.states import State
 from worker.tables import Attempt, Job, Owner, Unowned
 
 _SWEPT_EVERY, _SWEPT_AGAIN = timedelta(hours=1), timedelta(minutes=5)  # between two sweeps; after one that failed
@@ -55,6 +71,17 @@ def unanswered(connection: Connection, job: Job) -> int:
 def absences(connection: Connection, job: Job) -> int:
     """How many of the job's create calls before this one were proved absent, or declared so by a person."""
     return connection.execute(_ABSENCES, {"job": job.id, "attempt": job.attempt_id}).scalar_one()
+
+
+def answered(
+    connection: Connection, job: Job, request_hash: bytes, accounts: Sequence[str], since: datetime
+) -> Row[Any] | None:
+    """The newest answer since then to an equal call of the job's project by one of the accounts: `output`, `job_id`.
+
+    Only of a job that succeeded, with that call: one whose answer its kind, its parent or a person refused has not.
+    """
+    said = {"project": job.project_id, "hash": request_hash, "accounts": accounts, "since": since}
+    return connection.execute(_ANSWERED, said | {"of_kind": job.kind, "of_model": job.model}).one_or_none()
 
 
 def take_sweeps(connection: Connection) -> dict[str, datetime]:
@@ -104,6 +131,23 @@ _REFUSALS = _OF_JOB.where(Attempt.code == bindparam("code"))
 _BEFORE = _OF_JOB.where(Attempt.id != bindparam("attempt"))  # of this call another worker may have said something
 _UNANSWERED = _BEFORE.where(Attempt.outcome == "unknown")
 _ABSENCES = _BEFORE.where(Attempt.outcome == "absent")
+# by `ix_attempts_answers`, the newest first
+_ANSWERED = (
+    select(Attempt.output, Attempt.job_id)
+    .join(Job, and_(Job.id == Attempt.job_id, Job.attempt_id == Attempt.id))
+    .where(
+        Attempt.project_id == bindparam("project"),
+        Attempt.request_hash == bindparam("hash"),
+        Attempt.output.is_not(None),
+        Attempt.answered_at > bindparam("since", type_=DateTime(timezone=True)),
+        Attempt.account == any_(bindparam("accounts", type_=ARRAY(Text))),
+        Job.state == State.SUCCEEDED,
+        Job.kind == bindparam("of_kind"),
+        Job.model == bindparam("of_model"),
+    )
+    .order_by(Attempt.answered_at.desc())
+    .limit(1)
+)
 # takes the sweeps that are due, and puts the next ones off
 _TAKE_SWEEPS = (
     update(Owner)

@@ -52,7 +52,7 @@ from worker.webhooks import endpoints
 # What becomes a job's row, and is not kept twice: as `jobs.submission.asked` names it.
 ASKED = (
     *("kind", "model", "mode", "input", "labels", "priority", "webhook_url", "webhook_events"),
-    *("review", "not_after", "estimate"),
+    *("review", "not_after", "cache_days", "estimate"),
 )
 _SPENT: dict[str, Any] = {name: null() for name in ASKED}
 # A tab, which no Idempotency-Key of a user's may hold.

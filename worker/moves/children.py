@@ -48,6 +48,7 @@ class Make:
             "project_id": job.project_id,
             "parent_id": job.id,
             "priority": job.priority,
+            "cache_days": job.cache_days,
             "rank_at": job.rank_at,  # in their project's line they stand where their parent came in
             "created_at": now,
             "state_at": now,

@@ -5,6 +5,10 @@ lowest, so that projects of equal weight alternate however many jobs each has, a
 to one of another. A project that comes back from an idle time starts where the lane stands now: what it did not use
 is not saved up. This is start-time fair queueing, which needs one number a project (`turns`) and one a lane.
 
+A job's account is chosen here too: its project's, where that is bound to one, and then no other; else those of the
+lane in turn, first the one with the fewest jobs in flight. A lane is the provider's count, which is by owner, so
+several accounts (workspaces) of one owner share its slots and its rate.
+
 A job of a paused batch is held. One that comes back to the line meanwhile (throttled, or made again) is passed by.
 
 Within a project the line is kept by `rank_at`: the time of submission, ten minutes earlier for each class of priority.
@@ -19,6 +23,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     BindParameter,
     ColumnElement,
@@ -26,6 +31,7 @@ from sqlalchemy import (
     Double,
     Row,
     Select,
+    Text,
     Uuid,
     bindparam,
     func,
@@ -77,7 +83,7 @@ def _try(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uu
 
 
 def _fill(connection: Connection, lane: Row[Any], free: int, now: datetime) -> Collection[uuid.UUID]:
-    whose = {"lane": lane.id, "the_account": lane.account, "the_region": lane.region, "the_model": lane.model}
+    whose = {"lane": lane.id, "the_accounts": lane.accounts, "the_region": lane.region, "the_model": lane.model}
     return connection.execute(_FILL, whose | {"free": free, "the_left": lane.left, "now": now}).scalars().all()
 
 
@@ -93,7 +99,15 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
     )
     is_proven = account_stops.is_proven()
     inner = (
-        select(Lane.id, Lane.account, Lane.owner, Lane.region, Lane.model, free, throttle.day_left(now).label("left"))
+        select(
+            Lane.id,
+            account_stops.able(slots.accounts(), now).label("accounts"),
+            Lane.owner,
+            Lane.region,
+            Lane.model,
+            free,
+            throttle.day_left(now).label("left"),
+        )
         .add_columns(Owner.stopped_at, is_proven.label("is_proven"))
         .join(Owner, Owner.name == Lane.owner)
         .where(
@@ -105,15 +119,16 @@ def _with_room(now: ColumnElement[datetime]) -> Select[Any]:
         )
         .subquery()
     )
-    return select(inner).where(inner.c.free > 0).order_by(inner.c.id)
+    return select(inner).where(inner.c.free > 0, func.cardinality(inner.c.accounts) > 0).order_by(inner.c.id)
 
 
 # Built once: to build a statement costs more than to run it.
 _WITH_ROOM = _with_room(transition.BOUND_NOW)
 
 # The jobs at the heads of the projects' lines, `free` of them at the most, each with where its turn starts and ends.
-_NEXT = text(
-    f"""
+_NEXT = (
+    text(
+        f"""
     with recursive waiting (project_id) as (
         -- one look into the index for each project that waits, however many jobs it has
         (select project_id from jobs where state = 'queued' and mode <> 'parent' and model = :the_model
@@ -124,17 +139,19 @@ _NEXT = text(
                  order by project_id limit 1)
           from waiting where waiting.project_id is not null
     ), served as (
-        select projects.id, 1 / projects.weight::float8 as cost, greatest(turns.at, lanes.turn) as entry,
+        select projects.id, projects.account, 1 / projects.weight::float8 as cost,
+               greatest(turns.at, lanes.turn) as entry,
                case when projects.max_in_flight is null then :free
                     else projects.max_in_flight - (select count(*) from jobs where jobs.project_id = projects.id
                          and (jobs.state in ('admitted', 'submitting', 'uncertain', 'running')
                               or jobs.state = 'held' and jobs.held_from = 'uncertain')) end as room
           from waiting
           join projects on projects.id = waiting.project_id and projects.paused_at is null
+               and coalesce(projects.account = any(cast(:the_accounts as text[])), true)
           join lanes on lanes.id = :lane
           left join turns on turns.lane_id = :lane and turns.project_id = projects.id
     ), line as (
-        select head.id, head.rank_at, served.cost, served.entry
+        select head.id, head.rank_at, served.account, served.cost, served.entry
                + (row_number() over (partition by served.id order by head.rank_at, head.id) - 1) * served.cost as start
           from served cross join lateral (
                select id, rank_at from jobs
@@ -146,12 +163,26 @@ _NEXT = text(
                   and not ({PASSED_BY})
                 order by rank_at, id limit least(:free, greatest(served.room, 0))) as head
     ), next as materialized (
-        select id, start, cost from line order by start, rank_at, id limit :free
+        select id, account, start, cost,
+               row_number() over (partition by account is null order by start, rank_at, id) - 1 as nth
+          from line order by start, rank_at, id limit :free
+    ), accounts as (
+        select given.name, row_number() over (order by case when cardinality(cast(:the_accounts as text[])) > 1 then
+                   (select count(*) from jobs where lane_id = :lane and jobs.account = given.name
+                       and (jobs.state in ('admitted', 'submitting', 'uncertain', 'running')
+                            or jobs.state = 'held' and jobs.held_from = 'uncertain')) end, given.n) - 1 as nth
+          from unnest(cast(:the_accounts as text[])) with ordinality as given (name, n)
     )
-    select jobs.id, next.start, next.start + next.cost as stop from jobs join next on next.id = jobs.id
+    select jobs.id, next.start, next.start + next.cost as stop,
+           coalesce(next.account,
+                    (select name from accounts where nth = next.nth % (select count(*) from accounts))) as account
+      from jobs join next on next.id = jobs.id
      where jobs.state = 'queued' for update of jobs skip locked
     """  # noqa: S608 - words of ours
-).columns(id=Uuid, start=Double, stop=Double)
+    )
+    .bindparams(bindparam("the_accounts", type_=ARRAY(Text)))
+    .columns(id=Uuid, start=Double, stop=Double, account=Text)
+)
 
 
 def _filling() -> transition.Telling:
@@ -163,7 +194,7 @@ def _filling() -> transition.Telling:
         State.ADMITTED,
         Job.id == picked.c.id,
         lane_id=lane,
-        account=bindparam("the_account"),
+        account=picked.c.account,
         region=bindparam("the_region"),
         tokens=None,
     )

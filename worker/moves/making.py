@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, FromClause, Select, insert, literal_column, select
+from sqlalchemy import CTE, ColumnElement, FromClause, Select, func, insert, literal_column, select
 
 from worker import money, text
 from worker.document import JobDocument
 from worker.moves import fair_queue
-from worker.tables import Event, Job
+from worker.tables import Event, Job, Project
 
 
 def columns(born: FromClause, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,14 @@ def columns(born: FromClause, asked: Mapping[str, Any]) -> dict[str, Any]:
         "run_at": at,
         **asked,
     }
-    return written | ({"rank_at": fair_queue.rank(at, asked["priority"])} if "priority" in asked else {})
+    written |= {"rank_at": fair_queue.rank(at, asked["priority"])} if "priority" in asked else {}
+    return written | ({"cache_days": _cache_days(asked)} if "cache_days" in asked else {})
+
+
+def _cache_days(asked: Mapping[str, Any]) -> ColumnElement[int]:
+    """What the job says, else what its project does."""
+    of_project = select(Project.cache_days).where(Project.id == asked["project_id"])
+    return func.coalesce(asked["cache_days"], of_project.scalar_subquery())
 
 
 def told(made: CTE) -> CTE:

@@ -70,6 +70,8 @@ FRESH: dict[str, Any] = {
     "billed": "no",
     "usage": None,
     "result": None,
+    "cached_from": None,
+    "cache_days": None,  # whoever wants it again wants another answer
     "error": None,
     "not_after": None,  # a person asks for it now
 }

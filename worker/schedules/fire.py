@@ -255,10 +255,12 @@ def _job(ctx: FireContext, schedule: Schedule, occasion: Occasion) -> Job:
     filled, found = plan.fill(schedule.template, occasion.values())
     if found:
         raise InvalidInput(found)
-    prepared = submission.prepare(ctx.catalog, ctx.settings, Submission(**({"model": None} | filled)), ctx.now)
-    _check_room(ctx, schedule)
     row = ctx.connection.execute(select(*Project.__table__.c).where(Project.id == schedule.project_id))
-    return submission.submit(ctx.connection, Project.of(row.mappings().one()), prepared, None, ctx.now)[0]
+    project = Project.of(row.mappings().one())
+    settings = ctx.settings.bound_to(project.account)
+    prepared = submission.prepare(ctx.catalog, settings, Submission(**({"model": None} | filled)), ctx.now)
+    _check_room(ctx, schedule)
+    return submission.submit(ctx.connection, project, prepared, None, ctx.now)[0]
 
 
 def _check_room(ctx: FireContext, schedule: Schedule) -> None:

@@ -191,6 +191,13 @@ class Settings(BaseSettings):
             ),
         )
 
+    def bound_to(self, name: str | None) -> Settings:
+        """The settings with that account alone, or with none where it is not among them; None: as they are."""
+        if name is None:
+            return self
+        found = tuple(account for account in self.all_accounts if account.name == name)
+        return self.model_copy(update={"accounts": found, "all_accounts": found})
+
 
 def load() -> Settings:
     """The settings of this process; raises pydantic's ValidationError, which names each wrong variable."""

@@ -22,11 +22,11 @@ from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
 from worker.kinds import Request
 from worker.lanes import query_budget, throttle
-from worker.lanes.account_stops import Stop, Unserved
+from worker.lanes.account_stops import Stop, StopKey, Unserved
 from worker.lanes.throttle import Slow
 from worker.moves import attempts
-from worker.states import Mode, Move, State
-from worker.steps import finish
+from worker.states import Effect, Mode, Move, State
+from worker.steps import cache, finish
 from worker.tables import Job
 
 _NO_TOKENS = {"tokens": 0}  # those that were booked are given back to the lane
@@ -66,10 +66,16 @@ def made(ctx: Context, job: Job, clock: Clock, way: Way) -> Moves:
     if job.cancel_requested:
         yield moves.canceled(job)
         return
+    if ctx.account(job).name != job.account:
+        yield Move(State.QUEUED, f"its account {job.account} is not set up any more")
+        return
     model, kind = ctx.catalog.model(job.model), kinds.call(job.kind)
     wanted = kind.input.model_validate(job.input)
     request = kind.request(model, job.region or "", wanted)
     said = _attempt(ctx, job, request, _tokens(model, kind.estimate(model, wanted)))
+    if (answered := cache.answer(ctx, job, said["request_hash"], clock)) is not None:
+        yield answered
+        return
     try:
         request = way.ready(ctx, job, request, said)
     except NoriaError as trouble:
@@ -111,7 +117,7 @@ def lapsed(_: Context, __: Job, clock: Clock) -> Move:
     return Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
 
 
-def _attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[str, Any]:
+def _attempt(ctx: Context, job: Job, request: Request, tokens: int | None) -> dict[str, Any]:
     account = ctx.account(job)
     return {
         "id": uuid.uuid4(),
@@ -120,9 +126,14 @@ def _attempt(ctx: Context, job: Job, request: Any, tokens: int | None) -> dict[s
         "account": account.name,
         "region": account.region,
         "model": request.body["model"],
-        "request_hash": text.digest(request.body),
+        "request_hash": _digest(request),
         **({"tokens": tokens} if tokens is not None else {}),
     }
+
+
+def _digest(request: Request) -> bytes:
+    """Of what decides the answer: the body, and whether the model's reasoning is kept of it."""
+    return text.digest([request.body, "with reasoning"] if request.reasoning else request.body)
 
 
 def _accepted(ctx: Context, job: Job, answer: Accepted, clock: Clock) -> Move:
@@ -175,9 +186,19 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
         )
     until, why = _until(row, refused, now), f"{failure.message} ({row.hint})" if row.hint else failure.message
     if row.verdict is Verdict.STOP_ACCOUNT and row.scope not in errors.OF_A_MODEL:
-        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(Stop(until, why),))
+        stop = stopping(ctx, job, row, until, why)
+        return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(stop,))
     slow = Slow(row.scope or Scope.RATE, until, why)
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(slow,))
+
+
+def stopping(ctx: Context, job: Job, row: errors.Meaning, until: datetime, why: str) -> Effect:
+    """What a refusal stops: the account alone, where its key is to blame and its owner has another one there."""
+    mine = ctx.account(job)
+    places = [(each.owner, each.region) for each in ctx.settings.all_accounts]
+    if row.scope in errors.OF_A_KEY and places.count((mine.owner, mine.region)) > 1:
+        return StopKey(mine.name, mine.owner, until, why)
+    return Stop(until, why)
 
 
 def _refusals(ctx: Context, job: Job, code: str) -> int:

@@ -259,11 +259,10 @@ def _later(ctx: Context, job: Job, attempt: Attempt, clock: Clock) -> Move:
 
 
 def _due(ctx: Context) -> list[tuple[Account, Clock]]:
-    """The accounts to be swept now, one of each owner and region."""
+    """The accounts to be swept now: all of an owner, since a key may not see another workspace's tasks."""
     with ctx.engine.begin() as connection:
         due = {owner: Clock(now) for owner, now in attempts.take_sweeps(connection).items()}
-    places = {(account.owner, account.region): account for account in reversed(ctx.settings.all_accounts)}
-    return [(account, due[owner]) for (owner, _), account in places.items() if owner in due]
+    return [(account, due[account.owner]) for account in ctx.settings.all_accounts if account.owner in due]
 
 
 def _swept(ctx: Context, account: Account, clock: Clock) -> Swept:

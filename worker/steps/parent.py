@@ -175,7 +175,7 @@ def _parent(ctx: Context, job: Job, rounds: int, made: int) -> Parent:
         made=made,
         ended=ctx.read(lambda connection: children.ended(connection, job, rounds)),
         prefixes=(f"{job.project_id}/", f"inbox/{ctx.project_name(job)}/"),
-        settings=ctx.settings,
+        settings=ctx.settings_of(job),
         catalog=ctx.catalog,
     )
 

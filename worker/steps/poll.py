@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,9 +25,8 @@ from worker.dashscope.errors import Verdict
 from worker.dashscope.responses import Listed, Page, Refused, TaskSeen
 from worker.errors import CallFailed, ErrorClass, Failure, NotTold
 from worker.lanes import query_budget
-from worker.lanes.account_stops import Stop
 from worker.states import HeldFor, Move, State
-from worker.steps import finish
+from worker.steps import create, finish
 from worker.tables import Job
 
 REACH = timedelta(hours=24)  # how far back the list goes, and how long a window may be
@@ -227,7 +226,11 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
     if query_budget.is_trouble(refused.http_status):
         ctx.queries.slow(ctx.owner(job))
     row = errors.classify(refused.http_status, refused.code, refused.message)
-    return _look_again(job, clock, f"HTTP {refused.http_status} {refused.code}", row)
+    why = f"HTTP {refused.http_status} {refused.code}"
+    move = _look_again(job, clock, why, row)
+    if row.verdict is Verdict.STOP_ACCOUNT and move.to is State.RUNNING:
+        return replace(move, effects=(create.stopping(ctx, job, row, clock() + timeouts.PROBE, why),))
+    return move
 
 
 def _look_again(job: Job, clock: Clock, why: str, row: errors.Meaning | None = None) -> Move:
@@ -237,12 +240,10 @@ def _look_again(job: Job, clock: Clock, why: str, row: errors.Meaning | None = N
         message = f"the provider has told nothing of the task for a day after its end: {why}"
         failure = Failure("task_unseen", ErrorClass.PROVIDER, message, billed="unknown", hint=_UNKNOWN_HINT)
         return Move(State.EXPIRED, message, columns={"error": failure.as_json()})
-    stops = row is not None and row.verdict is Verdict.STOP_ACCOUNT
-    effects = (Stop(now + timedelta(minutes=5), why),) if stops else ()
     # the slower pace is enough of a wait for a query that was one too many
     wait = _THROTTLED if row is not None and row.verdict is Verdict.WAIT else timeouts.backoff(now - job.state_at)
     again_at = now + min(wait, _LAST_LOOKS)
-    return Move(State.RUNNING, run_at=again_at, effects=effects)
+    return Move(State.RUNNING, run_at=again_at)
 
 
 def _is_overdue(job: Job, now: datetime) -> bool:

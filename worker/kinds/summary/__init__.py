@@ -166,4 +166,5 @@ KIND = ParentKind(
     assemble=assemble,
     usage=usage,
     all_or_none=False,
+    cached=True,
 )

@@ -88,6 +88,7 @@ class Tree:
     parts: dict[tuple[int, int], Answer | NoSummary] = field(default_factory=dict)
     again: Answer | NoSummary | None = None  # to the question whose first answer did not fit
     spent: list[dict[str, int]] = field(default_factory=list)  # the tokens of each call
+    cached: int = 0  # answers that the result cache gave
 
     @property
     def top(self) -> int:
@@ -140,9 +141,11 @@ def trees(parent: Parent, store: Store) -> dict[int, Tree]:
 
 
 def spent(trees: Mapping[int, Tree]) -> dict[str, int]:
-    """The number of calls that were answered for all of them, and their tokens."""
+    """The number of calls that were answered for all of them, and their tokens; and of cached answers, if any."""
     usages = [usage for tree in trees.values() for usage in tree.spent]
-    return {"calls": len(usages), **{name: sum(usage[name] for usage in usages) for name in COUNTED}}
+    counted = {"calls": len(usages), **{name: sum(usage[name] for usage in usages) for name in COUNTED}}
+    cached = sum(tree.cached for tree in trees.values())
+    return counted | ({"cached": cached} if cached else {})
 
 
 def outcome(tree: Tree, wanted: Summary) -> Done | NoSummary | Misfit | None:
@@ -187,8 +190,10 @@ def _add_call(trees: dict[int, Tree], child: Ended) -> None:
     note = child.note
     tree = trees.setdefault(note["document"], Tree())
     part = _answer(child.result, child.usage) if child.state == "succeeded" else _failure(child)
-    if isinstance(part, Answer):
+    if isinstance(part, Answer) and child.usage:
         tree.spent.append(part.usage)
+    elif isinstance(part, Answer):
+        tree.cached += 1
     if note.get("again"):
         tree.again = part
     else:
