@@ -26,6 +26,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import keys, webhooks
+from worker.errors import Conflict
 from worker.moves import bulk
 from worker.states import State
 from worker.tables import Delivery, WebhookEndpoint
@@ -35,6 +36,7 @@ from worker.webhooks.registry import Wanted
 TOLD = peers.answers(204, b"")
 NOW = datetime(2026, 11, 27, 4, tzinfo=UTC)
 ENDS = ["job.succeeded"]
+WAITS = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 
 
 @pytest.fixture(scope="module")
@@ -556,6 +558,19 @@ def test_no_secret_is_logged(play: Stage, written: Any) -> None:
 
     assert "an endpoint is disabled" in written()
     assert endpoint.secret not in written()
+
+
+def test_two_endpoints_that_are_made_at_once_are_counted_one_after_the_other(play: Stage) -> None:
+    for n in range(registry.MOST - 1):
+        register(play, f"https://n{n}.example/")
+
+    with ThreadPoolExecutor(1) as pool:
+        with play.ctx.engine.begin() as connection:
+            registry.make(connection, play.project.id, Wanted("https://last.example/", None, ""))
+            late = pool.submit(register, play, "https://late.example/")
+            eventually(lambda: late.done() or play.sql(WAITS))
+        with pytest.raises(Conflict, match="as many as it may"):
+            late.result()
 
 
 def log(play: Stage, endpoint: WebhookEndpoint) -> list[Any]:
