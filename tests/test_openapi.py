@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import uuid
 from collections import Counter
@@ -27,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import CLIP, PATIENCE, Served, served
 
-from api import answers, forms, problems
+from api import answers, app, description, forms, openapi, problems
 from api.routes import batches, budgets, bulk, catalog, endpoints, files, jobs, keys, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
@@ -48,6 +49,7 @@ ANY = list(HealthCheck)
 MANY: dict[str, Any] = {"action": "cancel", "filter": {"custom_id": "row-17"}, "dry_run": True}
 ENDPOINT: dict[str, Any] = {"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]}  # nobody listens there
 PROJECT = {"Noria-Project": "spring"}
+COMMITTED: dict[str, Any] = json.loads(openapi.DESCRIPTION.read_text())
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
 Case = schemathesis.Case[Any]
@@ -78,7 +80,9 @@ def test_it_is_openapi_3_1_and_every_reference_leads_somewhere(described: dict[s
 
     found = set(references(described))
     assert described["openapi"].startswith("3.1")
-    assert {reference.rpartition("/")[2] for reference in found} <= set(components)
+    for reference in found:
+        room, _, name = reference.removeprefix("#/components/").partition("/")
+        assert name in described["components"][room], reference
     for name, component in components.items():
         Draft202012Validator.check_schema(component)
         assert component.get("description") or name.startswith("_"), name
@@ -93,6 +97,7 @@ def test_every_operation_is_explained_and_names_its_refusals(described: dict[str
                 assert {"401", "422", "429", "503"} <= set(operation["responses"])
                 for status, response in operation["responses"].items():
                     if status >= "400":
+                        response = described["components"]["responses"][response["$ref"].rpartition("/")[2]]
                         assert list(response["content"]) == ["application/problem+json"], (path, status)
             for parameter in operation.get("parameters", []):
                 assert parameter.get("description") or parameter["schema"].get("description"), parameter["name"]
@@ -112,6 +117,52 @@ def test_the_input_is_documented_for_each_kind_with_an_example(described: dict[s
     assert {name: found["value"] for name, found in body["examples"].items()} == {
         kind: forms.example(kind) for kind in OFFERED
     }
+
+
+def test_every_body_and_answer_has_an_example_that_its_schema_takes(described: dict[str, Any]) -> None:
+    parts = described["components"]
+
+    def bodies() -> Iterator[dict[str, Any]]:
+        for _, _, operation in description.operations(described):
+            yield from operation.get("requestBody", {}).get("content", {}).values()
+            for response in operation["responses"].values():
+                content = parts["responses"][response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+                yield from (body for kind, body in content.get("content", {}).items() if kind.endswith("json"))
+
+    for body in bodies():
+        named = body.get("examples", {}).values()
+        values = [parts["examples"][each["$ref"].rpartition("/")[2]] if "$ref" in each else each for each in named]
+        for value in [each["value"] for each in values] or [body["example"]]:
+            Draft202012Validator({**body["schema"], "components": parts}).validate(value)
+
+
+def test_the_committed_description_and_the_clients_documents_are_those_of_the_code() -> None:
+    described = app.described()
+    broken = "".join(f"\nbreaks clients: {change}" for change in openapi.breaks(COMMITTED, described))
+
+    assert openapi.written(described) == openapi.DESCRIPTION.read_text(), f"run `make openapi`{broken}"
+    assert openapi.documents(described) == openapi.DOCUMENTS.read_text(), "run `make openapi`"
+
+
+def test_what_breaks_a_client_is_named_and_what_is_new_is_not() -> None:
+    described = copy.deepcopy(COMMITTED)
+    schemas = described["components"]["schemas"]
+    assert list(openapi.breaks(COMMITTED, described)) == []
+
+    del described["paths"]["/v1/ledger"]
+    del schemas["JobDocument"]["properties"]["usage"]
+    schemas["JobDocument"]["properties"]["state"]["enum"].remove("running")
+    schemas["KeyCreate"]["required"] = ["name"]
+    described["paths"]["/v1/new"] = {"get": {"responses": {}}}
+    schemas["JobDocument"]["properties"]["new"] = {"type": "string"}
+    schemas["JobDocument"]["required"].append("new")
+
+    assert sorted(openapi.breaks(COMMITTED, described)) == [
+        "GET /v1/ledger is gone",
+        "JobDocument.state: 'running' is gone",
+        "JobDocument.usage is gone",
+        "KeyCreate.name is required",
+    ]
 
 
 def test_a_change_of_a_schedule_requires_nothing_and_fills_nothing_in(described: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from worker import document, inputs, money, text
 from worker.document import Amount, Answer, JobDocument
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading, submission
-from worker.jobs.reading import AttemptDocument, EventDocument
+from worker.jobs.reading import AttemptDocument, JobEvent
 from worker.jobs.submission import Prepared, Sent
 from worker.states import TERMINAL, Mode, State
 from worker.tables import Job, Output
@@ -72,7 +72,7 @@ class Cancellation(Answer):
     job: JobDocument
 
 
-class EventList(Page[EventDocument]):
+class EventList(Page[JobEvent]):
     """A page of a job's events, the oldest first; the cursor is the last one's sequence."""
 
 
@@ -182,7 +182,7 @@ def events(
         if follows(request):
             return _stream(here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
-    page = [EventDocument.of(event) for event in found[:limit]]
+    page = [JobEvent.of(event) for event in found[:limit]]
     return answers.page(EventList, page, page[-1].sequence if len(found) > limit else None)
 
 
