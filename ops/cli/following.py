@@ -45,7 +45,7 @@ def follow(client: Client, ids: Sequence[str]) -> Iterator[list[Job]]:
     seen: dict[str, Job] = {}
     while True:
         open_ids = [job_id for job_id in ids if job_id not in seen or not _is_done(seen[job_id])]
-        seen |= {job_id: client.job(job_id) for job_id in open_ids}
+        seen |= {job_id: client.job(job_id).as_json() for job_id in open_ids}
         yield [seen[job_id] for job_id in ids]
         if all(map(_is_done, seen.values())):
             return

@@ -137,7 +137,7 @@ def submit(
     with api.client() as client:
         whole = _uploaded(client, body, documents)
         if afterwards.dry_run:
-            _price(client.dry_run(whole), api)
+            _price(client.dry_run(whole).as_json(), api)
         else:
             _submit(client, whole, idempotency_key, afterwards, api)
 
@@ -156,7 +156,7 @@ def estimate(
     """
     with api.client() as client:
         body = {"kind": kind, "model": model, "input": wanted.fields()}
-        _price(client.dry_run(files.placed(Uploads(client), body)), api)
+        _price(client.dry_run(files.placed(Uploads(client), body)).as_json(), api)
 
 
 def given_input(given: list[str] | None) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _price(priced: Mapping[str, Any], api: Api) -> None:
 
 
 def _submit(client: Client, body: Mapping[str, Any], key: str | None, afterwards: Afterwards, api: Api) -> None:
-    job: Job = client.submit(body, key)
+    job: Job = client.submit(body, key).as_json()
     show.warnings(job["warnings"])
     waits = afterwards.wait or afterwards.download is not None
     if waits:
