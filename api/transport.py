@@ -116,8 +116,10 @@ def events(answer: httpx.Response) -> Iterator[ServerSentEvent | None]:
         *lines, rest = (rest + text).split("\n")
         for line in lines:
             event = decoder.decode(line.removesuffix("\r"))
-            if event is not None or line.startswith(":"):
+            if event is not None and event.data:  # the decoder takes the empty line after a heartbeat for an event
                 yield event
+            elif line.startswith(":"):
+                yield None
 
 
 def is_repeatable(method: str, path: str, headers: Mapping[str, Any], params: Mapping[str, Any]) -> bool:

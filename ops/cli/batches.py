@@ -103,7 +103,7 @@ def batch(
             made = _followed(client, made["id"], api)
         if made is not None and terms.download:
             done = client.jobs(batch=made["id"], state="succeeded", limit=100)
-            following.download(client, (job.as_json() for job in done), terms.download)
+            following.download(client, done, terms.download)
     _end(made or draft, terms, api)
 
 

@@ -208,7 +208,7 @@ def _submit(client: Client, body: Mapping[str, Any], key: str | None, afterwards
         rounds = following.follow(client, [job["id"]])
         [job] = following.told(rounds, lambda _: None) if api.as_json else following.watched(rounds, show.ERR)
     if afterwards.download:
-        following.download(client, [job], afterwards.download)
+        following.download(client, [client.job(job["id"])], afterwards.download)
     api.answer(job, job["id"])
     if waits and not following.succeeded([job]):
         raise typer.Exit(1)
