@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -35,13 +36,24 @@ from worker.batches.document import BatchDocument
 from worker.jobs import spending
 from worker.kinds import OFFERED
 
+
+def headers_are_described(_: object, answer: Any, case: Any) -> None:
+    """Each header that a client may act on is in the description of that answer."""
+    path = case.operation.path
+    operation = COMMITTED["paths"][path][case.operation.method]
+    described = {name.lower() for name in description.headers(operation, path, str(answer.status_code))}
+    assert described >= {name for name in TOLD if name in answer.headers}, (case.operation.label, answer.status_code)
+
+
 CHECKS = [
+    headers_are_described,
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
 ]
+TOLD = ("location", "retry-after", "idempotency-replayed", "content-disposition", "www-authenticate")
 EXAMPLES = 12  # of each operation
 BUDGET = {"period": "day", "limit": "700000.00"}
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
@@ -279,6 +291,63 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
         assert asked["POST /v1/jobs", 201]
     else:
         assert sum(count for (_, status), count in asked.items() if status == 422) > EXAMPLES, asked
+
+
+def test_what_is_seldom_generated_is_answered_as_described_too(api: Served) -> None:
+    """Outputs, streams, exports, uploads, reviews, and an operator's questions."""
+    headers = {"authorization": f"Bearer {api.key('spring')}"}
+    operators = {"authorization": f"Bearer {api.key()}"}
+    with api.http(api.key("spring")) as http:
+        job = http.post("/v1/jobs", json=CLIP).json()["id"]
+        batch = http.post("/v1/batches?commit=true", json={"items": [CLIP]}).json()["id"]
+        api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null where id = :id", id=job)
+        api.sql(
+            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
+            " select id, 0, project_id, 'video', 'k', 'video/mp4', 6, '', '' from jobs where id = :id",
+            id=job,
+        )
+        other = http.post("/v1/jobs", json=CLIP).json()["id"]
+        http.post(f"/v1/jobs/{other}/cancel")
+    schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
+    stream = {"accept": "text/event-stream"}
+    file = {"file": b"kind,prompt\ntext-to-video,a kitten\n"}
+
+    def ask(method: str, path: str, its: dict[str, Any], *statuses: int, **said: Any) -> None:
+        case = schema[path][method].Case(path_parameters=its, **said)
+        key = operators if path.endswith(("candidates", "resolve")) else headers
+        answer = case.call(base_url=api.url, headers=key | said.get("headers", {}), allow_redirects=False)
+        case.validate_response(answer, checks=[check for check in CHECKS if check is not not_a_server_error])
+        assert answer.status_code in statuses, (path, answer.text)
+
+    ask("GET", "/v1/jobs/{job_id}/outputs/{n}", {"job_id": job, "n": 0}, 302)
+    ask("GET", "/v1/models/{name}", {"name": CLIP["model"]}, 200)
+    ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 200, headers=stream)
+    ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 204, headers=stream | {"last-event-id": "2"})
+    for name in ("report.csv", "results.jsonl", "errors.jsonl"):
+        ask("GET", f"/v1/batches/{{batch_id}}/{name}", {"batch_id": batch}, 200)
+    ask("POST", "/v1/batches", {}, 201, body=file, media_type="multipart/form-data")
+    ask("POST", "/v1/files", {}, 201, body={"file": b"some words"}, media_type="multipart/form-data")
+    ask("POST", "/v1/jobs/{job_id}/approve", {"job_id": job}, 200, body={}, media_type="application/json")
+    no = {"comment": "no"}
+    ask("POST", "/v1/jobs/{job_id}/reject", {"job_id": job}, 409, body=no, media_type="application/json")
+    ask("GET", "/v1/jobs/{job_id}/candidates", {"job_id": other}, 409)
+    requeue = {"action": "requeue"}
+    ask("POST", "/v1/jobs/{job_id}/resolve", {"job_id": other}, 409, body=requeue, media_type="application/json")
+
+
+def test_no_operation_answers_whom_it_does_not_know(api: Served) -> None:
+    schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
+    known = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    asked = [operation for operation in known if operation.path.startswith("/v1/")]
+    assert len(asked) > 60
+
+    for operation in asked:
+        its = {name: 1 if name == "n" else str(uuid.uuid4()) for name in re.findall(r"{(\w+)}", operation.path)}
+        for key in ({}, {"authorization": "Bearer noria_nobody"}):
+            case = operation.Case(path_parameters=its)
+            answer = case.call(base_url=api.url, headers=key)
+            case.validate_response(answer, checks=CHECKS)
+            assert answer.status_code == 401, operation.label
 
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:
