@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DESCRIBED: dict[str, Any] = json.loads(openapi.DESCRIPTION.read_text())
 JOB: dict[str, Any] = DESCRIBED["components"]["examples"]["JobDocument"]["value"]
 CUT = (0, {})  # no answer
+STREAM = (200, "heartbeats, and nothing else")
 ID = "0198c0de-0000-7000-8000-000000000000"
 
 Answer = tuple[int, Any]
@@ -44,15 +45,23 @@ class Cutting:
     def __init__(self, *answers: Answer) -> None:
         self.seen: list[tuple[str, str]] = []
         self.keys: list[str | None] = []
+        self.over = threading.Event()
         self._answers = list(answers)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         request.rfile.read(int(request.headers.get("content-length", 0)))
         self.seen.append((request.command, request.path))
         self.keys.append(request.headers.get("idempotency-key"))
-        status, body = self._answers.pop(0)
+        if self._answers[0] == STREAM and not request.path.endswith("/events"):
+            self._answers.pop(0)  # it is given as often as it is asked for
+        status, body = self._answers[0] if self._answers[0] == STREAM else self._answers.pop(0)
         request.close_connection = True
-        if status:
+        if (status, body) == STREAM:
+            request.send_response(status)
+            request.end_headers()
+            while not self.over.wait(0.05):
+                request.wfile.write(b": \n\n")
+        elif status:
             content = json.dumps(body).encode()
             request.send_response(status)
             request.send_header("content-length", str(len(content)))
@@ -77,6 +86,7 @@ def cutting(*answers: Answer) -> Iterator[tuple[Cutting, Client]]:
         with Client(f"http://127.0.0.1:{server.server_address[1]}", "noria_key") as client:
             yield found, client
     finally:
+        found.over.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -253,6 +263,10 @@ class TestWaiting:
 
         assert isinstance(over.value, TimeoutError)
         assert over.value.found.id == job.id
+
+    def test_heartbeats_do_not_stretch_the_time(self) -> None:
+        with cutting(STREAM, (200, JOB)) as (_, client), pytest.raises(NotEnded):
+            client.wait(ID, timeout=1.5)
 
     def test_a_state_that_is_not_known_is_no_end_unless_it_is_said_to_be_one(self) -> None:
         for is_terminal in (True, False):
