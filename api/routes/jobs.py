@@ -162,7 +162,7 @@ def show(here: Here, mine: Mine, job_id: JobId) -> Response:
     "/{job_id}/events",
     response_model=EventList,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": answers.streamed(JobEvent)},
         204: {"description": "the stream has ended, and was read to its end"},
     },
 )
