@@ -362,8 +362,8 @@ def test_the_lines_of_the_readme_do_what_it_says(
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### From Python")[2]
     lines = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert lines is not None
-    monkeypatch.setenv("NORIA_URL", api.url)
-    monkeypatch.setenv("NORIA_KEY", api.key("spring"))
+    monkeypatch.setenv("URL", api.url)
+    monkeypatch.setenv("KEY", api.key("spring"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("kind,model,prompt\ntext-to-video,wan2.5-t2v-preview,a kitten\n")
     over = threading.Event()
