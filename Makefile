@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Without bytecode on disk, each of the many processes of tests and stacks compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test chaos bench lint check lock install clean
+.PHONY: demo up test chaos bench lint check openapi lock install clean
 
 install: .venv/installed
 
@@ -42,6 +42,11 @@ bench: .venv/bench
 
 check: lint
 	$(BIN)/python -m pytest -n 0 tests/test_house.py tests/test_migrations.py tests/test_deployment.py
+	$(BIN)/python -m api.openapi --check
+
+# After a change of the API: its description, and the types of its answers that the client has.
+openapi: install
+	$(BIN)/python -m api.openapi
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from fastapi.responses import Response
 from pydantic import Field
@@ -35,3 +35,12 @@ def page(form: type[Page[T]], data: Sequence[T], next_cursor: object = None) -> 
     """A page as a response."""
     cursor = None if next_cursor is None else str(next_cursor)
     return answer(form(data=list(data), has_more=cursor is not None, next_cursor=cursor))
+
+
+def streamed(form: type[Answer]) -> dict[str, Any]:
+    """The content, for OpenAPI, of a stream of Server-Sent Events: the schema is that of one of them."""
+    of = {"$ref": f"#/components/schemas/{form.__name__}"}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": of}
+    about = {"id": {"type": "string", "description": "give it as Last-Event-ID to go on"}, "event": {"type": "string"}}
+    one = {"type": "object", "properties": {**about, "data": data}, "required": ["id", "event", "data"]}
+    return {"text/event-stream": {"schema": one}}

@@ -25,7 +25,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import context, forms, problems, scopes
+from api import context, description, forms, problems, scopes
 from api.routes import (
     batch_exports,
     batches,
@@ -89,12 +89,22 @@ _ROUTES = (
 def create_app(given: Settings) -> FastAPI:
     """The app for these settings; it opens no connection before the first request."""
     made = context.make(given)
-    # /docs is served offline: FastAPI's own page loads its scripts from a CDN that many cannot reach.
-    app = FastAPIOffline(redoc_url=None, title=_TITLE, version=_version(), lifespan=_lifespan, redirect_slashes=False)
+    app = _routed()
     app.state.context = made
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Frame)
     problems.handle(app)
+    return app
+
+
+def described() -> dict[str, Any]:
+    """The OpenAPI description, for which no settings are needed."""
+    return _described(_routed())
+
+
+def _routed() -> FastAPI:
+    # /docs is served offline: FastAPI's own page loads its scripts from a CDN that many cannot reach.
+    app = FastAPIOffline(redoc_url=None, title=_TITLE, version=_version(), lifespan=_lifespan, redirect_slashes=False)
     for routes in _ROUTES:
         app.include_router(routes.router)
     return app
@@ -121,6 +131,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
             for part, of in {**schema.pop("$defs", {}), name: schema}.items():
                 assert components.setdefault(part, of) == of, f"two different forms are called {part}"
         _name_scopes(made["paths"])
+        description.complete(made)
         app.openapi_schema = made
     return app.openapi_schema
 

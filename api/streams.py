@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import log
 from worker.jobs import reading
-from worker.jobs.reading import EventDocument
+from worker.jobs.reading import JobEvent
 from worker.states import TERMINAL, State
 from worker.tables import Event, Job
 
@@ -121,6 +121,4 @@ def _read(engine: Engine, job: Job, after: int) -> Sequence[Row[tuple[Event]]]:
 
 
 def _frame(event: Any) -> bytes:
-    return format_sse_event(
-        data_str=EventDocument.of(event).model_dump_json(), event=event.type, id=str(event.sequence)
-    )
+    return format_sse_event(data_str=JobEvent.of(event).model_dump_json(), event=event.type, id=str(event.sequence))

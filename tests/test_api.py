@@ -647,7 +647,7 @@ class TestHistory:
                 if event.id == "1":
                     moved(api, job["id"], State.HELD)
                 if event.id == "2":
-                    moved(api, job["id"], State.FAILED)
+                    moved(api, str(job.id), State.FAILED)
 
         assert seen == [("1", "job.queued", "queued"), ("2", "job.held", "held"), ("3", "job.failed", "failed")]
 
@@ -1061,22 +1061,22 @@ class TestTheClient:
             yield made
 
     def test_it_goes_through_the_life_of_a_job(self, client: Client, api: Served) -> None:
-        assert client.dry_run(CLIP)["cost"] == {"currency": "CNY", "estimated": "1.50"}
+        assert client.dry_run(CLIP).cost.as_json() == {"currency": "CNY", "estimated": "1.50"}
         job = client.submit(CLIP | {"metadata": {"sku": "A17"}}, "k1")
 
-        assert client.submit(CLIP | {"metadata": {"sku": "A17"}}, "k1")["id"] == job["id"]
-        assert client.job(job["id"])["id"] == job["id"]
-        assert [found["id"] for found in client.jobs(metadata={"sku": "A17"}, limit=1)] == [job["id"]]
-        assert client.attempts(job["id"]) == []
-        assert client.cancel(job["id"])["outcome"] == "canceled"
-        assert [event["type"] for event in client.events(job["id"])] == ["job.queued", "job.canceled"]
-        assert {model["id"] for model in client.models("text-to-video")} >= {CLIP["model"]}
-        assert client.model("wan2.5-t2v-plus")["id"] == CLIP["model"]
+        assert client.submit(CLIP | {"metadata": {"sku": "A17"}}, "k1").id == job.id
+        assert client.job(job.id).id == job.id
+        assert [found.id for found in client.jobs(metadata={"sku": "A17"}, limit=1)] == [job.id]
+        assert client.attempts(job.id) == []
+        assert client.cancel(job.id).outcome == "canceled"
+        assert [event.type for event in client.events(job.id)] == ["job.queued", "job.canceled"]
+        assert {model.id for model in client.models("text-to-video")} >= {CLIP["model"]}
+        assert client.model("wan2.5-t2v-plus").id == CLIP["model"]
 
     def test_it_fetches_every_page(self, client: Client) -> None:
-        made = [client.submit(CLIP)["id"] for _ in range(5)]
+        made = [client.submit(CLIP).id for _ in range(5)]
 
-        assert [job["id"] for job in client.jobs(limit=2)] == made[::-1]
+        assert [job.id for job in client.jobs(limit=2)] == made[::-1]
 
     def test_it_raises_the_problem(self, client: Client) -> None:
         with pytest.raises(ApiError) as refused:
@@ -1089,14 +1089,14 @@ class TestTheClient:
         job = client.submit(CLIP)
         seen = []
 
-        for event in client.follow(job["id"]):
-            seen.append(event["to"])
-            if event["to"] == "queued":
-                moved(api, job["id"], State.HELD)
-            if event["to"] == "held":
+        for event in client.follow(job.id):
+            seen.append(event.to)
+            if event.to == "queued":
+                moved(api, str(job.id), State.HELD)
+            if event.to == "held":
                 # what a network does: every connection of this client is cut
-                client._http._transport._pool.close()  # type: ignore[attr-defined]
-                moved(api, job["id"], State.FAILED)
+                client._transport._http._transport._pool.close()  # type: ignore[attr-defined]
+                moved(api, str(job.id), State.FAILED)
 
         assert seen == ["queued", "held", "failed"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from structlog.testing import capture_logs
 
 from api.client import Client
 from ops import cli
-from ops.cli import following, reach
+from ops.cli import reach
 from ops.cli.reach import Door
 from ops.local import servers as embedded
 from ops.local.supervise import LocalError
@@ -508,30 +507,6 @@ def test_the_installed_command_prints_nothing_but_its_result(api: Served, tmp_pa
     assert uuid.UUID(made.stdout.strip())
     assert (missing.returncode, missing.stdout) == (5, "")
     assert "noria list" in missing.stderr
-
-
-def test_no_download_overwrites_another_jobs(noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(_client: object, job_id: str, n: int, target: Any) -> str:
-        content = b"the same" if job_id.startswith("same") else f"{job_id} {n}".encode()
-        target.write(content)
-        return hashlib.sha256(content).hexdigest()
-
-    def put(job_id: str, custom_id: str) -> list[str]:
-        content = b"the same" if job_id.startswith("same") else f"{job_id} 0".encode()
-        outputs = [{"n": 0, "key": "a/b.mp4", "sha256": hashlib.sha256(content).hexdigest()}]
-        job = {"id": job_id, "custom_id": custom_id, "outputs": outputs}
-        return [path.name for path in following.fetch(client, job, noria.cwd)]
-
-    monkeypatch.setattr(Client, "download", download)
-    with Client(api.url, api.key("spring")) as client:
-        names = [put(job_id, "twin") for job_id in ("one", "two", "three", "two", "one")]
-        put("long", "汉" * 128)
-        put("path", "../../etc/x")
-
-    assert names == [["twin-0.mp4"], ["twin-two-0.mp4"], ["twin-three-0.mp4"], ["twin-two-0.mp4"], ["twin-0.mp4"]]
-    assert (noria.cwd / "twin-0.mp4").read_bytes() == b"one 0"
-    assert len(list(noria.cwd.iterdir())) == 5
-    assert not list(noria.cwd.glob("*.part"))
 
 
 def test_a_custom_id_with_a_control_character_is_refused_by_its_name(api: Served) -> None:

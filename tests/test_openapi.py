@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -27,20 +29,31 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import CLIP, PATIENCE, Served
 
-from api import answers, forms, problems
+from api import answers, app, description, forms, openapi, problems
 from api.routes import batches, budgets, bulk, catalog, endpoints, files, jobs, keys, operator, review, schedules
 from worker import document
 from worker.batches.document import BatchDocument
 from worker.jobs import spending
 from worker.kinds import OFFERED
 
+
+def headers_are_described(_: object, answer: Any, case: Any) -> None:
+    """Each header that a client may act on is in the description of that answer."""
+    path = case.operation.path
+    operation = COMMITTED["paths"][path][case.operation.method]
+    described = {name.lower() for name in description.headers(operation, path, str(answer.status_code))}
+    assert described >= {name for name in TOLD if name in answer.headers}, (case.operation.label, answer.status_code)
+
+
 CHECKS = [
+    headers_are_described,
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
 ]
+TOLD = ("location", "retry-after", "idempotency-replayed", "content-disposition", "www-authenticate")
 EXAMPLES = 12  # of each operation
 BUDGET = {"period": "day", "limit": "700000.00"}
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
@@ -48,6 +61,7 @@ ANY = list(HealthCheck)
 MANY: dict[str, Any] = {"action": "cancel", "filter": {"custom_id": "row-17"}, "dry_run": True}
 ENDPOINT: dict[str, Any] = {"url": "http://127.0.0.1:9/hooks", "events": ["job.*"]}  # nobody listens there
 PROJECT = {"Noria-Project": "spring"}
+COMMITTED: dict[str, Any] = json.loads(openapi.DESCRIPTION.read_text())
 
 Operation = schemathesis.APIOperation[Any, Any, Any, Any]
 Case = schemathesis.Case[Any]
@@ -72,7 +86,9 @@ def test_it_is_openapi_3_1_and_every_reference_leads_somewhere(described: dict[s
 
     found = set(references(described))
     assert described["openapi"].startswith("3.1")
-    assert {reference.rpartition("/")[2] for reference in found} <= set(components)
+    for reference in found:
+        room, _, name = reference.removeprefix("#/components/").partition("/")
+        assert name in described["components"][room], reference
     for name, component in components.items():
         Draft202012Validator.check_schema(component)
         assert component.get("description") or name.startswith("_"), name
@@ -87,6 +103,7 @@ def test_every_operation_is_explained_and_names_its_refusals(described: dict[str
                 assert {"401", "422", "429", "503"} <= set(operation["responses"])
                 for status, response in operation["responses"].items():
                     if status >= "400":
+                        response = described["components"]["responses"][response["$ref"].rpartition("/")[2]]
                         assert list(response["content"]) == ["application/problem+json"], (path, status)
             for parameter in operation.get("parameters", []):
                 assert parameter.get("description") or parameter["schema"].get("description"), parameter["name"]
@@ -106,6 +123,52 @@ def test_the_input_is_documented_for_each_kind_with_an_example(described: dict[s
     assert {name: found["value"] for name, found in body["examples"].items()} == {
         kind: forms.example(kind) for kind in OFFERED
     }
+
+
+def test_every_body_and_answer_has_an_example_that_its_schema_takes(described: dict[str, Any]) -> None:
+    parts = described["components"]
+
+    def bodies() -> Iterator[dict[str, Any]]:
+        for _, _, operation in description.operations(described):
+            yield from operation.get("requestBody", {}).get("content", {}).values()
+            for response in operation["responses"].values():
+                content = parts["responses"][response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+                yield from (body for kind, body in content.get("content", {}).items() if kind.endswith("json"))
+
+    for body in bodies():
+        named = body.get("examples", {}).values()
+        values = [parts["examples"][each["$ref"].rpartition("/")[2]] if "$ref" in each else each for each in named]
+        for value in [each["value"] for each in values] or [body["example"]]:
+            Draft202012Validator({**body["schema"], "components": parts}).validate(value)
+
+
+def test_the_committed_description_and_the_clients_documents_are_those_of_the_code() -> None:
+    described = app.described()
+    broken = "".join(f"\nbreaks clients: {change}" for change in openapi.breaks(COMMITTED, described))
+
+    assert openapi.written(described) == openapi.DESCRIPTION.read_text(), f"run `make openapi`{broken}"
+    assert openapi.documents(described) == openapi.DOCUMENTS.read_text(), "run `make openapi`"
+
+
+def test_what_breaks_a_client_is_named_and_what_is_new_is_not() -> None:
+    described = copy.deepcopy(COMMITTED)
+    schemas = described["components"]["schemas"]
+    assert list(openapi.breaks(COMMITTED, described)) == []
+
+    del described["paths"]["/v1/ledger"]
+    del schemas["JobDocument"]["properties"]["usage"]
+    schemas["JobDocument"]["properties"]["state"]["enum"].remove("running")
+    schemas["KeyCreate"]["required"] = ["name"]
+    described["paths"]["/v1/new"] = {"get": {"responses": {}}}
+    schemas["JobDocument"]["properties"]["new"] = {"type": "string"}
+    schemas["JobDocument"]["required"].append("new")
+
+    assert sorted(openapi.breaks(COMMITTED, described)) == [
+        "GET /v1/ledger is gone",
+        "JobDocument.state: 'running' is gone",
+        "JobDocument.usage is gone",
+        "KeyCreate.name is required",
+    ]
 
 
 def test_a_change_of_a_schedule_requires_nothing_and_fills_nothing_in(described: dict[str, Any]) -> None:
@@ -222,6 +285,63 @@ def test_no_generated_request_finds_a_fault_of_ours_or_an_answer_that_is_not_des
         assert asked["POST /v1/jobs", 201]
     else:
         assert sum(count for (_, status), count in asked.items() if status == 422) > EXAMPLES, asked
+
+
+def test_what_is_seldom_generated_is_answered_as_described_too(api: Served) -> None:
+    """Outputs, streams, exports, uploads, reviews, and an operator's questions."""
+    headers = {"authorization": f"Bearer {api.key('spring')}"}
+    operators = {"authorization": f"Bearer {api.key()}"}
+    with api.http(api.key("spring")) as http:
+        job = http.post("/v1/jobs", json=CLIP).json()["id"]
+        batch = http.post("/v1/batches?commit=true", json={"items": [CLIP]}).json()["id"]
+        api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null where id = :id", id=job)
+        api.sql(
+            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
+            " select id, 0, project_id, 'video', 'k', 'video/mp4', 6, '', '' from jobs where id = :id",
+            id=job,
+        )
+        other = http.post("/v1/jobs", json=CLIP).json()["id"]
+        http.post(f"/v1/jobs/{other}/cancel")
+    schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
+    stream = {"accept": "text/event-stream"}
+    file = {"file": b"kind,prompt\ntext-to-video,a kitten\n"}
+
+    def ask(method: str, path: str, its: dict[str, Any], *statuses: int, **said: Any) -> None:
+        case = schema[path][method].Case(path_parameters=its, **said)
+        key = operators if path.endswith(("candidates", "resolve")) else headers
+        answer = case.call(base_url=api.url, headers=key | said.get("headers", {}), allow_redirects=False)
+        case.validate_response(answer, checks=[check for check in CHECKS if check is not not_a_server_error])
+        assert answer.status_code in statuses, (path, answer.text)
+
+    ask("GET", "/v1/jobs/{job_id}/outputs/{n}", {"job_id": job, "n": 0}, 302)
+    ask("GET", "/v1/models/{name}", {"name": CLIP["model"]}, 200)
+    ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 200, headers=stream)
+    ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 204, headers=stream | {"last-event-id": "2"})
+    for name in ("report.csv", "results.jsonl", "errors.jsonl"):
+        ask("GET", f"/v1/batches/{{batch_id}}/{name}", {"batch_id": batch}, 200)
+    ask("POST", "/v1/batches", {}, 201, body=file, media_type="multipart/form-data")
+    ask("POST", "/v1/files", {}, 201, body={"file": b"some words"}, media_type="multipart/form-data")
+    ask("POST", "/v1/jobs/{job_id}/approve", {"job_id": job}, 200, body={}, media_type="application/json")
+    no = {"comment": "no"}
+    ask("POST", "/v1/jobs/{job_id}/reject", {"job_id": job}, 409, body=no, media_type="application/json")
+    ask("GET", "/v1/jobs/{job_id}/candidates", {"job_id": other}, 409)
+    requeue = {"action": "requeue"}
+    ask("POST", "/v1/jobs/{job_id}/resolve", {"job_id": other}, 409, body=requeue, media_type="application/json")
+
+
+def test_no_operation_answers_whom_it_does_not_know(api: Served) -> None:
+    schema = schemathesis.openapi.from_url(api.url + "/openapi.json")
+    known = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    asked = [operation for operation in known if operation.path.startswith("/v1/")]
+    assert len(asked) > 60
+
+    for operation in asked:
+        its = {name: 1 if name == "n" else str(uuid.uuid4()) for name in re.findall(r"{(\w+)}", operation.path)}
+        for key in ({}, {"authorization": "Bearer noria_nobody"}):
+            case = operation.Case(path_parameters=its)
+            answer = case.call(base_url=api.url, headers=key)
+            case.validate_response(answer, checks=CHECKS)
+            assert answer.status_code == 401, operation.label
 
 
 def _bodies(operation: Operation, mode: GenerationMode) -> list[Any]:

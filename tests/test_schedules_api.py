@@ -351,9 +351,9 @@ class TestCommands:
     def test_the_client_repeats_a_run_under_its_key(self, api: Served) -> None:
         with Client(api.url, api.key("spring")) as client:
             schedule = client.make_schedule(NIGHTLY)
-            first = client.run_schedule(schedule["id"], "k1")
-            again = client.run_schedule(schedule["id"], "k1")
+            first = client.run_schedule(schedule.id, "k1")
+            again = client.run_schedule(schedule.id, "k1")
 
-            assert first["id"] == again["id"]
-            assert [run["id"] for run in client.runs(schedule["id"])] == [first["id"]]
-            assert client.change_schedule(schedule["id"], {"missed": "skip"})["missed"] == "skip"
+            assert first.id == again.id
+            assert [run.id for run in client.runs(schedule.id)] == [first.id]
+            assert client.change_schedule(schedule.id, {"missed": "skip"}).missed == "skip"

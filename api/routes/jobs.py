@@ -26,7 +26,7 @@ from worker import document, inputs, money, text
 from worker.document import Amount, Answer, JobDocument
 from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading, submission
-from worker.jobs.reading import AttemptDocument, EventDocument
+from worker.jobs.reading import AttemptDocument, JobEvent
 from worker.jobs.submission import Prepared, Sent
 from worker.money import budgets
 from worker.states import TERMINAL, Mode, State
@@ -74,7 +74,7 @@ class Cancellation(Answer):
     job: JobDocument
 
 
-class EventList(Page[EventDocument]):
+class EventList(Page[JobEvent]):
     """A page of a job's events, the oldest first; the cursor is the last one's sequence."""
 
 
@@ -168,7 +168,7 @@ def show(here: Here, mine: Mine, job_id: JobId) -> Response:
     "/{job_id}/events",
     response_model=EventList,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": answers.streamed(JobEvent)},
         204: {"description": "the stream has ended, and was read to its end"},
     },
 )
@@ -188,7 +188,7 @@ def events(
         if follows(request):
             return _stream(here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
-    page = [EventDocument.of(event) for event in found[:limit]]
+    page = [JobEvent.of(event) for event in found[:limit]]
     return answers.page(EventList, page, page[-1].sequence if len(found) > limit else None)
 
 

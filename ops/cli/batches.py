@@ -102,7 +102,8 @@ def batch(
         if made is not None and not terms.detach:
             made = _followed(client, made["id"], api)
         if made is not None and terms.download:
-            following.download(client, client.jobs(batch=made["id"], state="succeeded", limit=100), terms.download)
+            done = client.jobs(batch=made["id"], state="succeeded", limit=100)
+            following.download(client, done, terms.download)
     _end(made or draft, terms, api)
 
 
@@ -119,7 +120,7 @@ def list_batches(
     """
     if context.invoked_subcommand is None:
         with api.client() as client:
-            found = list(islice(client.batches(), limit))
+            found = show.plain_all(islice(client.batches(), limit))
         api.answer(found, _listed(found), "No batches.")
 
 
@@ -130,7 +131,7 @@ batches.callback()(list_batches)
 def show_batch(*, which: Which, api: Api) -> None:
     """Show a batch: its counts, what it cost, when it ends, and what was wrong with its rows."""
     with api.client() as client:
-        found = client.batch(which)
+        found = client.batch(which).as_json()
     api.answer(found, Group(progress(found, show.OUT), "", report(found)))
 
 
@@ -170,13 +171,13 @@ def retry(
 ) -> None:
     """Make again what failed, expired or was canceled."""
     with api.client() as client:
-        plan = client.retry_failed(which, dry_run=True)
+        plan = client.retry_failed(which, dry_run=True).as_json()
         if not api.as_json:
             show.ERR.print(_retried(plan), markup=False)
         if plan["outcomes"].get("retried") and not dry_run:
             if why := _declined("Make them again?", yes):
                 raise NotSubmitted(why)
-            plan = client.retry_failed(which)
+            plan = client.retry_failed(which).as_json()
     api.answer(plan, "")
 
 
@@ -250,7 +251,7 @@ def _draft(client: Client, path: Path, said: dict[str, Any]) -> dict[str, Any]:
         bodies = ((row.line, row.body) for row in rows if row.body)
         if keys := files.keys_of(Uploads(client), bodies, path.parent):
             said = {**said, "files": keys}
-        return client.make_batch(path.name, file, said)
+        return client.make_batch(path.name, file, said).as_json()
 
 
 def _agreed(client: Client, draft: Batch, terms: Terms, api: Api) -> dict[str, Any] | None:
@@ -262,7 +263,7 @@ def _agreed(client: Client, draft: Batch, terms: Terms, api: Api) -> dict[str, A
         if api.as_json:
             show.document(draft)
         raise NotSubmitted(why)
-    return None if terms.dry_run else client.commit_batch(draft["id"], terms.skip_bad)
+    return None if terms.dry_run else client.commit_batch(draft["id"], terms.skip_bad).as_json()
 
 
 def _refusal(draft: Batch, terms: Terms) -> str:
@@ -306,7 +307,7 @@ def _followed(client: Client, batch_id: str, api: Api) -> dict[str, Any]:
 
 def _looks(client: Client, batch_id: str) -> Iterator[dict[str, Any]]:
     while True:
-        found = client.batch(batch_id)
+        found = client.batch(batch_id).as_json()
         yield found
         if found["state"] in ("completed", "draft") or _waits_for_people(found):
             return
@@ -352,7 +353,7 @@ def _end(found: Batch, terms: Terms, api: Api) -> None:
 
 def _change(which: str, action: Any, api: Api) -> None:
     with api.client() as client:
-        found = client.change_batch(which, action)
+        found = client.change_batch(which, action).as_json()
     api.answer(found, progress(found, show.OUT))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from api.client import Client
-from ops.cli import tables
+from ops.cli import show, tables
 from ops.cli.reach import Api, command
 from ops.local.supervise import LocalError
 
@@ -24,7 +24,7 @@ class NoSuchBudget(LocalError):
 def list_budgets(*, api: Api) -> None:
     """List the budgets, with what is used of each in the period that it is in."""
     with api.client() as client:
-        found = list(client.budgets())
+        found = show.plain_all(client.budgets())
     api.answer(found, tables.budgets(found), "No budgets.")
 
 
@@ -44,9 +44,9 @@ def set_budget(
     with api.client() as client:
         same = _named(client, period)
         if same:
-            made = client.change_budget(_one(same, period)["id"], said)
+            made = client.change_budget(_one(same, period)["id"], said).as_json()
         else:
-            made = client.make_budget({"period": period, **said})
+            made = client.make_budget({"period": period, **said}).as_json()
     api.answer(made, tables.budgets([made]))
 
 
@@ -60,7 +60,7 @@ def delete(*, which: Annotated[str, typer.Argument(metavar="BUDGET", help="Its p
 
 
 def _named(client: Client, which: str) -> list[dict[str, Any]]:
-    return [budget for budget in client.budgets() if which in (budget["period"], budget["id"])]
+    return [budget for budget in show.plain_all(client.budgets()) if which in (budget["period"], budget["id"])]
 
 
 def _one(found: list[dict[str, Any]], which: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Uploads:
         """Upload the file: how the API describes it."""
         try:
             with path.open("rb") as content:
-                return self.client.upload(path.name, content)
+                return self.client.upload(path.name, content).as_json()
         except OSError as error:
             raise NoFile(f"{path} cannot be read: {error.strerror}.") from error
         except ApiError as error:
@@ -78,7 +78,7 @@ def list_files(
     """
     if context.invoked_subcommand is None:
         with api.client() as client:
-            found = list(islice(client.files(), limit))
+            found = show.plain_all(islice(client.files(), limit))
         api.answer(found, tables.files(found), "No files.")
 
 

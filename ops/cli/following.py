@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
 from api.client import Client
+from api.documents import JobDocument
 from ops.cli import show, tables
 from ops.cli.show import Job
-from ops.local.supervise import LocalError
 
 _LOOKS_PER_SECOND = 20  # of the 50 requests that a key may make
 _SHORTEST_PAUSE = 0.25  # seconds
-_UNSAFE = re.compile(r"[^\w.-]+")  # in a file's name
 _FRAME_LINES = 4  # of the live table beside its rows
-_NAME_BYTES = 150  # of the 255 that a file's name may have; the rest is for an id
 
 _REVIEWED = "awaiting_review"  # all is made, and a person may take days to look at it
 
@@ -36,16 +32,12 @@ STEPS: Mapping[str, frozenset[str]] = {
 }
 
 
-class Damaged(LocalError):
-    """A downloaded file is not what was stored."""
-
-
 def follow(client: Client, ids: Sequence[str]) -> Iterator[list[Job]]:
     """The jobs as they are now, again and again until all are done; those that are done are not asked for again."""
     seen: dict[str, Job] = {}
     while True:
         open_ids = [job_id for job_id in ids if job_id not in seen or not _is_done(seen[job_id])]
-        seen |= {job_id: client.job(job_id) for job_id in open_ids}
+        seen |= {job_id: client.job(job_id).as_json() for job_id in open_ids}
         yield [seen[job_id] for job_id in ids]
         if all(map(_is_done, seen.values())):
             return
@@ -86,36 +78,15 @@ def told(rounds: Rounds, tell: Callable[[Job], None]) -> Sequence[Job]:
     return jobs
 
 
-def fetch(client: Client, job: Job, folder: Path) -> Iterator[Path]:
-    """Put the job's outputs into a folder, each whole or not at all; `Damaged` where one is not what was stored.
-
-    They are named by the job's custom id, or by that and the job's id where a file of that name is another's.
-    """
-    for output in job["outputs"]:
-        ending = f"-{output['n']}{PurePosixPath(output['key']).suffix}"
-        draft = folder / f"{job['id']}{ending}.part"
-        with draft.open("wb") as file:
-            digest = client.download(job["id"], output["n"], file)
-        if digest != output["sha256"]:
-            raise Damaged(f"{draft} has another SHA-256 than the object that was stored.")
-        own = _file_name(job["custom_id"] or job["id"])
-        path = folder / f"{own}{ending}"
-        if not _is_free(path, digest):
-            path = folder / f"{own}-{job['id']}{ending}"
-        draft.replace(path)
-        yield path
-
-
 def _is_done(job: Job) -> bool:
     """Whether nothing more happens to the job by itself."""
     return bool(job["is_terminal"]) or job["state"] == _REVIEWED
 
 
-def download(client: Client, jobs: Iterable[Job], folder: Path) -> None:
+def download(client: Client, jobs: Iterable[JobDocument], folder: Path) -> None:
     """Put the outputs of all jobs into a folder, and say the name of each file."""
-    folder.mkdir(parents=True, exist_ok=True)
     for job in jobs:
-        for path in fetch(client, job, folder):
+        for path in client.download_job(job, folder):
             show.ERR.print(str(path), markup=False, soft_wrap=True)
 
 
@@ -125,18 +96,3 @@ def _live(rounds: Rounds, console: Console) -> Sequence[Job]:
         for jobs in rounds:
             live.update(tables.progress(jobs, console.height - _FRAME_LINES), refresh=True)
     return jobs
-
-
-def _file_name(own: str) -> str:
-    """The name as a file may have it: no separators, and not over what file systems take."""
-    return _UNSAFE.sub("_", own).encode()[:_NAME_BYTES].decode(errors="ignore")
-
-
-def _is_free(path: Path, digest: str) -> bool:
-    """Whether the name is ours: it was nobody's until now, or that file is the output already."""
-    try:
-        path.open("xb").close()
-    except FileExistsError:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
-    return True

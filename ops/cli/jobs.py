@@ -37,7 +37,7 @@ def watch(
     The exit code is 1 if one did not succeed. --json prints one line for each change of state.
     """
     with api.client() as client:
-        wanted = ids or [job["id"] for job in client.jobs(state=",".join(_UNFINISHED), limit=100)]
+        wanted = ids or [str(job.id) for job in client.jobs(state=",".join(_UNFINISHED), limit=100)]
         if not wanted:
             show.ERR.print("No job is unfinished.")
             return
@@ -54,8 +54,10 @@ def show_job(*, job_id: Job, api: Api) -> None:
     Also what it waits for, how long each step took, its create calls, and the first of its parts that failed.
     """
     with api.client() as client:
-        job, events, attempts = client.job(job_id), list(client.events(job_id)), client.attempts(job_id)
-        missed = list(islice(client.children(job_id, "failed,expired"), _FAILED_SHOWN)) if job["children"] else []
+        job, events = client.job(job_id).as_json(), show.plain_all(client.events(job_id))
+        attempts = show.plain_all(client.attempts(job_id))
+        parts = client.children(job_id, "failed,expired") if job["children"] else ()
+        missed = show.plain_all(islice(parts, _FAILED_SHOWN))
     api.answer({"job": job, "events": events, "attempts": attempts}, tables.job(job, events, attempts, missed))
 
 
@@ -84,7 +86,7 @@ def list_jobs(
             q=text,
             limit=min(limit, 100),
         )
-        jobs = list(islice(found, limit))
+        jobs = show.plain_all(islice(found, limit))
     api.answer(jobs, tables.jobs(jobs), "No such jobs.")
 
 
@@ -98,7 +100,7 @@ def children(
 ) -> None:
     """List the parts of a narration or a summary."""
     with api.client() as client:
-        found = list(islice(client.children(job_id, ",".join(state) if state else None), limit))
+        found = show.plain_all(islice(client.children(job_id, ",".join(state) if state else None), limit))
     api.answer(found, tables.children(found), "No such parts.")
 
 
@@ -109,7 +111,7 @@ def cancel(*, ids: Jobs, api: Api) -> None:
     What already runs at the provider runs on and is billed; the outcome of each is printed.
     """
     with api.client() as client:
-        outcomes = [(job_id, client.cancel(job_id)) for job_id in ids]
+        outcomes = [(job_id, client.cancel(job_id).as_json()) for job_id in ids]
     words = [f"{job_id}  {answer['outcome']}: {_OUTCOMES.get(answer['outcome'], '')}" for job_id, answer in outcomes]
     api.answer([answer for _, answer in outcomes], "\n".join(words))
 
@@ -121,7 +123,7 @@ def retry(*, ids: Jobs, api: Api) -> None:
     Of a job that is made in parts, only the parts that did not succeed.
     """
     with api.client() as client:
-        jobs = [client.retry(job_id) for job_id in ids]
+        jobs = [client.retry(job_id).as_json() for job_id in ids]
     api.answer(jobs, "\n".join(f"{job['id']}  {job['state']}, {show.cost(job)} CNY" for job in jobs))
 
 
@@ -149,12 +151,12 @@ def resolve(
         raise typer.BadParameter("one decision at a time: --adopt, --requeue or --give-up")
     with api.client() as client:
         if not chosen:
-            found = client.candidates(job_id)
+            found = client.candidates(job_id).as_json()
             api.answer(found, tables.candidates(found))
             return
         decision = {"action": chosen[0], "task_id": adopt, "billed": billed}
         decision = {name: value for name, value in decision.items() if value is not None}
-        found = client.resolve(job_id, decision, dry_run)
+        found = client.resolve(job_id, decision, dry_run).as_json()
     done = "" if found["done"] else "would be "
     api.answer(found, f"{found['job']['id']} {done}{found['to']}: {found['why']}")
 
@@ -168,5 +170,5 @@ def models(
     --json has everything that the catalog knows of them.
     """
     with api.client() as client:
-        found = client.models(kind)
+        found = show.plain_all(client.models(kind))
     api.answer(found, tables.models(found))

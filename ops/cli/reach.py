@@ -28,7 +28,7 @@ import typer
 from rich.console import RenderableType
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from api.client import Client
+from api.client import Client, Damaged
 from ops.cli import show
 from ops.local import servers
 from ops.local.supervise import LocalError
@@ -207,6 +207,8 @@ def api(found: Door) -> Iterator[Client]:
             yield client
     except httpx.TransportError as error:
         raise NotReachable(f"{found.url} does not answer ({error or type(error).__name__}).") from error
+    except Damaged as error:
+        raise LocalError(str(error)) from error
     except httpx.HTTPStatusError as error:
         host, status = error.request.url.host, error.response.status_code
         raise NotReachable(f"The bucket ({host}) does not hand the output out: HTTP {status}.") from error

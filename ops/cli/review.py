@@ -39,11 +39,11 @@ def look(
     with api.client() as client:
         waiting = client.jobs(state="awaiting_review", batch=batch, limit=100)
         if api.as_json or not sys.stdin.isatty():
-            found = list(waiting)
+            found = show.plain_all(waiting)
             api.answer(found, _listed(found), "Nothing waits for a review.")
             return
         # before the first answer: a re-roll comes back into the list
-        for n, job in enumerate(found := list(waiting), 1):
+        for n, job in enumerate(found := show.plain_all(waiting), 1):
             show.OUT.print(f"\n[dim]{n} of {len(found)}[/]")
             try:
                 if not _decide(client, job):
@@ -64,7 +64,7 @@ review.callback()(look)
 def approve(*, ids: Jobs, comment: Comment = None, api: Api) -> None:
     """Keep the outputs of jobs."""
     with api.client() as client:
-        jobs = [client.approve(job_id, comment) for job_id in ids]
+        jobs = [client.approve(job_id, comment).as_json() for job_id in ids]
     api.answer(jobs, "\n".join(f"{job['id']}  {job['state']}" for job in jobs))
 
 
@@ -72,7 +72,7 @@ def approve(*, ids: Jobs, comment: Comment = None, api: Api) -> None:
 def reject(*, ids: Jobs, comment: Annotated[str, typer.Option(help="Why; it is kept with the job.")], api: Api) -> None:
     """Refuse the outputs of jobs; what they cost stays paid."""
     with api.client() as client:
-        jobs = [client.reject(job_id, comment)["job"] for job_id in ids]
+        jobs = [client.reject(job_id, comment).job.as_json() for job_id in ids]
     api.answer(jobs, "\n".join(f"{job['id']}  {job['state']}" for job in jobs))
 
 
@@ -87,14 +87,14 @@ def reroll(
 ) -> None:
     """Reject a job and make another take of it, which is paid for again."""
     with api.client() as client:
-        answer = client.reject(job_id, comment, _changes(prompt, seed))
+        answer = client.reject(job_id, comment, _changes(prompt, seed)).as_json()
     made = answer["next_take"]
     api.answer(answer, f"{made['id']}  take {made['take']}, {show.cost(made)} CNY")
 
 
 def _decide(client: Client, job: Mapping[str, Any]) -> bool:
     """Shows a job, asks, and does what was said; False: no further one."""
-    takes = client.takes(job["id"]) if job["take"] > 1 else [job]
+    takes = show.plain_all(client.takes(job["id"])) if job["take"] > 1 else [job]
     show.OUT.print(f"[bold]{escape(show.name(job))}[/]  {job['model']}  take {job['take']}  {show.cost(job)} CNY")
     if prompt := job["input"].get("prompt"):
         show.OUT.print(prompt, markup=False, soft_wrap=True)
@@ -119,7 +119,7 @@ def _reject(client: Client, job: Mapping[str, Any], again: bool) -> None:
         client.reject(job["id"], comment)
         return
     prompt = typer.prompt("Prompt (Enter: the same, another seed)", default="", show_default=False)
-    following = client.reject(job["id"], comment, _changes(prompt or None, None))["next_take"]
+    following = client.reject(job["id"], comment, _changes(prompt or None, None)).as_json()["next_take"]
     show.OUT.print(f"take {following['take']}: {show.cost(following)} CNY")
 
 

@@ -34,7 +34,7 @@ class NoSuchSchedule(LocalError):
 def list_schedules(*, api: Api) -> None:
     """List the schedules, with the next time of each, in its own zone."""
     with api.client() as client:
-        found = list(client.schedules())
+        found = show.plain_all(client.schedules())
     api.answer(found, tables.schedules(found), "No schedules.")
 
 
@@ -43,7 +43,7 @@ def show_schedule(*, which: Which, api: Api) -> None:
     """Show a schedule: when it fires next, what it submits, and its last runs."""
     with api.client() as client:
         schedule = _found(client, which)
-        runs = list(islice(client.runs(schedule["id"]), _RUNS_SHOWN))
+        runs = show.plain_all(islice(client.runs(schedule["id"]), _RUNS_SHOWN))
     api.answer({"schedule": schedule, "runs": runs}, tables.schedule(schedule, runs))
 
 
@@ -78,7 +78,7 @@ def create(
     template |= _given(kind=kind, model=model) | labels.fields()
     body |= _given(name=name, cron=cron, time_zone=zone, overlap=overlap, missed=missed, template=template)
     with api.client() as client:
-        made = client.make_schedule(body)
+        made = client.make_schedule(body).as_json()
     api.answer(made, made["id"])
     if not api.as_json:
         show.ERR.print(f"{made['explained']}, {made['time_zone']}; next {tables.soonest(made)}.", markup=False)
@@ -89,7 +89,7 @@ def create(
 def pause(*, which: Which, api: Api) -> None:
     """Stop a schedule from firing. Runs that still wait are dropped; jobs go on."""
     with api.client() as client:
-        paused = client.pause_schedule(_found(client, which)["id"])
+        paused = client.pause_schedule(_found(client, which)["id"]).as_json()
     api.answer(paused, f"{paused['name']} is paused.")
 
 
@@ -97,7 +97,7 @@ def pause(*, which: Which, api: Api) -> None:
 def resume(*, which: Which, api: Api) -> None:
     """Let a schedule fire again; times that passed during the pause are left out."""
     with api.client() as client:
-        resumed = client.resume_schedule(_found(client, which)["id"])
+        resumed = client.resume_schedule(_found(client, which)["id"]).as_json()
     api.answer(resumed, f"{resumed['name']} fires next {tables.soonest(resumed)}.")
 
 
@@ -105,7 +105,7 @@ def resume(*, which: Which, api: Api) -> None:
 def run(*, which: Which, api: Api) -> None:
     """Run a schedule now, and print its job's id; exit code 1 if it submitted none."""
     with api.client() as client:
-        made = client.run_schedule(_found(client, which)["id"])
+        made = client.run_schedule(_found(client, which)["id"]).as_json()
     if made["job_id"] or api.as_json:
         api.answer(made, made["job_id"] or "")
     else:
@@ -132,17 +132,17 @@ def list_runs(
     """List the runs, one for each fire time: its job, or why there is none."""
     with api.client() as client:
         schedule = _found(client, which)
-        runs = list(islice(client.runs(schedule["id"]), limit))
+        runs = show.plain_all(islice(client.runs(schedule["id"]), limit))
     api.answer(runs, tables.runs(schedule, runs), "It has not fired yet.")
 
 
 def _found(client: Client, which: str) -> Schedule:
     with suppress(ValueError):
-        return client.schedule(str(uuid.UUID(which)))
+        return client.schedule(uuid.UUID(which)).as_json()
     found = next(client.schedules(which), None)
     if found is None:
         raise NoSuchSchedule(f"There is no schedule {which}; `noria schedules list` lists them.")
-    return client.schedule(found["id"])  # a list cuts what is long in a template
+    return client.schedule(found.id).as_json()  # a list cuts what is long in a template
 
 
 def _given(**values: Any) -> dict[str, Any]:

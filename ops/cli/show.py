@@ -18,6 +18,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from api.documents import Document
+
 # What a terminal may obey, or cannot be written: control characters but line ends, marks that turn the reading
 # direction, and halves of surrogate pairs.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -49,6 +51,11 @@ _COLOURS = {
 }
 
 Job = Mapping[str, Any]  # as the API shows it
+
+
+def plain_all(found: Iterable[Document]) -> list[dict[str, Any]]:
+    """The answers as JSON has them."""
+    return [each.as_json() for each in found]
 
 
 def answer(as_json: bool, value: object, shown: RenderableType, nothing: str = "") -> None:

@@ -141,7 +141,7 @@ def submit(
     with api.client() as client:
         whole = _uploaded(client, body, documents)
         if afterwards.dry_run:
-            _price(client.dry_run(whole), api)
+            _price(client.dry_run(whole).as_json(), api)
         else:
             _submit(client, whole, idempotency_key, afterwards, api)
 
@@ -160,7 +160,7 @@ def estimate(
     """
     with api.client() as client:
         body = {"kind": kind, "model": model, "input": wanted.fields()}
-        _price(client.dry_run(files.placed(Uploads(client), body)), api)
+        _price(client.dry_run(files.placed(Uploads(client), body)).as_json(), api)
 
 
 def given_input(given: list[str] | None) -> dict[str, Any]:
@@ -207,14 +207,14 @@ def _price(priced: Mapping[str, Any], api: Api) -> None:
 
 
 def _submit(client: Client, body: Mapping[str, Any], key: str | None, afterwards: Afterwards, api: Api) -> None:
-    job: Job = client.submit(body, key)
+    job: Job = client.submit(body, key).as_json()
     show.warnings(job["warnings"])
     waits = afterwards.wait or afterwards.download is not None
     if waits:
         rounds = following.follow(client, [job["id"]])
         [job] = following.told(rounds, lambda _: None) if api.as_json else following.watched(rounds, show.ERR)
     if afterwards.download:
-        following.download(client, [job], afterwards.download)
+        following.download(client, [client.job(job["id"])], afterwards.download)
     api.answer(job, job["id"])
     if waits and not following.succeeded([job]):
         raise typer.Exit(1)

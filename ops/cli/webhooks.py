@@ -19,7 +19,7 @@ webhooks = typer.Typer(help="Tell others of jobs and batches.", no_args_is_help=
 def list_endpoints(*, api: Api) -> None:
     """List the endpoints, and which are disabled or fail."""
     with api.client() as client:
-        found = client.endpoints()
+        found = show.plain_all(client.endpoints())
     api.answer(found, tables.endpoints(found), "No endpoints.")
 
 
@@ -35,7 +35,7 @@ def create(
 ) -> None:
     """Register an endpoint, and print its secret, which is not shown again."""
     with api.client() as client:
-        made = client.make_endpoint({"url": address, "events": event or None, "description": description})
+        made = client.make_endpoint({"url": address, "events": event or None, "description": description}).as_json()
     _print_secret(api, made)
 
 
@@ -43,7 +43,7 @@ def create(
 def rotate(*, which: Which, api: Api) -> None:
     """Print a new secret; for 24 hours the one before signs too."""
     with api.client() as client:
-        made = client.change_endpoint(which, "rotate")
+        made = client.rotate_endpoint(which).as_json()
     _print_secret(api, made)
 
 
@@ -51,7 +51,7 @@ def rotate(*, which: Which, api: Api) -> None:
 def test(*, which: Which, api: Api) -> None:
     """Send a test.ping now, and print what came back; exit code 1 if it was not taken."""
     with api.client() as client:
-        said = client.change_endpoint(which, "test")
+        said = client.test_endpoint(which).as_json()
     words = f"HTTP {said['status']}" if said["status"] else said["error"]
     api.answer(said, f"{words} after {said['milliseconds']} ms")
     raise typer.Exit(0 if said["delivered"] else 1)
@@ -67,7 +67,7 @@ def deliveries(
 ) -> None:
     """List what was sent there: tries, and what it said the last time."""
     with api.client() as client:
-        found = list(islice(client.deliveries(which, state), limit))
+        found = show.plain_all(islice(client.deliveries(which, state), limit))
     api.answer(found, tables.deliveries(found), "No deliveries.")
 
 
@@ -85,8 +85,8 @@ def redeliver(
     count, has_more = 0, True
     with api.client() as client:
         while has_more:
-            done = client.change_endpoint(which, "redeliver", said)
-            count, has_more, said["cursor"] = count + done["deliveries"], done["has_more"], done["next_cursor"]
+            done = client.redeliver(which, said)
+            count, has_more, said["cursor"] = count + done.deliveries, done.has_more, done.as_json()["next_cursor"]
     api.answer({"deliveries": count}, f"{count} are due again.")
 
 

@@ -111,11 +111,11 @@ class Findings:
 
 def fetched(client: Client, job: Job, folder: Path, documents: frozenset[str]) -> Made:
     """The job's outputs on this disk, each opened; `documents` are the names of what a summary is to be of."""
-    steps = following.seconds_by_step(list(client.events(job["id"])))
+    steps = following.seconds_by_step(show.plain_all(client.events(job["id"])))
     said = (show.name(job), job["kind"], job["model"], steps, Decimal(job["cost"]["actual"] or 0))
     if job["state"] != "succeeded":
         return Made(*said, outputs=(), holds="", fault=show.waits_for(job) or job["state"])
-    paths = list(following.fetch(client, job, folder))
+    paths = list(client.download_job(client.job(job["id"]), folder))
     kept = [Kept(one["key"], path.name, one["bytes"]) for one, path in zip(job["outputs"], paths, strict=True)]
     holds, fault = prove(job, {path.suffix[1:]: path for path in paths}, documents)
     return Made(*said, kept, holds, fault)

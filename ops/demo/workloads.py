@@ -68,15 +68,16 @@ def offered(client: Client, shared: Mapping[str, Any], count: int | None) -> Wor
     The cheapest clips are taken where that is not all. ApiError names what cannot be submitted.
     """
     with CAMPAIGN.open("rb") as file:
-        draft = client.make_batch(CAMPAIGN.name, file, {"defaults": shared})
+        draft = client.make_batch(CAMPAIGN.name, file, {"defaults": shared}).as_json()
     if count is not None and count < draft["rows"]["total"]:
-        asked = [item["asked"] | {"custom_id": item["custom_id"]} for item in client.batch_items(draft["id"])]
+        items = client.batch_items(draft["id"])
+        asked = [(item.asked or {}) | {"custom_id": item.custom_id} for item in items]
         client.delete_batch(draft["id"])
         chosen = sorted(asked, key=_clips_first_cheapest_first)[:count]
         bodies = [{name: row[name] for name in ("kind", "model", "input", "custom_id")} for row in chosen]
-        draft = client.make_items(bodies, {"name": CAMPAIGN.name, "defaults": shared})
+        draft = client.make_items(bodies, {"name": CAMPAIGN.name, "defaults": shared}).as_json()
     narration, schedule = _narration(shared), _schedule(shared)
-    spoken = show.estimated(client.dry_run(narration))
+    spoken = show.estimated(client.dry_run(narration).as_json())
     return Work(draft, narration, schedule, spoken, _price_of_summaries(client, schedule["template"]))
 
 
@@ -85,8 +86,9 @@ def submitted(client: Client, bucket: Bucket, work: Work) -> list[Job]:
     run = _run(client, bucket, work.schedule)
     made = client.commit_batch(work.campaign["id"])
     # of an interrupted run, which are not made again, too
-    clips = [item["job"] for item in client.batch_items(made["id"])]
-    return [*clips, client.submit(work.narration, _key(work.narration)), client.job(run["job_id"])]
+    clips = [item.job.as_json() for item in client.batch_items(made.id) if item.job]
+    narration = client.submit(work.narration, _key(work.narration))
+    return [*clips, narration.as_json(), client.job(run["job_id"]).as_json()]
 
 
 def brought() -> list[Path]:
@@ -120,8 +122,8 @@ def _run(client: Client, bucket: Bucket, schedule: Body) -> Body:
         content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         bucket.put_stream(inbox + path.name, [path.read_bytes()], content_type, Expected())
     made = client.make_schedule(schedule)
-    client.pause_schedule(made["id"])
-    run = client.run_schedule(made["id"], _key(schedule))
+    client.pause_schedule(made.id)
+    run = client.run_schedule(made.id, _key(schedule)).as_json()
     if run["job_id"] is None:
         raise LocalError(f"The schedule made no job: {run['why']}.")
     return run
@@ -134,9 +136,9 @@ def _price_of_summaries(client: Client, template: Body) -> Decimal | None:
     """
     texts = [documents.text_of(path.read_bytes()) for path in brought()]
     inline = {**template["input"], "documents": [{"text": text} for text in texts]}
-    mapped = client.dry_run({"kind": "summary", "input": inline})
+    mapped = client.dry_run({"kind": "summary", "input": inline}).as_json()
     whole = {"documents": [{"text": "\n".join(texts)}], "length": "long"}
-    reduced = client.dry_run({"kind": "summary", "model": mapped["input"]["reduce_model"], "input": whole})
+    reduced = client.dry_run({"kind": "summary", "model": mapped["input"]["reduce_model"], "input": whole}).as_json()
     prices = show.estimated(mapped), show.estimated(reduced)
     return None if None in prices else sum(filter(None, prices), Decimal(0))
 

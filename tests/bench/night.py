@@ -149,7 +149,7 @@ def _length(wanted: Mapping[str, Any], parts: list[int]) -> int:
 
 
 def _submit(rig: Rig, kind: str, model: str, wanted: Mapping[str, Any]) -> str:
-    return str(rig.client.submit({"kind": kind, "model": model, "input": wanted})["id"])
+    return str(rig.client.submit({"kind": kind, "model": model, "input": wanted}).id)
 
 
 def _wait(rig: Rig, jobs: list[str]) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def _wait(rig: Rig, jobs: list[str]) -> list[dict[str, Any]]:
     while _rows(rig, _UNFINISHED, jobs=jobs)[0].count:
         assert time.monotonic() < give_up, f"they have not ended in {PATIENCE_SECONDS} s"
         time.sleep(0.5)
-    ended = [rig.client.job(job) for job in jobs]
+    ended = [rig.client.job(job).as_json() for job in jobs]
     assert all(job["state"] in TERMINAL for job in ended)
     return ended
 

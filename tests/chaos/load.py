@@ -44,9 +44,9 @@ def submit(door: reach.Door, load: Load, n: int) -> None:
     """Submits one job under one Idempotency-Key, as often as it takes; a few are canceled right after."""
     body = load.bodies[n]
     job = _persist(door, lambda client: client.submit(body, idempotency_key=body["custom_id"]))
-    load.accepted[body["custom_id"]] = job["id"]
+    load.accepted[body["custom_id"]] = str(job.id)
     if n % _CANCELED_EVERY == _CANCELED_EVERY - 1:
-        _persist(door, lambda client: client.cancel(job["id"]))
+        _persist(door, lambda client: client.cancel(job.id))
 
 
 def send_batch(door: reach.Door, load: Load, n: int) -> None:
@@ -56,7 +56,8 @@ def send_batch(door: reach.Door, load: Load, n: int) -> None:
     file = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     first, again = (_sent(door, file, {"webhook_url": load.hook}, f"batch-{n}-{time}") for time in (1, 2))
     for item in _persist(door, lambda client: list(client.batch_items(again))):
-        load.accepted[item["custom_id"]] = item["job"]["id"]
+        assert item.job is not None
+        load.accepted[item.custom_id or ""] = str(item.job.id)
     if n % _CANCELED_BATCHES == 0:
         _persist(door, lambda client: client.change_batch(first, "cancel"))
 
@@ -66,7 +67,7 @@ def set_clock(door: reach.Door, load: Load) -> None:
     words = {"prompt": f"{CANARY}{{{{run}}}}: how many minutes has an hour?", "max_tokens": 50}
     template = {"kind": "text", "model": READ, "input": words, "custom_id": "run-{{run}}"}
     body = {"name": "each minute", "cron": "* * * * *", "template": template, "overlap": "queue"}
-    load.schedule = _persist(door, lambda client: client.make_schedule(body))["id"]
+    load.schedule = _persist(door, lambda client: client.make_schedule(body).as_json())["id"]
     _persist(door, lambda client: client.run_schedule(load.schedule, idempotency_key="first"))
 
 
@@ -74,16 +75,15 @@ def stop_clock(door: reach.Door, load: Load) -> None:
     """Pauses the schedule, and takes down what its runs submitted as promised."""
     _persist(door, lambda client: client.pause_schedule(load.schedule))
     for run in _persist(door, lambda client: list(client.runs(load.schedule))):
-        if run["job_id"]:
-            load.accepted[f"run-{run['id']}"] = run["job_id"]
+        if run.job_id:
+            load.accepted[f"run-{run.id}"] = str(run.job_id)
 
 
 def _sent(door: reach.Door, file: bytes, options: Mapping[str, Any], key: str) -> str:
     """The id of the batch, committed."""
     draft = _persist(door, lambda client: client.make_batch("rows.jsonl", io.BytesIO(file), options, key))
-    assert not draft["rows"]["bad"], draft["report"]["faults"]
-    made: str = _persist(door, lambda client: client.commit_batch(draft["id"]))["id"]
-    return made
+    assert not draft.rows.bad, draft.report
+    return str(_persist(door, lambda client: client.commit_batch(draft.id)).id)
 
 
 def _bodies(count: int, hook: str) -> Iterator[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Filter:
         return after, before
 
 
-class EventDocument(Answer):
+class JobEvent(Answer):
     """A recorded move."""
 
     object: Literal["event"] = "event"
@@ -101,7 +101,7 @@ class EventDocument(Answer):
     at: Moment
 
     @classmethod
-    def of(cls, event: Any) -> EventDocument:
+    def of(cls, event: Any) -> JobEvent:
         """The document of an event's row."""
         return cls(
             id=f"evt_{event.id}",
