@@ -38,6 +38,14 @@ def _span(text: str) -> timedelta:
     return timedelta(days=number) if unit == "d" else timedelta(hours=number)
 
 
+def _kept(written: str) -> tuple[str, int | None]:
+    """`outputs=30`; `outputs=` is for ever."""
+    what, equals, days = written.partition("=")
+    if not equals or not (days == "" or days.isdecimal()):
+        raise typer.BadParameter("is written like outputs=30, or outputs= for ever", param_hint="--retain")
+    return what, int(days) if days else None
+
+
 app = typer.Typer()
 keys = typer.Typer(help="Make, list, rotate and revoke API keys.", no_args_is_help=True)
 projects = typer.Typer(help="List and set up projects.", no_args_is_help=True)
@@ -165,6 +173,10 @@ def set_project(
     weight: Annotated[int | None, typer.Option(help="Its share beside other projects, 1 to 1000.")] = None,
     time_zone: Annotated[str | None, typer.Option(help="The zone of its days, like Asia/Shanghai.")] = None,
     max_in_flight: Annotated[int | None, typer.Option(min=0, help="How many tasks at once; 0: no limit.")] = None,
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT=DAYS", help="Keep outputs or deliveries so long; `outputs=` for ever. Repeatable."),
+    ] = None,
     database: Database,
 ) -> None:
     """Change a project's settings.
@@ -173,6 +185,8 @@ def set_project(
     """
     with database.connection() as connection:
         columns = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
+        if retain:
+            api_keys.set_retention(connection, project, dict(map(_kept, retain)))
         changed = _project(api_keys.set_project(connection, project, **columns))
     database.answer(changed, f"{changed['name']}: weight {changed['weight']}, time zone {changed['time_zone']}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
