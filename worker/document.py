@@ -97,7 +97,9 @@ class OutputDocument(Answer):
     duration: float | None = Field(description="seconds")
     key: str
     url: str
-    pruned_at: Moment | None = Field(description="since when the object is gone, as the project wants; its URL says 410")
+    pruned_at: Moment | None = Field(
+        description="since when the object is gone, as the project wants; its URL says 410"
+    )
 
 
 class Children(Answer):

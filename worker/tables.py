@@ -460,9 +460,7 @@ class Output(Base):
     created_at: Mapped[datetime] = mapped_column(**_NOW)
     pruned_at: Mapped[datetime | None]  # since when the object is gone; the row stays
 
-    __table_args__ = (
-        Index("ix_outputs_kept", "project_id", "created_at", postgresql_where=text("pruned_at is null")),
-    )
+    __table_args__ = (Index("ix_outputs_kept", "project_id", "created_at", postgresql_where=text("pruned_at is null")),)
 
 
 class Hold(Base):
@@ -552,9 +550,7 @@ class Delivery(Base):
         Index("ix_deliveries_old", "created_at", postgresql_where=text("run_at is not null")),
         Index("ix_deliveries_claimed", "url", postgresql_where=text("claimed is not null")),
         Index("ix_deliveries_job_id", "job_id"),
-        Index(
-            "ix_deliveries_ended", "project_id", "finished_at", postgresql_where=text("finished_at is not null")
-        ),
+        Index("ix_deliveries_ended", "project_id", "finished_at", postgresql_where=text("finished_at is not null")),
     )
 
 

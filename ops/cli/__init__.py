@@ -22,7 +22,21 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import admin, batches, budgets, doctor, files, jobs, reach, retention, review, schedules, show, submit, webhooks
+from ops.cli import (
+    admin,
+    batches,
+    budgets,
+    doctor,
+    files,
+    jobs,
+    reach,
+    retention,
+    review,
+    schedules,
+    show,
+    submit,
+    webhooks,
+)
 from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import select
 
-from ops.cli import reach, show
+from ops.cli import doctor, show
 from ops.cli.reach import Database, command
 from worker import claims, keys, retention
 from worker.retention import holds as legal_holds
@@ -38,7 +38,7 @@ def prune(
             keys.project(connection, project)
         found = list(retention.due(connection, project, now)) if dry_run else None
     if found is None:
-        found = retention.prune(engine, Bucket(reach.settings(database.home)), project, now, _SECONDS)
+        found = retention.prune(engine, Bucket(doctor.settings_of(database.home)[0]), project, now, _SECONDS)
     rows = ((one.project, one.what, str(one.rows), show.size(one.bytes) if one.bytes else "") for one in found)
     table = show.filled(rows, "project", "what", "rows", "size", right=["rows", "size"], wide=["project"])
     database.answer([one.as_json() for one in found], table)

@@ -2,7 +2,7 @@
 
 An object goes before its row is marked, in one transaction: killed in between, the next run deletes the object again,
 which it need not find, and marks the row. Only outputs of succeeded jobs go. A succeeded job is never retried, so no
-retry can meet a pruned output. A batch holds a share lock on the project's row: a legal hold waits for it, and then holds.
+retry can meet a pruned output. A batch holds a share lock on the project's row: a legal hold waits for it.
 """
 
 from __future__ import annotations

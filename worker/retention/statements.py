@@ -1,4 +1,4 @@
-"""What may go, as SQL. Each statement names the project, and everything that keeps a row is in one of the conditions."""
+"""What may go, as SQL. Each statement names the project; all that keeps a row is in one of the conditions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OUTPUTS = f"""
        and not exists (select from batches b where b.id in (j.batch_id, p.batch_id) and b.state <> 'completed')
        and not exists (select from named where named.key = o.key)
        and not {_HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id")}
-"""
+"""  # noqa: S608 - of constants
 
 _DELIVERIES = f"""
       from deliveries d
@@ -48,7 +48,8 @@ _DELIVERIES = f"""
 
 IS_WANTED = text("select exists (select from projects where retention <> '{}')")
 PROJECTS = text(
-    "select id, name, retention from projects where retention <> '{}' and name = coalesce(cast(:name as text), name) order by id"
+    "select id, name, retention from projects"
+    " where retention <> '{}' and name = coalesce(cast(:name as text), name) order by id"
 )
 LOCK = text("select from projects where id = :project for share")
 COUNT = {
@@ -60,6 +61,6 @@ TAKE_OUTPUTS = text(
 )
 MARK = text("update outputs set pruned_at = now() where key = any(:keys) and pruned_at is null")
 DELETE_DELIVERIES = text(
-    "delete from deliveries where id = any(array("
+    "delete from deliveries where id = any(array("  # noqa: S608 - of constants
     f"select d.id {_DELIVERIES} order by d.finished_at limit :rows for update of d skip locked)) returning id"
 )
