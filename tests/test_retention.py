@@ -143,8 +143,8 @@ def test_a_hold_on_another_projects_job_is_refused(play: Stage) -> None:
         "update jobs set state = 'failed'",
         "update jobs set billed = 'unknown'",
         "update attempts set closed_at = null",
-        "with b as (insert into batches (project_id, name, state, digest)"
-        " select project_id, 'b', 'running', '' from jobs returning id)"
+        "with b as (insert into batches (project_id, name, state, digest, source, report, rows)"
+        " select project_id, 'b', 'running', '', '{}', '{}', 1 from jobs returning id)"
         " update jobs set batch_id = b.id from b",
         "insert into schedules (project_id, name, cron, time_zone, template)"
         " select project_id, 'nightly', '0 2 * * *', 'UTC', jsonb_build_object('input', key) from outputs",
