@@ -97,6 +97,9 @@ class OutputDocument(Answer):
     duration: float | None = Field(description="seconds")
     key: str
     url: str
+    pruned_at: Moment | None = Field(
+        description="since when the object is gone, as the project wants; its URL says 410"
+    )
 
 
 class Children(Answer):
@@ -337,6 +340,7 @@ def _output(path: str, output: Output) -> OutputDocument:
         duration=float(output.duration) if output.duration is not None else None,
         key=output.key,
         url=f"{path}/outputs/{output.n}",
+        pruned_at=output.pruned_at,
     )
 
 

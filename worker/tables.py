@@ -95,6 +95,7 @@ class Project(Base):
     created_at: Mapped[datetime] = mapped_column(**_NOW)
     cache_days: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # for jobs that do not say; 0: no cache
     account: Mapped[str | None]  # the only one that its jobs go to; null: any
+    retention: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # days, by what is kept for so long
 
     __table_args__ = (
         CheckConstraint("weight between 1 and 1000", name="weight"),
@@ -481,6 +482,28 @@ class Output(Base):
     crc64: Mapped[str]  # decimal, as OSS writes it
     duration: Mapped[Decimal | None]  # seconds
     created_at: Mapped[datetime] = mapped_column(**_NOW)
+    pruned_at: Mapped[datetime | None]  # since when the object is gone; the row stays
+
+    __table_args__ = (Index("ix_outputs_kept", "project_id", "created_at", postgresql_where=text("pruned_at is null")),)
+
+
+class Hold(Base):
+    """A legal hold: what is not to be pruned, of a project, or of one job or batch of it."""
+
+    __tablename__ = "holds"
+
+    id: Mapped[uuid.UUID] = mapped_column(**_ID)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[uuid.UUID | None]
+    batch_id: Mapped[uuid.UUID | None]
+    why: Mapped[str]
+    since: Mapped[datetime] = mapped_column(**_NOW)
+    released_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("job_id is null or batch_id is null", name="one"),
+        Index("ix_holds_project_id", "project_id", postgresql_where=text("released_at is null")),
+    )
 
 
 class Turn(Base):
@@ -551,6 +574,7 @@ class Delivery(Base):
         Index("ix_deliveries_old", "created_at", postgresql_where=text("run_at is not null")),
         Index("ix_deliveries_claimed", "url", postgresql_where=text("claimed is not null")),
         Index("ix_deliveries_job_id", "job_id"),
+        Index("ix_deliveries_ended", "project_id", "finished_at", postgresql_where=text("finished_at is not null")),
     )
 
 

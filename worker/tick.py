@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import aliased
 
-from worker import claims, log, moves, timeouts, webhooks, work
+from worker import claims, log, moves, retention, timeouts, webhooks, work
 from worker.batches import completion, draft
 from worker.claims import Claim, Claimable, Now, Numbers
 from worker.context import Context
@@ -260,6 +260,11 @@ def _sweep(connection: Connection, now: datetime) -> list[Message]:
     return [Message("noria.sweep", "provider", ())] if connection.execute(_SWEEP_DUE, {"now": now}).scalar_one() else []
 
 
+def _prune(connection: Connection, _: datetime) -> list[Message]:
+    """The message to prune what projects no longer keep; each run does a bounded part, and the next goes on."""
+    return [Message("noria.prune", "transfer", ())] if retention.is_wanted(connection) else []
+
+
 def _forget_keys(connection: Connection, now: datetime) -> None:
     for forget in (_FORGET_KEYS, _FORGET_BATCH_KEYS):
         connection.execute(forget, {"before": now - _KEYS_KEPT})
@@ -278,6 +283,7 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
+    "prune": (timedelta(minutes=10), _prune),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
     "budgets": (timedelta(seconds=5), _budgets),
     "forget_drafts": (timedelta(minutes=1), draft.forget),

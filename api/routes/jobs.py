@@ -21,7 +21,7 @@ from api.answers import JobList, Page
 from api.bodies import JsonBody
 from api.context import Context, Following, Here, Mine, Searching, Tenant, follows, moment
 from api.forms import ChildQuery, JobQuery
-from api.problems import refusals
+from api.problems import problem, refusals
 from worker import document, inputs, money, text
 from worker.document import Amount, Answer, JobDocument
 from worker.errors import Conflict, Fault, InvalidInput
@@ -215,7 +215,7 @@ def children(here: Here, mine: Mine, job_id: JobId, wanted: Annotated[ChildQuery
     "/{job_id}/outputs/{n}",
     status_code=302,
     response_class=RedirectResponse,
-    responses={302: {"description": "to a link to the object, good for five minutes"}},
+    responses={302: {"description": "to a link to the object, good for five minutes"}, **refusals(410)},
 )
 def fetch(
     here: Here,
@@ -227,6 +227,8 @@ def fetch(
     """Fetch an output: a redirect to a short-lived link into the bucket."""
     with here.reading() as connection:
         output = reading.output(connection, mine.project.id, job_id, n)
+    if output.pruned_at:
+        raise problem(410, "pruned", f"the project no longer keeps it: pruned at {output.pruned_at:%Y-%m-%dT%H:%M:%SZ}")
     return RedirectResponse(here.bucket.presign(output.key, _LINK, _filename(output) if download else None), 302)
 
 

@@ -22,7 +22,21 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from api.client import ApiError
-from ops.cli import admin, batches, budgets, doctor, files, jobs, reach, review, schedules, show, submit, webhooks
+from ops.cli import (
+    admin,
+    batches,
+    budgets,
+    doctor,
+    files,
+    jobs,
+    reach,
+    retention,
+    review,
+    schedules,
+    show,
+    submit,
+    webhooks,
+)
 from ops.cli.reach import HOME, Door, Home, Json
 from ops.local import servers
 from ops.local import up as local
@@ -200,6 +214,7 @@ for part, panel in (
     (jobs.app, _MAKE),
     (doctor.app, _OPERATE),
     (admin.app, _OPERATE),
+    (retention.app, _OPERATE),
 ):
     for each in part.registered_commands:
         each.rich_help_panel = panel
@@ -212,6 +227,7 @@ app.add_typer(budgets.budgets, name="budgets", rich_help_panel=_MAKE)
 app.add_typer(webhooks.webhooks, name="webhooks", rich_help_panel=_MAKE)
 app.add_typer(admin.keys, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(admin.projects, name="projects", rich_help_panel=_OPERATE)
+app.add_typer(retention.holds, name="holds", rich_help_panel=_OPERATE)
 app.add_typer(admin.lanes, name="lanes", rich_help_panel=_OPERATE)
 
 

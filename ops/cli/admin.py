@@ -38,6 +38,14 @@ def _span(text: str) -> timedelta:
     return timedelta(days=number) if unit == "d" else timedelta(hours=number)
 
 
+def _kept(written: str) -> tuple[str, int | None]:
+    """`outputs=30`; `outputs=` is for ever."""
+    what, equals, days = written.partition("=")
+    if not equals or not (days == "" or days.isdecimal()):
+        raise typer.BadParameter("is written like outputs=30, or outputs= for ever", param_hint="--retain")
+    return what, int(days) if days else None
+
+
 app = typer.Typer()
 keys = typer.Typer(help="Make, list, rotate and revoke API keys.", no_args_is_help=True)
 projects = typer.Typer(help="List and set up projects.", no_args_is_help=True)
@@ -171,6 +179,10 @@ def set_project(
     account: Annotated[
         str | None, typer.Option(help="The only account of NORIA_ACCOUNTS that its jobs go to; '': any.")
     ] = None,
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT=DAYS", help="Keep outputs or deliveries so long; `outputs=` for ever. Repeatable."),
+    ] = None,
     database: Database,
 ) -> None:
     """Change a project's settings.
@@ -183,6 +195,8 @@ def set_project(
         if account and account not in (known := slots.known_accounts(connection)):
             message = f"is none of the accounts that are set up: {', '.join(known) or 'there is none yet'}"
             raise InvalidInput([Fault("/account", "unknown_account", message)])
+        if retain:
+            api_keys.set_retention(connection, project, dict(map(_kept, retain)))
         changed = _project(api_keys.set_project(connection, project, **columns))
     said = [f"weight {changed['weight']}, time zone {changed['time_zone']}"]
     said += [f"answers of {changed['cache_days']} days will do"] if changed["cache_days"] else []

@@ -21,7 +21,7 @@ from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from worker import webhooks
+from worker import retention, webhooks
 from worker.claims import NOW
 from worker.document import Answer, Moment
 from worker.errors import Conflict, Fault, InvalidInput, KeyExpired, NotFound
@@ -95,6 +95,7 @@ class ProjectDocument(Answer):
     )
     account: str | None = Field(description="the only account of the provider's that its jobs go to; null: any")
     created_at: Moment
+    retention: dict[str, int] = Field(description="days, by what is kept for so long; the rest is kept for ever")
 
 
 def create_project(connection: Connection, name: str, weight: int = 1, time_zone: str = "Asia/Shanghai") -> Project:
@@ -135,6 +136,15 @@ def set_project(connection: Connection, name: str, **changes: Any) -> Project:
         raise InvalidInput(faults)
     columns |= {name: None for name, nothing in _NOTHING.items() if columns.get(name) == nothing}
     return _change(connection, name, columns)
+
+
+def set_retention(connection: Connection, name: str, days: Mapping[str, int | None]) -> Project:
+    """The project with these days, by what is kept for so long; None: for ever. Raises InvalidInput, NotFound."""
+    faults = [fault for what, count in days.items() if (fault := _retention_fault(what, count))]
+    if faults:
+        raise InvalidInput(faults)
+    kept = {**project(connection, name).retention, **days}
+    return _change(connection, name, {"retention": {what: count for what, count in kept.items() if count is not None}})
 
 
 def rotate_secret(connection: Connection, name: str) -> Project:
@@ -282,6 +292,14 @@ def _name_fault(name: str) -> Fault | None:
         return None
     message = "must have 1 to 63 lower-case letters, digits and hyphens, and not begin with a hyphen"
     return Fault("/name", "bad_name", message)
+
+
+def _retention_fault(what: str, days: int | None) -> Fault | None:
+    if what not in retention.CLASSES:
+        return Fault(f"/retention/{what}", "unknown", f"is none of {', '.join(retention.CLASSES)}")
+    if days is not None and not 1 <= days <= retention.MOST_DAYS:
+        return Fault(f"/retention/{what}", "out_of_range", f"must be 1 to {retention.MOST_DAYS} days")
+    return None
 
 
 def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import ColumnElement, Row, select
 
-from worker import claims, database, document, log, steps, tick, work
+from worker import claims, database, document, log, retention, steps, tick, work
 from worker.batches import completion
 from worker.claims import Numbers
 from worker.context import Clock, Context
@@ -26,6 +26,8 @@ from worker.states import TERMINAL, Move, State
 from worker.steps import find
 from worker.tables import Job
 from worker.webhooks.sending import Courier
+
+_PRUNED_FOR = 30.0  # seconds of one message
 
 Publish = Callable[[tick.Message], None]
 T = TypeVar("T")
@@ -88,6 +90,12 @@ class Runner:
     def sweep(self) -> None:
         """The look for tasks that no job owns, of the accounts whose hour has come."""
         find.sweep(self.ctx)
+
+    def prune(self) -> None:
+        """Lets go, for half a minute, what projects no longer keep."""
+        with self.ctx.engine.connect() as connection:
+            now = connection.execute(select(claims.NOW)).scalar_one()
+        retention.prune(self.ctx.engine, self.ctx.bucket, None, now, _PRUNED_FOR)
 
     def tell_unfinished(self) -> None:
         """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""

@@ -1,0 +1,204 @@
+"""What a project no longer keeps goes: objects before rows, and never what something still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from stage import Stage, stage
+
+from ops.sandbox.options import Options
+from ops.sandbox.testing import Sandbox, running
+from worker import keys, retention
+from worker.errors import InvalidInput, NotFound
+from worker.retention import holds
+from worker.tables import Job, Project
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.01, queue_seconds=0)) as made:
+        yield made
+
+
+@pytest.fixture
+def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
+    with stage(environment, sandbox) as made:
+        yield made
+
+
+def keep(play: Stage, project: Project | None = None, **days: int | None) -> Project:
+    with play.ctx.engine.begin() as connection:
+        return keys.set_retention(connection, (project or play.project).name, days)
+
+
+def made(play: Stage, project: Project | None = None, **more: Any) -> tuple[Job, str]:
+    """A succeeded job, and its output's key."""
+    job = play.until(play.submit(project=project, **more))
+    assert job.state == "succeeded", job.error
+    return job, play.sql("select key from outputs where job_id = :id", id=job.id)[0]["key"]
+
+
+def prune(play: Stage, days: int = 31) -> int:
+    """How many rows go, that many days from now."""
+    later = play.now() + timedelta(days=days)
+    return sum(one.rows for one in retention.prune(play.ctx.engine, play.ctx.bucket, None, later, 60))
+
+
+def is_there(play: Stage, key: str) -> bool:
+    return play.ctx.bucket.head(key) is not None
+
+
+def hold(play: Stage, project: Project, job: Job | None = None) -> Any:
+    with play.ctx.engine.begin() as connection:
+        return holds.add(connection, project.id, job.id if job else None, None, "a lawsuit")
+
+
+def test_an_output_goes_after_its_days_and_its_row_says_so(play: Stage) -> None:
+    job, key = made(play)
+    keep(play, outputs=30)
+
+    assert prune(play, days=29) == 0
+    assert is_there(play, key)
+    assert prune(play, days=31) == 1
+
+    assert not is_there(play, key)
+    (output,) = play.document(job)["outputs"]
+    assert output["pruned_at"] is not None
+    assert output["sha256"]
+    assert prune(play, days=31) == 0
+
+
+def test_what_has_no_days_is_kept_for_ever(play: Stage) -> None:
+    _, key = made(play)
+    keep(play, outputs=30)
+    keep(play, outputs=None)
+
+    assert prune(play, days=9999) == 0
+
+    assert is_there(play, key)
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(play: Stage) -> None:
+    _, key = made(play)
+    keep(play, outputs=30)
+
+    with play.ctx.engine.connect() as connection:
+        (found,) = retention.due(connection, None, play.now() + timedelta(days=31))
+
+    assert (found.what, found.rows) == ("outputs", 1)
+    assert found.bytes == play.ctx.bucket.head(key).bytes  # type: ignore[union-attr]
+
+
+def test_a_run_killed_between_object_and_row_is_done_again(play: Stage) -> None:
+    job, key = made(play)
+    keep(play, outputs=30)
+    play.ctx.bucket.delete(key)
+
+    assert prune(play) == 1
+
+    assert play.document(job)["outputs"][0]["pruned_at"] is not None
+
+
+def test_another_projects_outputs_stay(play: Stage) -> None:
+    with play.ctx.engine.begin() as connection:
+        other = keys.create_project(connection, "other")
+    _, key = made(play, other)
+    made(play)
+    keep(play, outputs=30)
+
+    assert prune(play) == 1
+
+    assert is_there(play, key)
+
+
+@pytest.mark.parametrize("on", ["project", "job"])
+def test_what_is_held_stays_until_it_is_released(play: Stage, on: str) -> None:
+    job, key = made(play)
+    keep(play, outputs=30)
+    held = hold(play, play.project, job if on == "job" else None)
+
+    assert prune(play) == 0
+    assert is_there(play, key)
+    with play.ctx.engine.begin() as connection:
+        holds.release(connection, held)
+
+    assert prune(play) == 1
+
+
+def test_a_hold_on_another_projects_job_is_refused(play: Stage) -> None:
+    job, _ = made(play)
+    with play.ctx.engine.begin() as connection:
+        other = keys.create_project(connection, "other")
+
+    with pytest.raises(NotFound):
+        hold(play, other, job)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update jobs set state = 'failed'",
+        "update jobs set billed = 'unknown'",
+        "update attempts set closed_at = null",
+        "with b as (insert into batches (project_id, name, state, digest, source, report, rows)"
+        " select project_id, 'b', 'running', '', '{}', '{}', 1 from jobs returning id)"
+        " update jobs set batch_id = b.id from b",
+        "insert into schedules (project_id, name, cron, time_zone, template)"
+        " select project_id, 'nightly', '0 2 * * *', 'UTC', jsonb_build_object('input', key) from outputs",
+        "insert into jobs (project_id, kind, model, input)"
+        " select project_id, 'text', 'm', jsonb_build_object('img_url', key) from outputs",
+    ],
+    ids=["failed", "bill unknown", "open attempt", "batch not complete", "named by a schedule", "named by a job"],
+)
+def test_what_something_still_needs_stays(play: Stage, change: str) -> None:
+    _, key = made(play)
+    keep(play, outputs=30)
+    play.sql(change)
+
+    assert prune(play) == 0
+
+    assert is_there(play, key)
+
+
+def test_only_deliveries_that_have_ended_go(play: Stage) -> None:
+    job, _ = made(play, webhook_url="https://example.com/hook")
+    keep(play, deliveries=30)
+    assert play.deliveries()
+    assert prune(play) == 0
+    play.sql("update deliveries set state = 'delivered', run_at = null, claimed = null, finished_at = now()")
+
+    held = hold(play, play.project, job)
+    assert prune(play) == 0
+    with play.ctx.engine.begin() as connection:
+        holds.release(connection, held)
+
+    assert prune(play) > 0
+    assert not play.deliveries()
+
+
+def test_pruning_changes_nothing_in_the_ledger(play: Stage) -> None:
+    made(play)
+    keep(play, outputs=30)
+    before = play.sql("select sum(micros) from ledger"), play.sql("select sum(micros) from ledger_sums")
+
+    assert prune(play) == 1
+
+    assert (play.sql("select sum(micros) from ledger"), play.sql("select sum(micros) from ledger_sums")) == before
+
+
+@pytest.mark.parametrize("days", [{"outputs": 0}, {"outputs": 40_000}, {"rows": 30}])
+def test_days_that_make_no_sense_are_refused(play: Stage, days: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput):
+        keep(play, **days)
+
+
+def test_the_tick_asks_for_pruning_where_a_project_has_days(play: Stage) -> None:
+    play.sql("update duties set due_at = now()")
+    assert "noria.prune" not in {message.task for message in play.tick()}
+    keep(play, outputs=30)
+    play.sql("update duties set due_at = now()")
+
+    assert "noria.prune" in {message.task for message in play.tick()}

@@ -1,0 +1,89 @@
+"""Retention: what a project wants forgotten goes, in small batches, and never what something still needs.
+
+An object goes before its row is marked, in one transaction: killed in between, the next run deletes the object again,
+which it need not find, and marks the row. Only outputs of succeeded jobs go. A succeeded job is never retried, so no
+retry can meet a pruned output. A batch holds a share lock on the project's row: a legal hold waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from worker.retention import statements
+from worker.storage import Bucket
+
+CLASSES = ("outputs", "deliveries")  # what may have days of its own
+MOST_DAYS = 36_500
+_ROWS = {"outputs": 100, "deliveries": 500}  # a batch: each output costs a request to the bucket
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What of a project went, or would go: rows, and the bytes of their objects."""
+
+    project: str
+    what: str
+    rows: int
+    bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """As commands print it."""
+        return dict(vars(self))
+
+
+def is_wanted(connection: Connection) -> bool:
+    """Whether any project has days set."""
+    found: bool = connection.execute(statements.IS_WANTED).scalar_one()
+    return found
+
+
+def due(connection: Connection, name: str | None, now: datetime) -> Iterator[Pruned]:
+    """What would go now, of one project or of all; nothing is changed."""
+    for project in connection.execute(statements.PROJECTS, {"name": name}).mappings().all():
+        for what, days in project["retention"].items():
+            values = {"project": project["id"], "before": now - timedelta(days=days)}
+            row = connection.execute(statements.COUNT[what], values).one()
+            yield Pruned(project["name"], what, row.rows, int(row.bytes))
+
+
+def prune(engine: Engine, bucket: Bucket, name: str | None, now: datetime, seconds: float) -> list[Pruned]:
+    """What went, of one project or of all, until nothing is left or `seconds` have passed; at least a batch of each."""
+    deadline = time.monotonic() + seconds
+    with engine.connect() as connection:
+        projects = connection.execute(statements.PROJECTS, {"name": name}).mappings().all()
+    return [
+        _pruned(engine, bucket, project, what, now - timedelta(days=days), deadline)
+        for project in projects
+        for what, days in project["retention"].items()
+    ]
+
+
+def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: datetime, deadline: float) -> Pruned:
+    rows = size = 0
+    while True:
+        with engine.begin() as connection:
+            went = _batch(connection, bucket, project["id"], what, before)
+        rows, size = rows + len(went), size + sum(went)
+        if len(went) < _ROWS[what] or time.monotonic() > deadline:
+            return Pruned(project["name"], what, rows, size)
+
+
+def _batch(connection: Connection, bucket: Bucket, project: uuid.UUID, what: str, before: datetime) -> list[int]:
+    """The bytes of each row that went."""
+    connection.execute(statements.LOCK, {"project": project})
+    values = {"project": project, "before": before, "rows": _ROWS[what]}
+    if what == "deliveries":
+        return [0 for _ in connection.execute(statements.DELETE_DELIVERIES, values)]
+    found = connection.execute(statements.TAKE_OUTPUTS, values).all()
+    for row in found:
+        bucket.delete(row.key)
+    if found:
+        connection.execute(statements.MARK, {"keys": [row.key for row in found]})
+    return [row.bytes for row in found]

@@ -1,0 +1,66 @@
+"""What may go, as SQL. Each statement names the project; all that keeps a row is in one of the conditions."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+# a legal hold on the project, or on the job, its parent or its batch
+_HELD = """
+    exists (select from holds h where h.project_id = :project and h.released_at is null
+            and ((h.job_id is null and h.batch_id is null) or h.job_id in ({jobs}) or h.batch_id in ({batches})))
+"""
+
+# The keys that unfinished work of the project names in its input: they lie in the project's own prefix.
+_NAMED = """
+    named as materialized (
+        select distinct found[1] as key
+          from (select input::text as words from jobs where project_id = :project and finished_at is null
+                union all
+                select r.input::text from batch_rows r join batches b on b.id = r.batch_id
+                 where b.project_id = :project and b.state <> 'completed' and r.input is not null
+                union all
+                select template::text from schedules where project_id = :project) as inputs,
+               regexp_matches(words, cast(:project as text) || '/[^"\\\\\\s]+', 'g') as found
+    )
+"""
+
+_OUTPUTS = f"""
+      from outputs o
+      join jobs j on j.id = o.job_id
+      left join jobs p on p.id = j.parent_id
+     where o.project_id = :project and o.pruned_at is null and o.created_at < :before
+       and j.state = 'succeeded' and j.finished_at < :before and j.billed <> 'unknown'
+       and (p.id is null or (p.state = 'succeeded' and p.finished_at < :before and p.billed <> 'unknown'))
+       and not exists (select from attempts a where a.job_id in (j.id, p.id) and a.closed_at is null)
+       and not exists (select from batches b where b.id in (j.batch_id, p.batch_id) and b.state <> 'completed')
+       and not exists (select from named where named.key = o.key)
+       and not {_HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id")}
+"""  # noqa: S608 - of constants
+
+_DELIVERIES = f"""
+      from deliveries d
+      left join jobs j on j.id = d.job_id
+      left join jobs p on p.id = j.parent_id
+      left join events e on e.id = d.event_id
+     where d.project_id = :project and d.state <> 'waiting' and d.finished_at < :before
+       and not {_HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id, e.batch_id")}
+"""
+
+IS_WANTED = text("select exists (select from projects where retention <> '{}')")
+PROJECTS = text(
+    "select id, name, retention from projects"
+    " where retention <> '{}' and name = coalesce(cast(:name as text), name) order by id"
+)
+LOCK = text("select from projects where id = :project for share")
+COUNT = {
+    "outputs": text(f"with {_NAMED} select count(*) as rows, coalesce(sum(o.bytes), 0) as bytes {_OUTPUTS}"),
+    "deliveries": text(f"select count(*) as rows, 0 as bytes {_DELIVERIES}"),
+}
+TAKE_OUTPUTS = text(
+    f"with {_NAMED} select o.key, o.bytes {_OUTPUTS} order by o.created_at limit :rows for update of o skip locked"
+)
+MARK = text("update outputs set pruned_at = now() where key = any(:keys) and pruned_at is null")
+DELETE_DELIVERIES = text(
+    "delete from deliveries where id = any(array("  # noqa: S608 - of constants
+    f"select d.id {_DELIVERIES} order by d.finished_at limit :rows for update of d skip locked)) returning id"
+)
