@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -258,6 +258,7 @@ def _job(ctx: FireContext, schedule: Schedule, occasion: Occasion) -> Job:
     prepared = submission.prepare(ctx.catalog, ctx.settings, Submission(**({"model": None} | filled)), ctx.now)
     _check_room(ctx, schedule)
     row = ctx.connection.execute(select(*Project.__table__.c).where(Project.id == schedule.project_id))
+    prepared = replace(prepared, schedule_id=schedule.id)
     return submission.submit(ctx.connection, Project.of(row.mappings().one()), prepared, None, ctx.now)[0]
 
 
