@@ -457,7 +457,8 @@ class JobQuery(BaseModel):
             model=model,
             metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
             before=self.cursor,
-            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q", "batch", "schedule"}),
+            schedule=self.schedule,
+            **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q", "batch"}),
         )
 
 

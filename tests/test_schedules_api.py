@@ -88,7 +88,7 @@ def test_the_jobs_of_a_schedule_are_listed_by_its_id(api: Served, http: httpx.Cl
 
     (run,) = http.get(schedule["urls"]["runs"]).json()["data"]
     found = http.get("/v1/jobs", params={"schedule": schedule["id"]}).json()["data"]
-    assert [job["id"] for job in found] == [run["job"]]
+    assert [job["id"] for job in found] == [run["job_id"]]
     assert alone not in [job["id"] for job in found]
     assert http.get("/v1/jobs", params={"schedule": schedule["id"], "state": "failed"}).json()["data"] == []
 
