@@ -433,6 +433,7 @@ class JobQuery(BaseModel):
     kind: Text | None = Field(None, description="what the job makes")
     model: Text | None = Field(None, description="a model's id or alias")
     batch: uuid.UUID | None = Field(None, description="the id of a batch")
+    schedule: uuid.UUID | None = Field(None, description="the id of a schedule, also of one that was deleted")
     custom_id: Text | None = Field(None, description="your own id")
     created_after: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
     created_before: AwareDatetime | None = Field(None, description="RFC 3339, exclusive")
@@ -462,6 +463,7 @@ class JobQuery(BaseModel):
             model=model,
             metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
             before=self.cursor,
+            schedule=self.schedule,
             **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q", "batch"}),
         )
 

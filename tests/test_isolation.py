@@ -260,6 +260,9 @@ def test_anothers_schedule_is_not_found_not_run_and_not_changed(tenants: Tenants
     assert tenants.summer.get("/v1/schedules").json()["data"] == []
     assert tenants.spring.get("/v1/schedules").json()["data"] == [tenants.schedule]
     assert tenants.spring.get(tenants.schedule["urls"]["runs"]).json()["data"] == []
+    assert tenants.spring.post(tenants.schedule["urls"]["self"] + "/run").is_success
+    assert len(tenants.spring.get(f"/v1/jobs?schedule={tenants.schedule['id']}").json()["data"]) == 1
+    assert tenants.summer.get(f"/v1/jobs?schedule={tenants.schedule['id']}").json()["data"] == []
 
 
 def test_anothers_endpoint_is_not_found_not_called_and_not_changed(tenants: Tenants) -> None:

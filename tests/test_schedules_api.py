@@ -73,6 +73,30 @@ def test_a_schedule_says_when_it_fires_next_and_what_it_submits(http: httpx.Clie
     assert http.get(schedule["urls"]["self"]).json() == schedule
 
 
+def test_the_jobs_of_a_schedule_are_listed_by_its_id(api: Served, http: httpx.Client) -> None:
+    schedule, other = made(http), made(http, name="other")
+    for each in (schedule, other):
+        due(api, each)
+    assert fire(api) == 2
+    alone = http.post("/v1/jobs", json=CLIP).json()["id"]
+
+    (run,) = http.get(schedule["urls"]["runs"]).json()["data"]
+    found = http.get("/v1/jobs", params={"schedule": schedule["id"]}).json()["data"]
+    assert [job["id"] for job in found] == [run["job_id"]]
+    assert alone not in [job["id"] for job in found]
+    assert http.get("/v1/jobs", params={"schedule": schedule["id"], "state": "failed"}).json()["data"] == []
+
+
+def test_the_jobs_of_a_deleted_schedule_are_still_found_by_its_id(api: Served, http: httpx.Client) -> None:
+    schedule = made(http)
+    due(api, schedule)
+    assert fire(api) == 1
+
+    assert http.delete(schedule["urls"]["self"]).status_code == 204
+
+    assert len(http.get("/v1/jobs", params={"schedule": schedule["id"]}).json()["data"]) == 1
+
+
 def test_the_zone_is_the_projects_own_unless_said(http: httpx.Client) -> None:
     body = {name: value for name, value in NIGHTLY.items() if name != "time_zone"}
 

@@ -223,6 +223,7 @@ class Job(Base):
     not_after: Mapped[datetime | None]  # what has not been sent by then ends unpaid
     batch_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("batches.id"))
     batch_row: Mapped[int | None] = mapped_column(Integer)  # which row of it, from 1; its takes have the same
+    schedule_id: Mapped[uuid.UUID | None]  # which submitted it; kept when that is deleted, so it refers to none
     review: Mapped[str | None]  # required, then approved or rejected; null: nobody is to look at it first
     review_note: Mapped[str | None]  # what the person said
     reviewed_at: Mapped[datetime | None]
@@ -363,6 +364,7 @@ class Job(Base):
             "batch_id",
             postgresql_where=text("batch_id is not null and finished_at is null"),
         ),
+        Index("ix_jobs_schedule", "schedule_id", "id", postgresql_where=text("schedule_id is not null")),
         Index(
             "ix_jobs_not_after",
             "not_after",

@@ -68,6 +68,7 @@ class Filter:
     kind: str | None = None
     model: str | None = None
     batch: uuid.UUID | None = None
+    schedule: uuid.UUID | None = None
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after: datetime | None = None
@@ -221,7 +222,7 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
     """At most `limit` top-level jobs, the newest first, as lists show them: long inputs and results are cut."""
     if wanted.metadata and not wanted.q:
         return _labelled(connection, project_id, wanted, limit)
-    if wanted.custom_id or wanted.q:
+    if wanted.custom_id or wanted.q or wanted.schedule:
         return _looked_through(connection, project_id, wanted, limit)
     said = _said(project_id, wanted, limit)
     if wanted.batch:
@@ -233,7 +234,7 @@ def page(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: i
 
 def ids(connection: Connection, project_id: uuid.UUID, wanted: Filter, limit: int) -> list[uuid.UUID]:
     """The ids of the newest `limit` top-level jobs that the filter finds, the newest first; without `q`."""
-    if wanted.metadata or wanted.custom_id:
+    if wanted.metadata or wanted.custom_id or wanted.schedule:
         mine = _matching(project_id, wanted)
         newest = select(mine.c.id).order_by(mine.c.id.desc()).limit(limit)
     else:
@@ -385,6 +386,7 @@ def _conditions(wanted: Filter) -> list[Any]:
         Job.model: wanted.model,
         Job.custom_id: wanted.custom_id,
         Job.batch_id: wanted.batch,
+        Job.schedule_id: wanted.schedule,
     }
     conditions: list[Any] = [column == value for column, value in simple.items() if value is not None]
     if wanted.states:

@@ -81,6 +81,7 @@ def reroll(
     if job.batch_id is not None:  # locked before the job is made: whoever completes the batch now writes nothing
         bulk.reopen(connection, job.batch_id)
     kept = {"project_id": job.project_id, "batch_id": job.batch_id, "batch_row": job.batch_row}
+    kept["schedule_id"] = job.schedule_id
     link = {"first_take": job.first_take or job.id, "take": job.take + 1}
     made = moves.make(connection, submission.asked(prepared) | kept | link, now)
     inputs.check(connection, job.project_id, prepared.model, prepared.input)

@@ -52,6 +52,7 @@ class Prepared:
     input: dict[str, Any]
     estimate: int | None
     warnings: list[Fault] = field(default_factory=list)  # of what is taken all the same
+    schedule_id: uuid.UUID | None = None  # which submits it
 
     @property
     def digest(self) -> bytes:
@@ -113,6 +114,8 @@ def submit(
     InvalidInput when a file that is named is not there, BudgetExhausted: roll back.
     """
     row = {"project_id": project.id, **asked(prepared)}
+    if prepared.schedule_id is not None:
+        row["schedule_id"] = prepared.schedule_id
     if sent is None:
         job: Job | None = moves.make(connection, row, now)
     else:

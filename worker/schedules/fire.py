@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -260,6 +260,7 @@ def _job(ctx: FireContext, schedule: Schedule, occasion: Occasion) -> Job:
     settings = ctx.settings.bound_to(project.account)
     prepared = submission.prepare(ctx.catalog, settings, Submission(**({"model": None} | filled)), ctx.now)
     _check_room(ctx, schedule)
+    prepared = replace(prepared, schedule_id=schedule.id)
     return submission.submit(ctx.connection, project, prepared, None, ctx.now)[0]
 
 
