@@ -67,6 +67,7 @@ _CODES = {
     "404": "not_found",
     "408": "too_slow",
     "409": "conflict",
+    "410": "pruned",
     "413": "body_too_large",
     "415": "not_json",
     "422": "invalid_input",

@@ -262,6 +262,7 @@ class Estimate(Document):
     model: str
     input: dict[str, Any]
     cost: EstimatedCost
+    state: str
     warnings: list[Fault]
 
 
@@ -372,6 +373,7 @@ class JobDocument(Document):
     not_after: datetime | None
     cost: Cost
     usage: dict[str, Any] | None
+    cached_from: UUID | None
     provider: Provider
     outputs: list[OutputDocument]
     result: dict[str, Any] | None
@@ -496,6 +498,7 @@ class OutputDocument(Document):
     duration: float | None
     key: str
     url: str
+    pruned_at: datetime | None
 
 
 class ProjectDocument(Document):
@@ -508,7 +511,10 @@ class ProjectDocument(Document):
     time_zone: str
     max_in_flight: int | None
     paused_at: datetime | None
+    cache_days: int
+    account: str | None
     created_at: datetime
+    retention: dict[str, int]
 
 
 class Provider(Document):
@@ -705,6 +711,7 @@ class Submitted(Document):
     not_after: datetime | None
     cost: Cost
     usage: dict[str, Any] | None
+    cached_from: UUID | None
     provider: Provider
     outputs: list[OutputDocument]
     result: dict[str, Any] | None

@@ -83,20 +83,20 @@ def measure(jobs: int) -> dict[str, Any]:
     with _running() as stack:
         files = [list(itertools.islice(_bodies(n), _FILE)) for n in range(jobs // _FILE)]
         drafts = [stack.client.make_items(items, {"name": f"file {n}"}) for n, items in enumerate(files)]
-        micros = sum(_micros(draft["report"]["cost"]) for draft in drafts)
+        micros = sum(_micros(draft.report.cost if draft.report and draft.report.cost else "0") for draft in drafts)
         budget = stack.client.make_budget({"period": "total", "limit": _amount(micros // _RAISED), "over": "hold"})
         for fault in _FAULTS:
             stack.sandbox.fault(**fault)
         for draft in drafts:
-            stack.client.commit_batch(draft["id"])
+            stack.client.commit_batch(draft.id)
         for draft in drafts[::4]:
-            _cancel_some(stack.client, draft["id"])
+            _cancel_some(stack.client, str(draft.id))
         for share in range(2, _RAISED + 1):
             _rest(stack)
-            stack.client.change_budget(budget["id"], {"limit": _amount(micros // _RAISED * share)})
-        stack.client.change_budget(budget["id"], {"limit": _amount(2 * micros)})
+            stack.client.change_budget(budget.id, {"limit": _amount(micros // _RAISED * share)})
+        stack.client.change_budget(budget.id, {"limit": _amount(2 * micros)})
         for draft in drafts[1::2]:  # what failed costs once more, perhaps
-            stack.client.retry_failed(draft["id"])
+            stack.client.retry_failed(draft.id)
         _rest(stack)
         stack.sandbox.clear_faults()
         _rest(stack)
@@ -126,7 +126,8 @@ def _bodies(file: int) -> Iterator[dict[str, Any]]:
 def _cancel_some(client: Client, batch: str) -> None:
     """Cancels one row in ten, wherever it is by now."""
     for item in itertools.islice(client.batch_items(batch), 0, None, 10):
-        client.cancel(item["job"]["id"])
+        if item.job:
+            client.cancel(item.job.id)
 
 
 def _rest(stack: _Stack) -> None:
@@ -170,12 +171,12 @@ def _compared(stack: _Stack) -> dict[str, Any]:
         "still reserved, micro-CNY": stack.one(_RESERVED),
         "the whole ledger, micro-CNY": whole,
         "its sums, micro-CNY": kept,
-        "used of the budget, micro-CNY": _micros(budget["used"]),
+        "used of the budget, micro-CNY": _micros(budget.used),
     }
     assert not wrong, (result, wrong[:3])
     assert (bill, unbilled) == (ledger, 0), result
     assert len(lost) <= len(charged), (result, "paid for, and no call may be it")
-    assert whole == kept == _micros(budget["used"]), result
+    assert whole == kept == _micros(budget.used), result
     assert whole == ledger + result["their charge, micro-CNY"] + result["still reserved, micro-CNY"], result
     return result
 
