@@ -25,7 +25,7 @@ CLIP = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "mode": Mode.TAS
 KEPT = {
     *("id", "project_id", "parent_id", "kind", "model", "mode", "input", "labels", "custom_id", "priority", "rank_at"),
     *("round", "round_open", "place", "note", "webhook_url", "webhook_events", "created_at", "estimate", "attempts"),
-    *("batch_id", "batch_row", "review", "review_note", "reviewed_at", "first_take", "take"),
+    *("batch_id", "batch_row", "schedule_id", "review", "review_note", "reviewed_at", "first_take", "take"),
 }
 # What the retry itself writes.
 MOVED = {"state", "state_at", "run_at", "claim", "sequence"}
