@@ -93,6 +93,7 @@ class Project(Base):
     max_in_flight: Mapped[int | None]  # of its jobs in all lanes at once; null: as many as the lanes have
     paused_at: Mapped[datetime | None]  # by a person: no creates for it since
     created_at: Mapped[datetime] = mapped_column(**_NOW)
+    usage_keys: Mapped[list[str]] = mapped_column(server_default="{}")  # of metadata: what usage is broken down by
     cache_days: Mapped[int] = mapped_column(SmallInteger, server_default="0")  # for jobs that do not say; 0: no cache
     account: Mapped[str | None]  # the only one that its jobs go to; null: any
     retention: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # days, by what is kept for so long
@@ -634,6 +635,8 @@ class Entry(Base):
     attempt_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("attempts.id"))
     entry: Mapped[str]
     micros: Mapped[int]
+    usage: Mapped[dict[str, Any] | None]  # of a settled call: `money.COUNTED` of what it used
+    known: Mapped[bool] = mapped_column(server_default=text("true"))  # false: the estimate, until its answer is known
     currency: Mapped[str] = mapped_column(server_default="CNY")
     at: Mapped[datetime] = mapped_column(**_NOW)
     reserved_at: Mapped[datetime]  # the period that reserved it is the period that it counts in
@@ -663,6 +666,48 @@ class LedgerSum(Base):
     __table_args__ = (
         Index("ix_ledger_sums_quarter", "project_id", "quarter", postgresql_include=["micros"]),
         Index("ix_ledger_sums_parts", "project_id", "quarter", postgresql_where=text("not is_whole")),
+    )
+
+
+class UsageSum(Base):
+    """What was booked and used in a day of a project, by all that usage is broken down by; in parts, as `LedgerSum`.
+
+    A trigger on the ledger writes it, in the transaction that books: it is the ledger's, and equals it.
+    """
+
+    __tablename__ = "usage_sums"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    project_id: Mapped[uuid.UUID]
+    day: Mapped[date]  # of `reserved_at`, in the zone that the project had then
+    kind: Mapped[str]  # of the job that the user submitted; empty: the row is gone
+    model: Mapped[str]
+    batch_id: Mapped[uuid.UUID | None]
+    schedule_id: Mapped[uuid.UUID | None]
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # those that the project's `usage_keys` name
+    jobs: Mapped[int] = mapped_column(server_default="0")  # that were reserved
+    calls: Mapped[int] = mapped_column(server_default="0")  # that were billed, or may be
+    settled: Mapped[int] = mapped_column(server_default="0")  # micro-CNY, of calls whose bill is known
+    unknown: Mapped[int] = mapped_column(server_default="0")  # of those that are charged at their estimate
+    reserved: Mapped[int] = mapped_column(server_default="0")  # and not settled or given back yet
+    input_tokens: Mapped[Decimal] = mapped_column(server_default="0")
+    cached_tokens: Mapped[Decimal] = mapped_column(server_default="0")  # of the input, in the provider's cache
+    output_tokens: Mapped[Decimal] = mapped_column(server_default="0")
+    seconds: Mapped[Decimal] = mapped_column(server_default="0")
+    characters: Mapped[Decimal] = mapped_column(server_default="0")
+    images: Mapped[Decimal] = mapped_column(server_default="0")
+    is_whole: Mapped[bool] = mapped_column(server_default=text("false"))
+
+    __table_args__ = (
+        Index("ix_usage_sums_day", "project_id", "day"),
+        Index("ix_usage_sums_parts", "id", postgresql_where=text("not is_whole")),
+        Index(
+            "uq_usage_sums_whole",
+            *("project_id", "day", "kind", "model", "batch_id", "schedule_id", "labels"),
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("is_whole"),
+        ),
     )
 
 

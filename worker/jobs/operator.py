@@ -265,8 +265,9 @@ def _close(connection: Connection, job: Job, billed: str, why: str, now: datetim
     if not closed:
         raise Conflict("moved_on", "its call's own answer has come meanwhile: look again")
     for attempt_id in closed:
-        cost = job.cost if attempt_id == job.attempt_id else None
-        money.book(connection, job, attempt_id, billed, cost, now)
+        is_last = attempt_id == job.attempt_id
+        bill = money.Bill(billed, job.cost, job.usage) if is_last else money.Bill(billed)
+        money.book(connection, job, attempt_id, bill, now)
     ended = moves.note(connection, job, {"billed": billed}, why, now)
     moves.close(connection, ended, now)
     return ended

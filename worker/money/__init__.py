@@ -8,10 +8,13 @@ corrected. Other lines are only ever added, and each is unique by (attempt, entr
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import CTE, Connection, Insert, insert, literal, select, text
@@ -23,6 +26,7 @@ from worker.settings import Settings
 from worker.tables import Entry, Job
 
 MICROS = 1_000_000
+COUNTED = ("input_tokens", "cached_tokens", "output_tokens", "seconds", "characters", "images")  # of what a call used
 
 
 def estimate(catalog: Catalog, settings: Settings, kind: str, model: str, wanted: BaseModel, on: date) -> int | None:
@@ -69,29 +73,45 @@ def reserving(made: CTE) -> Insert:
     return insert(Entry).from_select(named, lines.where(of.estimate.is_not(None), of.held_for.is_(None)))
 
 
-def book(
-    connection: Connection, job: Job, attempt_id: uuid.UUID | None, billed: str, cost: int | None, now: datetime
-) -> None:
+@dataclass(frozen=True)
+class Bill:
+    """What a call cost: `billed` as attempts say it, `cost` where the price is known, and what the call used."""
+
+    billed: str
+    cost: int | None = None
+    usage: Mapping[str, Any] | None = None
+
+    def booked(self, estimate: int | None) -> dict[str, Any]:
+        """What the ledger's line says; of a call that is charged without a price, nothing or the estimate."""
+        is_known = self.billed == "yes" and self.cost is not None
+        counted = {name: self.usage[name] for name in COUNTED if name in self.usage} if self.usage else {}
+        return {
+            "cost": self.cost if is_known else estimate or 0,
+            "known": is_known,
+            "usage": json.dumps(counted) if counted else None,
+        }
+
+
+def book(connection: Connection, job: Job, attempt_id: uuid.UUID | None, bill: Bill, now: datetime) -> None:
     """Books the verdict on a job's call; a child's call is booked on its parent.
 
-    `billed` "yes": what it cost, or the estimate where the price is not known; "unknown": the estimate; "no": nothing,
+    Billed "yes": what it cost, or the estimate where the price is not known; "unknown": the estimate; "no": nothing,
     and an earlier charge is taken back.
     """
-    amount = cost if billed == "yes" and cost is not None else job.estimate
     booked = {"job": job.parent_id or job.id, "the_attempt": attempt_id, "now": now}
-    if billed == "no":
+    if bill.billed == "no":
         connection.execute(_UNSETTLE, booked)
-    elif amount is not None:
-        connection.execute(_SETTLE, booked | {"cost": amount})
+    else:
+        connection.execute(_SETTLE, booked | bill.booked(job.estimate))
 
 
-def pay(connection: Connection, job: Job, attempt_id: uuid.UUID | None, cost: int | None, now: datetime) -> None:
+def pay(connection: Connection, job: Job, attempt_id: uuid.UUID | None, bill: Bill, now: datetime) -> None:
     """Books a job's call as billed, and gives back what was reserved for it: `book` and `release` in one statement."""
     if job.estimate is None:  # nothing was reserved
-        book(connection, job, attempt_id, "yes", cost, now)
+        book(connection, job, attempt_id, bill, now)
     else:
         paid = {"job": job.id, "the_job": job.id, "the_attempt": attempt_id, "now": now}
-        connection.execute(_PAY, paid | {"cost": job.estimate if cost is None else cost})
+        connection.execute(_PAY, paid | bill.booked(job.estimate))
 
 
 def release(connection: Connection, job: Job, now: datetime) -> None:
@@ -121,17 +141,20 @@ _RESERVE = text(
 )
 # What an attempt cost, in the period that reserved it last; booked again, it replaces the amount.
 _SETTLING = """
-    insert into ledger (project_id, job_id, attempt_id, entry, micros, at, reserved_at)
-    select project_id, id, cast(:the_attempt as uuid), 'settle', :cost, :now,
+    insert into ledger (project_id, job_id, attempt_id, entry, micros, known, usage, at, reserved_at)
+    select project_id, id, cast(:the_attempt as uuid), 'settle', :cost, :known, cast(:usage as jsonb), :now,
            coalesce((select max(reserved_at) from ledger where job_id = :job and entry = 'reserve'), created_at)
       from jobs where id = :job
-    on conflict (attempt_id, entry) do update set micros = excluded.micros, at = excluded.at
-       where ledger.micros <> excluded.micros
+    on conflict (attempt_id, entry) do update
+       set micros = excluded.micros, known = excluded.known, usage = excluded.usage, at = excluded.at
+     where (ledger.micros, ledger.known, ledger.usage)
+           is distinct from (excluded.micros, excluded.known, excluded.usage)
     """
 # An attempt that turned out to be free.
 _UNSETTLE = text(
-    "update ledger set micros = 0, at = :now"
-    " where attempt_id = cast(:the_attempt as uuid) and entry = 'settle' and job_id = :job and micros <> 0"
+    "update ledger set micros = 0, known = true, usage = null, at = :now"
+    " where attempt_id = cast(:the_attempt as uuid) and entry = 'settle' and job_id = :job"
+    " and (micros <> 0 or not known or usage is not null)"
 )
 # What the job reserved and has not given back, read and given back in one statement.
 _RELEASING = """

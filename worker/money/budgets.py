@@ -35,7 +35,7 @@ from sqlalchemy import (
 from worker import claims
 from worker.claims import NOW
 from worker.errors import BudgetExhausted, Fault, InvalidInput, Spent
-from worker.money import shown
+from worker.money import COUNTED, shown
 from worker.states import HeldFor, State
 from worker.tables import Budget, Duty, Event, Job, LedgerSum
 
@@ -246,8 +246,9 @@ def wake(connection: Connection) -> None:
 
 
 def add_up(connection: Connection, now: datetime) -> None:
-    """Adds up the sums of each quarter of an hour that has several."""
+    """Adds up the parts of the sums: of each quarter of an hour, and of each day and what its usage was for."""
     connection.execute(_ADD_UP)
+    connection.execute(_ADD_UP_USAGE)
 
 
 def _told(connection: Connection, standing: Standing, percent: int, now: datetime) -> Told:
@@ -329,4 +330,15 @@ _ADD_UP = text(
     insert into ledger_sums (project_id, quarter, micros, is_whole)
     select project_id, quarter, sum(micros), true from parts group by 1, 2 having sum(micros) <> 0
     """
+)
+_GROUP = "project_id, day, kind, model, batch_id, schedule_id, labels"
+_AMOUNTS = ("jobs", "calls", "settled", "unknown", "reserved", *COUNTED)
+_ADD_UP_USAGE = text(
+    f"""
+    with parts as (delete from usage_sums where not is_whole returning *)
+    insert into usage_sums ({_GROUP}, {", ".join(_AMOUNTS)}, is_whole)
+    select {_GROUP}, {", ".join(f"sum({name})" for name in _AMOUNTS)}, true from parts group by {_GROUP}
+    on conflict ({_GROUP}) where is_whole do update
+       set {", ".join(f"{name} = usage_sums.{name} + excluded.{name}" for name in _AMOUNTS)}
+    """  # noqa: S608 - names of columns
 )

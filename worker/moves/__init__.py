@@ -299,11 +299,12 @@ def _book(connection: Connection, job: Job, move: Move, attempt: Row[Any], settl
     used = said.get("tokens")
     if used is not None and attempt.booked is not None and attempt.booked != used and job.lane_id:
         throttle.settle_tokens(connection, job.lane_id, used - attempt.booked, attempt.was_sent_at, now)
-    cost = move.columns.get("cost", job.cost)
+    known = {name: move.columns.get(name, getattr(job, name)) for name in ("cost", "usage")}
+    bill = money.Bill(said.get("billed", "no"), **known)
     if settles:
-        money.pay(connection, job, job.attempt_id, cost, now)
+        money.pay(connection, job, job.attempt_id, bill, now)
     elif said.get("closed_at"):
-        money.book(connection, job, job.attempt_id, said.get("billed", "no"), cost, now)
+        money.book(connection, job, job.attempt_id, bill, now)
 
 
 def _lost(connection: Connection, job: Job, move: Move, now: datetime) -> Exception:
