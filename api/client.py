@@ -53,6 +53,7 @@ from api.documents import (
     ScheduleDocument,
     Submitted,
     TestDocument,
+    Usage,
 )
 from api.transport import CHUNK, STREAM_TIMEOUT, UPLOAD_TIMEOUT, Transport
 
@@ -120,8 +121,9 @@ class Client:
         Filters are those of GET /v1/jobs; `metadata` is a mapping, `limit` the size of a page.
         """
         metadata: Mapping[str, str] = filters.pop("metadata", {})
-        said = {name: value for name, value in filters.items() if value is not None}
-        return self._all(JobDocument, "/v1/jobs", said | {f"metadata.{key}": value for key, value in metadata.items()})
+        return self._all(
+            JobDocument, "/v1/jobs", _said(filters) | {f"metadata.{key}": value for key, value in metadata.items()}
+        )
 
     def events(self, job_id: Id) -> Iterator[JobEvent]:
         """The job's history, as far as it has come."""
@@ -344,6 +346,21 @@ class Client:
         """What was reserved, billed and given back, the newest first; filters are those of GET /v1/ledger."""
         return self._all(LedgerLine, "/v1/ledger", filters)
 
+    def usage(self, **asked: Any) -> Usage:
+        """What was used and what it cost, in groups; `asked` is what GET /v1/usage takes."""
+        return self._one(
+            Usage, "GET", "/v1/usage", params={name: value for name, value in asked.items() if value is not None}
+        )
+
+    def usage_csv(self, **asked: Any) -> bytes:
+        """The same groups as CSV."""
+        return self._transport.call(
+            "GET",
+            "/v1/usage",
+            params={name: value for name, value in asked.items() if value is not None},
+            headers={"accept": "text/csv"},
+        ).content
+
     def project(self) -> ProjectDocument:
         """The key's project, and what is set up for its jobs."""
         return self._one(ProjectDocument, "GET", "/v1/project")
@@ -512,6 +529,11 @@ def _is_there(path: Path, digest: str) -> bool:
 
 def _quoted(its_id: Id) -> str:
     return quote(str(its_id), safe="")
+
+
+def _said(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that say something."""
+    return {name: value for name, value in filters.items() if value is not None}
 
 
 def _path(job_id: Id, suffix: str = "") -> str:

@@ -31,6 +31,22 @@ class Document(BaseModel):
         return made
 
 
+class Amounts(Document):
+    """What was used and what it cost, in CNY; what the provider does not count is 0."""
+
+    jobs: int
+    calls: int
+    settled: str
+    unknown: str
+    reserved: str
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    seconds: float
+    characters: int
+    images: int
+
+
 class AtStake(Document):
     """What another call would cost, if the open one did make something."""
 
@@ -514,6 +530,7 @@ class ProjectDocument(Document):
     cache_days: int
     account: str | None
     created_at: datetime
+    usage_keys: list[str]
     retention: dict[str, int]
 
 
@@ -739,6 +756,46 @@ class Tokens(Document):
     ahead: int | None
     per_day: int | None
     today: int
+
+
+class Usage(Document):
+    """Usage in groups, the latest first, the dearest first; and all of it together."""
+
+    object: str
+    since: date
+    until: date
+    group_by: list[str]
+    currency: str
+    data: list[UsageLine]
+    has_more: bool
+    total: Amounts
+
+
+class UsageLine(Document):
+    """One group: null is what is not grouped by, and what has none, as a job without a batch."""
+
+    jobs: int
+    calls: int
+    settled: str
+    unknown: str
+    reserved: str
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    seconds: float
+    characters: int
+    images: int
+    object: str
+    begins_on: date | None
+    project: str | None
+    kind: str | None
+    model: str | None
+    batch_id: UUID | None
+    schedule_id: UUID | None
+    metadata: dict[str, str | None]
+    job_id: UUID | None
+    fire_at: datetime | None
+    grew: float | None
 
 
 class Waiting(Document):

@@ -6,7 +6,7 @@ import difflib
 import re
 import uuid
 from collections.abc import Mapping
-from datetime import MAXYEAR, datetime
+from datetime import MAXYEAR, date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, LiteralString, Self
 
@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.egress import transports
-from worker.jobs import bulk, reading, review
+from worker.jobs import bulk, reading, review, usage
 from worker.keys import MOST_KEPT
 from worker.kinds import OFFERED, Kind
 from worker.kinds.fields import SEED_LIMIT, Filled, Line, Text, no
@@ -424,10 +424,32 @@ class RedeliverCreate(BaseModel):
         return self
 
 
-class JobQuery(BaseModel):
-    """Which jobs to list; filters narrow together. `metadata.KEY=value` finds by metadata."""
+class ByMetadata(BaseModel):
+    """Filters of a list, and `metadata.KEY=value`."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _no_other(self) -> Self:
+        """A misspelt filter would list everything."""
+        for name, value in (self.model_extra or {}).items():
+            if not name.startswith(METADATA_PREFIX):
+                near = difflib.get_close_matches(name[:40], type(self).model_fields, n=1)
+                advice = f"; did you mean {near[0]}?" if near else ""
+                raise _no_filter(name, "unknown_filter", f"is not a filter{advice}")
+            if not isinstance(value, str) or "\0" in name + value:
+                raise _no_filter(name, "bad_text", "must be one value that can be stored")
+        return self
+
+    @property
+    def by_metadata(self) -> dict[str, str]:
+        """The values that are asked for, by their keys."""
+        extra: Mapping[str, str] = self.model_extra or {}
+        return {name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()}
+
+
+class JobQuery(ByMetadata):
+    """Which jobs to list; filters narrow together. `metadata.KEY=value` finds by metadata."""
 
     state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
     kind: Text | None = Field(None, description="what the job makes")
@@ -443,29 +465,31 @@ class JobQuery(BaseModel):
     cursor: uuid.UUID | None = Field(None, description="the next_cursor of the page before")
     limit: int = Field(20, ge=1, le=100, description="jobs on a page")
 
-    @model_validator(mode="after")
-    def _no_other(self) -> Self:
-        """A misspelt filter would list everything."""
-        for name, value in (self.model_extra or {}).items():
-            if not name.startswith(METADATA_PREFIX):
-                near = difflib.get_close_matches(name[:40], type(self).model_fields, n=1)
-                advice = f"; did you mean {near[0]}?" if near else ""
-                raise _no_filter(name, "unknown_filter", f"is not a filter{advice}")
-            if not isinstance(value, str) or "\0" in name + value:
-                raise _no_filter(name, "bad_text", "must be one value that can be stored")
-        return self
-
     def filter(self, model: str | None) -> reading.Filter:
         """The filter as the engine takes it; `model` is the catalog's id of the model."""
-        extra: Mapping[str, str] = self.model_extra or {}
         return reading.Filter(
             states=tuple(self.state),
             model=model,
-            metadata={name.removeprefix(METADATA_PREFIX): value for name, value in extra.items()},
+            metadata=self.by_metadata,
             before=self.cursor,
             schedule=self.schedule,
             **self.model_dump(include={"kind", "custom_id", "created_after", "created_before", "q", "batch"}),
         )
+
+
+class UsageQuery(ByMetadata):
+    """Which usage, in which groups; filters narrow together, `metadata.KEY=value` by the project's usage keys."""
+
+    since: date | None = Field(None, description="the first day, in the project's zone; 30 days with today")
+    until: date | None = Field(None, description="the last day; today")
+    group_by: Annotated[list[Text], Field(max_length=6), BeforeValidator(apart)] = Field(
+        ["day"], description=f"{', '.join(usage.NAMES)}, and metadata.KEY; several with commas", examples=["day,model"]
+    )
+    kind: Text | None = Field(None, description="what the jobs make")
+    model: Text | None = Field(None, description="a model's id or alias")
+    batch: uuid.UUID | None = Field(None, description="the id of a batch")
+    schedule: uuid.UUID | None = Field(None, description="the id of a schedule")
+    limit: int = Field(1000, ge=1, le=usage.MOST, description="groups")
 
 
 class BulkFilter(BaseModel):

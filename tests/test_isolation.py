@@ -47,6 +47,7 @@ OF_A_BATCH = {
 }
 OF_A_BUDGET = {("PATCH", "/v1/budgets/{budget_id}"), ("DELETE", "/v1/budgets/{budget_id}")}
 OF_THE_MONEY = {("GET", "/v1/budgets"), ("POST", "/v1/budgets"), ("GET", "/v1/ledger")}
+OF_WHOEVER_PAYS = {("GET", "/v1/usage")}
 OF_AN_ENDPOINT = {
     ("GET", "/v1/webhook-endpoints/{endpoint_id}"),
     ("PATCH", "/v1/webhook-endpoints/{endpoint_id}"),
@@ -64,7 +65,7 @@ OF_A_PROJECT = {
 } | {("GET", "/v1/events"), ("GET", "/v1/project")}
 OF_EVERYBODY = {("GET", "/v1/models"), ("GET", "/v1/models/{name}"), ("GET", "/v1/limits")}
 WITH_A_KEY = OF_A_JOB | OF_A_REVIEW | OF_A_BATCH | OF_MANY | OF_A_FILE | OF_A_SCHEDULE | OF_A_KEY | OF_AN_OPERATOR
-WITH_A_KEY |= OF_AN_ENDPOINT | OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY
+WITH_A_KEY |= OF_AN_ENDPOINT | OF_A_PROJECT | OF_A_BUDGET | OF_THE_MONEY | OF_EVERYBODY | OF_WHOEVER_PAYS
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/docs"), ("GET", "/openapi.json")}
 
 # The scope that each route takes: what looks, what makes and changes, and what is for a project's admins.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,6 +18,12 @@ _DIGITS = 20  # of an integer: 2^63 has 19, and a sign
 _NUMBERS = 2**63  # the limit of integers in Postgres; no field of ours comes near it
 
 _SLIPS = 100  # that are noted in one value: nobody corrects more
+
+# What a spreadsheet takes for a formula, the full-width signs of Chinese and Japanese ones too; but for a number.
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+# Where lists are separated by semicolons, Excel parts the lines of a CSV at those and at line ends within a cell.
+_INNER = re.compile(r"([;\t\r\n]\s*\"?)(?=[=+\-@＝＋－＠])")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 BAD_TEXT = "holds a NUL or half of a surrogate pair, which cannot be stored"
 Slip = tuple[str, str, str]  # a JSON pointer, a code, and a message: what `errors.Fault` is made of
@@ -80,3 +88,17 @@ def _refused(instead: T, where: tuple[Any, ...], found: list[Slip], code: str, m
     if len(found) < _SLIPS:
         found.append((pointer(where), code, message))
     return instead
+
+
+def csv_of(rows: Iterable[Sequence[Any]]) -> bytes:
+    """The rows as CSV in UTF-8, CRLF, with no cell that a spreadsheet would carry out as a formula."""
+    written = io.StringIO()
+    csv.writer(written).writerows([_harmless(cell) for cell in row] for row in rows)
+    return written.getvalue().encode()
+
+
+def _harmless(cell: Any) -> Any:
+    """The cell as text where a spreadsheet would carry it, or a part of it, out."""
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    return ("'" if _FORMULA.match(cell) else "") + _INNER.sub(r"\1'", cell)

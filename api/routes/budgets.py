@@ -1,21 +1,24 @@
-"""Budgets, and the ledger that they are counted from. Every query carries the caller's project: others' ids are 404."""
+"""Budgets, their ledger, and usage. Every query carries the caller's project: others' ids are 404."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from api import answers, forms, submissions
 from api.answers import Page
 from api.bodies import JsonBody
-from api.context import Here, Mine, Tenant, moment
+from api.context import Anyone, Here, Mine, Tenant, moment
 from api.problems import refusals
-from worker.jobs import spending
+from api.routes.jobs import model_id
+from worker.jobs import spending, usage
 from worker.jobs.spending import BudgetDocument, LedgerLine, Wanted
+from worker.jobs.usage import Question, Usage
 from worker.tables import Budget
 
 router = APIRouter(prefix="/v1", tags=["money"], responses=refusals(400, 401, 404, 422, 429, 503))
@@ -90,6 +93,24 @@ def ledger(here: Here, mine: Mine, wanted: Annotated[forms.LedgerQuery, Query()]
         found = spending.lines(connection, mine.project.id, *asked)
     page = found[: wanted.limit]
     return answers.page(LedgerList, page, page[-1].id if len(found) > len(page) else None)
+
+
+@router.get("/usage", response_model=Usage, responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}})
+def used(request: Request, here: Here, who: Anyone, wanted: Annotated[forms.UsageQuery, Query()]) -> Response:
+    """What was used and what it cost, by day or week, model, kind, batch, schedule and chosen metadata.
+
+    With `schedule=ID&group_by=run` it is a line for each run; one that took twice the tokens of those before is marked.
+    An operator's key without a project asks about all of them. With `Accept: text/csv` the groups come as CSV.
+    """
+    zone = ZoneInfo(who.project.time_zone if who.project else "UTC")
+    since, until = usage.days(wanted.since, wanted.until, who.now.astimezone(zone).date())
+    said: dict[str, Any] = wanted.model_dump(include={"group_by", "limit", "kind", "batch", "schedule"})
+    said |= {"model": model_id(here, wanted.model), "metadata": wanted.by_metadata}
+    with here.reading() as connection:
+        found = usage.report(connection, who.project, Question(since, until, **said))
+    if "text/csv" in request.headers.get("accept", ""):
+        return Response(usage.csv(found), media_type="text/csv; charset=utf-8")
+    return answers.answer(found)
 
 
 def _shown(connection: Connection, mine: Tenant, budget: Budget) -> BudgetDocument:

@@ -413,4 +413,22 @@ RULES = (
                       else l.id is null and c.estimate is not null end""",
         _BILL,
     ),
+    Rule(
+        "M",
+        # whether or not lines from before :since are looked at: the roll-up does not part them
+        """select null as job, 'usage of the project ' || p.name || ' has ' ||
+             concat_ws(', ', coalesce(u.settled, 0), coalesce(u.unknown, 0), coalesce(u.reserved, 0)) ||
+             ' micro-CNY settled, unknown and reserved, and its ledger ' ||
+             concat_ws(', ', coalesce(l.settled, 0), coalesce(l.unknown, 0), coalesce(l.reserved, 0)) as what
+           from projects p
+             left join (select project_id, sum(settled) as settled, sum(unknown) as unknown, sum(reserved) as reserved
+                          from usage_sums group by 1) u on u.project_id = p.id
+             left join (select project_id, sum(micros) filter (where entry = 'settle' and known) as settled,
+                               sum(micros) filter (where entry = 'settle' and not known) as unknown,
+                               sum(micros) filter (where entry <> 'settle') as reserved
+                          from ledger group by 1) l on l.project_id = p.id
+           where (coalesce(u.settled, 0), coalesce(u.unknown, 0), coalesce(u.reserved, 0))
+             <> (coalesce(l.settled, 0), coalesce(l.unknown, 0), coalesce(l.reserved, 0))""",
+        _MISCOUNTED,
+    ),
 )

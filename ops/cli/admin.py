@@ -183,6 +183,10 @@ def set_project(
         list[str] | None,
         typer.Option(metavar="WHAT=DAYS", help="Keep outputs or deliveries so long; `outputs=` for ever. Repeatable."),
     ] = None,
+    usage_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Of metadata: break usage down by it from now on; '': none. Repeatable."),
+    ] = None,
     database: Database,
 ) -> None:
     """Change a project's settings.
@@ -197,9 +201,12 @@ def set_project(
             raise InvalidInput([Fault("/account", "unknown_account", message)])
         if retain:
             api_keys.set_retention(connection, project, dict(map(_kept, retain)))
+        if usage_key:
+            api_keys.set_usage_keys(connection, project, [key for key in usage_key if key])
         changed = _project(api_keys.set_project(connection, project, **columns))
     said = [f"weight {changed['weight']}, time zone {changed['time_zone']}"]
     said += [f"answers of {changed['cache_days']} days will do"] if changed["cache_days"] else []
+    said += [f"usage by {' and '.join(changed['usage_keys'])}"] if changed["usage_keys"] else []
     said += [f"bound to the account {changed['account']}"] if changed["account"] else []
     database.answer(changed, f"{changed['name']}: {', '.join(said)}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):

@@ -6,14 +6,11 @@ motion they say what is so far. Rows come in the order of the file, each with th
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from worker import money
+from worker import money, text
 from worker.batches import items
 from worker.batches.items import Item, Read
 from worker.states import State
@@ -29,11 +26,6 @@ _AFTER = (
     *("take", "review", "review_comment", "cost", "error_code", "error_message"),
     *("output", "outputs", "created_at", "finished_at"),
 )
-# What a spreadsheet takes for a formula, the full-width signs of Chinese and Japanese ones too; but for a number.
-_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
-# Where lists are separated by semicolons, Excel parts the lines of a CSV at those and at line ends within a cell.
-_INNER = re.compile(r"([;\t\r\n]\s*\"?)(?=[=+\-@＝＋－＠])")
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def report(read: Read, batch: Batch) -> Iterator[bytes]:
@@ -44,9 +36,9 @@ def report(read: Read, batch: Batch) -> Iterator[bytes]:
     found = read(lambda connection: items.labels(connection, batch, _LABELS + 1))
     keys = found if len(found) <= _LABELS else None
     named = ["metadata"] if keys is None else [_LABEL + key for key in keys]
-    yield BOM + _csv([[*_BEFORE, *named, *_AFTER]])
+    yield BOM + text.csv_of([[*_BEFORE, *named, *_AFTER]])
     for chunk in items.walk(read, batch):
-        yield _csv([_cells(item, keys) for item in chunk])
+        yield text.csv_of([_cells(item, keys) for item in chunk])
 
 
 def results(read: Read, batch: Batch) -> Iterator[bytes]:
@@ -82,19 +74,6 @@ def _trouble(item: Item) -> tuple[str | None, str | None]:
         return item.row.faults[0]["code"], "; ".join(fault["message"] for fault in item.row.faults)
     error = (item.job.error if item.job else None) or {}
     return error.get("code"), error.get("message")
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    written = io.StringIO()
-    csv.writer(written).writerows([_harmless(cell) for cell in row] for row in rows)
-    return written.getvalue().encode()
-
-
-def _harmless(cell: Any) -> Any:
-    """The cell as text where a spreadsheet would carry it, or a part of it, out."""
-    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
-        return cell
-    return ("'" if _FORMULA.match(cell) else "") + _INNER.sub(r"\1'", cell)
 
 
 def _result(item: Item, job: Job) -> dict[str, Any]:

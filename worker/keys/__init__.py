@@ -11,7 +11,7 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -30,6 +30,8 @@ from worker.tables import ApiKey, Project
 from worker.text import moment
 
 MOST_CACHED = 366  # days that an answer of the result cache may be old
+MOST_USAGE_KEYS = 3  # each set of their values is a row of the roll-up, every day
+_USAGE_KEY = 64  # characters, as keys of metadata have them
 MOST_KEPT = 720  # hours that a rotated key may work beside its successor
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
@@ -95,6 +97,7 @@ class ProjectDocument(Answer):
     )
     account: str | None = Field(description="the only account of the provider's that its jobs go to; null: any")
     created_at: Moment
+    usage_keys: list[str] = Field(description="of metadata, by which GET /v1/usage can be grouped")
     retention: dict[str, int] = Field(description="days, by what is kept for so long; the rest is kept for ever")
 
 
@@ -145,6 +148,14 @@ def set_retention(connection: Connection, name: str, days: Mapping[str, int | No
         raise InvalidInput(faults)
     kept = {**project(connection, name).retention, **days}
     return _change(connection, name, {"retention": {what: count for what, count in kept.items() if count is not None}})
+
+
+def set_usage_keys(connection: Connection, name: str, keys: Sequence[str]) -> Project:
+    """The project whose usage is broken down by these keys of metadata from now on; raises InvalidInput, NotFound."""
+    if len(keys) > MOST_USAGE_KEYS or not all(0 < len(key) <= _USAGE_KEY for key in keys):
+        message = f"up to {MOST_USAGE_KEYS} keys of metadata, of up to {_USAGE_KEY} characters"
+        raise InvalidInput([Fault("/usage_keys", "bad_usage_keys", message)])
+    return _change(connection, name, {"usage_keys": sorted(set(keys))})
 
 
 def rotate_secret(connection: Connection, name: str) -> Project:
