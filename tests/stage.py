@@ -77,6 +77,7 @@ class Stage:
             "noria.complete": self.runner.complete,
             "noria.fire": lambda _: self.runner.fire(),
             "noria.sweep": lambda _: self.runner.sweep(),
+            "noria.quotas": lambda _: self.runner.import_quotas(),
         }
         for message in messages:
             tasks[message.task]([(claim.id, claim.number) for claim in message.claims])

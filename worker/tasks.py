@@ -1,7 +1,8 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Seven tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
-sends webhooks, `complete` ends batches, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns.
+Eight tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
+sends webhooks, `complete` ends batches, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns,
+`quotas` looks at what the provider tells of limits.
 Their messages hold ids and claim numbers, nothing else.
 """
 
@@ -113,6 +114,12 @@ def fire(_: list[list[Any]]) -> None:
 def sweep(_: list[list[Any]]) -> None:
     """The look for tasks that no job owns."""
     _runner().sweep()
+
+
+@_task("noria.quotas")
+def quotas(_: list[list[Any]]) -> None:
+    """The look at what the provider tells of models and limits."""
+    _runner().import_quotas()
 
 
 def _publish(message: tick.Message) -> None:
