@@ -78,6 +78,7 @@ class Stage:
             "noria.fire": lambda _: self.runner.fire(),
             "noria.sweep": lambda _: self.runner.sweep(),
             "noria.prune": lambda _: self.runner.prune(),
+            "noria.quotas": lambda _: self.runner.import_quotas(),
         }
         for message in messages:
             tasks[message.task]([(claim.id, claim.number) for claim in message.claims])

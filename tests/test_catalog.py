@@ -156,7 +156,8 @@ def test_limits_are_the_published_ones(name: str, region: str, rps: float, concu
         ("qwen-image-max", BEIJING, {"images": 1}, 500_000),
         ("z-image-turbo", BEIJING, {"images": 1, "prompt_extend": False}, 100_000),
         ("z-image-turbo", BEIJING, {"images": 1, "prompt_extend": True}, 200_000),
-        ("wan2.6-t2v", "eu-central-1", {"seconds": 5, "tier": "720P"}, None),
+        ("wan2.6-t2v", "eu-central-1", {"seconds": 5, "tier": "720P"}, 3_000_000),
+        ("wan2.6-i2v-flash", "eu-central-1", {"seconds": 5, "tier": "720P"}, None),
         ("wan2.6-t2v", "mars", {"seconds": 5, "tier": "720P"}, None),
         ("wan2.6-t2v", BEIJING, {"seconds": 5}, None),
         ("wan2.6-t2v", BEIJING, {"tier": "720P"}, None),
@@ -219,6 +220,15 @@ MILLION = 1_000_000
         ("qwen3.5-plus", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 800),
         ("qwen3.5-flash", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 200),
         ("qwen3.6-plus", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 2_000),
+        ("qwen-plus-2025-09-11", BEIJING, {"input_tokens": 1000, "output_tokens": 1000}, 800 + 2_000),
+        ("qwen-plus-2025-09-11", BEIJING, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 0}, 800),
+        ("qwen-plus-us", VIRGINIA, {"input_tokens": 1000, "cached_tokens": 1000, "output_tokens": 1000}, 587 + 8_807),
+        ("qwen-plus", "eu-central-1", {"input_tokens": 1000, "output_tokens": 1000, "thinking": True}, 2_998 + 29_977),
+        ("qwen3.7-max", BEIJING, {"input_tokens": MILLION, "output_tokens": 1000}, 12_000_000 + 36_000),
+        ("qwen3.7-max", SINGAPORE, {"input_tokens": 1000, "output_tokens": 1000}, 18_736 + 56_207),
+        ("qwen3.7-plus", BEIJING, {"input_tokens": 256_000, "output_tokens": 1000}, 512_000 + 8_000),
+        ("qwen3.7-plus", BEIJING, {"input_tokens": 256_001, "output_tokens": 1000}, None),
+        ("qwen3.8-max", BEIJING, {"input_tokens": 1000, "output_tokens": 1000}, 12_000 + 36_000),
         ("qwen-plus", BEIJING, {"input_tokens": 1000}, None),
         ("qwen-plus", BEIJING, {"output_tokens": 1000}, None),
         ("qwen-flash", BEIJING, {"input_tokens": MILLION, "output_tokens": 1000}, 1_200_000 + 12_000),
@@ -245,6 +255,10 @@ def test_tokens_cost_by_the_tier_of_the_input(name: str, region: str, units: Any
         ("qwen-plus", BEIJING, 500, 5_000_000),
         ("qwen-plus", SINGAPORE, 10, 1_000_000),
         ("qwen-plus@batch", BEIJING, None, None),
+        ("qwen-plus-latest", BEIJING, 250, 1_200_000),
+        ("qwen-plus-2025-09-11", BEIJING, 1, 1_000_000),
+        ("qwen-plus-2025-07-28", SINGAPORE, 1, 100_000),
+        ("qwen3.6-plus", SINGAPORE, 250, 5_000_000),
     ],
 )
 def test_limits_by_the_minute_are_kept_in_seconds(name: str, region: str, rps: float | None, tpm: int | None) -> None:
@@ -424,6 +438,39 @@ def test_every_model_is_complete(each: Model) -> None:
     assert all(there.rps for there in each.regions.values())
     assert each.mode is Mode.CALL or all(there.concurrency for there in each.regions.values())
     assert all(row.since <= TODAY for there in each.regions.values() for row in there.prices)
+
+
+@pytest.mark.parametrize("each", catalog.load().models(), ids=lambda m: m.id)
+def test_every_region_of_a_model_has_a_price_or_says_why_not(each: Model) -> None:
+    assert [place for place, there in each.regions.items() if bool(there.prices) is bool(there.unpriced)] == []
+
+
+VERSIONS = """
+    snapshots:
+        latest: {regions: {here: {rpm: 60}}}
+        2026-03-03: {regions: {here: {rpm: 6}, there: {rps: 1, prices: [{from: 2026-03-03, unit: seconds, cny: 9}]}}}
+"""
+
+
+def test_a_dated_version_is_a_model_of_its_own_that_its_family_describes() -> None:
+    text = SMALL.replace("one: {}", f"one:\n        aliases: [uno]{VERSIONS.replace(chr(10), chr(10) + '    ')}")
+
+    one, dated = catalog.parse(text).model("one"), catalog.parse(text).model("ONE-2026-03-03")
+
+    assert (dated.kinds, dated.prompt_limit, dated.default) == (one.kinds, one.prompt_limit, one.default)
+    assert {place: (there.id, there.rps) for place, there in dated.regions.items()} == {
+        "here": ("one-2026-03-03", 0.1),
+        "there": ("one-2026-03-03", 1),
+    }
+    assert dated.regions["here"].prices == one.regions["here"].prices
+    assert [row.cny for row in dated.regions["there"].prices] == [9]
+    assert dated.aliases == ()
+    assert [m.id for m in catalog.parse(text).models()] == ["one", "one-latest", "one-2026-03-03", "two"]
+
+
+def test_a_date_that_the_family_does_not_know_is_no_model() -> None:
+    with pytest.raises(UnknownModel, match="near it: qwen-plus-2025"):
+        model("qwen-plus-2025-09-12")
 
 
 @pytest.mark.parametrize("each", catalog.load().models(), ids=lambda m: m.id)

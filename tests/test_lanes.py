@@ -273,7 +273,7 @@ def test_of_a_rate_by_the_second_and_one_by_the_minute_the_lower_counts(
 ) -> None:
     known = settings.Settings.model_validate({"database_url": "", "broker_url": "", "limits": {MODEL: said}})
 
-    limits = slots.limits(known, catalog.load().model(MODEL), "cn-beijing")
+    limits = slots.limits(known, catalog.load().model(MODEL), "cn-beijing", None)
 
     assert 1e6 / limits["interval_us"] == pytest.approx(per_second, rel=1e-3)
 

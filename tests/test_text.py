@@ -172,6 +172,11 @@ def test_a_model_that_could_think_is_told_not_to(name: str) -> None:
     assert request(name, **ASKED).body["parameters"]["enable_thinking"] is False
 
 
+@pytest.mark.parametrize("name", ["qwen-plus-2025-09-11", "qwen-plus-latest", "qwen3.6-plus-2026-04-02"])
+def test_a_call_is_for_the_version_that_was_asked_for(name: str) -> None:
+    assert request(name, **ASKED).body["model"] == name
+
+
 def test_a_model_that_cannot_think_is_told_nothing_of_it() -> None:
     assert "enable_thinking" not in request("qwen-max", **ASKED).body["parameters"]
 

@@ -157,6 +157,8 @@ class Lane(Base):
     day_tokens: Mapped[int] = mapped_column(server_default="0")  # booked that day, and settled by usage
     unserved_at: Mapped[datetime | None]  # when the provider last said that the account may not call it so
     unserved_why: Mapped[str | None]
+    quota: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # rps, concurrency, tpm, as told
+    ends_at: Mapped[datetime | None]  # when the provider ends the model, as it told
 
     __table_args__ = (
         UniqueConstraint("owner", "region", "model"),

@@ -1,8 +1,8 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Eight tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
+Nine tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
 sends webhooks, `complete` ends batches, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns,
-`prune` lets go what projects no longer keep.
+`prune` lets go what projects no longer keep, `quotas` looks at what the provider tells of limits.
 Their messages hold ids and claim numbers, nothing else.
 """
 
@@ -120,6 +120,12 @@ def sweep(_: list[list[Any]]) -> None:
 def prune(_: list[list[Any]]) -> None:
     """A part of what projects no longer keep."""
     _runner().prune()
+
+
+@_task("noria.quotas")
+def quotas(_: list[list[Any]]) -> None:
+    """The look at what the provider tells of models and limits."""
+    _runner().import_quotas()
 
 
 def _publish(message: tick.Message) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
+    Interval,
     Select,
     and_,
     bindparam,
@@ -54,6 +55,8 @@ _SOON = timedelta(hours=2)  # left to a link
 # A message on which a worker died goes again in parts, each a hundredth of the longest: of eight rows each goes alone,
 # and of thousands, of which one at the most is to blame, no thousands of messages are made.
 _FEWER = 100
+
+_LATE = {"quotas": timedelta(minutes=5)}  # duties that a new system does not begin with
 
 _DELIVER, _COMPLETE = "noria.deliver", "noria.complete"
 _TABLES: dict[str, Claimable] = {_DELIVER: Delivery, _COMPLETE: Batch}  # whose rows a task's claims are; the rest: Job
@@ -128,7 +131,7 @@ _WORK = tuple(due for group in dict.fromkeys(wants.group for wants in WORK.value
 def prepare(connection: Connection, ctx: Context) -> None:
     """What the first tick of a process needs: lanes, owners and duties as the catalog and the settings say."""
     slots.sync(connection, ctx.catalog, ctx.settings)
-    connection.execute(_MAKE_DUTY, [{"name": name} for name in _DUTIES])
+    connection.execute(_MAKE_DUTY, [{"name": name, "late": _LATE.get(name, timedelta(0))} for name in _DUTIES])
 
 
 def run(connection: Connection, now: Now = claims.NOW) -> list[Message]:
@@ -265,6 +268,11 @@ def _prune(connection: Connection, _: datetime) -> list[Message]:
     return [Message("noria.prune", "transfer", ())] if retention.is_wanted(connection) else []
 
 
+def _quotas(_: Connection, __: datetime) -> list[Message]:
+    """The message for the look at what the provider tells of limits; where it is lost, the next hour's comes."""
+    return [Message("noria.quotas", "provider", ())]
+
+
 def _forget_keys(connection: Connection, now: datetime) -> None:
     for forget in (_FORGET_KEYS, _FORGET_BATCH_KEYS):
         connection.execute(forget, {"before": now - _KEYS_KEPT})
@@ -287,13 +295,14 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "give_up": (timedelta(minutes=1), webhooks.give_up),
     "budgets": (timedelta(seconds=5), _budgets),
     "forget_drafts": (timedelta(minutes=1), draft.forget),
+    "quotas": (timedelta(hours=1), _quotas),
 }
 
 # Statements are built once: to build one costs more than to run it.
 
 _JOB = select(*Job.__table__.c).where(Job.id == bindparam("job"))
-# makes a duty that is due at once, unless it is there
-_MAKE_DUTY = upsert(Duty).values(due_at=claims.NOW).on_conflict_do_nothing()
+# makes a duty, unless it is there
+_MAKE_DUTY = upsert(Duty).values(due_at=claims.NOW + bindparam("late", type_=Interval)).on_conflict_do_nothing()
 # takes a duty that is due, and puts it off
 _TAKE_DUTY = (
     update(Duty)

@@ -17,7 +17,7 @@ from ops import audit as auditing
 from ops.audit import Finding
 from ops.cli import show
 from ops.cli.reach import HOME, Database, Home, Json, NotReachable, command
-from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, rows, services
+from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, offers, rows, services
 from ops.local import servers, up
 from worker import catalog, database
 from worker.settings import Settings
@@ -32,7 +32,7 @@ _SIGNS = {
     Verdict.SKIPPED: ("dim", "-"),
 }
 
-CHECKS = rows.CHECKS + services.CHECKS  # in the order in which they are made
+CHECKS = rows.CHECKS + services.CHECKS + offers.CHECKS  # in the order in which they are made
 
 app = typer.Typer()
 

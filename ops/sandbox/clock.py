@@ -28,6 +28,11 @@ def from_compact(text: str) -> float:
     return datetime.strptime(text, "%Y%m%d%H%M%S").replace(tzinfo=BEIJING).timestamp()
 
 
+def from_stamp(text: str) -> float:
+    """Return the instant of a time such as `2026-10-10 00:00:00` (UTC+8), or raise ValueError."""
+    return datetime.fromisoformat(text).replace(tzinfo=BEIJING).timestamp()
+
+
 def day(instant: float) -> str:
     """Return the date of an instant as `20261120`, as links carry it."""
     return datetime.fromtimestamp(instant, BEIJING).strftime("%Y%m%d")

@@ -31,6 +31,7 @@ class Where(StrEnum):
     BATCH_LIST = "batch_list"
     BATCH_CANCEL = "batch_cancel"
     LINE = "line"  # one call of a batch
+    MODELS = "models"  # the list of models, and the quotas
     POLICY = "policy"  # of a temporary upload
     UPLOAD = "upload"  # the upload itself, to the object store
     ANY = "any"

@@ -64,6 +64,14 @@ class Gate:
         """Return how many of a model's tasks run at once, None for no limit."""
         return self._own(model).concurrency or model.concurrency
 
+    def published(self, model: Model) -> tuple[int | None, float, int | None]:
+        """Return the creates of a model in so many seconds, and its tokens a minute; None for no limit."""
+        own = self._own(model)
+        rpm, tpm = own.rpm or model.rpm, own.tpm or model.tpm
+        if own.rps:
+            return max(1, round(own.rps * 60)), 60, tpm
+        return (*model.limit, tpm) if model.limit and not own.rpm else (rpm, 60, tpm)
+
     def _own(self, model: Model) -> Limits:
         given = self._options.limits
         return given.get(model.id) or given.get("*") or Limits()

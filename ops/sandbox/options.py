@@ -39,6 +39,15 @@ class FailedLines(StrEnum):
     OUTPUT_FILE = "output-file"  # as one report has it: and counted as completed
 
 
+class QuotasAt(StrEnum):
+    """Where an account may ask for its quotas: each of the two is the address of one language's page."""
+
+    BOTH = "both"
+    QUOTAS = "quotas"
+    LIMITS = "models/limits"
+    NOWHERE = "nowhere"
+
+
 class Limits(BaseModel):
     """A model's limits where they differ from the table."""
 
@@ -75,6 +84,8 @@ class Options(BaseModel):
     max_page_size: int = Field(default=100, ge=1)  # larger pages are cut to this
     late_checks: bool = False  # a bad parameter makes a FAILED task instead of a 400
     speech_unit: SpeechUnit = SpeechUnit.CHARACTERS
+    quotas_at: QuotasAt = QuotasAt.BOTH
+    ends: dict[str, str] = {}  # model → when it ends, "2026-10-10 00:00:00" on the provider's clock; then it is gone
     async_text: bool = False  # whether text may be asked for as a task
 
     batch_validating_seconds: float | None = Field(default=None, ge=0)  # these three not scaled

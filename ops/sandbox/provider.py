@@ -16,6 +16,7 @@ from ops.sandbox.faults import Faults, Rule
 from ops.sandbox.gates import Gate
 from ops.sandbox.journal import Journal
 from ops.sandbox.ledger import Create, Ledger
+from ops.sandbox.models import Model
 from ops.sandbox.options import Options
 from ops.sandbox.proposals import Arrival, Proposal
 from ops.sandbox.refusals import Refusal
@@ -102,6 +103,10 @@ class Provider:
         """Return an owner's task, None where the provider would say UNKNOWN."""
         return self.tasks.find(task_id, owner, self.options.retention_seconds, self.now())
 
+    def offered(self) -> list[Model]:
+        """Return the models that have not ended."""
+        return [model for model in self.models.values() if not self._has_ended(model.id)]
+
     def cancel(self, owner: str, task_id: str) -> None:
         """Cancel a pending task, or raise the Refusal that any other gets."""
         task, now = self.find(owner, task_id), self.now()
@@ -155,9 +160,13 @@ class Provider:
             else:
                 self.backlog.recall(kind, row, self.models, self.options.batch_lines)
 
+    def _has_ended(self, model_id: str) -> bool:
+        ends = self.options.ends.get(model_id)
+        return ends is not None and clock.from_stamp(ends) <= self.now()
+
     def _considered(self, arrival: Arrival, entry: Create) -> Proposal:
         owner, document = arrival.owner, arrival.document
-        found = self.models.get(document["model"])
+        found = None if self._has_ended(document["model"]) else self.models.get(document["model"])
         model, call = orders.route(found, arrival.path, arrival.is_async, self.options.async_text)
         self.gate.create(owner, model)
         order, failure = proposals.order(arrival, model, call, self.options)

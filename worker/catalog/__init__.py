@@ -5,7 +5,8 @@ file is checked whole when it is read: a word that the schema does not know, a d
 would refuse, a name that two models claim are each an error that names the model.
 
 A name that users write (an id, an id as another region spells it, a name that people believe to be one) leads
-to one `Model`; what differs by region is its `ModelInRegion`.
+to one `Model`; what differs by region is its `ModelInRegion`. A dated version (`qwen-plus-2025-09-11`) is a model of
+its own: what was asked for is what the request says, and the provider counts its limits apart.
 
 Some models are had in more ways than one: a text model by a call, in the provider's nightly batches, as a task. Each
 other way is a `Variant`, a model of its own (`qwen-plus@batch`), since it has limits and prices of its own; users
@@ -192,11 +193,32 @@ def load() -> Catalog:
 def _members(family: _Family, tiers: Mapping[str, str]) -> Iterator[Model]:
     of_all = {"family": family.family, "source": family.source, "size_tiers": tiers}
     for name, own in family.models.items():
-        entry = {**family.shared, **own, "id": name, **of_all}
+        entry = {**family.shared, **own, **of_all}
         default = {**family.shared.get("default", {}), **own.get("default", {})}
         entry["default"] = {key: value for key, value in default.items() if value is not None}
-        entry["regions"] = {place: {"id": name, **there} for place, there in entry.get("regions", {}).items()}
-        yield _model(entry)
+        versions = entry.pop("snapshots", {})
+        yield _named(name, entry, entry.get("regions", {}))
+        for version, its in versions.items():
+            yield _version(name, str(version), entry, its)
+
+
+def _version(name: str, version: str, entry: dict[str, Any], its: dict[str, Any]) -> Model:
+    """A version as the model itself, but for what is told of it: it is in its regions alone, with limits of its own.
+
+    No Batch API and no other names unless told. The console lists no lower price of a version's for what the cache had.
+    """
+    places = {place: _uncached(entry["regions"].get(place, {})) | there for place, there in its["regions"].items()}
+    return _named(f"{name}-{version}", {**entry, "aliases": (), "batch": (), **its}, places)
+
+
+def _uncached(there: dict[str, Any]) -> dict[str, Any]:
+    shared = {key: value for key, value in there.items() if key != "id"}
+    return shared | {"prices": [{**row, "cached": None} for row in there.get("prices", ())]}
+
+
+def _named(name: str, entry: dict[str, Any], places: Mapping[str, dict[str, Any]]) -> Model:
+    regions = {place: {"id": name, **there} for place, there in places.items()}
+    return _model({**entry, "id": name, "regions": regions})
 
 
 def _variants(model: Model) -> Iterator[Model]:

@@ -194,6 +194,7 @@ class ModelInRegion(Entry):
     tpm: int | None = None  # tokens a minute
     tpd: int | None = None  # tokens a day
     prices: tuple[Price, ...] = ()
+    unpriced: str | None = None  # why there is no price
 
     @model_validator(mode="before")
     @classmethod

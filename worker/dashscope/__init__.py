@@ -21,7 +21,7 @@ from worker.settings import Account
 BODY_CAP = 8 << 20  # bytes
 
 # The provider's wall clock. A recorded task created at 09:38:24 GMT shows 17:38:24.
-_BEIJING = timezone(timedelta(hours=8))
+BEIJING = timezone(timedelta(hours=8))
 _GUARDED = '{"input":"cip","output":"cip"}'  # Alibaba docs, 'Content security'; the SDK's `enable` asks for nothing
 _ROOTS = {Surface.NATIVE: "/api/v1", Surface.COMPATIBLE: "/compatible-mode/v1"}
 
@@ -29,7 +29,7 @@ _ROOTS = {Surface.NATIVE: "/api/v1", Surface.COMPATIBLE: "/compatible-mode/v1"}
 def query_time(at: datetime) -> str:
     """A time as the provider's queries take it, by its own clock: `20261121020000`."""
     assert at.tzinfo is not None, "the provider's clock is eight hours ahead: the zone must be known"
-    return at.astimezone(_BEIJING).strftime("%Y%m%d%H%M%S")
+    return at.astimezone(BEIJING).strftime("%Y%m%d%H%M%S")
 
 
 class Session:

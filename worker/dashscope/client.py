@@ -20,6 +20,7 @@ from worker import egress, timeouts
 from worker.catalog import Surface
 from worker.dashscope import BODY_CAP, Session, query_time, responses, streams, uploads
 from worker.dashscope.batches import Batches
+from worker.dashscope.offers import Offers
 from worker.dashscope.responses import Accepted, Page, Refused, TaskSeen
 from worker.egress import Bounds, Streamed, Transport
 from worker.settings import Account
@@ -54,6 +55,7 @@ class Client:
         self._session = Session(account, queries, creates)
         self.url = account.url
         self.batches = Batches(self._session)
+        self.offers = Offers(self._session)
 
     def create(self, request: Request, deadline: float) -> Accepted | Refused:
         """Send a create call, once; `deadline` in seconds. A model's reasoning is left out unless it was asked for.

@@ -240,7 +240,7 @@ _400 = frozenset({400})
 TABLE: tuple[Row, ...] = (
     Row(_BUDGET_SPENT, message=_BUDGET),
     Row(_WRONG_ROUTE, "InvalidParameter", r"url error"),
-    Row(_MODEL_NOT_SERVED, "InvalidParameter", r"model (does )?not (exist|found)"),
+    Row(_MODEL_NOT_SERVED, f"{_PARAMETER} AccessDenied NotFound", r"^\W*(the )?model (\S+ )?(does )?not (exist|found)"),
     Row(_UNSUPPORTED_FILE, "InvalidURL", r"(longer|larger) than|not supported"),
     Row(
         _INPUT_UNREADABLE,

@@ -1,8 +1,8 @@
 """A lane's slots: what the provider allows in it, who may create now, and what holds the others up.
 
 A lane is (owner, region, model): what the provider's limits apply to. The limits come from the catalog, overridden by
-the settings, and stand in the rows of `lanes`; where they change, what was booked and parked under the old ones is
-forgotten, and what the lane learned stays.
+what the provider told the account, and that by the settings, and stand in the rows of `lanes`; where they change, what
+was booked and parked under the old ones is forgotten, and what the lane learned stays.
 
 Slots in use are counted from the rows of `jobs`, never kept in a counter, so they cannot drift or outlive a crash.
 Rates are spent on the wire: each create moves the lane's next free instant on by one interval (GCRA at 90 % of the
@@ -15,7 +15,7 @@ and in `throttle`: `is_open`, `in_flight`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -46,6 +46,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from worker import work
 from worker.catalog import Catalog, Model
 from worker.claims import moment
+from worker.dashscope.offers import Quota
 from worker.lanes import account_stops, throttle
 from worker.settings import Limit, Settings
 from worker.states import State
@@ -57,6 +58,13 @@ _MICROSECOND = literal_column("interval '1 microsecond'", Interval)
 _SETTLING = timedelta(seconds=5)  # between looks at a day's tokens, while calls are out that may give some back
 _SMALL = 0.01  # the share of a day's tokens, of which so little is left that the lane is closed
 _CONFIGURED = ("account", "accounts", "concurrency", "interval_us", "tpm", "tpd")
+# of a lane whose limits change
+FORGOTTEN: dict[str, Any] = {
+    "next_at": func.least(Lane.next_at, func.now()),
+    "tokens_at": func.least(Lane.tokens_at, func.now()),
+    "parked_until": None,
+    "parked_why": None,
+}
 
 
 Reserving = ReturningUpdate[int, datetime, bool]
@@ -77,18 +85,21 @@ class Wait:
     short: int | None = None
 
 
-def limits(settings: Settings, model: Model, region: str) -> dict[str, Any]:
-    """A model's limits in a region, as columns of its lane: the settings first, then the catalog."""
+def limits(settings: Settings, model: Model, region: str, quota: Quota | None) -> dict[str, Any]:
+    """A model's limits in a region, as columns of its lane: the settings first, then the quota, then the catalog."""
     there = model.region(region)
     assert there is not None, "lanes are made for the regions that a model is in"
     said = settings.limits.get(model.id, Limit.model_construct())
-    at_once = (said.concurrency, there.concurrency, settings.calls_concurrency)
+    told = quota or Quota(there.id)
+    at_once = (said.concurrency, told.concurrency, there.concurrency, settings.calls_concurrency)
     # both are kept evenly on the wire, so the lower one counts
-    per_second = min((rate for rate in (said.rps, said.rpm and said.rpm / 60) if rate), default=there.rps or 1.0)
+    per_second = min(
+        (rate for rate in (said.rps, said.rpm and said.rpm / 60) if rate), default=told.rps or there.rps or 1.0
+    )
     return {
         "concurrency": next(int(most) for most in at_once if most is not None),
         "interval_us": round(1e6 / (per_second * throttle.SHARE)),
-        "tpm": said.tpm or there.tpm,
+        "tpm": said.tpm or told.tpm or there.tpm,
         "tpd": said.tpd or there.tpd,
     }
 
@@ -97,7 +108,8 @@ def sync(connection: Connection, catalog: Catalog, settings: Settings) -> None:
     """Makes the rows of all lanes and owners agree with the catalog and the settings; keeps what they learned."""
     owners = dict.fromkeys(account.owner for account in settings.all_accounts)
     connection.execute(_SYNC_OWNER, [{"name": owner, "alert_url": settings.alert_url} for owner in owners])
-    if rows := list(_rows(catalog, settings)):
+    told = {(lane.owner, lane.region, lane.model): lane.quota for lane in connection.execute(_TOLD)}
+    if rows := list(_rows(catalog, settings, told)):
         connection.execute(_SYNC_LANE, rows)
     places = {(account.owner, account.region) for account in settings.all_accounts}
     connection.execute(_CLOSE_LANES, {"places": list(places)})
@@ -216,7 +228,9 @@ def _spent(connection: Connection, lane: Row[Any], wanted: int | None, now: date
     return Wait()
 
 
-def _rows(catalog: Catalog, settings: Settings) -> Iterator[dict[str, Any]]:
+def _rows(
+    catalog: Catalog, settings: Settings, told: Mapping[tuple[str, str, str], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """The lanes of all accounts, one of each owner, region and model: the provider counts by owner."""
     places: dict[tuple[str, str], list[str]] = {}
     for account in settings.all_accounts:
@@ -225,7 +239,9 @@ def _rows(catalog: Catalog, settings: Settings) -> Iterator[dict[str, Any]]:
         for model in catalog.every:
             if model.region(region):
                 lane = {"owner": owner, "region": region, "model": model.id, "account": names[0], "accounts": names}
-                yield lane | limits(settings, model, region)
+                key = (owner, region, model.id)
+                quota = Quota(model.id, **told[key]) if key in told else None
+                yield lane | limits(settings, model, region, quota)
 
 
 def _in(state: State) -> ColumnElement[bool]:
@@ -242,17 +258,13 @@ _SYNC_OWNER = _OWNER.on_conflict_do_update(
     set_={"alert_url": _OWNER.excluded.alert_url},
     where=Owner.alert_url.is_distinct_from(_OWNER.excluded.alert_url),
 )
+# limits that were told, which a start keeps
+_TOLD = select(Lane.owner, Lane.region, Lane.model, Lane.quota).where(Lane.quota.is_not(None))
 _LANE = upsert(Lane)
 # makes a lane, or sets its limits anew: what was booked and parked under others is forgotten
 _SYNC_LANE = _LANE.on_conflict_do_update(
     index_elements=[Lane.owner, Lane.region, Lane.model],
-    set_={name: _LANE.excluded[name] for name in _CONFIGURED}
-    | {
-        "next_at": func.least(Lane.next_at, func.now()),
-        "tokens_at": func.least(Lane.tokens_at, func.now()),
-        "parked_until": None,
-        "parked_why": None,
-    },
+    set_={name: _LANE.excluded[name] for name in _CONFIGURED} | FORGOTTEN,
     where=or_(*(Lane.__table__.c[name].is_distinct_from(_LANE.excluded[name]) for name in _CONFIGURED)),
 )
 

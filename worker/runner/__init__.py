@@ -19,6 +19,7 @@ from worker.batches import completion
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
+from worker.runner import imports
 from worker.runner.looks import Looks
 from worker.runner.together import Together
 from worker.schedules import fire
@@ -96,6 +97,10 @@ class Runner:
         with self.ctx.engine.connect() as connection:
             now = connection.execute(select(claims.NOW)).scalar_one()
         retention.prune(self.ctx.engine, self.ctx.bucket, None, now, _PRUNED_FOR)
+
+    def import_quotas(self) -> None:
+        """The look at what the provider tells each account of its models and limits."""
+        imports.carry_out(self.ctx)
 
     def tell_unfinished(self) -> None:
         """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""

@@ -21,7 +21,7 @@ from worker.dashscope.responses import Accepted, Refused, ServerTrouble, TaskSee
 from worker.dashscope.uploads import FileRefused
 from worker.errors import Ambiguous, ErrorClass, Failure, NoriaError, NotFound, NotSent
 from worker.kinds import Request
-from worker.lanes import query_budget, throttle
+from worker.lanes import query_budget, quotas, throttle
 from worker.lanes.account_stops import Stop, StopKey, Unserved
 from worker.lanes.throttle import Slow
 from worker.moves import attempts
@@ -262,8 +262,12 @@ def _not_taken(refused: Refused, now: datetime) -> Move:
 
 
 def _misrouted(ctx: Context, job: Job) -> str:
-    """The hint where a model does not exist: the account's region does not serve it, or by another name."""
+    """The hint where a model does not exist: it has ended, or the account's region has it not, or by another name."""
     model = ctx.catalog.model(job.model)
+    if model.end:
+        return model.end
+    if ends_at := ctx.read(lambda connection: quotas.ends_at(connection, job.lane_id)):
+        return f"the provider ends it at {text.moment(ends_at)}, as it told the account: take another model"
     places = ", ".join(f"{region} ({there.id})" for region, there in model.regions.items())
     return (
         f"the account {job.account} asked in {job.region}; by the catalog the model is served in {places}:"
