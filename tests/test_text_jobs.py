@@ -76,3 +76,30 @@ def test_json_that_was_asked_for_is_read_and_held_against_its_schema(play: Stage
     assert isinstance((fit.result or {})["json"]["summary"], str)
     assert "json" not in (unfit.result or {})
     assert "colour" in (unfit.result or {})["json_error"]
+
+
+def test_searches_are_paid_for_and_counted(play: Stage, sandbox: Sandbox) -> None:
+    job = play.until(play.submit("text", "qwen3.6-plus", input={**ASKED, "enable_search": True}))
+
+    assert (job.usage or {})["searches"] == 1
+    assert job.cost == sandbox.ledger()["paid"]["qwen3.6-plus"]["billed_micros"] <= (job.estimate or 0)
+    assert (job.cost or 0) >= 4_000
+
+
+@pytest.mark.parametrize(("refused", "paid"), [("max_tokens", 1), ("temperature", 0)])
+def test_a_limit_that_is_refused_by_name_goes_once_by_its_other_name(
+    play: Stage, sandbox: Sandbox, refused: str, paid: int
+) -> None:
+    sandbox.set(unknown_parameter=refused)
+
+    job = play.until(play.submit("text", "qwen3.6-plus", input={**ASKED, "temperature": 1.0}))
+
+    assert (job.state == State.SUCCEEDED, sandbox.ledger()["totals"]["tasks"]) == (bool(paid), paid)
+    assert len(play.attempts(job)) == 1
+
+
+def test_how_likely_the_words_were_is_kept_where_it_was_asked_for(play: Stage) -> None:
+    job = play.until(play.submit("text", "qwen-plus", input={**ASKED, "logprobs": True, "top_logprobs": 1}))
+
+    likely = (job.result or {})["logprobs"]["content"]
+    assert "".join(word["token"] for word in likely) == (job.result or {})["content"].replace(" ", "").replace("\n", "")

@@ -68,7 +68,8 @@ def _millionths(model: Model, answer: Answer) -> int:
     tier = _tier(model, answer.input_tokens)
     fresh = answer.input_tokens - answer.cached_tokens
     input_micros = fresh * tier.input + answer.cached_tokens * tier.input * CACHED_PERCENT // 100
-    return input_micros + answer.output_tokens * (tier.thinking if answer.reasoning else tier.output)
+    output_micros = answer.output_tokens * (tier.thinking if answer.reasoning else tier.output)
+    return input_micros + output_micros + answer.searches * model.search_price * MILLION
 
 
 def speech_tokens(text: str) -> dict[str, int]:

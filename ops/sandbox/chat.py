@@ -85,7 +85,7 @@ def completion(answer: Answer, model: str, request_id: str, created: float) -> d
         message["reasoning_content"] = answer.reasoning
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
-    choice = {"finish_reason": answer.finish_reason, "index": 0, "logprobs": None, "message": message}
+    choice = {"finish_reason": answer.finish_reason, "index": 0, "logprobs": answer.logprobs, "message": message}
     return _frame("chat.completion", model, request_id, created) | {"choices": [choice], "usage": usage(answer)}
 
 
@@ -110,7 +110,7 @@ def usage(answer: Answer) -> dict[str, Any]:
     }
     if answer.reasoning_tokens:
         told["completion_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
-    return told
+    return told | ({"plugins": {"search": {"count": answer.searches, "strategy": "agent"}}} if answer.searches else {})
 
 
 def _frame(kind: str, model: str, request_id: str, created: float) -> dict[str, Any]:

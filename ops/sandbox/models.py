@@ -83,6 +83,7 @@ class Model:
     is_incremental: bool  # streams differences unless told otherwise
     is_message: bool  # answers with a message unless told otherwise
     token_prices: tuple[Tier, ...]  # by input tokens, ascending
+    search_price: int  # micro-CNY a search; 0: it does not search
     caches: bool  # bills what it has seen before at a discount
     batch: bool  # offered by the Batch API
     batch_input: int | None  # tokens of input, of a batch's line at most
@@ -143,6 +144,7 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         is_incremental=row.get("is_incremental", False),
         is_message=row.get("is_message", False),
         token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
+        search_price=round(row.get("search" if is_home else "search_abroad", 0) * 1_000_000),
         caches=row.get("caches", False),
         batch=row.get("batch" if is_home else "batch_abroad", False),
         batch_input=row.get("batch_input"),

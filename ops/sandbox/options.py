@@ -76,6 +76,7 @@ class Options(BaseModel):
     late_checks: bool = False  # a bad parameter makes a FAILED task instead of a 400
     speech_unit: SpeechUnit = SpeechUnit.CHARACTERS
     async_text: bool = False  # whether text may be asked for as a task
+    unknown_parameter: str = ""  # of chat completions: one that is refused by name, such as max_tokens
 
     batch_validating_seconds: float | None = Field(default=None, ge=0)  # these three not scaled
     batch_run_seconds: float | None = Field(default=None, ge=0)

@@ -25,7 +25,7 @@ from worker.states import Mode
 
 MICRO = 1_000_000  # money is counted in millionths of the currency's unit
 
-_OURS = {"path", "protocol", "always", "surface", "repeatable", "variant", "size_tiers"}  # not shown
+_OURS = {"path", "protocol", "always", "surface", "repeatable", "variant", "size_tiers", "answer_limit"}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
 
 
@@ -228,8 +228,10 @@ class Model(Entry):
     text_limit: int | None = None  # of the text that one call speaks; more is refused
     context: int | None = None  # tokens, in and out
     max_output: int | None = None  # tokens
+    answer_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # as the compatible surface calls it
     max_thinking: int = 81_920  # tokens that it thinks at the most; no model of the family has more
     thinking: Thinking = Thinking.NONE
+    searches: bool = False  # the web, where it is asked to
     token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
     batch: tuple[str, ...] = ()  # the regions whose Batch API has it
     requires: tuple[str, ...] = ()
@@ -269,7 +271,8 @@ class Model(Entry):
     def fields(self) -> frozenset[str]:
         """The input fields that the model takes."""
         prompt = ["prompt"] if self.prompt_limit else []
-        return frozenset({*prompt, *self.requires, *self.takes, *self.choices})
+        search = ["enable_search", "search_options"] if self.searches else []
+        return frozenset({*prompt, *search, *self.requires, *self.takes, *self.choices})
 
     @cached_property
     def names(self) -> frozenset[str]:

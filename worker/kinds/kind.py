@@ -25,7 +25,8 @@ class Request:
     """A create call: the path under its surface, extra headers, and the body.
 
     `streams`: the answer comes as server-sent events, which the client joins into one answer. `reasoning`: the user
-    wants the model's reasoning too; otherwise the client drops it, so that it is stored nowhere.
+    wants the model's reasoning too; otherwise the client drops it, so that it is stored nowhere. `instead`: names of
+    fields of the body, each with the one to send in its place where the provider refuses it by name.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Request:
     surface: Surface = Surface.NATIVE
     streams: bool = False
     reasoning: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
