@@ -69,11 +69,11 @@ def read(body: Any) -> Ask:
     )
 
 
-def find(models: Mapping[str, Model], ask: Ask) -> Model:
-    """Return the text model that is asked, or raise the Refusal of one that is not there."""
-    model = models.get(ask.model)
-    if model is None or model.makes != "text":
-        message = f"The model `{ask.model}` does not exist or you do not have access to it."
+def find(models: Mapping[str, Model], named: str, makes: str = "text") -> Model:
+    """Return the model that is asked, which makes text or embeddings, or raise the Refusal of one that is not there."""
+    model = models.get(named)
+    if model is None or model.makes != makes:
+        message = f"The model `{named}` does not exist or you do not have access to it."
         raise Refusal(404, "ModelNotFound", message)
     return model
 

@@ -60,7 +60,7 @@ def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes) -> Proposal:
     try:
         return exchange.provider.consider(arrival)
     except Refusal:
-        chat.find(exchange.provider.models, ask)  # an unknown model is refused in words of this interface's own
+        chat.find(exchange.provider.models, ask.model)  # an unknown model is refused in words of this interface's own
         raise
 
 

@@ -49,7 +49,7 @@ class Model:
     """One model as one region offers it."""
 
     id: str
-    makes: str  # video, image, speech or text
+    makes: str  # video, image, speech, text or embedding
     calls: tuple[Call, ...]
     needs: tuple[str, ...]  # keys of `input` that must be there
     shape: str  # size | resolution | ratio | free: how a request says how large
@@ -89,6 +89,9 @@ class Model:
     batch_input: int | None  # tokens of input, of a batch's line at most
     voices: tuple[str, ...]
     takes_instructions: bool
+    texts: int  # to be embedded in one call, at most
+    text_tokens: int  # of one of them
+    dimensions: tuple[int, ...]
 
     def call(self, path: str) -> Call | None:
         """Return the way to create that `path` is for this model, None where it is none."""
@@ -150,6 +153,9 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         batch_input=row.get("batch_input"),
         voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
         takes_instructions=row.get("takes_instructions", False),
+        texts=row.get("texts", 0),
+        text_tokens=row.get("text_tokens", 0),
+        dimensions=tuple(row.get("dimensions", ())),
     )
 
 
