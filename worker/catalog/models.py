@@ -38,7 +38,8 @@ class Protocol(StrEnum):
     MESSAGES = "messages"  # input.messages, as in a chat, of one prompt
     SPEECH = "speech"  # input.text, input.voice
     CHAT = "chat"  # a conversation, spelled as the surface wants it
-    BATCH = "batch"  # a file of conversations
+    EMBEDDING = "embedding"  # input.texts
+    BATCH = "batch"  # a file of conversations, or of texts to embed
 
 
 _MEDIA = frozenset({Protocol.PROMPT, Protocol.FRAMES, Protocol.MEDIA, Protocol.MESSAGES})
@@ -241,6 +242,10 @@ class Model(Entry):
     resolutions: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
     durations: tuple[int, ...] = ()  # seconds
+    dimensions: tuple[int, ...] = ()  # of vectors
+    output_types: tuple[str, ...] = ()  # dense, sparse, dense&sparse
+    texts: int = 0  # embedded by one call
+    text_tokens: int = 0  # of each of them
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
@@ -261,6 +266,8 @@ class Model(Entry):
             "resolution": self.resolutions,
             "ratio": self.ratios,
             "duration": self.durations,
+            "dimension": self.dimensions,
+            "output_type": self.output_types,
             "voice": self.voices,
             "language": self.languages,
             "n": tuple(range(1, self.n_max + 1)),

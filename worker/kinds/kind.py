@@ -167,6 +167,10 @@ class Store(Protocol):
         """An object's bytes, a piece at a time; for objects that the engine itself stored."""
         ...
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        """A user's object, a piece at a time; raises NotFound where there is none or it is not the project's."""
+        ...
+
     def listing(self, prefix: str) -> Iterator[Found]:
         """The objects under a prefix, by key; NotFound where it is not the project's."""
         ...
@@ -225,6 +229,7 @@ class CallKind(Kind):
     `echoes`    (model, input) → what of it the provider repeats in its answer: orig_prompt, duration, tier, size, n
     `echoed`    (model, a finished answer) → the same names with the provider's values, as far as it repeats them
     `result`    (input, the `output` of a finished call) → the answer to keep in the job's row; None: it has links only
+    `is_bulky`  that answer is too long for a row: it is kept in the bucket alone, of a child too
     """
 
     request: Callable[[Model, str, Any], Request]
@@ -234,6 +239,7 @@ class CallKind(Kind):
     echoes: Callable[[Model, Any], dict[str, Any]] = lambda _model, _input: {}
     echoed: Callable[[Model, Mapping[str, Any]], dict[str, Any]] = lambda _model, _answer: {}
     result: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] = lambda _input, _output: None
+    is_bulky: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
