@@ -12,7 +12,8 @@ from stage import Stage, stage
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import storage
-from worker.kinds.embedding import texts
+from worker.jobs import submission
+from worker.kinds.embedding import rounds, texts
 from worker.tables import Job
 
 MODEL = "text-embedding-v4"
@@ -112,8 +113,8 @@ def test_a_text_that_the_provider_refuses_costs_the_others_nothing(play: Stage, 
     made = lines(play, job)
     assert [place for place, code in enumerate(codes(made)) if code] == [7]
     assert [len(line["embedding"] or ()) for line in made] == [64] * 7 + [0] + [64] * 4
-    rounds = [call["round"] for call in calls(play, job)]
-    assert (rounds.count(1), rounds.count(2)) == (2, 10)
+    asked = [call["round"] for call in calls(play, job)]
+    assert (asked.count(1), asked.count(2)) == (2, 10)
 
 
 def test_a_text_that_only_the_provider_finds_too_long_is_found_alone(play: Stage) -> None:
@@ -142,7 +143,10 @@ def test_jobs_read_texts_from_objects_in_the_bucket(play: Stage, sandbox: Sandbo
 
 
 def test_another_projects_object_does_not_exist(play: Stage, sandbox: Sandbox) -> None:
-    job = play.until(submit(play, texts=["A wheel.", {"key": f"inbox/{play.project.name}-2/a.txt"}]))
+    theirs = f"inbox/{play.project.name}-2/a.txt"
+    play.ctx.bucket.put_stream(theirs, [b"a secret"], "text/plain", storage.Expected())
+
+    job = play.until(submit(play, texts=["A wheel.", {"key": theirs}]))
 
     assert (job.state, (job.error or {})["code"]) == ("failed", "no_such_file")
     assert sandbox.ledger()["totals"]["creates"] == 0
@@ -161,6 +165,35 @@ def test_what_is_asked_of_vectors_is_told_to_the_provider(play: Stage, sandbox: 
 
     assert line["embedding"] != alone(play, sandbox, "A wheel.")
     assert {token["token"] for token in line["sparse_embedding"]} == {"A", "wheel."}
+
+
+def test_pages_are_made_in_several_steps_and_come_out_in_order(
+    play: Stage, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "PAGE", 20)
+    monkeypatch.setattr(rounds, "_MOST", 2)
+    sandbox.fault(where="create", what="error", code="DataInspectionFailed", prompt_contains="Text 33 ", times=2)
+
+    job = play.until(submit(play, texts=words(65)))
+
+    made = lines(play, job)
+    assert [line["index"] for line in made] == list(range(65))
+    assert [place for place, code in enumerate(codes(made)) if code] == [33]
+    assert len({tuple(line["embedding"] or ()) for line in made}) == 65
+    assert sandbox.ledger()["paid"][MODEL]["tasks"] == 6 + 9
+
+
+def test_a_retry_embeds_what_is_missing(play: Stage, sandbox: Sandbox) -> None:
+    sandbox.fault(where="create", what="error", code="DataInspectionFailed", times=3)
+    failed = play.until(submit(play, texts=words(2)))
+    assert (failed.state, (failed.error or {})["code"]) == ("failed", "no_vectors")
+
+    with play.ctx.engine.begin() as connection:
+        submission.retry(connection, play.project.id, failed.id, play.now())
+    job = play.until(failed)
+
+    assert codes(lines(play, job)) == [None, None]
+    assert job.cost == sandbox.ledger()["totals"]["billed_micros"]
 
 
 def test_a_batch_costs_half_and_its_vectors_are_those_of_calls(
