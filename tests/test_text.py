@@ -101,6 +101,8 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ("qwen-plus", {**ASKED, "top_logprobs": 1}, "/input/top_logprobs", "needs_logprobs"),
         ("qwen-plus", {**THINKS, "logprobs": True}, "/input/logprobs", "contradiction"),
         ("qwen-plus", {**ASKED, "enable_search": True}, "/input/enable_search", "not_taken"),
+        ("qwen-plus", {**THINKS, "asynchronous": True}, "/input/asynchronous", "contradiction"),
+        ("qwen3.6-plus", {**ASKED, "asynchronous": True}, "/input/asynchronous", "not_offered"),
         ("qwen3.6-plus", {**ASKED, "search_options": {}}, "/input/search_options", "needs_search"),
         ("qwen3.6-plus", {**ASKED, "enable_search": True, "search_options": {"search_strategy": "turbo"}},
          "/input/search_options/search_strategy", "literal_error"),

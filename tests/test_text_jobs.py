@@ -103,3 +103,22 @@ def test_how_likely_the_words_were_is_kept_where_it_was_asked_for(play: Stage) -
 
     likely = (job.result or {})["logprobs"]["content"]
     assert "".join(word["token"] for word in likely) == (job.result or {})["content"].replace(" ", "").replace("\n", "")
+
+
+def test_a_question_may_be_asked_as_a_task_where_the_account_may(play: Stage, sandbox: Sandbox) -> None:
+    sandbox.set(async_text=True, run_seconds=0, queue_seconds=0)
+
+    job = play.until(play.submit("text", "qwen-plus", input={**ASKED, "asynchronous": True}))
+
+    assert (job.state, job.mode, job.model) == (State.SUCCEEDED, "task", "qwen-plus@tasks")
+    assert (job.result or {})["content"]
+    (paid,) = sandbox.ledger()["tasks"]
+    assert (paid["is_async"], job.cost) == (True, paid["billed_micros"])
+
+
+def test_an_account_that_may_make_no_tasks_of_text_is_told_so_unpaid(play: Stage, sandbox: Sandbox) -> None:
+    job = play.until(play.submit("text", "qwen-plus", input={**ASKED, "asynchronous": True}))
+
+    assert (job.state, (job.error or {})["code"], job.billed) == (State.FAILED, "wrong_mode", "no")
+    assert "asynchronous" in (job.error or {})["message"]
+    assert sandbox.ledger()["totals"]["billed_micros"] == 0

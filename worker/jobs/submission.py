@@ -89,7 +89,9 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
     regions = money.regions(settings, model)
     checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
     if variant := catalog.variant(model.id, kind.variant(checked)):
-        money.regions(settings, variant)
+        other = money.regions(settings, variant)
+        if not isinstance(kind, ParentKind):  # whose children go the other way
+            model, regions = variant, other
     usage = kind.estimate(model, checked)
     return Prepared(
         submission=submission,

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from worker.catalog import Model, Surface, Thinking, Usage
+from worker.catalog import Model, Surface, Thinking, Usage, Variant
 from worker.kinds import answers, fields
 from worker.kinds.answers import Unfitting
 from worker.kinds.fields import SEED_LIMIT, Filled, Input, Rule, Text, no
@@ -29,7 +29,9 @@ _IDEOGRAPH = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 _SURELY = 2  # our count of tokens is at most twice the true one, so half of it is certain
-_OURS = frozenset({"prompt", "system", "messages", "response_format", "include_reasoning"})  # spelled another way
+_OURS = frozenset(
+    {"prompt", "system", "messages", "response_format", "include_reasoning", "asynchronous"}
+)  # spelled another way
 
 # A search that a call may make is reserved for as so many, and so many tokens that each adds to the input: the model
 # decides how often it searches. One recorded search added 2,900 tokens to a short question.
@@ -197,6 +199,24 @@ class Conversation(Input):
     top_logprobs: int | None = Field(None, ge=0, le=5, description="of so many likely tokens at each place")
     seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar answers")
     stop: Text | tuple[Text, ...] | None = Field(None, description="what the answer ends before")
+    asynchronous: bool | None = Field(None, description="as a task, which most accounts are refused")
+
+    @field_validator("asynchronous")
+    @classmethod
+    def _is_served(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if not info.context or not value:
+            return value
+        model = info.context["model"]
+        if info.context["catalog"].variant(model.id, Variant.TASKS) is None:
+            raise no("not_offered", f"{model.id} is asked over an interface that makes no tasks: leave it out")
+        if info.data.get("enable_thinking") or model.thinking is Thinking.ALWAYS:
+            raise no("contradiction", "a model that thinks streams its answer, and a task does not: leave out one")
+        return value
+
+
+def variant(wanted: Conversation) -> str | None:
+    """The other way to have its model that the input insists on."""
+    return str(Variant.TASKS) if wanted.asynchronous else None
 
 
 def messages(wanted: Conversation) -> list[dict[str, Any]]:
@@ -341,5 +361,6 @@ KIND = CallKind(
     usage=usage,
     estimate=estimate,
     words=words,
+    variant=variant,
     result=answered,
 )
