@@ -16,9 +16,8 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker.catalog import Catalog, Model, Usage
 from worker.jobs import submission
-from worker.kinds import KINDS, OFFERED
+from worker.kinds import KINDS, OFFERED, text_batch
 from worker.kinds.kind import Child, Expansion, Parent, ParentKind, Piece, Store
-from worker.kinds.summary import text_batch
 from worker.steps.batch import Bill
 from worker.tables import Job
 

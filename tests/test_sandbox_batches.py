@@ -393,7 +393,7 @@ class TestFlaws:
             {"completion_window": "15d"},
             {"completion_window": "1.5d"},
             {"completion_window": ""},
-            {"endpoint": "/v1/embeddings"},
+            {"endpoint": "/v1/images/generations"},
             {"input_file_id": None},
             {"metadata": {"ds_name": "n" * 101}},
             {"metadata": {"ds_description": "n" * 201}},

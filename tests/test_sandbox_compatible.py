@@ -210,6 +210,14 @@ class TestRefusals:
         assert answer.json().keys() == {"error", "request_id"}
         assert sandbox.ledger()["totals"]["billed_micros"] == 0
 
+    def test_a_tools_answer_to_no_call_is_refused(self, wire: httpx.Client) -> None:
+        messages = [{"role": "user", "content": STORY}, {"role": "tool", "content": "7", "tool_call_id": "call_1"}]
+
+        answer = wire.post(CHAT, json=body() | {"messages": messages})
+
+        assert answer.status_code == 400
+        assert "tool_calls" in answer.json()["error"]["message"]
+
     def test_a_body_that_is_no_json_is_refused(self, wire: httpx.Client) -> None:
         assert wire.post(CHAT, content=b"{").json()["error"]["code"] == "invalid_parameter_error"
 

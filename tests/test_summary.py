@@ -17,10 +17,10 @@ from test_documents import pdf
 from worker import catalog
 from worker.egress import NotAllowed, TooLarge
 from worker.errors import Ambiguous, Fault, InvalidInput, NotFound
-from worker.kinds import KINDS, summary
+from worker.kinds import KINDS, summary, text_batch
 from worker.kinds.kind import Child, Ended, Expansion, Found, Parent, Stored
-from worker.kinds.summary import rounds, text_batch
-from worker.kinds.summary.text_batch import Part
+from worker.kinds.summary import rounds
+from worker.kinds.text_batch import Part
 from worker.settings import Settings
 
 MODEL, REDUCE, COMPATIBLE = "qwen-flash", "qwen-plus", "qwen3.5-plus"
@@ -744,16 +744,16 @@ def test_tasks_are_made_where_they_are_served_and_calls_where_a_refusal_is_remem
 @pytest.mark.parametrize(
     ("model", "more", "count", "mode", "why"),
     [
-        (MODEL, {}, rounds.FEW, "batch", "half the price, and there is no deadline"),
-        (MODEL, {"deadline_hours": 24}, rounds.FEW, "batch", "there are 24 hours"),
-        (MODEL, {"deadline_hours": 8}, rounds.FEW, "calls", "8 hours are too few"),
-        (MODEL, {"deadline_hours": 24, "window": "2d"}, rounds.FEW, "calls", "which may take 48"),
-        (MODEL, {}, rounds.FEW - 1, "calls", "they are few"),
-        (MODEL, {"enable_thinking": True}, rounds.FEW, "calls", "think only in calls"),
+        (MODEL, {}, text_batch.FEW, "batch", "half the price, and there is no deadline"),
+        (MODEL, {"deadline_hours": 24}, text_batch.FEW, "batch", "there are 24 hours"),
+        (MODEL, {"deadline_hours": 8}, text_batch.FEW, "calls", "8 hours are too few"),
+        (MODEL, {"deadline_hours": 24, "window": "2d"}, text_batch.FEW, "calls", "which may take 48"),
+        (MODEL, {}, text_batch.FEW - 1, "calls", "they are few"),
+        (MODEL, {"enable_thinking": True}, text_batch.FEW, "calls", "think only in calls"),
         (
             "qwen-max",
             {},
-            rounds.FEW,
+            text_batch.FEW,
             "calls",
             "is not offered in batches",
         ),  # in Singapore alone, and the account is Beijing's

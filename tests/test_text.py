@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker import catalog
-from worker.catalog import Surface, Variant
+from worker.catalog import Surface, Thinking, Variant
 from worker.errors import Fault, InvalidInput
 from worker.kinds import Request, answers, text
 from worker.kinds.answers import Unfitting
@@ -34,6 +34,8 @@ COLOURS = {
     "required": ["colours"],
 }
 CALLED = [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
+CALLING = {"role": "assistant", "tool_calls": CALLED}
+ORPHAN = {"role": "tool", "content": "7", "tool_call_id": "call_1"}
 
 
 def checked(name: str, **raw: Any) -> Conversation:
@@ -91,6 +93,19 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ("qwen-plus", {**ASKED, "response_format": {"const": "x" * 20_000}}, "/input/response_format", "bad_schema"),
         ("qwen-plus", {**ASKED, "tool_choice": "auto"}, "/input/tool_choice", "needs_tools"),
         ("qwen-plus", {**ASKED, "temperature": 2}, "/input/temperature", "less_than"),
+        ("qwen-plus", {"messages": [*TURNS, ORPHAN]}, "/input/messages", "orphan"),
+        ("qwen-plus", {"messages": [*TURNS, ORPHAN, CALLING]}, "/input/messages", "orphan"),
+        ("qwen-plus", {**ASKED, "parallel_tool_calls": True}, "/input/parallel_tool_calls", "needs_tools"),
+        ("qwen-plus", {**ASKED, "top_k": -1}, "/input/top_k", "greater_than_equal"),
+        ("qwen-plus", {**ASKED, "repetition_penalty": 0}, "/input/repetition_penalty", "greater_than"),
+        ("qwen-plus", {**ASKED, "top_logprobs": 1}, "/input/top_logprobs", "needs_logprobs"),
+        ("qwen-plus", {**THINKS, "logprobs": True}, "/input/logprobs", "contradiction"),
+        ("qwen-plus", {**ASKED, "enable_search": True}, "/input/enable_search", "not_taken"),
+        ("qwen-plus", {**THINKS, "asynchronous": True}, "/input/asynchronous", "contradiction"),
+        ("qwen3.6-plus", {**ASKED, "asynchronous": True}, "/input/asynchronous", "not_offered"),
+        ("qwen3.6-plus", {**ASKED, "search_options": {}}, "/input/search_options", "needs_search"),
+        ("qwen3.6-plus", {**ASKED, "enable_search": True, "search_options": {"search_strategy": "turbo"}},
+         "/input/search_options/search_strategy", "literal_error"),
         ("wan2.6-t2v", ASKED, "/model", "wrong_kind"),
     ],
 )  # fmt: skip
@@ -131,6 +146,30 @@ def test_a_stored_input_is_read_back_as_it_was() -> None:
 # The request
 
 
+@pytest.mark.parametrize(
+    "model",
+    [model for model in catalog.load().models("text") if model.retired_by != "notice"],
+    ids=lambda model: model.id,
+)
+def test_each_models_call_is_the_documents_sample_and_our_explicit_defaults(model: catalog.Model) -> None:
+    wanted = text.KIND.check(catalog.load(), model, {"messages": TURNS}, None)
+
+    sent = text.KIND.request(model, next(iter(model.regions)), wanted)
+
+    ours = {"max_tokens": 4096} | ({} if model.thinking is Thinking.NONE else {"enable_thinking": False})
+    samples: dict[
+        Surface, tuple[str, dict[str, Any]]
+    ] = {  # 'Qwen API reference': DashScope, and OpenAI-compatible Chat
+        Surface.NATIVE: (
+            "/services/aigc/text-generation/generation",
+            {"input": {"messages": TURNS}, "parameters": {"result_format": "message", **ours}},
+        ),
+        Surface.COMPATIBLE: ("/chat/completions", {"messages": TURNS, **ours}),
+    }
+    path, body = samples[model.surface]
+    assert (sent.path, sent.body) == (path, {"model": model.id, **body})
+
+
 def test_a_native_call_is_spelled_as_documented() -> None:
     assert request("qwen-plus", **ASKED, system="Be brief.", max_tokens=800, temperature=0.7, seed=1) == Request(
         "/services/aigc/text-generation/generation",
@@ -164,7 +203,38 @@ def test_a_model_that_sees_is_called_on_the_compatible_surface() -> None:
             "tool_choice": "auto",
         },
         surface=Surface.COMPATIBLE,
+        instead={"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"},
     )
+
+
+def test_the_longest_answer_is_called_what_the_catalog_says() -> None:
+    model = catalog.load().model("qwen3.6-plus")
+    renamed = model.model_copy(update={"answer_limit": "max_completion_tokens"})
+
+    sent = text.KIND.request(renamed, BEIJING, checked("qwen3.6-plus", **ASKED)).body
+
+    assert (sent["max_completion_tokens"], "max_tokens" in sent) == (4096, False)
+
+
+def test_a_search_says_how_it_searches_since_that_is_its_price() -> None:
+    plain = request("qwen3.6-plus", **ASKED, enable_search=True).body
+    asked = {"search_strategy": "agent_max", "forced_search": True}
+    other = request("qwen3.6-plus", **ASKED, enable_search=True, search_options=asked).body
+
+    assert (plain["enable_search"], plain["search_options"]) == (True, {"search_strategy": "agent"})
+    assert other["search_options"] == asked
+
+
+def test_what_a_call_may_choose_from_is_sent_as_it_was_asked() -> None:
+    asked = {"top_k": 20, "repetition_penalty": 1.05, "logprobs": True, "top_logprobs": 2}
+
+    sent = request("qwen-plus", **ASKED, **asked, tools=[TOOL], parallel_tool_calls=True).body["parameters"]
+
+    assert sent.items() >= {**asked, "parallel_tool_calls": True}.items()
+
+
+def test_a_tools_answer_to_a_call_that_was_made_is_taken() -> None:
+    assert checked("qwen-plus", messages=[*TURNS, CALLING, ORPHAN], tools=[TOOL]).messages is not None
 
 
 @pytest.mark.parametrize("name", ["qwen-flash", "qwen3-32b", "qwen3-max"])
@@ -314,6 +384,26 @@ def test_the_estimate_is_never_below_what_the_longest_answer_costs() -> None:
     assert text.KIND.estimate(model, plain).units["output_tokens"] == 1000
     assert text.KIND.estimate(model, thinking).units["output_tokens"] == 1500
     assert model.price(text.KIND.estimate(model, thinking), BEIJING, TODAY) == 12_000 + 14  # 1,500 at 8, 18 at 0.8
+
+
+def test_searches_are_priced_before_and_after() -> None:
+    wanted = checked("qwen3.6-plus", **ASKED, enable_search=True, max_tokens=100)
+    model = catalog.load().model("qwen3.6-plus")
+    used = {"prompt_tokens": 3000, "completion_tokens": 10, "plugins": {"search": {"count": 2, "strategy": "agent"}}}
+
+    before, after = text.KIND.estimate(model, wanted), text.KIND.usage(model, wanted, {**ANSWER, "usage": used})
+
+    assert (before.units["searches"], after.units["searches"]) == (3, 2)
+    assert model.price(after, BEIJING, TODAY) == 3000 * 2 + 10 * 12 + 2 * 4000
+    assert (model.price(before, BEIJING, TODAY) or 0) > (model.price(after, BEIJING, TODAY) or 0)
+    assert model.price(text.KIND.usage(model, checked("qwen3.6-plus", **ASKED), ANSWER), BEIJING, TODAY) is not None
+
+
+def test_an_answer_gives_how_likely_its_words_were() -> None:
+    likely = {"content": [{"token": "Red", "logprob": -0.1, "bytes": [82], "top_logprobs": []}]}
+    output = {"choices": [{"finish_reason": "stop", "message": {"content": "Red."}, "logprobs": likely}]}
+
+    assert text.result(output) == {"content": "Red.", "finish_reason": "stop", "logprobs": likely}
 
 
 @pytest.mark.parametrize(

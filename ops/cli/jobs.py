@@ -98,7 +98,7 @@ def children(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
     api: Api,
 ) -> None:
-    """List the parts of a narration or a summary."""
+    """List the parts of a narration, a summary or an embedding."""
     with api.client() as client:
         found = show.plain_all(islice(client.children(job_id, ",".join(state) if state else None), limit))
     api.answer(found, tables.children(found), "No such parts.")

@@ -122,6 +122,10 @@ def submit(
         list[Path] | None,
         typer.Option(metavar="PATH", exists=True, help="Documents to summarise: a file, or a folder with files."),
     ] = None,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", exists=True, dir_okay=False, help="Texts to embed: JSONL, or one on each line."),
+    ] = None,
     labels: OneLabels,
     idempotency_key: Annotated[str | None, typer.Option(help="Makes a repetition safe.")] = None,
     not_after: NotAfter = None,
@@ -139,7 +143,7 @@ def submit(
     said = {name: value for name, value in given.items() if value is not None}
     body = {"kind": kind, **said, "input": wanted.fields(), **labels.fields()}
     with api.client() as client:
-        whole = _uploaded(client, body, documents)
+        whole = _uploaded(client, body, documents, texts)
         if afterwards.dry_run:
             _price(client.dry_run(whole).as_json(), api)
         else:
@@ -189,9 +193,13 @@ def _spoken(path: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text, **({"markup": "markdown"} if is_markdown else {})}
 
 
-def _uploaded(client: Client, body: dict[str, Any], documents: list[Path] | None) -> dict[str, Any]:
+def _uploaded(
+    client: Client, body: dict[str, Any], documents: list[Path] | None, texts: list[Path] | None
+) -> dict[str, Any]:
     """The body with keys in place of the local files that it names."""
     uploads = Uploads(client)
+    if texts:
+        body = {**body, "input": body["input"] | {"texts": [{"key": uploads.key(path)} for path in texts]}}
     if documents:
         body = {**body, "input": body["input"] | {"documents": files.documents(uploads, documents)}}
         files.say_left_out(uploads)

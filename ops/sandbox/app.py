@@ -11,7 +11,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from ops.sandbox import compatible, compatible_batches, compatible_files, console, native, offers, oss, oss_uploads
+from ops.sandbox import (
+    compatible,
+    compatible_batches,
+    compatible_embeddings,
+    compatible_files,
+    console,
+    native,
+    offers,
+    oss,
+    oss_uploads,
+)
 from ops.sandbox.options import Options
 from ops.sandbox.provider import Provider
 
@@ -26,7 +36,17 @@ def create_app(options: Options | None = None, state: Path | None = None) -> Fas
         provider.journal.close()
 
     app = FastAPI(title="Sandbox DashScope", lifespan=lifespan)
-    for routes in (native, offers, oss, oss_uploads, compatible, compatible_files, compatible_batches, console):
+    for routes in (
+        native,
+        offers,
+        oss,
+        oss_uploads,
+        compatible,
+        compatible_embeddings,
+        compatible_files,
+        compatible_batches,
+        console,
+    ):
         app.include_router(routes.router(provider))
 
     @app.exception_handler(ValidationError)

@@ -15,6 +15,7 @@ from ops.sandbox.refusals import Refusal, invalid
 ROLES = ("system", "assistant", "user", "tool", "function")
 NOT_STREAMED = "parameter.enable_thinking must be set to false for non-streaming calls"
 JSON_WORD = "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
+ORPHAN = 'messages with role "tool" must be a response to a preceeding message with "tool_calls".'
 SEED_LIMIT = 2**63 - 1
 
 Messages = list[dict[str, Any]]
@@ -28,6 +29,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "presence_penalty": (lambda number: -2 <= number <= 2, "Presence_penalty should be in [-2.0, 2.0]"),
     "n": (lambda number: 1 <= number <= 4, "Range of n should be [1, 4]"),
     "seed": (lambda number: 0 <= number <= SEED_LIMIT, f"Range of seed should be [0, {SEED_LIMIT}]"),
+    "top_logprobs": (lambda number: 0 <= number <= 5, "Range of top_logprobs should be [0, 5]"),
     "thinking_budget": (lambda number: number >= 1, "Parameter thinking_budget should be greater than 0"),
 }
 
@@ -85,10 +87,18 @@ def _messages(messages: Any) -> None:
             raise invalid(f"messages.{number}.role is not one of {list(ROLES)}")
         if not isinstance(message.get("content") or "", str | list):
             raise invalid(f"messages.{number}.content must be a string or a list of parts")
+        if message["role"] == "tool" and message.get("tool_call_id") not in _called(messages[:number]):
+            raise _algo(ORPHAN)
     # A code that says otherwise: it is the provider's for empty messages.
     if not any(words(message).strip() for message in messages if message["role"] != "system"):
         message = "Role must be user or assistant and Content length must be greater than 0"
         raise Refusal(400, "ServiceUnavailableError", message)
+
+
+def _called(messages: Messages) -> set[Any]:
+    """Return the ids of the calls of tools that messages hold."""
+    calls = [call for message in messages for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    return {call.get("id") for call in calls}
 
 
 def _ranges(model: Model, asked: dict[str, Any]) -> None:

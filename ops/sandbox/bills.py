@@ -5,7 +5,7 @@ Source: Alibaba docs, "Model pricing". Amounts are multiplied first and divided 
 
 from collections.abc import Iterable
 
-from ops.sandbox import sound, tokens
+from ops.sandbox import embedding, sound, tokens
 from ops.sandbox.models import Model, Tier
 from ops.sandbox.orders import Order
 from ops.sandbox.tasks import Task
@@ -21,6 +21,8 @@ def usage(model: Model, task: Task) -> dict[str, int]:
     order = task.order
     if task.answer is not None:
         return _tokens(task.answer)
+    if model.makes == "embedding":
+        return {"input_tokens": embedding.used(order)}
     if model.usage == "characters":
         # A Han character counts twice: the sample of "Qwen-TTS API reference" has 92, 11 others, and 195 in its usage.
         return {"characters": len(order.prompt) + len(tokens.HAN.findall(order.prompt))}
@@ -35,6 +37,8 @@ def tokens_of(model: Model, order: Order, answer: Answer | None) -> int:
     """Return the tokens that a call counts for against a limit a minute."""
     if answer is not None:
         return answer.input_tokens + answer.output_tokens
+    if model.makes == "embedding":
+        return embedding.used(order)
     return sum(speech_tokens(order.prompt).values()) if model.usage != "characters" else 0
 
 
@@ -45,6 +49,8 @@ def price(model: Model, task: Task) -> int:
         return price_of(model, task.answer)
     if model.usage == "characters":
         return units["characters"] * model.prices["character"]
+    if model.makes == "embedding":
+        return _rounded(units["input_tokens"] * model.token_prices[0].input)
     if model.makes == "speech":
         tier = model.token_prices[0]
         return _rounded(units["input_tokens"] * tier.input + units["output_tokens"] * tier.output)
@@ -68,7 +74,8 @@ def _millionths(model: Model, answer: Answer) -> int:
     tier = _tier(model, answer.input_tokens)
     fresh = answer.input_tokens - answer.cached_tokens
     input_micros = fresh * tier.input + answer.cached_tokens * tier.input * CACHED_PERCENT // 100
-    return input_micros + answer.output_tokens * (tier.thinking if answer.reasoning else tier.output)
+    output_micros = answer.output_tokens * (tier.thinking if answer.reasoning else tier.output)
+    return input_micros + output_micros + answer.searches * model.search_price * MILLION
 
 
 def speech_tokens(text: str) -> dict[str, int]:

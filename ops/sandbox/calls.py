@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ops.sandbox import answers, generation, links, speech, wire
+from ops.sandbox import answers, embedding, generation, links, speech, wire
 from ops.sandbox.models import Model
 from ops.sandbox.tasks import Task
 
@@ -13,6 +13,8 @@ def whole(task: Task, model: Model, urls: list[str], link_seconds: float, reques
     """Return the answer as one document; `urls` are those of the files made."""
     if task.answer is not None:
         return generation.finished(task.answer, task.order.form, request_id)
+    if model.makes == "embedding":
+        return embedding.finished(task.order, request_id)
     if model.makes == "speech":
         return speech.finished(task, urls[0], links.expires_at(task, link_seconds), request_id)
     return answers.finished(task, urls, request_id)

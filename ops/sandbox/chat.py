@@ -69,11 +69,11 @@ def read(body: Any) -> Ask:
     )
 
 
-def find(models: Mapping[str, Model], ask: Ask) -> Model:
-    """Return the text model that is asked, or raise the Refusal of one that is not there."""
-    model = models.get(ask.model)
-    if model is None or model.makes != "text":
-        message = f"The model `{ask.model}` does not exist or you do not have access to it."
+def find(models: Mapping[str, Model], named: str, makes: str = "text") -> Model:
+    """Return the model that is asked, which makes text or embeddings, or raise the Refusal of one that is not there."""
+    model = models.get(named)
+    if model is None or model.makes != makes:
+        message = f"The model `{named}` does not exist or you do not have access to it."
         raise Refusal(404, "ModelNotFound", message)
     return model
 
@@ -85,7 +85,7 @@ def completion(answer: Answer, model: str, request_id: str, created: float) -> d
         message["reasoning_content"] = answer.reasoning
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
-    choice = {"finish_reason": answer.finish_reason, "index": 0, "logprobs": None, "message": message}
+    choice = {"finish_reason": answer.finish_reason, "index": 0, "logprobs": answer.logprobs, "message": message}
     return _frame("chat.completion", model, request_id, created) | {"choices": [choice], "usage": usage(answer)}
 
 
@@ -110,7 +110,7 @@ def usage(answer: Answer) -> dict[str, Any]:
     }
     if answer.reasoning_tokens:
         told["completion_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
-    return told
+    return told | ({"plugins": {"search": {"count": answer.searches, "strategy": "agent"}}} if answer.searches else {})
 
 
 def _frame(kind: str, model: str, request_id: str, created: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ops.sandbox.exchange import PREFIX, Exchange
 from ops.sandbox.faults import Rule, Where
 from ops.sandbox.proposals import Arrival, Proposal
 from ops.sandbox.provider import Provider
-from ops.sandbox.refusals import Refusal
+from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 
 NATIVE_PATH = "aigc/text-generation/generation"
@@ -41,6 +41,8 @@ def router(provider: Provider) -> APIRouter:
 
 async def _complete(exchange: Exchange, body: bytes) -> Response:
     owner, ask = exchange.owner, chat.read(chat.parsed(body))
+    if (unknown := exchange.provider.options.unknown_parameter) in ask.parameters:
+        raise invalid(f"Unsupported parameter: '{unknown}' is not supported with this model.")
     proposal = _propose(exchange, owner, ask, body)
     rule = exchange.provider.faults.pick(Where.CREATE, ask.model, ask.words)
     proposal.entry.fault = rule.what if rule else None
@@ -58,7 +60,7 @@ def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes) -> Proposal:
     try:
         return exchange.provider.consider(arrival)
     except Refusal:
-        chat.find(exchange.provider.models, ask)  # an unknown model is refused in words of this interface's own
+        chat.find(exchange.provider.models, ask.model)  # an unknown model is refused in words of this interface's own
         raise
 
 

@@ -61,7 +61,8 @@ def output(answer: Answer, form: str) -> dict[str, Any]:
         message["reasoning_content"] = answer.reasoning
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
-    return {"choices": [{"finish_reason": answer.finish_reason, "message": message}]}
+    told = {"logprobs": answer.logprobs} if answer.logprobs else {}
+    return {"choices": [{"finish_reason": answer.finish_reason, "message": message} | told]}
 
 
 def usage(answer: Answer) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ops.sandbox import asking, chat, envelope, text
+from ops.sandbox import asking, chat, embedding, envelope, text
 from ops.sandbox.faults import Rule
 from ops.sandbox.models import Model
 from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.text import Answer
 
-CHAT, TEST = "/v1/chat/completions", "/v1/chat/ds-test"
-ENDPOINTS = (CHAT, TEST)
+CHAT, TEST, EMBEDDINGS = "/v1/chat/completions", "/v1/chat/ds-test", "/v1/embeddings"
+ENDPOINTS = (CHAT, TEST, EMBEDDINGS)
 TEST_MODEL = "batch-test-model"  # answers without thinking about it, and for nothing
 TEST_LINES, TEST_BYTES = 100, 1_000_000
 LINE_BYTES = 6_000_000
@@ -33,6 +33,7 @@ class Line:
 
     custom_id: str
     body: dict[str, Any]
+    url: str = CHAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ def run(line: Line, batch_id: str, models: Mapping[str, Model], pick: Pick, seed
     """Return what a line's call is answered; the same line of a batch always gets the same answer, faults apart."""
     request_id = _request_id(line, batch_id)
     try:
+        if line.url == EMBEDDINGS:
+            return _embedded(line, request_id, models, pick)
         ask = chat.read(line.body)
         answer = _answer(ask, models, pick(ask.model, ask.words), seed)
     except Refusal as refusal:
@@ -91,12 +94,21 @@ def _answer(ask: chat.Ask, models: Mapping[str, Model], rule: Rule | None, seed:
         raise Refusal(*rule.error)
     if ask.model == TEST_MODEL:
         return TESTED
-    model = chat.find(models, ask)
+    model = chat.find(models, ask.model)
     if model.batch_input and asking.input_tokens(ask.messages, ask.parameters) > model.batch_input:
         raise invalid(f"Range of input length should be [1, {model.batch_input}]")
     # Nothing is streamed in a batch, and yet its calls may think; its input is never found in a cache.
     text.check(model, ask.messages, ask.parameters | {"stream": True})
     return text.answer(model, ask.messages, ask.parameters, seed)
+
+
+def _embedded(line: Line, request_id: str, models: Mapping[str, Model], pick: Pick) -> Outcome:
+    document = embedding.native(line.body)
+    order = embedding.check(document, chat.find(models, document["model"], "embedding"))
+    if (rule := pick(order.model, order.prompt)) is not None:
+        raise Refusal(*rule.error)
+    bill = Answer("", "", [], "stop", embedding.used(order), 0, 0, 0)
+    return _outcome(line, request_id, 200, embedding.completion(order, request_id), bill)
 
 
 def _outcome(line: Line, request_id: str, status: int, body: dict[str, Any], answer: Answer | None) -> Outcome:
@@ -144,7 +156,7 @@ def _of_line(row: bytes, before: _Before) -> Flaw | None:
         return Flaw("invalid_json_line", "This line is not parseable as valid JSON.")
     flaw = next(filter(None, (check(document, before) for check in CHECKS)), None)
     if flaw is None:
-        line = Line(document["custom_id"], document["body"])
+        line = Line(document["custom_id"], document["body"], document["url"])
         before.lines[line.custom_id] = line
         before.model = before.model or line.body["model"]
         before.thinks = line.body.get("enable_thinking")
@@ -176,6 +188,10 @@ def _url(document: dict[str, Any], before: _Before) -> Flaw | None:
         return Flaw("url_not_found", f"The provided url '{url}' is not supported by the Batch API.", "url")
     if (url == TEST) != (model == TEST_MODEL):
         return Flaw("mismatched_test_url", f"The provided URL '{url}' does not match the test model '{model}'.", "url")
+    found = before.models.get(model)
+    if found is not None and (url == EMBEDDINGS) != (found.makes == "embedding"):
+        message = f"The provided url '{url}' is not one of the model '{model}'."
+        return Flaw("mismatched_url", message, "url")
     if url != before.endpoint:
         return Flaw("mismatched_url", f"The provided url '{url}' does not match the batch's endpoint.", "url")
     return None

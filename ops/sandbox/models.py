@@ -49,7 +49,7 @@ class Model:
     """One model as one region offers it."""
 
     id: str
-    makes: str  # video, image, speech or text
+    makes: str  # video, image, speech, text or embedding
     calls: tuple[Call, ...]
     needs: tuple[str, ...]  # keys of `input` that must be there
     shape: str  # size | resolution | ratio | free: how a request says how large
@@ -83,11 +83,15 @@ class Model:
     is_incremental: bool  # streams differences unless told otherwise
     is_message: bool  # answers with a message unless told otherwise
     token_prices: tuple[Tier, ...]  # by input tokens, ascending
+    search_price: int  # micro-CNY a search; 0: it does not search
     caches: bool  # bills what it has seen before at a discount
     batch: bool  # offered by the Batch API
     batch_input: int | None  # tokens of input, of a batch's line at most
     voices: tuple[str, ...]
     takes_instructions: bool
+    texts: int  # to be embedded in one call, at most
+    text_tokens: int  # of one of them
+    dimensions: tuple[int, ...]
 
     def call(self, path: str) -> Call | None:
         """Return the way to create that `path` is for this model, None where it is none."""
@@ -143,11 +147,15 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         is_incremental=row.get("is_incremental", False),
         is_message=row.get("is_message", False),
         token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
+        search_price=round(row.get("search" if is_home else "search_abroad", 0) * 1_000_000),
         caches=row.get("caches", False),
         batch=row.get("batch" if is_home else "batch_abroad", False),
         batch_input=row.get("batch_input"),
         voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
         takes_instructions=row.get("takes_instructions", False),
+        texts=row.get("texts", 0),
+        text_tokens=row.get("text_tokens", 0),
+        dimensions=tuple(row.get("dimensions", ())),
     )
 
 

@@ -86,7 +86,7 @@ class Exchange:
         """Answer a synchronous call, at the end of its run or in frames all through it."""
         link_seconds = self._provider.options.link_seconds
         whole = calls.whole(task, model, self._links(task), link_seconds, self._reply.request_id)
-        if self._streams and model.makes != "image":
+        if self._streams and model.makes in ("speech", "text"):
             return self._reply.stream(calls.frames(task, whole))
         await asyncio.sleep(task.run_seconds)
         return self._reply.json(whole)

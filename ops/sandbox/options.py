@@ -87,6 +87,7 @@ class Options(BaseModel):
     quotas_at: QuotasAt = QuotasAt.BOTH
     ends: dict[str, str] = {}  # model → when it ends, "2026-10-10 00:00:00" on the provider's clock; then it is gone
     async_text: bool = False  # whether text may be asked for as a task
+    unknown_parameter: str = ""  # of chat completions: one that is refused by name, such as max_tokens
 
     batch_validating_seconds: float | None = Field(default=None, ge=0)  # these three not scaled
     batch_run_seconds: float | None = Field(default=None, ge=0)

@@ -32,8 +32,11 @@ class Order:
     has_audio: bool = True
     extends_prompt: bool = True
     voice: str = ""  # speech has one
-    form: str = ""  # of a text answer: text or message
+    form: str = ""  # of a text answer: text or message; of embeddings: dense, sparse or both
     is_incremental: bool = False  # a stream of text tells differences
+    texts: tuple[str, ...] = ()  # to be embedded
+    dimension: int = 0
+    purpose: str = ""  # what the vectors are for
 
 
 def read(body: bytes) -> dict[str, Any]:
@@ -93,6 +96,8 @@ def prompt_of(document: dict[str, Any]) -> str:
     """Return the prompt of a body in any protocol, uncut; empty where it has none."""
     given = document["input"]
     prompt = given.get("prompt") or given.get("text")
+    if isinstance(given.get("texts"), list):
+        prompt = "\n".join(text for text in given["texts"] if isinstance(text, str))
     if not isinstance(prompt, str):
         prompt = " ".join(text for message in _messages(given) for text in _texts(message))
     # JSON can carry halves of surrogate pairs; no answer and no file could.

@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from ops.sandbox import generation, orders, speech, text
+from ops.sandbox import embedding, generation, orders, speech, text
 from ops.sandbox.ledger import Create
 from ops.sandbox.models import Call, Model
 from ops.sandbox.options import Options
@@ -64,6 +64,8 @@ def order(arrival: Arrival, model: Model, call: Call, options: Options) -> tuple
     document = arrival.document
     if model.makes == "speech":
         return speech.check(document, model, options.speech_unit), None
+    if model.makes == "embedding":
+        return embedding.check(document, model), None
     if model.makes == "text":
         return generation.check(document, model, call, arrival.streams), None
     try:

@@ -174,7 +174,7 @@ class Provider:
             if link.startswith(uploads.SCHEME):
                 self.uploads.require(link, owner, model.id, self.now())
         answer = proposals.answer(arrival, model, self._cache, self.options.seed)
-        if model.makes in ("speech", "text"):
+        if model.makes in ("speech", "text", "embedding"):
             self.gate.call(owner, model, bills.tokens_of(model, order, answer))
         if call.is_async:
             self.gate.room(model, self.tasks.in_flight(owner, model.id, self.now()))

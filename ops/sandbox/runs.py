@@ -49,5 +49,5 @@ def _median(task: Task, model: Model) -> float:
 
 
 def _fixed(model: Model, options: Options) -> float | None:
-    is_call = model.makes in ("speech", "text")
+    is_call = model.makes in ("speech", "text", "embedding")
     return options.call_seconds if is_call and options.call_seconds is not None else options.run_seconds

@@ -36,6 +36,8 @@ class Answer:
     output_tokens: int  # reasoning included
     reasoning_tokens: int
     cached_tokens: int  # of the input, seen before
+    searches: int = 0
+    logprobs: dict[str, Any] | None = None  # None: not asked for
 
 
 class Cache:
@@ -76,7 +78,15 @@ def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, c
         output_tokens=tokens.count(spoken) + reasoning_tokens,
         reasoning_tokens=reasoning_tokens,
         cached_tokens=cached_tokens,
+        searches=1 if asked.get("enable_search") and model.search_price else 0,
+        logprobs=_logprobs(content, asked.get("top_logprobs") or 0) if asked.get("logprobs") else None,
     )
+
+
+def _logprobs(content: str, alternatives: int) -> dict[str, Any]:
+    """Return the likelihood of each word: all are equally likely here."""
+    words = [{"token": word, "logprob": -0.5, "bytes": list(word.encode())} for word in content.split()]
+    return {"content": [word | {"top_logprobs": [dict(word)] * min(alternatives, 1)} for word in words]}
 
 
 def _matter(messages: Messages) -> tuple[str, list[Document]]:

@@ -140,6 +140,9 @@ _BATCH = {
     "surface": Surface.COMPATIBLE,
     "path": "/batches",
     "takes": (),
+    "requires": (),
+    "dimensions": (),
+    "output_types": (),
     "default": {},
     "run_seconds": {"early": 300, "median": 9000, "late": 86400},  # two lines were seen to take two and a half hours
 }

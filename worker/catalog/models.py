@@ -25,7 +25,7 @@ from worker.states import Mode
 
 MICRO = 1_000_000  # money is counted in millionths of the currency's unit
 
-_OURS = {"path", "protocol", "always", "surface", "repeatable", "variant", "size_tiers"}  # not shown
+_OURS = {"path", "protocol", "always", "surface", "repeatable", "variant", "size_tiers", "answer_limit"}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
 
 
@@ -38,7 +38,8 @@ class Protocol(StrEnum):
     MESSAGES = "messages"  # input.messages, as in a chat, of one prompt
     SPEECH = "speech"  # input.text, input.voice
     CHAT = "chat"  # a conversation, spelled as the surface wants it
-    BATCH = "batch"  # a file of conversations
+    EMBEDDING = "embedding"  # input.texts
+    BATCH = "batch"  # a file of conversations, or of texts to embed
 
 
 _MEDIA = frozenset({Protocol.PROMPT, Protocol.FRAMES, Protocol.MEDIA, Protocol.MESSAGES})
@@ -229,8 +230,10 @@ class Model(Entry):
     text_limit: int | None = None  # of the text that one call speaks; more is refused
     context: int | None = None  # tokens, in and out
     max_output: int | None = None  # tokens
+    answer_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # as the compatible surface calls it
     max_thinking: int = 81_920  # tokens that it thinks at the most; no model of the family has more
     thinking: Thinking = Thinking.NONE
+    searches: bool = False  # the web, where it is asked to
     token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
     batch: tuple[str, ...] = ()  # the regions whose Batch API has it
     requires: tuple[str, ...] = ()
@@ -240,6 +243,10 @@ class Model(Entry):
     resolutions: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
     durations: tuple[int, ...] = ()  # seconds
+    dimensions: tuple[int, ...] = ()  # of vectors
+    output_types: tuple[str, ...] = ()  # dense, sparse, dense&sparse
+    texts: int = 0  # embedded by one call
+    text_tokens: int = 0  # of each of them
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
@@ -260,6 +267,8 @@ class Model(Entry):
             "resolution": self.resolutions,
             "ratio": self.ratios,
             "duration": self.durations,
+            "dimension": self.dimensions,
+            "output_type": self.output_types,
             "voice": self.voices,
             "language": self.languages,
             "n": tuple(range(1, self.n_max + 1)),
@@ -270,7 +279,8 @@ class Model(Entry):
     def fields(self) -> frozenset[str]:
         """The input fields that the model takes."""
         prompt = ["prompt"] if self.prompt_limit else []
-        return frozenset({*prompt, *self.requires, *self.takes, *self.choices})
+        search = ["enable_search", "search_options"] if self.searches else []
+        return frozenset({*prompt, *search, *self.requires, *self.takes, *self.choices})
 
     @cached_property
     def names(self) -> frozenset[str]:

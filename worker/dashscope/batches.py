@@ -23,7 +23,7 @@ from worker.dashscope.uploads import FileRefused
 from worker.egress import Answer, Bounds
 from worker.errors import Ambiguous
 
-ENDPOINT = "/v1/chat/completions"  # of every line
+ENDPOINT = "/v1/chat/completions"  # of every line, unless another is named
 NAME_LIMIT, DESCRIPTION_LIMIT = 100, 200  # characters
 _FILE_CAP = 600 << 20  # bytes: answers are longer than what was asked, which is 500 MB at most
 
@@ -81,12 +81,13 @@ class Batches:
         window: str,
         name: str,
         description: str = "",
+        endpoint: str = ENDPOINT,
         deadline: float = timeouts.CREATE.total_seconds(),
     ) -> Batch | Refused:
-        """Begin a batch, once; `window` is "24h" to "336h". Raises as Client.create does."""
+        """Begin a batch, once; `window` is "24h" to "336h", `endpoint` of each line. Raises as Client.create."""
         asked = {
             "input_file_id": file_id,
-            "endpoint": ENDPOINT,
+            "endpoint": endpoint,
             "completion_window": window,
             "metadata": {"ds_name": name[:NAME_LIMIT], "ds_description": description[:DESCRIPTION_LIMIT]},
         }

@@ -127,7 +127,7 @@ def _again(job: Job, wanted: dict[str, Any], now: datetime) -> Submission:
     """What was asked for, with another input; a time to send by that has passed is not asked for again."""
     return Submission(
         kind=job.kind,
-        model=job.model,
+        model=job.model.partition("@")[0],  # users name no variants: the input says whether one is wanted
         input=wanted,
         metadata=job.labels,
         custom_id=job.custom_id,

@@ -91,7 +91,9 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
     regions = money.regions(settings, model)
     checked = kind.check(catalog, model, submission.input, None)  # any of the regions: admission finds one with room
     if variant := catalog.variant(model.id, kind.variant(checked)):
-        money.regions(settings, variant)
+        other = money.regions(settings, variant)
+        if not isinstance(kind, ParentKind):  # whose children go the other way
+            model, regions = variant, other
     for further in kind.models:
         money.regions(settings, catalog.model(getattr(checked, further)))
     usage = kind.estimate(model, checked)

@@ -12,10 +12,10 @@ from typing import Any
 
 from worker.catalog import Catalog, Usage
 from worker.errors import Fault
-from worker.kinds import image_to_video, speech, summary, text, text_to_image, text_to_video
+from worker.kinds import embedding, image_to_video, speech, summary, text, text_batch, text_to_image, text_to_video
+from worker.kinds.embedding import embedding_call
 from worker.kinds.kind import CallKind, Kind, ParentKind, Request, Source
 from worker.kinds.speech import speech_segment
-from worker.kinds.summary import text_batch
 
 __all__ = ["KINDS", "OFFERED", "CallKind", "Kind", "ParentKind", "Request", "Source", "Usage"]
 
@@ -28,6 +28,8 @@ _ALL: tuple[Kind, ...] = (
     summary.KIND,
     text.KIND,
     text_batch.KIND,
+    embedding.KIND,
+    embedding_call.KIND,
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}

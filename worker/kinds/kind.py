@@ -25,7 +25,8 @@ class Request:
     """A create call: the path under its surface, extra headers, and the body.
 
     `streams`: the answer comes as server-sent events, which the client joins into one answer. `reasoning`: the user
-    wants the model's reasoning too; otherwise the client drops it, so that it is stored nowhere.
+    wants the model's reasoning too; otherwise the client drops it, so that it is stored nowhere. `instead`: names of
+    fields of the body, each with the one to send in its place where the provider refuses it by name.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Request:
     surface: Surface = Surface.NATIVE
     streams: bool = False
     reasoning: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,10 @@ class Store(Protocol):
         """An object's bytes, a piece at a time; for objects that the engine itself stored."""
         ...
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        """A user's object, a piece at a time; raises NotFound where there is none or it is not the project's."""
+        ...
+
     def listing(self, prefix: str) -> Iterator[Found]:
         """The objects under a prefix, by key; NotFound where it is not the project's."""
         ...
@@ -226,6 +232,7 @@ class CallKind(Kind):
     `echoed`    (model, a finished answer) → the same names with the provider's values, as far as it repeats them
     `result`    (input, the `output` of a finished call) → the answer to keep in the job's row; None: it has links only
     `accepts`   such an answer → whether an equal call may be answered with it
+    `is_bulky`  that answer is too long for a row: it is kept in the bucket alone, of a child too
     """
 
     request: Callable[[Model, str, Any], Request]
@@ -236,6 +243,7 @@ class CallKind(Kind):
     echoed: Callable[[Model, Mapping[str, Any]], dict[str, Any]] = lambda _model, _answer: {}
     result: Callable[[Any, Mapping[str, Any]], dict[str, Any] | None] = lambda _input, _output: None
     accepts: Callable[[Mapping[str, Any]], bool] = lambda _answer: True
+    is_bulky: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

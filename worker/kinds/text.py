@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from worker.catalog import Model, Surface, Thinking, Usage
+from worker.catalog import Model, Surface, Thinking, Usage, Variant
 from worker.kinds import answers, fields
 from worker.kinds.answers import Unfitting
 from worker.kinds.fields import SEED_LIMIT, Filled, Input, Rule, Text, no
@@ -29,7 +29,16 @@ _IDEOGRAPH = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 _SURELY = 2  # our count of tokens is at most twice the true one, so half of it is certain
-_OURS = frozenset({"prompt", "system", "messages", "response_format", "include_reasoning"})  # spelled another way
+_OURS = frozenset(
+    {"prompt", "system", "messages", "response_format", "include_reasoning", "asynchronous"}
+)  # spelled another way
+
+# A search that a call may make is reserved for as so many, and so many tokens that each adds to the input: the model
+# decides how often it searches. One recorded search added 2,900 tokens to a short question.
+_SEARCHES, _FOUND_TOKENS = 3, 4_000
+
+# OpenAI's two names for the same limit: one that the compatible surface refuses by name is sent as the other.
+_OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
 class Message(BaseModel):
@@ -64,8 +73,12 @@ def _messages_fit(_model: Model, value: tuple[Message, ...] | None, given: Mappi
         raise no("no_question", "needs a message of the user")
     if given.get("system") and value[0].role == "system":
         raise no("contradiction", "begins with a system message, and system is given too: leave one of them out")
+    called: set[str] = set()
     for place, message in enumerate(value):
         _message_fits(place, message)
+        if message.role == "tool" and message.tool_call_id not in called:
+            raise no("orphan", f"the message {place} answers {message.tool_call_id}, which no message before it calls")
+        called |= {str(call.get("id")) for call in message.tool_calls or ()}
 
 
 def _message_fits(place: int, message: Message) -> None:
@@ -114,9 +127,24 @@ def _format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
         raise no("bad_schema", fault)
 
 
-def _choice_fits(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
+def _is_about_tools(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
     if value is not None and not given.get("tools"):
-        raise no("needs_tools", "chooses among tools, and there are none")
+        raise no("needs_tools", "is about tools, and there are none")
+
+
+def _is_about_a_search(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
+    if value is not None and not given.get("enable_search"):
+        raise no("needs_search", "is of use only with enable_search")
+
+
+def _logprobs_fit(model: Model, value: Any, given: Mapping[str, Any]) -> None:
+    if value and (given.get("enable_thinking") or model.thinking is Thinking.ALWAYS):
+        raise no("contradiction", "is not given of a streamed answer, and a model that thinks streams: leave out one")
+
+
+def _top_logprobs_fit(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
+    if value is not None and not given.get("logprobs"):
+        raise no("needs_logprobs", "is of use only with logprobs")
 
 
 _RULES: dict[str, Rule] = {
@@ -126,8 +154,21 @@ _RULES: dict[str, Rule] = {
     "thinking_budget": _budget_fits,
     "include_reasoning": _is_thought_about,
     "response_format": _format_fits,
-    "tool_choice": _choice_fits,
+    "tool_choice": _is_about_tools,
+    "parallel_tool_calls": _is_about_tools,
+    "search_options": _is_about_a_search,
+    "logprobs": _logprobs_fit,
+    "top_logprobs": _top_logprobs_fit,
 }
+
+
+class Search(BaseModel):
+    """How a call searches the web; of the strategies only the ones with a published price are taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    search_strategy: Literal["agent", "agent_max"] = Field("agent", description="agent_max reads the pages too")
+    forced_search: bool | None = Field(None, description="search whatever the question is")
 
 
 class Conversation(Input):
@@ -147,10 +188,35 @@ class Conversation(Input):
     )
     tools: tuple[dict[str, Any], ...] | None = Field(None, description="functions that the model may call, as OpenAI's")
     tool_choice: Literal["auto", "none"] | dict[str, Any] | None = Field(None, description="auto, none, or a function")
+    parallel_tool_calls: bool | None = Field(None, description="let the model call several of them at once")
+    enable_search: bool | None = Field(None, description="let the model search the web first: each search is paid")
+    search_options: Search | None = Field(None, description="how it searches")
     temperature: float | None = Field(None, ge=0, lt=2, description="how freely it chooses its words")
     top_p: float | None = Field(None, gt=0, le=1, description="the share of likely words that it chooses from")
+    top_k: int | None = Field(None, ge=0, description="the number of likely words that it chooses from")
+    repetition_penalty: float | None = Field(None, gt=0, description="above 1 it repeats itself less")
+    logprobs: bool | None = Field(None, description="give the logarithm of each token's probability")
+    top_logprobs: int | None = Field(None, ge=0, le=5, description="of so many likely tokens at each place")
     seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar answers")
     stop: Text | tuple[Text, ...] | None = Field(None, description="what the answer ends before")
+    asynchronous: bool | None = Field(None, description="as a task, which most accounts are refused")
+
+    @field_validator("asynchronous")
+    @classmethod
+    def _is_served(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if not info.context or not value:
+            return value
+        model = info.context["model"]
+        if info.context["catalog"].variant(model.id, Variant.TASKS) is None:
+            raise no("not_offered", f"{model.id} is asked over an interface that makes no tasks: leave it out")
+        if info.data.get("enable_thinking") or model.thinking is Thinking.ALWAYS:
+            raise no("contradiction", "a model that thinks streams its answer, and a task does not: leave out one")
+        return value
+
+
+def variant(wanted: Conversation) -> str | None:
+    """The other way to have its model that the input insists on."""
+    return str(Variant.TASKS) if wanted.asynchronous else None
 
 
 def messages(wanted: Conversation) -> list[dict[str, Any]]:
@@ -175,7 +241,11 @@ def body(model: Model, region: str, wanted: Conversation, surface: Surface, *, s
         asked["enable_thinking"] = wanted.enable_thinking or False
     if wanted.response_format not in (None, "text"):
         asked["response_format"] = {"type": "json_object"}
+    if wanted.enable_search:
+        asked["search_options"] = (wanted.search_options or Search()).model_dump(exclude_none=True)
     if surface is Surface.COMPATIBLE:
+        if "max_tokens" in asked:
+            asked[model.answer_limit] = asked.pop("max_tokens")
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
         return {"model": here.id, "messages": messages(wanted), **asked, **streaming}
     asked |= {"result_format": "message"} | ({"incremental_output": True} if streams else {})
@@ -192,14 +262,19 @@ def request(model: Model, region: str, wanted: Conversation) -> Request:
         surface=model.surface,
         streams=streams,
         reasoning=bool(wanted.include_reasoning),
+        instead=_OTHER_LIMIT if model.surface is Surface.COMPATIBLE else {},
     )
 
 
 def result(output: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer: `content`, `finish_reason`, and where there are any `tool_calls` and `reasoning`."""
+    """The answer: `content`, `finish_reason`, and what there is of tool_calls, reasoning, logprobs."""
     choice = answers.choice(output)
     message = answers.mapping(choice.get("message"))
-    rest = {"tool_calls": message.get("tool_calls"), "reasoning": message.get("reasoning_content")}
+    rest = {
+        "tool_calls": message.get("tool_calls"),
+        "reasoning": message.get("reasoning_content"),
+        "logprobs": choice.get("logprobs"),
+    }
     return {
         "content": _content(message.get("content")) or output.get("text") or "",
         "finish_reason": choice.get("finish_reason") or output.get("finish_reason"),
@@ -230,7 +305,8 @@ def answered(wanted: Conversation, output: Mapping[str, Any]) -> dict[str, Any]:
 def usage(_model: Model, wanted: Conversation, answer: Mapping[str, Any]) -> Usage:
     """Tokens in and out, those of them from the cache or for reasoning; counted by us where the answer lacks them."""
     output = answers.mapping(answer.get("output")) or answer
-    reported = answers.tokens(answers.mapping(answer.get("usage")))
+    told = answers.mapping(answer.get("usage"))
+    reported = {**answers.tokens(told), **(_searches(told) if wanted.enable_search else {})}
     ours = {"input_tokens": _input_tokens(wanted), "output_tokens": tokens(str(result(output)["content"]))}
     return Usage({**ours, **reported, "thinking": bool(wanted.enable_thinking)})
 
@@ -240,7 +316,11 @@ def estimate(model: Model, wanted: Conversation) -> Usage:
     thinks = _thinks(model, wanted)
     thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
     most = (wanted.max_tokens or model.max_output or 0) + thought
-    return Usage({"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks})
+    units = {"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks}
+    if wanted.enable_search:
+        found = _SEARCHES * _FOUND_TOKENS
+        units |= {"searching": True, "searches": _SEARCHES, "input_tokens": units["input_tokens"] + found}
+    return Usage(units)
 
 
 def words(wanted: Conversation) -> str:
@@ -253,6 +333,12 @@ def tokens(text: str) -> int:
     """How many tokens a text is at most: one for each Han, Kana or Hangul character, one for three bytes of others."""
     rest, wide = _IDEOGRAPH.subn("", text)
     return wide + math.ceil(len(rest.encode("utf-8", "replace")) / 3)
+
+
+def _searches(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The searches that a call made, as its usage tells them: `plugins.search.count`, as recorded."""
+    search = answers.mapping(answers.mapping(told.get("plugins")).get("search"))
+    return {"searching": True, "searches": answers.number(search.get("count")) or 0}
 
 
 def _thinks(model: Model, wanted: Conversation) -> bool:
@@ -275,6 +361,7 @@ KIND = CallKind(
     usage=usage,
     estimate=estimate,
     words=words,
+    variant=variant,
     result=answered,
     accepts=lambda answer: "json_error" not in answer,
     cached=True,

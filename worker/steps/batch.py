@@ -167,14 +167,16 @@ def copy(ctx: Context, job: Job, clock: Clock) -> Move:
 def _ready(ctx: Context, job: Job, request: Request, attempt: dict[str, Any]) -> Request:
     """The create call of the uploaded file; raises NoriaError when it could not be uploaded: nothing was made."""
     file_id = ctx.handover.lines(ctx.client(job), job)
-    return replace(request, body={"file": file_id, "window": request.body["window"], "name": str(attempt["id"])})
+    said = {name: request.body[name] for name in ("window", "endpoint")}
+    return replace(request, body={"file": file_id, "name": str(attempt["id"]), **said})
 
 
 def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
     """The create call, once; its ends are those of any create."""
     asked = request.body
     ctx.handover.forget(job)
-    said = ctx.client(job).batches.create(asked["file"], asked["window"], asked["name"], f"noria job {job.id}")
+    begun, told = (asked["file"], asked["window"], asked["name"]), f"noria job {job.id}"
+    said = ctx.client(job).batches.create(*begun, told, endpoint=asked["endpoint"])
     if isinstance(said, Refused):
         if said.http_status == _TOO_MANY:
             ctx.handover.remember(job, asked["file"])

@@ -59,13 +59,15 @@ def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta)
 
 def _written(ctx: Context, job: Job, clock: Clock) -> Move:
     """Writes an answer in words as an object of its own."""
-    body = json.dumps(job.result, ensure_ascii=False, indent=2).encode()
+    is_bulky = kinds.call(job.kind).is_bulky
+    body = json.dumps(job.result, ensure_ascii=False, indent=None if is_bulky else 2).encode()
     key = f"{storage.stem(job)}/0-answer.json"
     try:
         stored = ctx.bucket.put_stream(key, (body,), "application/json", storage.Expected(len(body)))
     except NoriaError as trouble:
         return Move(State.COPYING, run_at=_backoff(job, clock), columns={"error": _trouble(trouble)})
-    return finish.stored(job, {}, (storage.row(0, "answer", stored, None),))
+    done = finish.stored(job, {"result": None} if is_bulky else {}, (storage.row(0, "answer", stored, None),))
+    return replace(done, attempt={"output": None}) if is_bulky else done
 
 
 def _relinked(ctx: Context, job: Job, dead: str, clock: Clock, kept: tuple[dict[str, Any], ...]) -> Move:

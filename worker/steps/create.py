@@ -6,6 +6,8 @@ provider batch goes the same way, with calls of its own (`batch`).
 
 from __future__ import annotations
 
+import re
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +32,7 @@ from worker.steps import cache, finish
 from worker.tables import Job
 
 _NO_TOKENS = {"tokens": 0}  # those that were booked are given back to the lane
+_BAD_REQUEST = 400
 _REPEATS = 5  # calls without an answer, the first among them, where they may be made again
 
 # verdicts that end a job, and how long others make its lane wait
@@ -295,8 +298,21 @@ def _ready(ctx: Context, job: Job, request: Request, _: dict[str, Any]) -> Reque
 
 
 def _call(ctx: Context, job: Job, request: Request) -> Accepted | Refused:
-    deadline = timeouts.CALL if job.mode == Mode.CALL else timeouts.CREATE
-    return ctx.client(job).create(request, deadline.total_seconds())
+    """The create call; once more under another name of a field, where the first is refused by name and made nothing."""
+    client, deadline = ctx.client(job), timeouts.CALL if job.mode == Mode.CALL else timeouts.CREATE
+    ends = time.monotonic() + deadline.total_seconds()
+    said = client.create(request, deadline.total_seconds())
+    other = _renamed(request, said) if isinstance(said, Refused) else None
+    return said if other is None else client.create(other, max(1.0, ends - time.monotonic()))
+
+
+def _renamed(request: Request, refused: Refused) -> Request | None:
+    """The request with the other name of a field that a 400 names; None: it names none that has another."""
+    if refused.http_status != _BAD_REQUEST:
+        return None
+    named = {name for name in request.instead if re.search(rf"\b{name}\b", refused.message)} & request.body.keys()
+    body = {request.instead[name] if name in named else name: value for name, value in request.body.items()}
+    return replace(request, body=body, instead={}) if named else None
 
 
 def _as_it_is(_: Job, move: Move, __: datetime) -> Move:

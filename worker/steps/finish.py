@@ -56,7 +56,8 @@ def succeeded(ctx: Context, job: Job, seen: TaskSeen, clock: Clock, said: dict[s
         attempt["tokens"] = used
     if (result := kind.result(asked, seen.output)) is not None:
         columns |= {"result": result, "deadline_at": None, "links_expire_at": None}
-    to = State.SUCCEEDED if result is not None and job.parent_id else State.COPYING
+    is_done = result is not None and job.parent_id and not kind.is_bulky
+    to = State.SUCCEEDED if is_done else State.COPYING
     return Move(to, columns=columns, attempt=attempt)
 
 

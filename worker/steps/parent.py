@@ -219,6 +219,11 @@ class _KindStore:
         """An object's bytes, a piece at a time."""
         return self.ctx.bucket.chunks(key)
 
+    def stream(self, key: str) -> Iterator[bytes]:
+        """An object's bytes, a piece at a time, if it is the project's."""
+        self._mine(key)
+        return self.ctx.bucket.chunks(key)
+
     def listing(self, prefix: str) -> Iterator[Found]:
         """The objects under a prefix of the project's."""
         self._mine(prefix)

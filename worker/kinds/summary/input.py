@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -12,11 +11,11 @@ from pydantic import model_validator as whole
 from worker.catalog import Variant
 from worker.kinds import answers
 from worker.kinds.fields import Filled, Input, Link, Text, is_fetched, no
+from worker.kinds.text_batch import Window
 
 MOST = 10_000  # documents
 PARTS = 20_000  # of documents, each read by one call
 
-_WINDOW = re.compile(r"(\d{1,3})([hd])")
 _SOURCES = ("text", "url", "key", "prefix")
 
 _SHORTEST, _LONGEST = 5, 5000  # words
@@ -127,7 +126,7 @@ class Summary(Input):
     deadline_hours: float | None = Field(
         None, gt=0, le=8760, description="for auto: within how many hours it is needed"
     )
-    window: str = Field("24h", description="how long a batch may take: 24h to 336h, or 1d to 14d")
+    window: Window = Field("24h", description="how long a batch may take: 24h to 336h, or 1d to 14d")
     reduce_model: Text | None = Field(None, description="what joins the parts of long documents, and the digest")
     enable_thinking: bool | None = Field(None, description="let the models reason first: slower, dearer, no batch")
     max_tokens: int | None = Field(None, ge=1, description="of a summary; default: by its length")
@@ -137,11 +136,6 @@ class Summary(Input):
         """The JSON schema that a summary has to fit; None: it is text."""
         return self.style["schema"] if isinstance(self.style, dict) else None
 
-    @property
-    def window_hours(self) -> int:
-        """How long a batch may take."""
-        return _hours(self.window)
-
     @field_validator("documents")
     @classmethod
     def _have_their_own_ids(cls, value: tuple[Document, ...]) -> tuple[Document, ...]:
@@ -150,13 +144,6 @@ class Summary(Input):
             if document.id in seen:
                 raise no("duplicate_id", f"the id of document {place}, {document.id[:80]!r}, stands twice")
             seen |= {document.id} if document.id else set()
-        return value
-
-    @field_validator("window")
-    @classmethod
-    def _is_offered(cls, value: str) -> str:
-        if not 24 <= _hours(value) <= 336:
-            raise no("bad_window", "must be 24h to 336h, or 1d to 14d, in whole hours or days")
         return value
 
     @field_validator("mode")
@@ -174,8 +161,3 @@ class Summary(Input):
         if info.context and value and info.data.get("mode") in (Mode.BATCH, Mode.TASKS):
             raise no("contradiction", f"models think only in calls: leave it out, or the mode {info.data['mode']}")
         return value
-
-
-def _hours(window: str) -> int:
-    found = _WINDOW.fullmatch(window)
-    return int(found[1]) * {"h": 1, "d": 24}[found[2]] if found else 0

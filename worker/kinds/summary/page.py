@@ -14,14 +14,14 @@ from typing import Any
 
 from worker.catalog import Model, Variant
 from worker.errors import CallFailed, InvalidInput
-from worker.kinds import text
+from worker.kinds import text, text_batch
 from worker.kinds.kind import Child, Expansion, Parent, Store
-from worker.kinds.summary import documents, prompts, results, text_batch
+from worker.kinds.summary import documents, prompts, results
 from worker.kinds.summary.documents import Item, Unreadable
 from worker.kinds.summary.input import Mode, Summary
 from worker.kinds.summary.prompts import Prompt
 from worker.kinds.summary.results import Done, Misfit, NoSummary, Place, Tree
-from worker.kinds.summary.text_batch import Part
+from worker.kinds.text_batch import Part
 
 _MOST = 200  # calls
 _SIZE = 4_000_000  # characters of material

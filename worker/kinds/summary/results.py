@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from worker.kinds import answers, text
+from worker.kinds import answers, text, text_batch
 from worker.kinds.answers import Unfitting
 from worker.kinds.kind import Ended, Parent, Store
-from worker.kinds.summary import documents, text_batch
+from worker.kinds.summary import documents
 from worker.kinds.summary.input import Summary
 
 DIGEST = -1  # in place of a document's number

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from worker.catalog import Variant
 from worker.errors import ErrorClass, Failure
+from worker.kinds import text_batch
 from worker.kinds.kind import Expansion, Parent, Store
 from worker.kinds.summary import documents, prompts, results
 from worker.kinds.summary.documents import Item, TooMany
@@ -22,8 +22,6 @@ from worker.kinds.summary.input import PARTS, Mode, Summary
 from worker.kinds.summary.page import Page
 from worker.kinds.summary.prompts import Prompt
 from worker.kinds.summary.results import DIGEST, Answer, Done, Misfit, NoSummary, Place, Tree
-
-FEW = 100  # documents, which calls do in minutes
 
 _Joining = Callable[[Sequence[str]], Prompt]
 
@@ -49,25 +47,10 @@ def chosen_mode(parent: Parent, wanted: Summary, count: int) -> tuple[Mode, str]
     """How so many documents go to the provider, and the reason in a few words."""
     if wanted.mode is not Mode.AUTO:
         return wanted.mode, "as asked"
-    why_not = _why_no_batch(parent, wanted, count)
-    if why_not:
-        return Mode.CALLS, why_not
-    time = f"there are {wanted.deadline_hours:g} hours" if wanted.deadline_hours else "there is no deadline"
-    return Mode.BATCH, f"it is half the price, and {time}"
-
-
-def _why_no_batch(parent: Parent, wanted: Summary, count: int) -> str | None:
-    batched = parent.catalog.variant(parent.model, Variant.BATCH)
-    regions = {account.region for account in parent.settings.all_accounts}
-    if batched is None or regions.isdisjoint(batched.regions):
-        return f"{parent.model} is not offered in batches"
+    why_not = text_batch.why_none(parent, count, wanted.window, wanted.deadline_hours)
     if wanted.enable_thinking:
-        return "models think only in calls"
-    if wanted.deadline_hours is not None and wanted.deadline_hours < wanted.window_hours:
-        return f"{wanted.deadline_hours:g} hours are too few for a batch, which may take {wanted.window_hours}"
-    if count < FEW:
-        return "they are few, and calls take minutes where a batch takes hours"
-    return None
+        why_not = why_not or "models think only in calls"
+    return (Mode.CALLS, why_not) if why_not else (Mode.BATCH, text_batch.why(wanted.deadline_hours))
 
 
 def _surveyed(parent: Parent, store: Store) -> tuple[Page, str]:
