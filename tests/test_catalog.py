@@ -130,6 +130,8 @@ def test_limits_are_the_published_ones(name: str, region: str, rps: float, concu
         ("wan2.6-t2v", SINGAPORE, {"seconds": 5, "tier": "1080P"}, 5_504_430),
         ("wan2.6-t2v-us", VIRGINIA, {"seconds": 5, "tier": "720P"}, 3_669_620),
         ("wan2.7-i2v", SINGAPORE, {"seconds": 2, "tier": "720P"}, 1_467_848),
+        ("happyhorse-1.0-t2v", BEIJING, {"seconds": 5, "tier": "1080P"}, 8_000_000),
+        ("happyhorse-1.0-i2v", SINGAPORE, {"seconds": 3, "tier": "720P"}, 3_147_564),
         ("wan2.6-i2v-flash", BEIJING, {"seconds": 10, "tier": "720P", "audio": True}, 3_000_000),
         ("wan2.6-i2v-flash", BEIJING, {"seconds": 10, "tier": "720P", "audio": False}, 1_500_000),
         ("wan2.6-i2v-flash", SINGAPORE, {"seconds": 5, "tier": "720P", "audio": False}, 917_405),

@@ -247,6 +247,22 @@ def test_a_call_makes_at_most_as_many_pictures_as_its_model(name: str, most: int
     assert faults(name, {"prompt": PROMPT, "n": 0})["/input/n"].code == "not_allowed"
 
 
+def test_happyhorse_is_asked_as_its_pages_show_and_never_for_more_than_it_reads() -> None:
+    clip = request("happyhorse-1.0-t2v", prompt=PROMPT).body
+    still = request("happyhorse-1.0-i2v", img_url=PICTURE, prompt=PROMPT).body
+
+    shape = {"resolution": "720P", "duration": 5, "watermark": False}
+    assert (clip["input"], clip["parameters"]) == ({"prompt": PROMPT}, {**shape, "ratio": "16:9"})
+    assert still["input"] == {"prompt": PROMPT, "media": [{"type": "first_frame", "url": PICTURE}]}
+    assert still["parameters"] == shape
+    refused = faults("happyhorse-1.0-t2v", {"prompt": "猫" * 2501, "duration": 2, "negative_prompt": "blurred"})
+    assert {pointer: fault.code for pointer, fault in refused.items()} == {
+        "/input/prompt": "too_long",
+        "/input/duration": "not_allowed",
+        "/input/negative_prompt": "not_taken",
+    }
+
+
 @pytest.mark.parametrize(
     "link",
     [

@@ -78,7 +78,7 @@ class Pixels(Entry):
 
     side: tuple[int, int] | None = None
     area: tuple[int, int] | None = None
-    ratio: int | None = None
+    ratio: float | None = None
 
     def fit(self, width: int, height: int) -> bool:
         """Whether a picture of this size is taken."""
@@ -93,7 +93,7 @@ class Pixels(Entry):
     def __str__(self) -> str:
         side = self.side and f"sides of {self.side[0]} to {self.side[1]} pixels"
         area = self.area and f"{self.area[0]} to {self.area[1]} pixels in all"
-        ratio = self.ratio and f"at most {self.ratio} to 1"
+        ratio = self.ratio and f"at most {self.ratio:g} to 1"
         return ", ".join(part for part in (side, area, ratio) if part)
 
 
