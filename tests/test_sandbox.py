@@ -474,14 +474,13 @@ class TestUsage:
             "images": [link_],
             "base_image_url": link_,
         }
-        spoken = {"text": "a kitten", "voice": "Cherry"}
+        of_kinds = {"speech": {"text": "a kitten", "voice": "Cherry"}, "embedding": {"texts": ["a kitten"]}}
         asked = {"enable_thinking": False}
 
         for model in models.read("cn-beijing").values():
             for call in model.calls:
                 headers = ASYNC if call.is_async else {}
-                input_ = spoken if model.makes == "speech" else given
-                body = {"model": model.id, "input": input_, "parameters": asked}
+                body = {"model": model.id, "input": of_kinds.get(model.makes, given), "parameters": asked}
                 answer = wire.post(f"/services/{call.path}", json=body, headers=headers)
                 assert answer.status_code == 200, (model.id, answer.text)
 
