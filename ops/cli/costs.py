@@ -17,13 +17,20 @@ from ops.cli.reach import Api, command
 app = typer.Typer()
 
 _DAYS = re.compile(r"([1-9]\d{0,3})d")
-_BAR = 24  # characters of the longest
+_BAR = 10  # characters of the longest
 _NAMES = {"day": "begins_on", "week": "begins_on", "month": "begins_on"} | {
     "batch": "batch_id",
     "schedule": "schedule_id",
     "run": "fire_at",
 }
-_COUNTS = ("input_tokens", "cached_tokens", "output_tokens", "seconds", "characters", "images")
+_COUNTS = {
+    "input_tokens": "tokens in",
+    "cached_tokens": "cached",
+    "output_tokens": "out",
+    "seconds": "video s",
+    "characters": "spoken",
+    "images": "pictures",
+}
 
 
 @command(app)
@@ -65,17 +72,29 @@ def _day(said: str | None) -> str | None:
 
 
 def _table(found: dict[str, Any]) -> RenderableType:
-    """The groups with a bar for what each cost, known or not; and all of it."""
-    lines, total = found["data"], found["total"]
+    """The groups with a bar for what each cost, known or not, and all of it; what nothing was used of is left out."""
+    lines, total, groups = found["data"], found["total"], found["group_by"]
     counted = [name for name in _COUNTS if total[name]]
-    named = [name.replace("_", " ") for name in counted]
-    rows = show.table(*found["group_by"], "CNY", "", "unknown", *named, right=["CNY", "unknown", *named])
+    has_unknown = float(total["unknown"]) > 0
+    figures = ["CNY", *(["unknown"] if has_unknown else []), *(_COUNTS[name] for name in counted)]
+    rows = show.table(
+        *groups, "jobs", "", *figures, right=["jobs", *figures], wide=set(groups) - {"day", "week", "month", "run"}
+    )
     dearest = max(_cost(line) for line in lines) or 1.0
-    for line in lines:
-        bar = Bar(dearest, 0, _cost(line), width=_BAR)
-        rows.add_row(*(_name(line, name) for name in found["group_by"]), *_amounts(line, counted, bar))
-    rows.add_section()
-    rows.add_row("all", *[""] * (len(found["group_by"]) - 1), *_amounts(total, counted, ""))
+    for line in [*lines, total]:
+        is_total = line is total
+        if is_total:
+            rows.add_section()
+        named = ["all", *[""] * (len(groups) - 1)] if is_total else [_name(line, group) for group in groups]
+        bar = "" if is_total else Bar(dearest, 0, _cost(line), width=_BAR)
+        amounts = [_shown(line["settled"]), *([_shown(line["unknown"])] if has_unknown else [])]
+        rows.add_row(
+            *named,
+            f"{line['jobs']:,}",
+            bar,
+            *amounts,
+            *(f"{line[name]:,.0f}" if line[name] else "" for name in counted),
+        )
     return rows
 
 
@@ -83,9 +102,10 @@ def _cost(line: dict[str, Any]) -> float:
     return float(line["settled"]) + float(line["unknown"])
 
 
-def _amounts(line: dict[str, Any], counted: list[str], bar: Any) -> list[Any]:
-    unknown = line["unknown"] if float(line["unknown"]) else ""
-    return [line["settled"], bar, unknown, *(f"{line[name]:,g}" if line[name] else "" for name in counted)]
+def _shown(amount: str) -> str:
+    """To the fen, for people; `--json` and the CSV have it whole."""
+    number = float(amount)
+    return "<0.01" if 0 < number < 0.01 else f"{number:,.2f}"
 
 
 def _name(line: dict[str, Any], group: str) -> str:

@@ -171,12 +171,13 @@ def _compared(stack: _Stack) -> dict[str, Any]:
         "still reserved, micro-CNY": stack.one(_RESERVED),
         "the whole ledger, micro-CNY": whole,
         "its sums, micro-CNY": kept,
+        "the roll-up of usage, micro-CNY": stack.one(_ROLLED_UP),
         "used of the budget, micro-CNY": _micros(budget.used),
     }
     assert not wrong, (result, wrong[:3])
     assert (bill, unbilled) == (ledger, 0), result
     assert len(lost) <= len(charged), (result, "paid for, and no call may be it")
-    assert whole == kept == _micros(budget.used), result
+    assert whole == kept == result["the roll-up of usage, micro-CNY"] == _micros(budget.used), result
     assert whole == ledger + result["their charge, micro-CNY"] + result["still reserved, micro-CNY"], result
     return result
 
@@ -237,4 +238,5 @@ _CHARGED = """
       from attempts join jobs on jobs.id = attempts.job_id where attempts.billed = 'unknown' group by 1 order by 1
 """
 _STATES = "select state, count(*) as count from jobs group by 1 order by 1"
+_ROLLED_UP = "select sum(settled + unknown + reserved) from usage_sums"
 _RESERVED = "select coalesce(sum(micros), 0) from ledger where entry in ('reserve', 'release')"

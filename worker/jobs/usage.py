@@ -34,7 +34,7 @@ _DAYS = 30  # where no beginning is said
 class Amounts(Answer):
     """What was used and what it cost, in CNY; what the provider does not count is 0."""
 
-    jobs: int = Field(description="that were reserved: one that is made again counts again")
+    jobs: int = Field(description="whose price was known; one that is made again counts again")
     calls: int = Field(description="that were billed, or may be")
     settled: Amount = Field(description="of calls whose bill is known")
     unknown: Amount = Field(description="of calls that are charged at their estimate: no answer yet, or no price")
