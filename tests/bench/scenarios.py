@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import bills, campaigns, copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
+from tests.bench import (
+    bills,
+    campaigns,
+    copies,
+    cost,
+    costs,
+    growth,
+    outage,
+    polling,
+    slots,
+    submissions,
+    tables,
+    webhooks,
+)
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -15,6 +28,7 @@ SCENARIOS: dict[str, Callable[[Rig, bool], list[Figure]]] = {
     "webhooks": webhooks.measure,
     "api": submissions.measure,
     "campaigns": campaigns.measure,
+    "costs": costs.measure,
     "copies": copies.measure,
     "in_flight": polling.measure,
     "growth": growth.growth,
@@ -22,7 +36,7 @@ SCENARIOS: dict[str, Callable[[Rig, bool], list[Figure]]] = {
 }
 
 # Not run with --quick unless they are named: each takes minutes, however few its jobs are.
-LONG = frozenset({"in_flight", "tables"})
+LONG = frozenset({"costs", "in_flight", "tables"})
 
 
 def _slots(quick: bool) -> list[Figure]:
