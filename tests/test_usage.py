@@ -221,6 +221,29 @@ def test_usage_comes_as_csv_with_the_same_groups(play: Stage, http: httpx.Client
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "most", "advice"),
+    [
+        ("qwen-plus", 50, ["cheaper_model"]),  # a label
+        ("qwen-plus", 4000, []),  # a long text
+        ("qwen-flash", 50, []),  # there is none that is lighter
+    ],
+)
+def test_a_price_names_the_cheaper_model_that_does_as_well_for_a_short_text(
+    http: httpx.Client, model: str, most: int, advice: list[str]
+) -> None:
+    body = {"kind": "text", "model": model, "input": {"prompt": "Is this a heron or a stork?", "max_tokens": most}}
+
+    priced = http.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+    draft = http.post("/v1/batches", json={"items": [body, body]}).json()
+    made = http.post("/v1/jobs", json=body).json()
+
+    assert [warning["code"] for warning in priced["warnings"]] == advice
+    assert [warning["code"] for warning in draft["report"]["warnings"]] == advice
+    assert all("qwen-flash does as well" in warning["message"] for warning in priced["warnings"])
+    assert made["warnings"] == []
+
+
 def test_an_operator_sees_what_each_project_used(environment: dict[str, str], play: Stage) -> None:
     with play.ctx.engine.begin() as connection:
         other = keys.create_project(connection, "summer")

@@ -60,7 +60,9 @@ class Estimate(Answer):
     input: dict[str, Any]
     cost: EstimatedCost
     state: Literal["queued", "held"] = Field(description="in which it would begin; held: a budget has no room now")
-    warnings: list[Fault] = Field(description="of what would be accepted nevertheless")
+    warnings: list[Fault] = Field(
+        description="of what would be accepted nevertheless; `cheaper_model`: one that does as well, and the saving"
+    )
 
 
 class Cancellation(Answer):
@@ -273,7 +275,7 @@ def _estimate(prepared: Prepared, is_held: bool) -> Estimate:
         input=prepared.input,
         cost=EstimatedCost(estimated=money.shown(prepared.estimate)),
         state="held" if is_held else "queued",
-        warnings=prepared.warnings,
+        warnings=[*prepared.warnings, *prepared.advice],
     )
 
 

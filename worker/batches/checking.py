@@ -225,7 +225,7 @@ class _Look:
         self.by_code.update(fault.code for fault in faults)
 
     def _warn(self, prepared: Prepared) -> None:
-        for warning in prepared.warnings:
+        for warning in (*prepared.warnings, *prepared.advice):
             if len(self.warnings) < _SHOWN:
                 self.warnings.setdefault(warning.message, warning)
 

@@ -258,6 +258,7 @@ class Model(Entry):
     retired: date | None = None
     retired_by: Literal["notice", "reports"] | None = None
     successor: str | None = None  # the id of the model to take instead
+    lighter: str | None = None  # the id of a cheaper one that does as well for labels and short texts
 
     @cached_property
     def choices(self) -> dict[str, Container[Any]]:

@@ -52,6 +52,7 @@ class Prepared:
     input: dict[str, Any]
     estimate: int | None
     warnings: list[Fault] = field(default_factory=list)  # of what is taken all the same
+    advice: list[Fault] = field(default_factory=list)  # for who asks for the price, before it is paid
     schedule_id: uuid.UUID | None = None  # which submits it
 
     @property
@@ -97,6 +98,7 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
     for further in kind.models:
         money.regions(settings, catalog.model(getattr(checked, further)))
     usage = kind.estimate(model, checked)
+    cheaper = money.advice(catalog, settings, kind.name, model, checked, on.date())
     return Prepared(
         submission=submission,
         model=model.id,
@@ -104,6 +106,7 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
         input=checked.model_dump(mode="json", exclude_none=True),
         estimate=money.dearest(model, usage, regions, on.date()),
         warnings=kinds.warnings(catalog, kind.name, model.id, submission.input),
+        advice=[cheaper] if cheaper else [],
     )
 
 

@@ -26,6 +26,8 @@ from worker.settings import Settings
 from worker.tables import Entry, Job
 
 MICROS = 1_000_000
+_SHORT_READ, _SHORT_WRITTEN = 4000, 300  # tokens of a call that a lighter model does as well
+_WORTH_IT = 0.7  # the share of the price from which on a lighter model is not worth a word
 COUNTED = ("input_tokens", "cached_tokens", "output_tokens", "seconds", "characters", "images")  # of what a call used
 
 
@@ -58,6 +60,23 @@ def dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int
     prices = [model.price(usage, region, on) for region in regions]
     known = [price for price in prices if price is not None]
     return max(known) if len(known) == len(prices) else None
+
+
+def advice(catalog: Catalog, settings: Settings, kind: str, model: Model, wanted: BaseModel, on: date) -> Fault | None:
+    """The cheaper model that does as well, and about what it costs; None where the text is long, or little is saved."""
+    usage = KINDS[kind].estimate(model, wanted)
+    read, wrote = (usage.units.get(name) for name in ("input_tokens", "output_tokens"))
+    if not model.lighter or read is None or wrote is None or read > _SHORT_READ or wrote > _SHORT_WRITTEN:
+        return None
+    lighter = catalog.model(model.lighter)
+    served = [region for region in (account.region for account in settings.all_accounts) if lighter.region(region)]
+    price = dearest(model, usage, regions(settings, model), on)
+    less = dearest(lighter, KINDS[kind].estimate(lighter, wanted), served, on) if served else None
+    if not price or less is None or less > _WORTH_IT * price:
+        return None
+    share = max(1, round(100 * less / price))
+    message = f"{lighter.id} does as well for labels and short texts, for about {share} % of the price of {model.id}"
+    return Fault("/model", "cheaper_model", message)
 
 
 def reserve(connection: Connection, jobs: Sequence[uuid.UUID], now: datetime) -> None:
