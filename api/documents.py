@@ -281,6 +281,7 @@ class EventDocument(Document):
     type: str
     timestamp: datetime
     sequence: int
+    cursor: str
     data: Subject
 
 

@@ -647,7 +647,7 @@ class TestHistory:
                 if event.id == "1":
                     moved(api, job["id"], State.HELD)
                 if event.id == "2":
-                    moved(api, str(job.id), State.FAILED)
+                    moved(api, job["id"], State.FAILED)
 
         assert seen == [("1", "job.queued", "queued"), ("2", "job.held", "held"), ("3", "job.failed", "failed")]
 
