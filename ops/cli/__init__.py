@@ -212,6 +212,7 @@ for part, panel in (
     (submit.app, _MAKE),
     (batches.app, _MAKE),
     (jobs.app, _MAKE),
+    (webhooks.events, _MAKE),
     (doctor.app, _OPERATE),
     (admin.app, _OPERATE),
     (retention.app, _OPERATE),
