@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Case, Connection, Engine, Row, Text, case, cast, func, select, text
+from sqlalchemy import Case, Connection, DateTime, Engine, Row, Text, case, cast, func, literal_column, text
 
 from worker.claims import Now
-from worker.tables import Event
 
 _CHANNEL = "noria_events"
 _NEWS = timedelta(seconds=5)  # for which an event is told of, each tick: one that is open still may hold it back
@@ -75,8 +74,7 @@ def ends(connection: Connection, project_ids: Collection[uuid.UUID]) -> dict[uui
 
 def tells(now: Now) -> Case[Any]:
     """Part of the tick's look: a notification, as long as the last event is new."""
-    last = select(Event.at).order_by(Event.id.desc()).limit(1).scalar_subquery()
-    return case((last > now - _NEWS, cast(func.pg_notify(_CHANNEL, ""), Text)))
+    return case((now - _NEWS < _LAST, cast(func.pg_notify(_CHANNEL, ""), Text)))
 
 
 @contextmanager
@@ -95,6 +93,8 @@ def wait(connection: Connection, seconds: float) -> None:
         pass
 
 
+# When the last event was written. Its limit is no parameter: with one, the tick's look was planned anew each time.
+_LAST = literal_column("(select at from events order by id desc limit 1)", DateTime(timezone=True))
 # What is told, in so far as no open transaction can still precede it. The types are those of the index.
 _READABLE = """xid < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
            and type not in ('job.noted', 'job.admitted', 'job.uncertain', 'job.gathering', 'job.copying')"""
