@@ -17,6 +17,7 @@ import pytest
 from psycopg import Connection, sql
 from serving import CLIP, PATIENCE, Served, eventually, served
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from test_feed import START, make, read, write
 
 from api import streams
@@ -319,14 +320,15 @@ def test_open_streams_do_not_keep_a_server_up(environment: dict[str, str]) -> No
         assert watched(api) == 0, "the server has ended, and its streams with it"
 
 
-def test_the_client_gives_each_event_once_across_lost_streams(api: Served, engine: Engine) -> None:
+def test_the_client_gives_each_event_once_across_lost_streams(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, cuts = feed.page, [SQLAlchemyError("lost")]
     with Client(api.url, api.key("spring")) as client:
         made = [client.submit(CLIP).id for _ in range(3)]
         eventually(lambda: len(list(client.feed_so_far())) == 3)
         events = client.feed()
         first = next(events)
-        with engine.begin() as connection:
-            connection.execute(text(LOST))
+        # the next read of the stream fails, and ends it
+        monkeypatch.setattr(feed, "page", lambda *said: _raise(cuts.pop()) if cuts else page(*said))
         made.append(client.submit(CLIP).id)
         rest = [next(events) for _ in range(3)]
         later = list(client.feed_so_far(rest[0].cursor))
@@ -334,7 +336,7 @@ def test_the_client_gives_each_event_once_across_lost_streams(api: Served, engin
 
     assert [event.data.id for event in (first, *rest)] == made
     assert [event.data.id for event in later] == made[2:]
-    assert waited == []
+    assert (waited, cuts) == ([], [])
 
 
 def test_the_command_shows_events_of_the_types_that_are_asked_for(
@@ -365,6 +367,10 @@ def listeners(api: Served) -> bool:
     return bool(
         api.sql("select 1 from pg_stat_activity where query like '%unnest(cast(%as wanted,%' and state = 'idle'")
     )
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def _seen(api: Served) -> list[int]:
