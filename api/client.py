@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import ServerSentEvent
 
 from api import transport
 from api.documents import (
@@ -36,6 +37,8 @@ from api.documents import (
     EndpointDocument,
     EndpointSecret,
     Estimate,
+    EventDocument,
+    Feed,
     FileDocument,
     ItemDocument,
     JobDocument,
@@ -61,6 +64,7 @@ _RECONNECTS = 30  # in a row that bring nothing, before following is given up
 _PAUSE = 1.0  # seconds between two of them, and between two looks at a batch
 _HEARTBEATS = 45.0  # seconds, three of the server's, before a stream is taken for lost
 _SHORTEST = 0.05  # seconds, of a timeout
+_BEGINNING = "0-0"  # of the feed
 _UNSAFE = re.compile(r"[^\w.-]+")  # in a file's name
 _NAME_BYTES = 150  # of the 255 that a file's name may have; the rest is for an id
 
@@ -134,20 +138,7 @@ class Client:
 
         It ends when the job has ended, or after `timeout` seconds; None: never before.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        lost = 0
-        while lost == 0 or _left(deadline) > 0:
-            try:
-                for event in self._stream(job_id, after, deadline):
-                    after, lost = event.sequence, 0
-                    yield event
-            except _Over:
-                return
-            except (httpx.TransportError, ApiError) as error:
-                if lost >= _RECONNECTS or not transport.later(error):
-                    raise
-            time.sleep(min(_PAUSE, max(0, _left(deadline))) if lost else 0)
-            lost += 1
+        return self._follow(JobEvent, _path(job_id, "/events"), str(after), timeout)
 
     def wait(self, job_id: Id, timeout: float) -> JobDocument:
         """The job, once it has ended. Raises NotEnded after `timeout` seconds, with the job as it is then.
@@ -385,6 +376,23 @@ class Client:
         """Ends a key, within a second."""
         self._delete(f"/v1/keys/{_quoted(key_id)}")
 
+    def feed(self, after: str = _BEGINNING, timeout: float | None = None) -> Iterator[EventDocument]:
+        """What webhooks say of the project after a cursor, as it comes, each event once, across lost streams.
+
+        Keep the `cursor` of the last event that was dealt with, and go on there. It ends after `timeout` seconds; None:
+        never. Raises after half a minute in which nobody answered.
+        """
+        return self._follow(EventDocument, "/v1/events", after, timeout)
+
+    def feed_so_far(self, after: str = _BEGINNING) -> Iterator[EventDocument]:
+        """What webhooks have said of the project after a cursor, each event once, as far as it has come."""
+        while True:
+            page = self._one(Feed, "GET", "/v1/events", params={"after": after})
+            yield from page.data
+            after = page.after
+            if not page.has_more:
+                return
+
     def endpoints(self) -> list[EndpointDocument]:
         """Every webhook endpoint, the oldest first."""
         return list(self._all(EndpointDocument, "/v1/webhook-endpoints", {}))
@@ -477,18 +485,36 @@ class Client:
         """What the API answers to a file."""
         return self._one(form, "POST", path, files={"file": (name, content)}, timeout=UPLOAD_TIMEOUT, **said)
 
-    def _stream(self, job_id: Id, after: int, deadline: float | None) -> Iterator[JobEvent]:
-        """One connection of a followed job. Raises _Over where the job has ended, or the deadline has passed."""
+    def _follow(self, form: type[T], path: str, after: str, timeout: float | None) -> Iterator[T]:
+        """The events of a stream, taken up again after the last one wherever it is lost."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        lost = 0
+        while lost == 0 or _left(deadline) > 0:
+            try:
+                for event in self._stream(path, after, deadline):
+                    if event is None:
+                        lost = min(lost, 1)  # the server is there, and has nothing to say
+                        continue
+                    after, lost = event.id, 0
+                    yield form.model_validate(event.json())
+            except _Over:
+                return
+            except (httpx.TransportError, ApiError) as error:
+                if lost >= _RECONNECTS or not transport.later(error):
+                    raise
+            time.sleep(min(_PAUSE, max(0, _left(deadline))) if lost else 0)
+            lost += 1
+
+    def _stream(self, path: str, after: str, deadline: float | None) -> Iterator[ServerSentEvent | None]:
+        """One connection, None for each heartbeat. Raises _Over where nothing more can come."""
         seconds = max(_SHORTEST, min(_HEARTBEATS, _left(deadline)))
         timeout = httpx.Timeout(seconds, connect=min(5, seconds))
-        said = {"last_event_id": str(after), "accept": "text/event-stream"}
-        with self._transport.stream(_path(job_id, "/events"), timeout, **said) as answer:
+        with self._transport.stream(path, timeout, last_event_id=after, accept="text/event-stream") as answer:
             if answer.status_code == httpx.codes.NO_CONTENT:
                 raise _Over
             for event in transport.events(answer):
-                if event is not None:
-                    yield JobEvent.model_validate(event.json())
-                elif _left(deadline) < seconds - _PAUSE:
+                yield event
+                if event is None and _left(deadline) < seconds - _PAUSE:
                     return  # so that the next stream's timeout is what is left
 
     def _all(self, form: type[T], path: str, params: Mapping[str, Any]) -> Iterator[T]:

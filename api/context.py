@@ -8,8 +8,8 @@ no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -29,13 +29,13 @@ from api.callers import Callers
 from api.limits import Gate, Gates, Rates, Waiting, gates
 from api.probes import Probes, probes
 from api.problems import problem
-from api.streams import Watch
+from api.streams import HEARTBEAT, Watch
 from worker import broker, catalog, document
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
 from worker.database import engine
-from worker.errors import KeyExpired
+from worker.errors import KeyExpired, NotFound
 from worker.keys import Caller, Scope
 from worker.settings import Settings
 from worker.storage import Bucket
@@ -45,6 +45,7 @@ _CONNECTIONS = 24  # as many as handlers that write may run at once by the gates
 _READING = 16  # as many as handlers that read and reads of streams may run at once
 _READ_SECONDS = 5  # that one statement of a read may take
 _KEY = "an API key of a project: noria_…; of the scope that is named here, or of one that includes it"
+_ACTING = "Noria-Project"
 _CHALLENGE = {"www-authenticate": "Bearer"}
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ class Door(SecurityBase, Generic[T]):
         self,
         request: Request,
         acting: Annotated[
-            str | None, Header(alias="Noria-Project", description="the project that an operator's key acts for")
+            str | None, Header(alias=_ACTING, description="the project that an operator's key acts for")
         ] = None,
     ) -> T:
         """What the endpoint is given.
@@ -181,11 +182,10 @@ class Door(SecurityBase, Generic[T]):
 
 async def _caller(here: Context, said: str, acting: str | None, needed: Scope) -> Caller:
     """Who asks, by the Authorization header; raises problems."""
-    scheme, _, plain = said.partition(" ")
     # whoever makes keys is looked up anew: a revoked key must leave none behind
     within = 0.0 if needed is Scope.ADMIN else callers.REMEMBERED
     try:
-        known = await here.callers.find(plain.strip(), acting, within) if scheme.lower() == "bearer" else None
+        known = await here.callers.find(_plain(said), acting, within)
     except KeyExpired as error:
         raise _unauthorized(str(error)) from None
     if known is None:
@@ -193,6 +193,25 @@ async def _caller(here: Context, said: str, acting: str | None, needed: Scope) -
     if not here.rates.take(known.key_id):
         await run_in_threadpool(here.rates.spend, known.key_id)
     return known
+
+
+def still_welcome(request: Request) -> Callable[[], Awaitable[bool]]:
+    """Asks whether a request may go on that was let in: False once its key has ended, half a minute later at most."""
+    here: Context = request.app.state.context
+    plain, acting = _plain(request.headers.get("authorization", "")), request.headers.get(_ACTING)
+
+    async def ask() -> bool:
+        with suppress(KeyExpired, NotFound):
+            return await here.callers.find(plain, acting, HEARTBEAT) is not None
+        return False
+
+    return ask
+
+
+def _plain(said: str) -> str:
+    """The key in an Authorization header; of another scheme, nothing that is a key."""
+    scheme, _, plain = said.partition(" ")
+    return plain.strip() if scheme.lower() == "bearer" else ""
 
 
 def _unauthorized(detail: str) -> Problem:

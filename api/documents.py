@@ -297,6 +297,7 @@ class EventDocument(Document):
     type: str
     timestamp: datetime
     sequence: int
+    cursor: str
     data: Subject
 
 

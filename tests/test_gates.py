@@ -101,6 +101,8 @@ def test_no_project_may_have_half_of_what_there_is_and_uploads_fit_the_memory_of
         ("files", "POST", "/v1/files", {}),
         ("files", "DELETE", "/v1/files/{job}", {}),
         ("streams", "GET", "/v1/jobs/{job}/events", SSE),
+        ("streams", "GET", "/v1/events", SSE),
+        ("reads", "GET", "/v1/events", {}),
         ("lookups", "GET", "/v1/jobs/{job}/candidates", {}),
         ("lookups", "POST", "/v1/jobs/{job}/resolve", {}),
         ("bodies_on_their_way", "POST", "/v1/jobs/bulk", {}),

@@ -287,6 +287,11 @@ def test_of_anothers_events_nothing_is_told_or_fed(tenants: Tenants) -> None:
     assert tenants.summer.get(made["urls"]["deliveries"]).json()["data"] == []
     assert eventually(lambda: tenants.spring.get("/v1/events").json()["data"])
     assert tenants.summer.get("/v1/events").json()["data"] == []
+    with tenants.summer.stream("GET", "/v1/events", headers={"accept": "text/event-stream"}) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith(":")
+        own = tenants.summer.post("/v1/jobs", json=CLIP).json()["id"]
+        assert own in next(line for line in lines if line.startswith("data:"))
 
 
 def test_anothers_batch_is_not_found_not_committed_and_not_deleted(tenants: Tenants) -> None:

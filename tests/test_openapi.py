@@ -317,6 +317,7 @@ def test_what_is_seldom_generated_is_answered_as_described_too(api: Served) -> N
     ask("GET", "/v1/models/{name}", {"name": CLIP["model"]}, 200)
     ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 200, headers=stream)
     ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 204, headers=stream | {"last-event-id": "2"})
+    ask("GET", "/v1/events", {}, 422, headers=stream | {"last-event-id": "yesterday"})  # other streams have no end
     for name in ("report.csv", "results.jsonl", "errors.jsonl"):
         ask("GET", f"/v1/batches/{{batch_id}}/{name}", {"batch_id": batch}, 200)
     ask("POST", "/v1/batches", {}, 201, body=file, media_type="multipart/form-data")

@@ -46,7 +46,7 @@ from worker.moves import bulk, children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
 from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Owner
-from worker.webhooks import receivers
+from worker.webhooks import feed, receivers
 from worker.work import WORK, Group
 
 LOCK = 0x4E6F726961  # "Noria": whoever holds it ticks
@@ -188,6 +188,7 @@ def _look(now: Now) -> Select[Any]:
         fire.is_due(now).label("fires"),
         completion.is_due(now).label("batches"),
         overdue.scalar_subquery().is_not(None).label("overdue"),
+        feed.tells(now).label("told"),
         claims.moment(now).label("now"),
     )
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import AwareDatetime, Field
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
-from api import answers, forms, submissions
+from api import answers, forms, streams, submissions
 from api.answers import Page
 from api.bodies import JsonBody
-from api.context import Calling, Here, Mine, Searching, moment
+from api.context import Calling, Following, Here, Mine, Searching, follows, moment, still_welcome
 from api.problems import refusals
+from api.streams import Followed, Part
 from worker import webhooks
 from worker.document import Answer, Moment
 from worker.tables import WebhookEndpoint
@@ -26,6 +28,7 @@ from worker.webhooks.registry import Wanted, Which
 router = APIRouter(prefix="/v1", tags=["webhooks"], responses=refusals(400, 401, 404, 422, 429, 503))
 
 _AT = "/webhook-endpoints/{endpoint_id}"
+_CURSOR = r"^\d{1,18}-\d{1,18}$"
 
 
 class EndpointDocument(Answer):
@@ -161,6 +164,7 @@ class EventDocument(Answer):
     type: str
     timestamp: Moment
     sequence: int = Field(description="within what it is about")
+    cursor: str = Field(description="its place in the feed: give it as `after` to go on", examples=["7301-412"])
     data: Subject
 
     @classmethod
@@ -171,7 +175,14 @@ class EventDocument(Answer):
         said = {"object": name, "id": its_id, "state": row.entered, "left": row.left, "why": row.why}
         # null but of jobs, and of jobs of a batch
         subject = Subject.model_validate(said | {"custom_id": row.custom_id, "batch_id": row.job_batch_id})
-        return cls(id=f"evt_{row.id}", type=row.type, timestamp=row.at, sequence=row.sequence, data=subject)
+        return cls(
+            id=f"evt_{row.id}",
+            type=row.type,
+            timestamp=row.at,
+            sequence=row.sequence,
+            cursor=str(feed.Place(row.xid, row.id)),
+            data=subject,
+        )
 
 
 class Feed(Answer):
@@ -313,18 +324,32 @@ def redeliver(here: Here, mine: Mine, endpoint_id: EndpointId, body: JsonBody) -
     return answers.answer(Redelivery(deliveries=count, has_more=last is not None, next_cursor=last))
 
 
-@router.get("/events", response_model=Feed)
+@router.get("/events", response_model=Feed, responses={200: {"content": answers.streamed(EventDocument)}})
 def events(
+    request: Request,
     here: Here,
-    mine: Mine,
-    after: Annotated[str, Query(pattern=r"^\d{1,18}-\d{1,18}$", description="the `after` of the page before")] = "0-0",
+    mine: Following,
+    after: Annotated[str, Query(pattern=_CURSOR, description="the `after` of the page before, or a cursor")] = "0-0",
+    last_event_id: Annotated[str | None, Header(pattern=_CURSOR, description="of a stream: go on after it")] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="on a page")] = 100,
 ) -> Response:
     """Everything that webhooks said, each event once, for whoever missed them; its order never changes behind a reader.
 
-    An event is here once all transactions that began before its own have ended. `sequence` is a job's own order.
+    An event is here once all transactions that began before its own have ended. `sequence` is a job's own order. With
+    `Accept: text/event-stream` it goes on, each event as it comes.
     """
+    place = feed.Place.of(last_event_id or after)
+    if follows(request):
+        read = partial(_part, mine.project.id)
+        return streams.answer(here.watch, Followed(mine.project.id, read, still_welcome(request)), place)
     with here.reading() as connection:
-        found = feed.page(connection, mine.project.id, feed.Place.of(after), limit)
+        found = feed.page(connection, mine.project.id, place, limit)
     data = [EventDocument.of(row) for row in found.events]
     return answers.answer(Feed(data=data, has_more=found.has_more, after=str(found.after)))
+
+
+def _part(project_id: UUID, connection: Connection, after: feed.Place) -> Part:
+    """The project's events after that place, of which a page may hold none and have passed many."""
+    found = feed.page(connection, project_id, after, streams.PAGE)
+    said = [EventDocument.of(row) for row in found.events]
+    return Part([streams.frame(event, event.type, event.cursor) for event in said], found.after, found.has_more)

@@ -6,22 +6,23 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from fastapi.sse import EventSourceResponse
 from pydantic import Field
 from sqlalchemy import Connection
 
 from api import answers, forms, streams, submissions
 from api.answers import JobList, Page
 from api.bodies import JsonBody
-from api.context import Context, Following, Here, Mine, Searching, Tenant, follows, moment
+from api.context import Context, Following, Here, Mine, Searching, Tenant, follows, moment, still_welcome
 from api.forms import ChildQuery, JobQuery
 from api.problems import problem, refusals
+from api.streams import Followed, Part
 from worker import document, inputs, money, text
 from worker.document import Amount, Answer, JobDocument
 from worker.errors import Conflict, Fault, InvalidInput
@@ -188,7 +189,7 @@ def events(
     with here.reading() as connection:
         job = reading.brief(connection, mine.project.id, job_id)
         if follows(request):
-            return _stream(here, job, min(after, job.sequence))
+            return _stream(request, here, job, min(after, job.sequence))
         found = reading.history(connection, job, after, limit + 1)
     page = [JobEvent.of(event) for event in found[:limit]]
     return answers.page(EventList, page, page[-1].sequence if len(found) > limit else None)
@@ -312,12 +313,20 @@ def _document(connection: Connection, mine: Tenant, job: Job) -> JobDocument:
     return reading.documents(connection, mine.project.name, [job], mine.now)[0]
 
 
-def _stream(here: Context, job: Job, after: int) -> Response:
+def _stream(request: Request, here: Context, job: Job, after: int) -> Response:
     if after == job.sequence and State(job.state) in TERMINAL:
         return Response(status_code=204)  # tells an EventSource not to come back
-    # a proxy that buffers answers would not pass the events on
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return EventSourceResponse(streams.stream(here.reader, here.watch, job, after), headers=headers)
+    followed = Followed(job.id, partial(_part, job), still_welcome(request))
+    return streams.answer(here.watch, followed, after)
+
+
+def _part(job: Job, connection: Connection, after: int) -> Part:
+    """The job's events after a sequence number; the last of them ends the stream where it ended the job."""
+    found = reading.history(connection, job, after, streams.PAGE)
+    frames = [streams.frame(JobEvent.of(event), event.type, event.sequence) for event in found]
+    has_more = len(found) == streams.PAGE
+    is_last = bool(found) and not has_more and State(found[-1].entered) in TERMINAL
+    return Part(frames, found[-1].sequence if found else after, has_more, is_last)
 
 
 def _filename(output: Output) -> str:

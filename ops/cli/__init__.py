@@ -214,6 +214,7 @@ for part, panel in (
     (batches.app, _MAKE),
     (jobs.app, _MAKE),
     (costs.app, _MAKE),
+    (webhooks.events, _MAKE),
     (doctor.app, _OPERATE),
     (admin.app, _OPERATE),
     (retention.app, _OPERATE),

@@ -131,6 +131,13 @@ def deliveries(found: Sequence[Record]) -> RenderableType:
     return show.filled(rows, "id", "event", "state", "tries", "said", right=["tries"], wide=["event", "said"])
 
 
+def event(found: Record) -> str:
+    """One event of the feed, in a line: when, what, of what, and why."""
+    about = found["data"]
+    named = escape(about["custom_id"] or about["id"])
+    return f"{show.plain(found['timestamp'])}  {found['type']:15} {named}  {escape(about['why'])}".rstrip()
+
+
 def schedules(found: Sequence[Record]) -> RenderableType:
     """Schedules, one a line, with the next fire time."""
     rows = (

@@ -1,7 +1,11 @@
-"""`noria webhooks`: who is told of the project's events, and what became of it. The commands talk to the API."""
+"""`noria webhooks` and `noria events`: who is told of the project's events, and what they are told.
+
+The commands talk to the API.
+"""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,6 +16,7 @@ from ops.cli.reach import Api, command
 
 Which = Annotated[str, typer.Argument(metavar="ENDPOINT", help="The endpoint's id.")]
 
+events = typer.Typer()
 webhooks = typer.Typer(help="Tell others of jobs and batches.", no_args_is_help=True)
 
 
@@ -96,6 +101,29 @@ def delete(*, which: Which, api: Api) -> None:
     with api.client() as client:
         client.delete_endpoint(which)
     api.answer({"deleted": which}, "It is deleted.")
+
+
+@command(events, "events")
+def show_events(
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on, each event as it comes, until Ctrl-C.")
+    ] = False,
+    after: Annotated[str, typer.Option(metavar="CURSOR", help="Only what came after it.")] = "0-0",
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="Only of this type, or job.* for all of jobs; repeatable.")
+    ] = None,
+    api: Api,
+) -> None:
+    """Show what webhooks said, each event once; --json prints one line for each, with its cursor."""
+    with api.client() as client:
+        for event in client.feed(after) if follow else client.feed_so_far(after):
+            after = event.cursor
+            if any(fnmatchcase(event.type, wanted) for wanted in types or ["*"]):
+                said = event.as_json()
+                show.line(said) if api.as_json else show.OUT.print(tables.event(said), soft_wrap=True)
+    if not api.as_json:
+        show.ERR.print(f"What comes from now on: noria events --after {after}", markup=False)
 
 
 def _print_secret(api: Api, made: dict[str, Any]) -> None:
