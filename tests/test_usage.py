@@ -112,6 +112,24 @@ def test_a_call_whose_price_nobody_knows_is_counted_with_what_it_used(play: Stag
     assert (line.settled, line.unknown, line.seconds, line.calls) == ("0.00", "0.00", 5.0, 1)
 
 
+@pytest.mark.parametrize("said", ["many", True, -1, 1e300, float("nan"), float("inf"), {"a": 1}, None])
+def test_what_cannot_be_counted_fails_no_booking(play: Stage, said: Any) -> None:
+    job = play.submit(**WORDS)
+    usage_of_call = {"input_tokens": said, "output_tokens": 7}
+
+    with play.ctx.engine.begin() as connection:
+        money.pay(connection, job, _attempt(play, job), Bill("yes", 9, usage_of_call), play.now())
+
+    (line,) = asked(play, "day")
+    assert (line.input_tokens, line.output_tokens, line.calls) == (0, 7, 1)
+
+
+def test_a_zone_that_postgres_does_not_know_is_refused(play: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys.clock, "zone_fault", lambda _: None)  # as of a newer list of zones than Postgres has
+    with play.ctx.engine.begin() as connection, pytest.raises(InvalidInput, match="Mars"):
+        keys.set_project(connection, play.project.name, time_zone="Mars/Olympus")
+
+
 def test_parts_of_the_roll_up_say_the_same_when_they_are_added_up(play: Stage) -> None:
     for _ in range(2):
         play.until(play.submit(**WORDS))

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from worker import retention, webhooks
@@ -103,7 +103,7 @@ class ProjectDocument(Answer):
 
 def create_project(connection: Connection, name: str, weight: int = 1, time_zone: str = "Asia/Shanghai") -> Project:
     """A new project; raises InvalidInput for a wrong name, weight or zone, Conflict when the name is taken."""
-    faults = [fault for fault in (_name_fault(name), *_faults(weight, time_zone)) if fault]
+    faults = [fault for fault in (_name_fault(name), *_faults(connection, weight, time_zone)) if fault]
     if faults:
         raise InvalidInput(faults)
     row = {"name": name, "weight": weight, "time_zone": time_zone, "webhook_secret": webhooks.new_secret()}
@@ -132,7 +132,7 @@ def set_project(connection: Connection, name: str, **changes: Any) -> Project:
     Raises as `create_project`.
     """
     columns = {column: value for column, value in changes.items() if value is not None}
-    faults = [fault for fault in _faults(columns.get("weight"), columns.get("time_zone")) if fault]
+    faults = [fault for fault in _faults(connection, columns.get("weight"), columns.get("time_zone")) if fault]
     if not 0 <= columns.get("cache_days", 0) <= MOST_CACHED:
         faults.append(Fault("/cache_days", "out_of_range", f"must be a number from 0 to {MOST_CACHED}"))
     if faults:
@@ -313,12 +313,15 @@ def _retention_fault(what: str, days: int | None) -> Fault | None:
     return None
 
 
-def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:
+def _faults(connection: Connection, weight: int | None, time_zone: str | None) -> list[Fault]:
     faults = []
     if weight is not None and not 1 <= weight <= 1000:
         faults.append(Fault("/weight", "out_of_range", "must be a number from 1 to 1000"))
     if time_zone is not None and (fault := clock.zone_fault(time_zone)):
         faults.append(fault)
+    elif time_zone is not None and not connection.execute(_IS_ZONE, {"zone": time_zone}).scalar_one():
+        # what is booked is counted on a day in that zone, by Postgres: no booking may fail for it
+        faults.append(Fault("/time_zone", "unknown_zone", f"{time_zone} is no zone that Postgres knows"))
     return faults
 
 
@@ -329,6 +332,8 @@ def _id(which: str) -> uuid.UUID | None:
         return None
 
 
+# Whether Postgres knows a zone.
+_IS_ZONE = text("select exists (select from pg_timezone_names where lower(name) = lower(:zone))")
 # A new project, unless the name is taken.
 _CREATE = upsert(Project).on_conflict_do_nothing(index_elements=[Project.name]).returning(*Project.__table__.c)
 # The project of a name.

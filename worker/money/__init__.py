@@ -26,6 +26,7 @@ from worker.settings import Settings
 from worker.tables import Entry, Job
 
 MICROS = 1_000_000
+_MOST_USED = 10**12  # of anything, by one call
 _SHORT_READ, _SHORT_WRITTEN = 4000, 300  # tokens of a call that a lighter model does as well
 _WORTH_IT = 0.7  # the share of the price from which on a lighter model is not worth a word
 COUNTED = ("input_tokens", "cached_tokens", "output_tokens", "seconds", "characters", "images")  # of what a call used
@@ -103,7 +104,7 @@ class Bill:
     def booked(self, estimate: int | None) -> dict[str, Any]:
         """What the ledger's line says; of a call that is charged without a price, nothing or the estimate."""
         is_known = self.billed == "yes" and self.cost is not None
-        counted = {name: self.usage[name] for name in COUNTED if name in self.usage} if self.usage else {}
+        counted = {name: value for name in COUNTED if _counts(value := (self.usage or {}).get(name))}
         return {
             "cost": self.cost if is_known else estimate or 0,
             "known": is_known,
@@ -142,6 +143,11 @@ def release(connection: Connection, job: Job, now: datetime) -> None:
 def release_ended(connection: Connection, jobs: Sequence[uuid.UUID], now: datetime) -> None:
     """Gives back what was reserved for jobs that have ended, but where the verdict on a job's last call is missing."""
     connection.execute(_RELEASE_ENDED, {"jobs": jobs, "now": now})
+
+
+def _counts(value: Any) -> bool:
+    """Whether that can be added up: what a provider says may be anything, and no booking may fail for it."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST_USED
 
 
 def shown(micros: int | None) -> str | None:
