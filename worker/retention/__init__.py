@@ -16,11 +16,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from worker.retention import statements
+from worker.retention import rows, statements
 from worker.storage import Bucket
 
-CLASSES = ("outputs", "deliveries")  # what may have days of its own
+CLASSES = ("outputs", "deliveries", "rows")  # what may have days of its own, in the order in which it goes
+AFTER = {"rows": ("outputs", "deliveries")}  # what may not have fewer days than these
 MOST_DAYS = 36_500
+LEAST_ROWS = rows.LEAST
 _ROWS = {"outputs": 100, "deliveries": 500}  # a batch: each output costs a request to the bucket
 
 
@@ -47,9 +49,11 @@ def is_wanted(connection: Connection) -> bool:
 def due(connection: Connection, name: str | None, now: datetime) -> Iterator[Pruned]:
     """What would go now, of one project or of all; nothing is changed."""
     for project in connection.execute(statements.PROJECTS, {"name": name}).mappings().all():
-        for what, days in project["retention"].items():
-            values = {"project": project["id"], "before": now - timedelta(days=days)}
-            row = connection.execute(statements.COUNT[what], values).one()
+        for what, before in _days(project, now):
+            if what == "rows":
+                yield Pruned(project["name"], what, rows.due(connection, project["id"], before), 0)
+                continue
+            row = connection.execute(statements.COUNT[what], {"project": project["id"], "before": before}).one()
             yield Pruned(project["name"], what, row.rows, int(row.bytes))
 
 
@@ -59,20 +63,28 @@ def prune(engine: Engine, bucket: Bucket, name: str | None, now: datetime, secon
     with engine.connect() as connection:
         projects = connection.execute(statements.PROJECTS, {"name": name}).mappings().all()
     return [
-        _pruned(engine, bucket, project, what, now - timedelta(days=days), deadline)
+        _pruned(engine, bucket, project, what, before, deadline)
         for project in projects
-        for what, days in project["retention"].items()
+        for what, before in _days(project, now)
     ]
 
 
+def _days(project: Any, now: datetime) -> list[tuple[str, datetime]]:
+    """What of it is kept for days, in the order in which it goes, and from before when it goes."""
+    kept = project["retention"]
+    return [(what, now - timedelta(days=kept[what])) for what in CLASSES if what in kept]
+
+
 def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: datetime, deadline: float) -> Pruned:
-    rows = size = 0
+    if what == "rows":
+        return Pruned(project["name"], what, rows.prune(engine, bucket, project["id"], before, deadline), 0)
+    count = size = 0
     while True:
         with engine.begin() as connection:
             went = _batch(connection, bucket, project["id"], what, before)
-        rows, size = rows + len(went), size + sum(went)
+        count, size = count + len(went), size + sum(went)
         if len(went) < _ROWS[what] or time.monotonic() > deadline:
-            return Pruned(project["name"], what, rows, size)
+            return Pruned(project["name"], what, count, size)
 
 
 def _batch(connection: Connection, bucket: Bucket, project: uuid.UUID, what: str, before: datetime) -> list[int]:
