@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine
 
@@ -22,6 +23,8 @@ from worker.storage import Bucket
 CLASSES = ("outputs", "deliveries", "rows")  # what may have days of its own, in the order in which it goes
 AFTER = {"rows": ("outputs", "deliveries")}  # what may not have fewer days than these
 MOST_DAYS = 36_500
+DUTY = "prune"
+_NIGHT, _ZONE = 3, ZoneInfo("Asia/Shanghai")  # the hour from which a night's run goes on, and where it is so late
 LEAST_ROWS = rows.LEAST
 _ROWS = {"outputs": 100, "deliveries": 500}  # a batch: each output costs a request to the bucket
 
@@ -40,10 +43,23 @@ class Pruned:
         return dict(vars(self))
 
 
-def is_wanted(connection: Connection) -> bool:
-    """Whether any project has days set."""
-    found: bool = connection.execute(statements.IS_WANTED).scalar_one()
-    return found
+def is_due(connection: Connection, now: datetime) -> bool:
+    """Whether something of the last night is left to do; a night in which no project has days set is done at once."""
+    found = connection.execute(statements.STANDING, {"duty": DUTY, "night": _last_night(now)}).one_or_none()
+    if found is None:
+        return False
+    if not found.is_wanted:
+        connection.execute(statements.DONE, {"duty": DUTY, "now": now})
+    return bool(found.is_wanted)
+
+
+def nightly(engine: Engine, bucket: Bucket, now: datetime, seconds: float) -> None:
+    """Some seconds of a night's run; it is done where they are more than enough, and goes on where they are not."""
+    deadline = time.monotonic() + seconds
+    prune(engine, bucket, None, now, seconds)
+    if time.monotonic() < deadline:
+        with engine.begin() as connection:
+            connection.execute(statements.DONE, {"duty": DUTY, "now": now})
 
 
 def due(connection: Connection, name: str | None, now: datetime) -> Iterator[Pruned]:
@@ -67,6 +83,12 @@ def prune(engine: Engine, bucket: Bucket, name: str | None, now: datetime, secon
         for project in projects
         for what, before in _days(project, now)
     ]
+
+
+def _last_night(now: datetime) -> datetime:
+    local = now.astimezone(_ZONE)
+    began = local.replace(hour=_NIGHT, minute=0, second=0, microsecond=0)
+    return began if began <= local else began - timedelta(days=1)
 
 
 def _days(project: Any, now: datetime) -> list[tuple[str, datetime]]:

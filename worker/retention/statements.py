@@ -46,7 +46,12 @@ _DELIVERIES = f"""
        and not {HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id, e.batch_id")}
 """
 
-IS_WANTED = text("select exists (select from projects where retention <> '{}')")
+# the duty where it was not done since that night, and whether any project has days
+STANDING = text(
+    "select exists (select from projects where retention <> '{}') as is_wanted"
+    " from duties where name = :duty and done_at < :night"
+)
+DONE = text("update duties set done_at = :now where name = :duty and done_at < :now")
 PROJECTS = text(
     "select id, name, retention from projects"
     " where retention <> '{}' and name = coalesce(cast(:name as text), name) order by id"
