@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import bills, campaigns, copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
+from tests.bench import (
+    bills,
+    campaigns,
+    copies,
+    cost,
+    growth,
+    outage,
+    polling,
+    pruning,
+    slots,
+    submissions,
+    tables,
+    webhooks,
+)
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -38,8 +51,17 @@ def _bills(quick: bool) -> list[Figure]:
     return _flat("bills", bills.measure(500 if quick else 10_000))
 
 
+def _prune(quick: bool) -> list[Figure]:
+    return pruning.measure(20_000 if quick else 1_000_000)
+
+
 # Not run unless they are named.
-ALONE: dict[str, Callable[[bool], list[Figure]]] = {"slots": _slots, "outage": _outage, "bills": _bills}
+ALONE: dict[str, Callable[[bool], list[Figure]]] = {
+    "slots": _slots,
+    "outage": _outage,
+    "bills": _bills,
+    "prune": _prune,
+}
 
 
 def _flat(scenario: str, found: Mapping[str, Any], before: str = "") -> list[Figure]:
