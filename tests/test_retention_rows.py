@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from stage import Stage, stage
 
+from ops import audit
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import keys, retention
 from worker.errors import InvalidInput
 from worker.storage import Expected
 from worker.tables import Job, Project
+from worker.webhooks import feed
 
 OF_JOBS = ("attempts", "events", "outputs", "deliveries", "idempotency_keys", "batch_rows", "runs")
 
@@ -272,9 +274,82 @@ def test_a_dry_run_says_what_would_go(play: Stage) -> None:
 
 @pytest.mark.parametrize(
     "days",
-    [{"rows": 6, "outputs": 5}, {"rows": 29}, {"rows": 60, "deliveries": 90}, {"outputs": None}, {"outputs": 61}],
-    ids=["below a week", "below outputs", "below deliveries", "without outputs", "outputs above"],
+    [
+        *({"rows": 6, "outputs": 5}, {"rows": 29}, {"rows": 60, "deliveries": 90}, {"outputs": None}, {"outputs": 61}),
+        *({"events": 30}, {"events": 30, "deliveries": 40}, {"events": 61, "deliveries": 40}),
+    ],
+    ids=[
+        *("below a week", "below outputs", "below deliveries", "without outputs", "outputs above"),
+        *("events without deliveries", "events below deliveries", "events above rows"),
+    ],
 )
 def test_days_of_rows_that_make_no_sense_are_refused(play: Stage, days: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         keep(play, **days)
+
+
+def told(play: Stage) -> Job:
+    """A job that has ended, and was told of."""
+    job = made(play, webhook_url="https://example.com/hook")
+    play.sql("update deliveries set state = 'delivered', run_at = null, claimed = null, finished_at = now()")
+    return job
+
+
+def test_events_go_after_their_days_and_the_audit_misses_nothing(play: Stage) -> None:
+    job = told(play)
+    keep(play, deliveries=30, events=40)
+
+    assert prune(play, days=39)["events"] == 0
+    assert play.states(job)
+    assert prune(play, days=41)["events"] > 0
+
+    assert not play.states(job)
+    assert play.document(job)["state"] == "succeeded"
+    play.sql("update projects set retention = jsonb_set(retention, '{deliveries}', '-1')")  # as if it were later
+    assert audit.audit(play.ctx.engine) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update jobs set state = 'failed'",
+        "update jobs set billed = 'unknown'",
+        "insert into deliveries (project_id, job_id, event_id, url, body)"
+        " select project_id, job_id, id, 'https://example.com', '{}' from events limit 1",
+        "insert into holds (project_id, job_id, why) select project_id, id, 'a lawsuit' from jobs",
+        "with b as (insert into batches (project_id, name, state, digest, source, report, rows)"
+        " select project_id, 'b', 'running', '', '{}', '{}', 1 from jobs returning id)"
+        " update jobs set batch_id = b.id from b",
+    ],
+    ids=["can be made again", "bill unknown", "waiting delivery", "held", "batch goes on"],
+)
+def test_a_history_that_something_needs_stays(play: Stage, change: str) -> None:
+    job = told(play)
+    keep(play, deliveries=30, events=40)
+    play.sql(change)
+
+    assert prune(play, days=41)["events"] == 0
+
+    assert play.states(job)
+
+
+def test_the_feed_goes_on_behind_what_has_gone(play: Stage) -> None:
+    made(play)
+    keep(play, deliveries=30, events=40)
+    before = feed.Place.of(fed(play, feed.Place())[-1])
+    play.sql("update events set at = at - interval '50 days'")
+    play.sql("update jobs set finished_at = finished_at - interval '50 days'")
+    made(play)
+    whole = fed(play, before)
+
+    assert prune(play, days=0)["events"] > 0
+
+    assert fed(play, before) == whole
+    assert fed(play, feed.Place()) == whole
+
+
+def fed(play: Stage, after: feed.Place) -> list[str]:
+    """The places of what the feed tells behind that place."""
+    with play.ctx.engine.connect() as connection:
+        page = feed.page(connection, play.project.id, after, 100)
+    return [str(feed.Place(event.xid, event.id)) for event in page.events]

@@ -312,8 +312,9 @@ def _order_faults(kept: Mapping[str, int]) -> Iterator[Fault]:
     if kept.get("rows", retention.LEAST_ROWS) < retention.LEAST_ROWS:
         message = f"must be {retention.LEAST_ROWS} days: an Idempotency-Key is kept so long"
         yield Fault("/retention/rows", "out_of_range", message)
-    if "rows" in kept and "outputs" not in kept:
-        yield Fault("/retention/rows", "needs_outputs", "wants days for outputs too: objects go before their rows")
+    for what, other in (("rows", "outputs"), ("events", "deliveries")):
+        if what in kept and other not in kept:
+            yield Fault(f"/retention/{what}", "incomplete", f"wants days for {other} too, which go first")
 
 
 def _faults(weight: int | None, time_zone: str | None) -> list[Fault]:

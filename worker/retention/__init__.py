@@ -17,13 +17,17 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine
 
-from worker.retention import rows, statements
+from worker.retention import events, rows, statements
 from worker.storage import Bucket
 
-CLASSES = ("outputs", "deliveries", "rows")  # what may have days of its own, in the order in which it goes
-AFTER = {"rows": ("outputs", "deliveries")}  # what may not have fewer days than these
+CLASSES = ("outputs", "deliveries", "events", "rows")  # what may have days of its own, in the order in which it goes
+AFTER = {
+    "events": ("deliveries",),
+    "rows": ("outputs", "deliveries", "events"),
+}  # what may not have fewer days than these
 MOST_DAYS = 36_500
 DUTY = "prune"
+_OF_JOBS = {"events": events.due, "rows": rows.due}  # how many would go
 _NIGHT, _ZONE = 3, ZoneInfo("Asia/Shanghai")  # the hour from which a night's run goes on, and where it is so late
 LEAST_ROWS = rows.LEAST
 _ROWS = {"outputs": 100, "deliveries": 500}  # a batch: each output costs a request to the bucket
@@ -66,8 +70,8 @@ def due(connection: Connection, name: str | None, now: datetime) -> Iterator[Pru
     """What would go now, of one project or of all; nothing is changed."""
     for project in connection.execute(statements.PROJECTS, {"name": name}).mappings().all():
         for what, before in _days(project, now):
-            if what == "rows":
-                yield Pruned(project["name"], what, rows.due(connection, project["id"], before), 0)
+            if what in _OF_JOBS:
+                yield Pruned(project["name"], what, _OF_JOBS[what](connection, project["id"], before), 0)
                 continue
             row = connection.execute(statements.COUNT[what], {"project": project["id"], "before": before}).one()
             yield Pruned(project["name"], what, row.rows, int(row.bytes))
@@ -98,6 +102,8 @@ def _days(project: Any, now: datetime) -> list[tuple[str, datetime]]:
 
 
 def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: datetime, deadline: float) -> Pruned:
+    if what == "events":
+        return Pruned(project["name"], what, events.prune(engine, project["id"], before, deadline), 0)
     if what == "rows":
         return Pruned(project["name"], what, rows.prune(engine, bucket, project["id"], before, deadline), 0)
     count = size = 0

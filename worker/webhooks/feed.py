@@ -15,6 +15,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+# what webhooks may say; the index of the feed is of these
+TOLD = "type not in ('job.noted', 'job.admitted', 'job.uncertain', 'job.gathering', 'job.copying')"
 _WALKED = 1000  # events that one page passes at the most; most of them may be of parts of jobs, of which none is told
 
 
@@ -58,12 +60,12 @@ def page(connection: Connection, project_id: uuid.UUID, after: Place, limit: int
 
 # The events that are told; and in the end the last that was passed, whatever it is.
 _PAGE = text(
-    """
+    f"""
     with walked as materialized (
         select events.*, row_number() over (order by xid, id) as passed from events
          where project_id = :project and (xid, id) > (:xid, :id)
            and xid < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
-           and type not in ('job.noted', 'job.admitted', 'job.uncertain', 'job.gathering', 'job.copying')
+           and {TOLD}
          order by xid, id limit :walked
     )
     (select walked.*, about.custom_id, about.batch_id as job_batch_id, false as is_last
@@ -75,5 +77,5 @@ _PAGE = text(
     union all
     (select walked.*, null, null, true from walked order by passed desc limit 1)
      order by is_last, passed
-    """
+    """  # noqa: S608 - of constants
 )
