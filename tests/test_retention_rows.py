@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +24,7 @@ from worker.storage import Expected
 from worker.tables import Job, Project
 from worker.webhooks import feed
 
+KILLER = Path(__file__).with_name("prune_killer.py")
 OF_JOBS = ("attempts", "events", "outputs", "deliveries", "idempotency_keys", "batch_rows", "runs")
 
 
@@ -259,6 +265,33 @@ def test_two_prunes_at_once_share_the_work(play: Stage) -> None:
 
     assert sum(went) == many
     assert count(play) == 0
+
+
+@pytest.mark.parametrize(("point", "left"), [("deleted", 700), ("committed", 200)])
+def test_a_prune_that_is_killed_leaves_whole_jobs_and_is_done_again(
+    play: Stage, environment: dict[str, str], point: str, left: int
+) -> None:
+    made(play)
+    play.sql("update outputs set pruned_at = now()")
+    play.sql(
+        "with made as (insert into jobs (project_id, kind, model, input, state, run_at, finished_at)"
+        " select project_id, kind, model, input, state, null, now() from jobs, generate_series(2, 1200) returning *),"
+        " called as (insert into attempts (job_id, project_id, number, owner, account, region, model, request_hash,"
+        " billed, closed_at) select id, project_id, 1, '', '', '', model, '', 'no', now() from made)"
+        " insert into events (job_id, project_id, sequence, type, entered)"
+        " select id, project_id, 1, 'job.queued', 'queued' from made"
+    )
+
+    killed = subprocess.run(
+        [sys.executable, str(KILLER), point], env={**os.environ, **environment}, timeout=60, check=False
+    )
+
+    assert killed.returncode == -signal.SIGKILL
+    assert count(play) == left
+    assert play.sql("select from jobs j where not exists (select from attempts a where a.job_id = j.id)") == []
+    assert play.sql("select from jobs j where not exists (select from events e where e.job_id = j.id)") == []
+    assert prune(play)["rows"] == left
+    assert [count(play, table) for table in ("jobs", "attempts", "events")] == [0, 0, 0]
 
 
 def test_a_dry_run_says_what_would_go(play: Stage) -> None:
