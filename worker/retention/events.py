@@ -22,6 +22,7 @@ def prune(engine: Engine, project: uuid.UUID, before: datetime, deadline: float)
     """How many events went, until nothing is left or `deadline` of the monotonic clock is over."""
     went, after = 0, Place()
     while True:
+        began = time.monotonic()
         with engine.begin() as connection:
             connection.execute(statements.LOCK, {"project": project})
             some, last = _pruned(connection, project, before, after)
@@ -29,6 +30,7 @@ def prune(engine: Engine, project: uuid.UUID, before: datetime, deadline: float)
         if last is None or time.monotonic() > deadline:
             return went
         after = last
+        statements.rest(began)
 
 
 def due(connection: Connection, project: uuid.UUID, before: datetime) -> int:

@@ -23,7 +23,7 @@ from worker.storage import Bucket
 from worker.tables import Job
 
 LEAST = 7  # days: an Idempotency-Key is kept so long, and goes with its job
-_JOBS, _ROWS, _BATCHES = 500, 5000, 50  # of one transaction, about
+_JOBS, _ROWS, _BATCHES = 200, 2000, 50  # of one transaction, about
 _FIRST = uuid.UUID(int=0)
 
 _log = log.get(__name__)
@@ -35,12 +35,14 @@ class _Changed(Exception):
 
 def prune(engine: Engine, bucket: Bucket, project: uuid.UUID, before: datetime, deadline: float) -> int:
     """How many jobs, batches and runs went, until nothing is left or `deadline` of the monotonic clock is over."""
-    went = 0
+    went, began = 0, time.monotonic()
     for of in (_jobs, _batches, _runs):
         for some in of(engine, bucket, {"project": project, "before": before, "upto": _made_before(before)}):
             went += some
             if time.monotonic() > deadline:
                 return went
+            statements.rest(began)
+            began = time.monotonic()
     return went
 
 

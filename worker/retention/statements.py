@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import text
+
+_REST = 2.0  # seconds at the most
+
+
+def rest(began: float) -> None:
+    """Waits as long as the work since then took, so that pruning has half of the time, and claims the rest."""
+    time.sleep(min(time.monotonic() - began, _REST))
+
 
 # a legal hold on the project, or on the job, its parent or its batch
 HELD = """
