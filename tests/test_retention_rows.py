@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Stage, stage
+from stage import PATIENCE, Stage, stage
 
 from ops import audit
 from ops.sandbox.options import Options
@@ -230,6 +231,15 @@ def test_another_projects_rows_stay(play: Stage) -> None:
     assert play.attempts(kept)
 
 
+def wait_for_a_lock(play: Stage) -> None:
+    """Until somebody in the test's database waits for a row."""
+    deadline = time.monotonic() + PATIENCE
+    waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    while not play.sql(waiting):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_job_that_is_made_again_meanwhile_stays_whole(play: Stage) -> None:
     job = made(play)
     play.sql("update outputs set pruned_at = now()")
@@ -240,6 +250,28 @@ def test_a_job_that_is_made_again_meanwhile_stays_whole(play: Stage) -> None:
 
     assert prune(play)["rows"] == 0
     assert play.job(job).state == "queued"
+    assert play.attempts(job)
+
+
+def test_a_take_that_is_made_again_while_its_family_goes_keeps_all_of_it(play: Stage) -> None:
+    job = made(play)
+    play.sql("update outputs set pruned_at = now()")
+    play.sql(
+        "insert into jobs (project_id, kind, model, input, state, run_at, finished_at, first_take, take)"
+        " select project_id, kind, model, input, 'failed', null, now(), id, 2 from jobs"
+    )
+    pruning = threading.Thread(target=prune, args=(play,))
+
+    with play.ctx.engine.connect() as connection:
+        connection.exec_driver_sql(
+            "update jobs set state = 'queued', finished_at = null, run_at = now() where take = 2"
+        )
+        pruning.start()
+        wait_for_a_lock(play)
+        connection.commit()
+    pruning.join()
+
+    assert count(play) == 2
     assert play.attempts(job)
 
 

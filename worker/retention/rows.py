@@ -1,8 +1,8 @@
 """Rows whose days are over go: jobs that have ended, with all that was written of them; then batches and runs.
 
 A job, its later takes and the parts of each go together, in one statement, and only where none of them is needed: what
-keeps one keeps all. What changes between the look and the statement is seen by a foreign key or by the count of what
-went, and the portion is rolled back. The ledger stays: it refers to none of them.
+keeps one keeps all. What is made again between the look and the statement stays, and what refers to it with it, by the
+foreign keys: the portion is rolled back. The ledger stays: it refers to none of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ _JOBS, _ROWS, _BATCHES = 200, 2000, 50  # of one transaction, about
 _FIRST = uuid.UUID(int=0)
 
 _log = log.get(__name__)
-
-
-class _Changed(Exception):
-    """Something of a portion is no longer as it was when it was chosen."""
 
 
 def prune(engine: Engine, bucket: Bucket, project: uuid.UUID, before: datetime, deadline: float) -> int:
@@ -69,8 +65,7 @@ def _take_jobs(
     for parent in connection.execute(_PARENTS, {"jobs": jobs}).mappings():
         for key, _, _ in bucket.listing(f"{storage.stem(Job.of(parent))}/"):  # what it worked with
             bucket.delete(key)
-    if connection.execute(_DELETE_JOBS, {"jobs": jobs, "before": values["before"]}).rowcount != len(jobs):
-        raise _Changed
+    connection.execute(_DELETE_JOBS, {"jobs": jobs, "before": values["before"]})
     return len(jobs), families[-1].id if families else None
 
 
@@ -109,7 +104,7 @@ def _portion(engine: Engine, values: dict[str, Any], take: Callable[[Connection,
         with engine.begin() as connection:
             connection.execute(statements.LOCK, values)
             return take(connection, values)
-    except (IntegrityError, _Changed):
+    except IntegrityError:
         _log.info("what was to be pruned has changed; it is looked at again later", project=str(values["project"]))
         return None
 
