@@ -53,6 +53,18 @@ def closed_port() -> int:
         return port
 
 
+def test_pruning_that_lags_by_two_nights_is_a_warning(play: Stage) -> None:
+    play.sql("update projects set retention = '{\"outputs\": 30}'")
+    assert examined(play, "retention").keys() == {Verdict.WELL}
+
+    play.sql("update duties set done_at = now() - interval '49 hours' where name = 'prune'")
+    said = examined(play, "retention")
+    play.sql("update projects set retention = '{}'")
+
+    assert any("has not gone for" in what for what in said[Verdict.WARNING])
+    assert Verdict.WARNING not in examined(play, "retention")
+
+
 def test_all_is_well_where_all_is(play: Stage) -> None:
     said = examined(play, "database", "upkeep", "stuck rows", "work", "accounts", "bucket", "provider", "webhooks")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -195,10 +195,36 @@ def test_days_that_make_no_sense_are_refused(play: Stage, days: dict[str, int]) 
         keep(play, **days)
 
 
-def test_the_tick_asks_for_pruning_where_a_project_has_days(play: Stage) -> None:
-    play.sql("update duties set due_at = now()")
-    assert "noria.prune" not in {message.task for message in play.tick()}
-    keep(play, outputs=30)
-    play.sql("update duties set due_at = now()")
+def is_sent(play: Stage, now: datetime) -> bool:
+    """Whether the tick sends for pruning then; duties that are not this one wait."""
+    play.sql("update duties set due_at = case when name = 'prune' then now() else 'infinity' end")
+    return "noria.prune" in {message.task for message in play.tick(now)}
 
-    assert "noria.prune" in {message.task for message in play.tick()}
+
+NIGHT = datetime(2030, 5, 1, 19, 0, tzinfo=UTC)  # 03:00 in Shanghai
+SECOND = timedelta(seconds=1)
+
+
+def test_each_night_the_tick_asks_for_pruning_until_nothing_is_left(play: Stage) -> None:
+    keep(play, outputs=30)
+    play.sql("update duties set done_at = :then", then=NIGHT - timedelta(hours=20))
+
+    assert not is_sent(play, NIGHT - SECOND)
+    assert is_sent(play, NIGHT)
+    assert is_sent(play, NIGHT + timedelta(minutes=1))
+
+    retention.nightly(play.ctx.engine, play.ctx.bucket, NIGHT, 0)  # no time at all: something may be left
+    assert is_sent(play, NIGHT + timedelta(minutes=2))
+    retention.nightly(play.ctx.engine, play.ctx.bucket, NIGHT, 60)
+    assert not is_sent(play, NIGHT + timedelta(hours=23))
+    assert is_sent(play, NIGHT + timedelta(days=1))
+
+
+def test_a_night_without_anything_to_prune_is_done(play: Stage) -> None:
+    play.sql("update duties set done_at = :then", then=NIGHT - timedelta(days=9))
+
+    assert not is_sent(play, NIGHT)
+    keep(play, outputs=30)
+
+    assert not is_sent(play, NIGHT + SECOND)  # not in the middle of the day on which days are set
+    assert is_sent(play, NIGHT + timedelta(days=1))

@@ -529,7 +529,7 @@ class Delivery(Base):
     id: Mapped[uuid.UUID] = mapped_column(**_ID)
     project_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
-    event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id"))
+    event_id: Mapped[int | None]  # no reference, which would need an index: pruning keeps events while this is there
     endpoint_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("webhook_endpoints.id"))  # null: the job's own
     url: Mapped[str]
     receiver: Mapped[int] = mapped_column(server_default="0")  # its host and port, as `webhooks.receiver` numbers them
@@ -633,8 +633,8 @@ class Entry(Base):
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
-    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
-    attempt_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("attempts.id"))
+    job_id: Mapped[uuid.UUID]  # no references: the ledger outlives jobs and attempts, which may be pruned
+    attempt_id: Mapped[uuid.UUID | None]
     entry: Mapped[str]
     micros: Mapped[int]
     usage: Mapped[dict[str, Any] | None]  # of a settled call: `money.COUNTED` of what it used
@@ -750,7 +750,10 @@ class IdempotencyKey(Base):
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
-    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+    __table_args__ = (
+        Index("ix_idempotency_keys_created_at", "created_at"),
+        Index("ix_idempotency_keys_job_id", "job_id"),  # for pruning: each job that goes is looked for here
+    )
 
 
 class RunTime(Base):
@@ -907,6 +910,7 @@ class Schedule(Base):
         CheckConstraint("missed in ('run_once', 'skip')", name="missed"),
         CheckConstraint("paused_at is null or next_at is null", name="paused"),
         Index("ix_schedules_next_at", "next_at", postgresql_where=text("next_at is not null")),
+        Index("ix_schedules_job_id", "job_id", postgresql_where=text("job_id is not null")),
     )
 
 
@@ -932,6 +936,7 @@ class Run(Base):
         CheckConstraint("trigger in ('clock', 'late', 'person')", name="trigger"),
         CheckConstraint("outcome in ('waiting', 'submitted', 'skipped', 'refused')", name="outcome"),
         Index("ix_runs_waiting", "schedule_id", postgresql_where=text("outcome = 'waiting'")),
+        Index("ix_runs_job_id", "job_id", postgresql_where=text("job_id is not null")),
     )
 
 
@@ -942,3 +947,4 @@ class Duty(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     due_at: Mapped[datetime] = mapped_column(**_NOW)
+    done_at: Mapped[datetime] = mapped_column(**_NOW)  # when nothing of it was left; kept for those that workers do

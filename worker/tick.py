@@ -264,9 +264,9 @@ def _sweep(connection: Connection, now: datetime) -> list[Message]:
     return [Message("noria.sweep", "provider", ())] if connection.execute(_SWEEP_DUE, {"now": now}).scalar_one() else []
 
 
-def _prune(connection: Connection, _: datetime) -> list[Message]:
-    """The message to prune what projects no longer keep; each run does a bounded part, and the next goes on."""
-    return [Message("noria.prune", "transfer", ())] if retention.is_wanted(connection) else []
+def _prune(connection: Connection, now: datetime) -> list[Message]:
+    """The message to prune what projects no longer keep; sent again each minute of a night until nothing is left."""
+    return [Message("noria.prune", "transfer", ())] if retention.is_due(connection, now) else []
 
 
 def _quotas(_: Connection, __: datetime) -> list[Message]:
@@ -292,7 +292,7 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "gather": (timedelta(minutes=1), children.wake_all),
     "forget_keys": (timedelta(hours=1), _forget_keys),
     "sweep": (timedelta(minutes=1), _sweep),
-    "prune": (timedelta(minutes=10), _prune),
+    retention.DUTY: (timedelta(minutes=1), _prune),
     "give_up": (timedelta(minutes=1), webhooks.give_up),
     "budgets": (timedelta(seconds=5), _budgets),
     "forget_drafts": (timedelta(minutes=1), draft.forget),

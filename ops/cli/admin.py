@@ -181,7 +181,10 @@ def set_project(
     ] = None,
     retain: Annotated[
         list[str] | None,
-        typer.Option(metavar="WHAT=DAYS", help="Keep outputs or deliveries so long; `outputs=` for ever. Repeatable."),
+        typer.Option(
+            metavar="WHAT=DAYS",
+            help="Days to keep outputs, deliveries, events or rows; `outputs=` for ever. Repeatable.",
+        ),
     ] = None,
     usage_key: Annotated[
         list[str] | None,

@@ -27,9 +27,10 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     database: Database,
 ) -> None:
-    """Let go what projects no longer keep: outputs and deliveries older than their days.
+    """Let go what projects no longer keep: outputs, deliveries, events and rows older than their days.
 
-    `noria projects set` says how many days. What is unfinished, held or still needed stays.
+    `noria projects set` says how many days. What is unfinished, held or still needed stays. Rows are counted as jobs,
+    batches and runs of schedules; a batch goes once all of its jobs have gone.
     """
     with database.connection() as connection:
         now = connection.execute(select(claims.NOW)).scalar_one()

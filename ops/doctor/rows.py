@@ -206,6 +206,18 @@ _KEYS = """
     where (revoked_at is null or revoked_at > now()) and (expires_at is null or expires_at > now())
 """
 
+# Whether what projects no longer keep goes each night.
+_RETENTION = """
+    select 'warning' as verdict,
+           format('what is no longer kept has not gone for %s', date_trunc('hour', now() - done_at)) as what,
+           'is a worker at the queue `transfer`? Its log says what failed; `noria prune` does it now' as advice
+    from duties where name = 'prune' and done_at < now() - interval '2 days'
+      and exists (select from projects where retention <> '{}')
+    union all
+    select 'well', format('%s projects keep something for days only', count(*)), '' from projects
+    where retention <> '{}'
+"""
+
 # No wait and no lease is as long as a day.
 # A parent with children at work rests: the last one's end makes it due.
 _OVERLOOKED = """
@@ -227,4 +239,5 @@ CHECKS = (
     Check("budgets", spending, _UPGRADE, needs="database"),
     Check("accounts", _asking(_ACCOUNTS), _UPGRADE, needs="database"),
     Check("keys", _asking(_KEYS), _UPGRADE, needs="database"),
+    Check("retention", _asking(_RETENTION), _UPGRADE, needs="database"),
 )

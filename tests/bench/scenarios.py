@@ -14,6 +14,7 @@ from tests.bench import (
     growth,
     outage,
     polling,
+    pruning,
     slots,
     submissions,
     tables,
@@ -52,8 +53,17 @@ def _bills(quick: bool) -> list[Figure]:
     return _flat("bills", bills.measure(500 if quick else 10_000))
 
 
+def _prune(quick: bool) -> list[Figure]:
+    return pruning.measure(20_000 if quick else 1_000_000)
+
+
 # Not run unless they are named.
-ALONE: dict[str, Callable[[bool], list[Figure]]] = {"slots": _slots, "outage": _outage, "bills": _bills}
+ALONE: dict[str, Callable[[bool], list[Figure]]] = {
+    "slots": _slots,
+    "outage": _outage,
+    "bills": _bills,
+    "prune": _prune,
+}
 
 
 def _flat(scenario: str, found: Mapping[str, Any], before: str = "") -> list[Figure]:

@@ -56,8 +56,8 @@ def main() -> None:
 
 def _measured(made: servers.Servers, sizes: Sequence[int], say: Callable[[str], None]) -> list[Figure]:
     figures: list[Figure] = []
-    with _database(made) as engine:
-        project, there = _begin(engine), 0
+    with database(made) as engine:
+        project, there = begin(engine), 0
         for size in sizes:
             began = time.monotonic()
             seeding.ended(engine, project, there, size)
@@ -99,20 +99,25 @@ def _list(connection: Connection, project: uuid.UUID, wanted: Filter) -> None:
 
 def _work(engine: Engine, project: uuid.UUID, beside: str, rounds: int = 0) -> list[Figure]:
     """A tick with nothing to do and one with due rows, a claim of them, taking them, and an admission."""
-    with engine.begin() as connection:
-        connection.execute(_RUN, {"project": project, "jobs": _DUE, "waiting": _WAITING})
+    put_at_work(engine, project)
     for _ in range(rounds):
-        _claimed(engine)
+        claimed(engine)
     took: dict[str, list[float]] = {}
     for _ in range(_LOOKS):
-        for name, seconds in _claimed(engine).items():
+        for name, seconds in claimed(engine).items():
             took.setdefault(name, []).append(seconds)
     with engine.begin() as connection:
         connection.execute(_STOP)
     return [Figure(NAME, f"{beside}: {name}", "ms", percentile(values, 0.5)) for name, values in took.items()]
 
 
-def _claimed(engine: Engine) -> Mapping[str, float]:
+def put_at_work(engine: Engine, project: uuid.UUID) -> None:
+    """So many jobs that are at the provider, and so many that wait for a slot."""
+    with engine.begin() as connection:
+        connection.execute(_RUN, {"project": project, "jobs": _DUE, "waiting": _WAITING})
+
+
+def claimed(engine: Engine) -> Mapping[str, float]:
     """What each step of one round takes; afterwards all is as before, but for what the rows were meanwhile."""
     due = next(each for each in tick._WORK if each.group.queue == "provider" and each.limit >= _DUE)
     with engine.connect() as connection:
@@ -155,7 +160,7 @@ def _now(connection: Connection) -> Any:
 
 
 @contextmanager
-def _database(made: servers.Servers) -> Iterator[Engine]:
+def database(made: servers.Servers) -> Iterator[Engine]:
     """A database with Noria's schema and lanes; gone at the end."""
     made.create_database(_DATABASE)
     up.migrate(made.environment(database=_DATABASE))
@@ -168,7 +173,7 @@ def _database(made: servers.Servers) -> Iterator[Engine]:
             connection.execute(f"drop database {_DATABASE} with (force)".encode())
 
 
-def _begin(engine: Engine) -> uuid.UUID:
+def begin(engine: Engine) -> uuid.UUID:
     """A project, and lanes that admit all that waits."""
     known = settings.Settings.model_validate({"database_url": "", "broker_url": ""})
     with engine.begin() as connection:

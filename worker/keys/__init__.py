@@ -11,7 +11,7 @@ import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -144,10 +144,11 @@ def set_project(connection: Connection, name: str, **changes: Any) -> Project:
 def set_retention(connection: Connection, name: str, days: Mapping[str, int | None]) -> Project:
     """The project with these days, by what is kept for so long; None: for ever. Raises InvalidInput, NotFound."""
     faults = [fault for what, count in days.items() if (fault := _retention_fault(what, count))]
-    if faults:
+    merged = {**project(connection, name).retention, **days}
+    kept = {what: count for what, count in merged.items() if count is not None}
+    if faults := faults or list(_order_faults(kept)):
         raise InvalidInput(faults)
-    kept = {**project(connection, name).retention, **days}
-    return _change(connection, name, {"retention": {what: count for what, count in kept.items() if count is not None}})
+    return _change(connection, name, {"retention": kept})
 
 
 def set_usage_keys(connection: Connection, name: str, keys: Sequence[str]) -> Project:
@@ -311,6 +312,20 @@ def _retention_fault(what: str, days: int | None) -> Fault | None:
     if days is not None and not 1 <= days <= retention.MOST_DAYS:
         return Fault(f"/retention/{what}", "out_of_range", f"must be 1 to {retention.MOST_DAYS} days")
     return None
+
+
+def _order_faults(kept: Mapping[str, int]) -> Iterator[Fault]:
+    """What goes in an order that cannot be: rows are the last of a job, and its objects the first."""
+    for what, others in retention.AFTER.items():
+        for other in others if what in kept else ():
+            if kept.get(other, 0) > kept[what]:
+                yield Fault(f"/retention/{what}", "out_of_range", f"must be as many days as {other}, which go first")
+    if kept.get("rows", retention.LEAST_ROWS) < retention.LEAST_ROWS:
+        message = f"must be {retention.LEAST_ROWS} days: an Idempotency-Key is kept so long"
+        yield Fault("/retention/rows", "out_of_range", message)
+    for what, other in (("rows", "outputs"), ("events", "deliveries")):
+        if what in kept and other not in kept:
+            yield Fault(f"/retention/{what}", "incomplete", f"wants days for {other} too, which go first")
 
 
 def _faults(connection: Connection, weight: int | None, time_zone: str | None) -> list[Fault]:

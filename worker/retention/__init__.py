@@ -13,14 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine
 
-from worker.retention import statements
+from worker.retention import events, rows, statements
 from worker.storage import Bucket
 
-CLASSES = ("outputs", "deliveries")  # what may have days of its own
+CLASSES = ("outputs", "deliveries", "events", "rows")  # what may have days of its own, in the order in which it goes
+AFTER = {
+    "events": ("deliveries",),
+    "rows": ("outputs", "deliveries", "events"),
+}  # what may not have fewer days than these
 MOST_DAYS = 36_500
+DUTY = "prune"
+_OF_JOBS = {"events": events.due, "rows": rows.due}  # how many would go
+_NIGHT, _ZONE = 3, ZoneInfo("Asia/Shanghai")  # the hour from which a night's run goes on, and where it is so late
+LEAST_ROWS = rows.LEAST
 _ROWS = {"outputs": 100, "deliveries": 500}  # a batch: each output costs a request to the bucket
 
 
@@ -38,18 +47,33 @@ class Pruned:
         return dict(vars(self))
 
 
-def is_wanted(connection: Connection) -> bool:
-    """Whether any project has days set."""
-    found: bool = connection.execute(statements.IS_WANTED).scalar_one()
-    return found
+def is_due(connection: Connection, now: datetime) -> bool:
+    """Whether something of the last night is left to do; a night in which no project has days set is done at once."""
+    found = connection.execute(statements.STANDING, {"duty": DUTY, "night": _last_night(now)}).one_or_none()
+    if found is None:
+        return False
+    if not found.is_wanted:
+        connection.execute(statements.DONE, {"duty": DUTY, "now": now})
+    return bool(found.is_wanted)
+
+
+def nightly(engine: Engine, bucket: Bucket, now: datetime, seconds: float) -> None:
+    """Some seconds of a night's run; it is done where they are more than enough, and goes on where they are not."""
+    deadline = time.monotonic() + seconds
+    prune(engine, bucket, None, now, seconds)
+    if time.monotonic() < deadline:
+        with engine.begin() as connection:
+            connection.execute(statements.DONE, {"duty": DUTY, "now": now})
 
 
 def due(connection: Connection, name: str | None, now: datetime) -> Iterator[Pruned]:
     """What would go now, of one project or of all; nothing is changed."""
     for project in connection.execute(statements.PROJECTS, {"name": name}).mappings().all():
-        for what, days in project["retention"].items():
-            values = {"project": project["id"], "before": now - timedelta(days=days)}
-            row = connection.execute(statements.COUNT[what], values).one()
+        for what, before in _days(project, now):
+            if what in _OF_JOBS:
+                yield Pruned(project["name"], what, _OF_JOBS[what](connection, project["id"], before), 0)
+                continue
+            row = connection.execute(statements.COUNT[what], {"project": project["id"], "before": before}).one()
             yield Pruned(project["name"], what, row.rows, int(row.bytes))
 
 
@@ -59,20 +83,36 @@ def prune(engine: Engine, bucket: Bucket, name: str | None, now: datetime, secon
     with engine.connect() as connection:
         projects = connection.execute(statements.PROJECTS, {"name": name}).mappings().all()
     return [
-        _pruned(engine, bucket, project, what, now - timedelta(days=days), deadline)
+        _pruned(engine, bucket, project, what, before, deadline)
         for project in projects
-        for what, days in project["retention"].items()
+        for what, before in _days(project, now)
     ]
 
 
+def _last_night(now: datetime) -> datetime:
+    local = now.astimezone(_ZONE)
+    began = local.replace(hour=_NIGHT, minute=0, second=0, microsecond=0)
+    return began if began <= local else began - timedelta(days=1)
+
+
+def _days(project: Any, now: datetime) -> list[tuple[str, datetime]]:
+    """What of it is kept for days, in the order in which it goes, and from before when it goes."""
+    kept = project["retention"]
+    return [(what, now - timedelta(days=kept[what])) for what in CLASSES if what in kept]
+
+
 def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: datetime, deadline: float) -> Pruned:
-    rows = size = 0
+    if what == "events":
+        return Pruned(project["name"], what, events.prune(engine, project["id"], before, deadline), 0)
+    if what == "rows":
+        return Pruned(project["name"], what, rows.prune(engine, bucket, project["id"], before, deadline), 0)
+    count = size = 0
     while True:
         with engine.begin() as connection:
             went = _batch(connection, bucket, project["id"], what, before)
-        rows, size = rows + len(went), size + sum(went)
+        count, size = count + len(went), size + sum(went)
         if len(went) < _ROWS[what] or time.monotonic() > deadline:
-            return Pruned(project["name"], what, rows, size)
+            return Pruned(project["name"], what, count, size)
 
 
 def _batch(connection: Connection, bucket: Bucket, project: uuid.UUID, what: str, before: datetime) -> list[int]:

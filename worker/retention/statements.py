@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import text
 
+_REST = 2.0  # seconds at the most
+
+
+def rest(began: float) -> None:
+    """Waits as long as the work since then took, so that pruning has half of the time, and claims the rest."""
+    time.sleep(min(time.monotonic() - began, _REST))
+
+
 # a legal hold on the project, or on the job, its parent or its batch
-_HELD = """
+HELD = """
     exists (select from holds h where h.project_id = :project and h.released_at is null
             and ((h.job_id is null and h.batch_id is null) or h.job_id in ({jobs}) or h.batch_id in ({batches})))
 """
@@ -34,7 +44,7 @@ _OUTPUTS = f"""
        and not exists (select from attempts a where a.job_id in (j.id, p.id) and a.closed_at is null)
        and not exists (select from batches b where b.id in (j.batch_id, p.batch_id) and b.state <> 'completed')
        and not exists (select from named where named.key = o.key)
-       and not {_HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id")}
+       and not {HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id")}
 """  # noqa: S608 - of constants
 
 _DELIVERIES = f"""
@@ -43,15 +53,21 @@ _DELIVERIES = f"""
       left join jobs p on p.id = j.parent_id
       left join events e on e.id = d.event_id
      where d.project_id = :project and d.state <> 'waiting' and d.finished_at < :before
-       and not {_HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id, e.batch_id")}
+       and not {HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id, e.batch_id")}
 """
 
-IS_WANTED = text("select exists (select from projects where retention <> '{}')")
+# the duty where it was not done since that night, and whether any project has days
+STANDING = text(
+    "select exists (select from projects where retention <> '{}') as is_wanted"
+    " from duties where name = :duty and done_at < :night"
+)
+DONE = text("update duties set done_at = :now where name = :duty and done_at < :now")
 PROJECTS = text(
     "select id, name, retention from projects"
     " where retention <> '{}' and name = coalesce(cast(:name as text), name) order by id"
 )
-LOCK = text("select from projects where id = :project for share")
+# One run's turn at a time, however many there are; and a hold that is being added waits until the turn is over.
+LOCK = text("select pg_advisory_xact_lock(x'4e6f72697052'::bigint) from projects where id = :project for share")
 COUNT = {
     "outputs": text(f"with {_NAMED} select count(*) as rows, coalesce(sum(o.bytes), 0) as bytes {_OUTPUTS}"),
     "deliveries": text(f"select count(*) as rows, 0 as bytes {_DELIVERIES}"),

@@ -96,7 +96,7 @@ class Runner:
         """Lets go, for half a minute, what projects no longer keep."""
         with self.ctx.engine.connect() as connection:
             now = connection.execute(select(claims.NOW)).scalar_one()
-        retention.prune(self.ctx.engine, self.ctx.bucket, None, now, _PRUNED_FOR)
+        retention.nightly(self.ctx.engine, self.ctx.bucket, now, _PRUNED_FOR)
 
     def import_quotas(self) -> None:
         """The look at what the provider tells each account of its models and limits."""

@@ -25,6 +25,9 @@ from worker.claims import Now
 
 _CHANNEL = "noria_events"
 _NEWS = timedelta(seconds=5)  # for which an event is told of, each tick: one that is open still may hold it back
+
+# what webhooks may say; the index of the feed is of these
+TOLD = "type not in ('job.noted', 'job.admitted', 'job.uncertain', 'job.gathering', 'job.copying')"
 _WALKED = 1000  # events that one page passes at the most; most of them may be of parts of jobs, of which none is told
 
 
@@ -95,9 +98,8 @@ def wait(connection: Connection, seconds: float) -> None:
 
 # When the last event was written. Its limit is no parameter: with one, the tick's look was planned anew each time.
 _LAST = literal_column("(select at from events order by id desc limit 1)", DateTime(timezone=True))
-# What is told, in so far as no open transaction can still precede it. The types are those of the index.
-_READABLE = """xid < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
-           and type not in ('job.noted', 'job.admitted', 'job.uncertain', 'job.gathering', 'job.copying')"""
+# What is told, in so far as no open transaction can still precede it.
+_READABLE = f"xid < (select pg_snapshot_xmin(pg_current_snapshot())::text::bigint) and {TOLD}"
 # The events that are told; and in the end the last that was passed, whatever it is.
 _PAGE = text(
     f"""
