@@ -80,13 +80,15 @@ def test_the_bucket_is_left_as_it_was_found(play: Stage) -> None:
     assert play.ctx.bucket.uploads() == []
 
 
-def test_a_database_that_is_away_is_one_failure_and_not_nine(play: Stage) -> None:
+def test_a_database_that_is_away_is_one_failure_and_not_one_of_each_check(play: Stage) -> None:
     away = create_engine(f"postgresql+psycopg://noria@127.0.0.1:{closed_port()}/noria")
     exam = Exam(play.ctx.settings, play.ctx.catalog, away, play.ctx.bucket)
 
     found = list(doctor.examine(exam, [check for check in CHECKS if "database" in (check.name, check.needs)]))
 
-    assert [diagnosis.found.verdict for diagnosis in found] == [Verdict.FAILURE] + 8 * [Verdict.SKIPPED]
+    verdicts = [diagnosis.found.verdict for diagnosis in found]
+    assert verdicts == [Verdict.FAILURE] + (len(found) - 1) * [Verdict.SKIPPED]
+    assert len(found) > 5
     assert not doctor.is_well(found)
 
 
