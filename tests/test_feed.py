@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from serving import CLIP, Served, eventually, served
+from serving import CLIP, Served, eventually
 from sqlalchemy import Connection, Engine, event, text
 
 from worker import keys
@@ -34,12 +34,6 @@ values (:job, :project, :n, :type, 'queued') returning id
 def project(engine: Engine) -> Project:
     with engine.begin() as connection:
         return keys.create_project(connection, "spring")
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
 
 
 def make(connection: Connection, project: Project, parent: uuid.UUID | None = None) -> uuid.UUID:
