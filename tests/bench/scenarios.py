@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.bench import bills, campaigns, copies, cost, growth, outage, polling, slots, submissions, tables, webhooks
+from tests.bench import (
+    bills,
+    campaigns,
+    copies,
+    cost,
+    feed,
+    growth,
+    outage,
+    polling,
+    slots,
+    submissions,
+    tables,
+    webhooks,
+)
 from tests.bench.figures import Figure
 from tests.bench.rig import Rig
 
@@ -39,7 +52,12 @@ def _bills(quick: bool) -> list[Figure]:
 
 
 # Not run unless they are named.
-ALONE: dict[str, Callable[[bool], list[Figure]]] = {"slots": _slots, "outage": _outage, "bills": _bills}
+ALONE: dict[str, Callable[[bool], list[Figure]]] = {
+    "slots": _slots,
+    "outage": _outage,
+    "bills": _bills,
+    "feed": feed.measure,
+}
 
 
 def _flat(scenario: str, found: Mapping[str, Any], before: str = "") -> list[Figure]:
