@@ -195,6 +195,8 @@ def test_a_page_reads_a_range_of_the_index_wherever_it_is(engine: Engine, projec
     walks = [node for node in nodes if node.get("Index Name") == "ix_events_told"]
     assert [node["Actual Rows"] <= feed._WALKED + 1 for node in walks] == [True]
     assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes) <= feed._WALKED + 1
+    jobs = [node["Actual Loops"] for node in nodes if node.get("Relation Name") == "jobs"]
+    assert max(jobs) <= 101, "no job is looked up that the page does not show"
 
 
 def test_the_feed_says_what_webhooks_say(api: Served) -> None:
