@@ -17,12 +17,12 @@ Script = Callable[[socket.socket, bytes], None]
 class Peer:
     """A server that answers each request of each connection by its script, until the script closes."""
 
-    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, script: Script, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[bytes] = []
         self.connections = 0
         self._script = script
         self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self._open: list[socket.socket] = []
         self.port: int = self._listener.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
@@ -55,9 +55,9 @@ class Peer:
 
 
 @contextmanager
-def peer(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[Peer]:
+def peer(script: Script, tls: ssl.SSLContext | None = None, port: int = 0) -> Iterator[Peer]:
     """A peer for the length of the block."""
-    made = Peer(script, tls)
+    made = Peer(script, tls, port)
     try:
         yield made
     finally:

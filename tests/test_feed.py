@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from serving import CLIP, Served, eventually, served
+from serving import CLIP, Served, eventually
 from sqlalchemy import Connection, Engine, event, text
 
 from worker import keys
@@ -34,12 +34,6 @@ values (:job, :project, :n, :type, 'queued') returning id
 def project(engine: Engine) -> Project:
     with engine.begin() as connection:
         return keys.create_project(connection, "spring")
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
 
 
 def make(connection: Connection, project: Project, parent: uuid.UUID | None = None) -> uuid.UUID:
@@ -201,6 +195,8 @@ def test_a_page_reads_a_range_of_the_index_wherever_it_is(engine: Engine, projec
     walks = [node for node in nodes if node.get("Index Name") == "ix_events_told"]
     assert [node["Actual Rows"] <= feed._WALKED + 1 for node in walks] == [True]
     assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes) <= feed._WALKED + 1
+    jobs = [node["Actual Loops"] for node in nodes if node.get("Relation Name") == "jobs"]
+    assert max(jobs) <= 101, "no job is looked up that the page does not show"
 
 
 def test_the_feed_says_what_webhooks_say(api: Served) -> None:

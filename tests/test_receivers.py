@@ -10,9 +10,8 @@ import pytest
 from post import NOW, Post
 from pytest_httpserver import HTTPServer
 from sqlalchemy import Engine, event, text
-from stage import Stage, stage
+from stage import Stage
 
-from ops.sandbox.testing import Sandbox, running
 from worker import tick, timeouts, webhooks
 from worker.egress import transports
 from worker.settings import Settings
@@ -20,19 +19,6 @@ from worker.tables import Delivery
 from worker.webhooks import receivers
 
 DEAD = "http://127.0.0.1:9/hook"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with running() as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 @pytest.fixture

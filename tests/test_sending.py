@@ -6,36 +6,20 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpx
 import peers
-import pytest
 from peers import Peer, peer
 from post import Post
 from sqlalchemy import Engine, event
-from stage import Stage, stage
+from stage import Stage
 
-from ops.sandbox.testing import Sandbox, running
 from worker import egress, tick
 from worker.webhooks import receivers, sending
 
 TOLD = peers.answers(204, b"")
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with running() as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
-        yield made
 
 
 def write(play: Stage, url: str, count: int = 1) -> None:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-import socket
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import peers
 import pytest
 from peers import Peer, peer
-from serving import CLIP, Served, eventually, served
+from serving import CLIP, Served, eventually
 from sqlalchemy import event
-from stage import Stage, stage
+from stage import Stage
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from ops.sandbox.options import Options
-from ops.sandbox.testing import Sandbox, running
 from worker import keys, webhooks
 from worker.errors import Conflict
 from worker.moves import bulk
@@ -37,25 +30,6 @@ TOLD = peers.answers(204, b"")
 NOW = datetime(2026, 11, 27, 4, tzinfo=UTC)
 ENDS = ["job.succeeded"]
 WAITS = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with running(Options(run_seconds=0.05, queue_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
-        yield made
-
-
-@pytest.fixture
-def api(environment: dict[str, str]) -> Iterator[Served]:
-    with served(environment) as made:
-        yield made
 
 
 @pytest.fixture
@@ -593,33 +567,3 @@ def _project(play: Stage, name: str) -> Any:
 def _tried(answer: Any) -> webhooks.Tried:
     delivery = Delivery(project_id=None, url="https://shop.example/", body="{}", tries=0, created_at=NOW)
     return webhooks.deliver(httpx.MockTransport(answer), delivery, None, NOW)
-
-
-README = Path(__file__).resolve().parents[1] / "README.md"
-
-
-def test_the_receiver_of_the_readme_verifies_what_is_sent(play: Stage) -> None:
-    (program,) = re.findall(r"```python\n(import os\n.*?)```", README.read_text(), re.DOTALL)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    endpoint = register(play, f"http://127.0.0.1:{port}/", ["job.queued"])
-    environment = {"SECRET": endpoint.secret, "PATH": ""}
-    source = program.replace("8080", str(port))
-    running = subprocess.Popen([sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        eventually(lambda: _listens(port))
-        job = play.submit()
-        deliver(play)
-        assert running.stdout is not None
-        line = running.stdout.readline().split()
-    finally:
-        running.kill()
-        running.wait()
-
-    (delivery,) = play.deliveries()
-    assert (delivery.state, line) == ("delivered", [f"evt_{delivery.event_id}", "job.queued", str(job.id)])
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0

@@ -11,6 +11,7 @@ from tests.bench import (
     copies,
     cost,
     costs,
+    feed,
     growth,
     outage,
     polling,
@@ -63,6 +64,7 @@ ALONE: dict[str, Callable[[bool], list[Figure]]] = {
     "outage": _outage,
     "bills": _bills,
     "prune": _prune,
+    "feed": feed.measure,
 }
 
 

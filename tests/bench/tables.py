@@ -65,7 +65,7 @@ def _measured(made: servers.Servers, sizes: Sequence[int], say: Callable[[str], 
             say(f"{size:,} finished jobs: {time.monotonic() - began:.0f} s to make")
             figures += _lists(engine, project, size)
             figures += _work(engine, project, f"{size:,} rows")
-            with _snapshot(engine):
+            with snapshot(engine):
                 figures += _work(engine, project, f"{size:,} rows and an old snapshot", _ROUNDS)
     return figures
 
@@ -86,7 +86,7 @@ def _lists(engine: Engine, project: uuid.UUID, size: int) -> Iterator[Figure]:
         "q that finds nothing": Filter(q="no such words"),
     }.items():
         with engine.connect() as connection:
-            took = [_timed(lambda c=connection, w=wanted: _list(c, project, w)) for _ in range(_LOOKS)]  # type: ignore[misc]
+            took = [timed(lambda c=connection, w=wanted: _list(c, project, w)) for _ in range(_LOOKS)]  # type: ignore[misc]
         yield Figure(NAME, f"{size:,} rows, {name}: first look", "ms", took[0])
         yield Figure(NAME, f"{size:,} rows, {name}", "ms", percentile(took[1:], 0.5))
 
@@ -121,20 +121,20 @@ def claimed(engine: Engine) -> Mapping[str, float]:
     """What each step of one round takes; afterwards all is as before, but for what the rows were meanwhile."""
     due = next(each for each in tick._WORK if each.group.queue == "provider" and each.limit >= _DUE)
     with engine.connect() as connection:
-        idle = _timed(lambda: tick.run(connection))
+        idle = timed(lambda: tick.run(connection))
         connection.execute(_DUE_NOW)
-        full = _timed(lambda: tick.run(connection))
+        full = timed(lambda: tick.run(connection))
         connection.rollback()
         connection.execute(_DUE_NOW)
-        admitting = _timed(lambda: fair_queue.admit(connection, _now(connection)))
+        admitting = timed(lambda: fair_queue.admit(connection, _now(connection)))
         connection.rollback()
     with engine.begin() as connection:
         connection.execute(_DUE_NOW)
         made: list[claims.Claim] = []
-        claiming = _timed(lambda: made.extend(_claim(connection, due)))
+        claiming = timed(lambda: made.extend(_claim(connection, due)))
     numbers = [(claim.id, claim.number) for claim in made]
     with engine.begin() as connection:
-        taking = _timed(lambda: claims.take(connection, Job, numbers, timedelta(minutes=1)))
+        taking = timed(lambda: claims.take(connection, Job, numbers, timedelta(minutes=1)))
         connection.execute(_LATER)
     return {
         "an idle tick": idle,
@@ -149,7 +149,7 @@ def _claim(connection: Connection, due: Any) -> list[claims.Claim]:
     return claims.claim_due(connection, Job, due.due, due.order, _DUE, _now(connection))
 
 
-def _timed(step: Callable[[], Any]) -> float:
+def timed(step: Callable[[], Any]) -> float:
     began = time.perf_counter()
     step()
     return (time.perf_counter() - began) * 1000
@@ -184,7 +184,7 @@ def begin(engine: Engine) -> uuid.UUID:
 
 
 @contextmanager
-def _snapshot(engine: Engine) -> Iterator[None]:
+def snapshot(engine: Engine) -> Iterator[None]:
     """Another session's open transaction, as a dump or a report has it."""
     beside = create_engine(engine.url, poolclass=NullPool, isolation_level="REPEATABLE READ")
     with beside.connect() as connection:

@@ -114,7 +114,7 @@ _PAGE = text(
             -- with a limit, so that it is one look into the index for each
             select custom_id, batch_id, parent_id from jobs where jobs.id = walked.job_id limit 1) as about on true
       where about.parent_id is null
-      order by passed limit :limit)
+      order by walked.xid, walked.id limit :limit)  -- the order in which they were walked: no look at a job too many
     union all
     (select walked.*, null, null, true from walked order by passed desc limit 1)
      order by is_last, passed

@@ -184,6 +184,9 @@ _MAKE = insert(WebhookEndpoint).returning(*WebhookEndpoint.__table__.c)
 
 # By state, so that each is a range of the index in its order, however few of an endpoint's deliveries are in it.
 _WHICH = "endpoint_id = :endpoint and d.state = wanted.state and d.id >= :since"
+# A range of one state, so that its order is that of the index alone: where a state has no rows, the planner would walk
+# all deliveries there are by their ids.
+_THESE = "endpoint_id = :endpoint and d.state between wanted.state and wanted.state and d.id >= :since"
 _LOG = text(
     f"""
     select found.*, events.type, events.at, events.sequence, events.batch_id, events.endpoint_id as of_endpoint
@@ -191,8 +194,8 @@ _LOG = text(
      cross join lateral (
            select d.id, d.event_id, d.job_id, d.url, d.state, d.tries, d.last_status, d.last_error, d.last_ms,
                   d.last_answer, d.created_at, d.finished_at, d.run_at, d.claimed
-             from deliveries as d where {_WHICH} and d.id < :before
-            order by d.id desc limit :limit) as found
+             from deliveries as d where {_THESE} and d.id < :before
+            order by d.state, d.id desc limit :limit) as found
       join events on events.id = found.event_id
      order by found.id desc limit :limit
     """  # noqa: S608 - words of ours
