@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import keys, retention
 from worker.errors import InvalidInput, NotFound
+from worker.inputs import files
 from worker.retention import holds
 from worker.tables import Job, Project
 
@@ -45,6 +47,17 @@ def prune(play: Stage, days: int = 31) -> int:
     """How many rows go, that many days from now."""
     later = play.now() + timedelta(days=days)
     return sum(one.rows for one in retention.prune(play.ctx.engine, play.ctx.bucket, None, later, 60))
+
+
+def uploaded(play: Stage, name: str) -> str:
+    """The key of a text that the project uploaded."""
+    content = f"What {name} says.".encode()
+    given = files.draft(f"{name}.txt", io.BytesIO(content))
+    return files.keep(play.ctx.engine, play.ctx.bucket, play.project.id, given, play.now())[0].key
+
+
+def _die(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def is_there(play: Stage, key: str) -> bool:
@@ -92,14 +105,39 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(play: Stage) -> None:
     assert found.bytes == play.ctx.bucket.head(key).bytes  # type: ignore[union-attr]
 
 
-def test_a_run_killed_between_object_and_row_is_done_again(play: Stage) -> None:
+def test_objects_of_a_run_that_was_killed_are_deleted_by_the_next(play: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     job, key = made(play)
     keep(play, outputs=30)
-    play.ctx.bucket.delete(key)
+    with monkeypatch.context() as dying:
+        dying.setattr(type(play.ctx.bucket), "delete", _die)
+        with pytest.raises(KeyboardInterrupt):
+            prune(play)
 
-    assert prune(play) == 1
-
+    assert is_there(play, key)
     assert play.document(job)["outputs"][0]["pruned_at"] is not None
+    assert prune(play) == 0
+    assert not is_there(play, key)
+    assert play.sql("select * from doomed") == []
+
+
+def test_a_file_goes_after_its_days_but_not_while_unfinished_work_names_it(play: Stage) -> None:
+    used, idle = (uploaded(play, name) for name in ("used", "idle"))
+    play.submit(kind="summary", model="qwen-flash", input={"documents": [{"key": used}], "mode": "calls"})
+    keep(play, inputs=30)
+
+    assert (prune(play, days=29), prune(play)) == (0, 1)
+
+    assert (is_there(play, used), is_there(play, idle)) == (True, False)
+    assert [row["key"] for row in play.sql("select key from files")] == [used]
+
+
+def test_a_file_under_a_hold_of_its_project_stays(play: Stage) -> None:
+    key = uploaded(play, "used")
+    keep(play, inputs=30)
+    hold(play, play.project)
+
+    assert prune(play) == 0
+    assert is_there(play, key)
 
 
 def test_another_projects_outputs_stay(play: Stage) -> None:

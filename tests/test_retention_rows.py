@@ -86,13 +86,39 @@ def test_the_ledger_and_its_sums_stay_as_they_were(play: Stage) -> None:
     assert (play.sql("select * from ledger order by id"), play.sql("select * from ledger_sums order by id")) == before
 
 
-def test_rows_stay_while_an_object_of_theirs_is_there(play: Stage) -> None:
+def test_rows_of_a_job_that_succeeded_stay_while_an_object_of_theirs_is_there(play: Stage) -> None:
     made(play)
-    play.sql("update jobs set state = 'failed'")  # outputs go only of jobs that succeeded
+    with play.ctx.engine.begin() as connection:
+        keys.set_retention(connection, play.project.name, {"outputs": 60})
+    play.sql("update outputs set created_at = created_at + interval '10 days'")  # so that it is not its turn yet
 
     assert prune(play)["rows"] == 0
 
     assert count(play, "outputs") == 1
+
+
+def test_outputs_of_a_job_that_did_not_succeed_go_with_its_rows(play: Stage) -> None:
+    job = made(play)
+    (key,) = (row["key"] for row in play.sql("select key from outputs"))
+    play.sql("update jobs set state = 'failed'")
+
+    assert prune(play, days=59) == {"outputs": 0, "rows": 0}
+    assert play.ctx.bucket.head(key) is not None
+    assert prune(play)["rows"] == 1
+
+    assert play.ctx.bucket.head(key) is None
+    assert play.sql("select * from jobs where id = :id", id=job.id) == []
+
+
+def test_an_output_that_unfinished_work_names_keeps_the_rows_of_a_job_that_failed(play: Stage) -> None:
+    made(play)
+    (key,) = (row["key"] for row in play.sql("select key from outputs"))
+    play.sql("update jobs set state = 'failed'")
+    play.submit(kind="summary", model="qwen-flash", input={"documents": [{"key": key}], "mode": "calls"})
+
+    assert prune(play)["rows"] == 0
+
+    assert play.ctx.bucket.head(key) is not None
 
 
 @pytest.mark.parametrize(
@@ -416,7 +442,14 @@ def test_the_feed_goes_on_behind_what_has_gone(play: Stage) -> None:
 
 
 def fed(play: Stage, after: feed.Place) -> list[str]:
-    """The places of what the feed tells behind that place."""
-    with play.ctx.engine.connect() as connection:
-        page = feed.page(connection, play.project.id, after, 100)
-    return [str(feed.Place(event.xid, event.id)) for event in page.events]
+    """The places of what the feed tells behind that place, once no transaction of others holds it back."""
+    statement = f"select count(*) as n from events where {feed.TOLD} and (xid, id) > (:xid, :id)"
+    wanted = play.sql(statement, xid=after.xid, id=after.id)[0]["n"]
+
+    def told() -> list[str] | None:
+        with play.ctx.engine.connect() as connection:
+            events = feed.page(connection, play.project.id, after, 100).events
+        return [str(feed.Place(event.xid, event.id)) for event in events] if len(events) == wanted else None
+
+    found: list[str] = eventually(told)
+    return found

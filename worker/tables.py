@@ -940,6 +940,16 @@ class Run(Base):
     )
 
 
+class Doomed(Base):
+    """An object of the bucket, or all below a prefix, that nothing refers to any more: to be deleted."""
+
+    __tablename__ = "doomed"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    is_prefix: Mapped[bool] = mapped_column(server_default=text("false"))
+    at: Mapped[datetime] = mapped_column(**_NOW)
+
+
 class Duty(Base):
     """A repeated duty and when it is due, so that any number of clocks do it once."""
 

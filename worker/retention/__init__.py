@@ -1,14 +1,14 @@
 """Retention: what a project wants forgotten goes, in small batches, and never what something still needs.
 
-An object goes before its row is marked, in one transaction: killed in between, the next run deletes the object again,
-which it need not find, and marks the row. Only outputs of succeeded jobs go. A succeeded job is never retried, so no
-retry can meet a pruned output. A batch holds a share lock on the project's row: a legal hold waits for it.
+A short transaction lets go of rows and writes down the objects that nothing refers to any more (`objects`); these are
+deleted after it. Outputs go by themselves of succeeded and rejected jobs alone, which are never retried, so no retry
+can meet a pruned output; those of other jobs go with the job's rows. A portion holds a share lock on the project's row:
+a legal hold waits for it.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,10 +17,16 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine
 
-from worker.retention import events, rows, statements
+from worker.retention import events, objects, rows, statements
 from worker.storage import Bucket
 
-CLASSES = ("outputs", "deliveries", "events", "rows")  # what may have days of its own, in the order in which it goes
+CLASSES = (
+    "outputs",
+    "inputs",
+    "deliveries",
+    "events",
+    "rows",
+)  # what may have days of its own, in the order in which it goes
 AFTER = {
     "events": ("deliveries",),
     "rows": ("outputs", "deliveries", "events"),
@@ -30,7 +36,7 @@ DUTY = "prune"
 _OF_JOBS = {"events": events.due, "rows": rows.due}  # how many would go
 _NIGHT, _ZONE = 3, ZoneInfo("Asia/Shanghai")  # the hour from which a night's run goes on, and where it is so late
 LEAST_ROWS = rows.LEAST
-_ROWS = {"outputs": 100, "deliveries": 500}  # a batch: each output costs a request to the bucket
+_ROWS = {"outputs": 100, "inputs": 100, "deliveries": 500}  # a portion
 
 
 @dataclass(frozen=True)
@@ -107,23 +113,32 @@ def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: dat
     if what == "rows":
         return Pruned(project["name"], what, rows.prune(engine, bucket, project["id"], before, deadline), 0)
     count = size = 0
+    values = {"project": project["id"], "before": before, "rows": _ROWS[what]}
     while True:
         with engine.begin() as connection:
-            went = _batch(connection, bucket, project["id"], what, before)
+            connection.execute(statements.LOCK, values)
+            found, went = _TAKES[what](connection, values)
+        objects.delete(engine, bucket, deadline)
         count, size = count + len(went), size + sum(went)
-        if len(went) < _ROWS[what] or time.monotonic() > deadline:
+        if found < _ROWS[what] or time.monotonic() > deadline:
             return Pruned(project["name"], what, count, size)
 
 
-def _batch(connection: Connection, bucket: Bucket, project: uuid.UUID, what: str, before: datetime) -> list[int]:
-    """The bytes of each row that went."""
-    connection.execute(statements.LOCK, {"project": project})
-    values = {"project": project, "before": before, "rows": _ROWS[what]}
-    if what == "deliveries":
-        return [0 for _ in connection.execute(statements.DELETE_DELIVERIES, values)]
-    found = connection.execute(statements.TAKE_OUTPUTS, values).all()
-    for row in found:
-        bucket.delete(row.key)
-    if found:
-        connection.execute(statements.MARK, {"keys": [row.key for row in found]})
-    return [row.bytes for row in found]
+def _take_outputs(connection: Connection, values: dict[str, Any]) -> tuple[int, list[int]]:
+    """How many were looked at, and the bytes of each that goes; of the others the same."""
+    went = [row.bytes for row in connection.execute(statements.PRUNE_OUTPUTS, values)]
+    return len(went), went
+
+
+def _take_inputs(connection: Connection, values: dict[str, Any]) -> tuple[int, list[int]]:
+    locked = connection.execute(statements.LOCK_INPUTS, values).scalars().all()
+    gone = connection.execute(statements.PRUNE_INPUTS, values | {"files": locked})
+    return len(locked), [row.bytes for row in gone]
+
+
+def _take_deliveries(connection: Connection, values: dict[str, Any]) -> tuple[int, list[int]]:
+    went = [0 for _ in connection.execute(statements.DELETE_DELIVERIES, values)]
+    return len(went), went
+
+
+_TAKES = {"outputs": _take_outputs, "inputs": _take_inputs, "deliveries": _take_deliveries}

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from worker import log, storage
-from worker.retention import statements
+from worker.retention import objects, statements
 from worker.storage import Bucket
 from worker.tables import Job
 
@@ -33,7 +33,8 @@ def prune(engine: Engine, bucket: Bucket, project: uuid.UUID, before: datetime, 
     """How many jobs, batches and runs went, until nothing is left or `deadline` of the monotonic clock is over."""
     went, began = 0, time.monotonic()
     for of in (_jobs, _batches, _runs):
-        for some in of(engine, bucket, {"project": project, "before": before, "upto": _made_before(before)}):
+        for some in of(engine, {"project": project, "before": before, "upto": _made_before(before)}):
+            objects.delete(engine, bucket, deadline)
             went += some
             if time.monotonic() > deadline:
                 return went
@@ -49,30 +50,28 @@ def due(connection: Connection, project: uuid.UUID, before: datetime) -> int:
     return rows
 
 
-def _jobs(engine: Engine, bucket: Bucket, values: dict[str, Any]) -> Iterator[int]:
+def _jobs(engine: Engine, values: dict[str, Any]) -> Iterator[int]:
     after: uuid.UUID | None = _FIRST
     while after is not None:
-        went, after = _portion(engine, values, partial(_take_jobs, bucket=bucket, after=after)) or (0, None)
+        went, after = _portion(engine, values, partial(_take_jobs, after=after)) or (0, None)
         yield went
 
 
-def _take_jobs(
-    connection: Connection, values: dict[str, Any], bucket: Bucket, after: uuid.UUID
-) -> tuple[int, uuid.UUID | None]:
+def _take_jobs(connection: Connection, values: dict[str, Any], after: uuid.UUID) -> tuple[int, uuid.UUID | None]:
     """How many jobs went, and after which to go on; None: there are no more."""
     families = connection.execute(_TAKE_JOBS, {**values, "after": after, "rows": _JOBS}).all()
     jobs = [job for family in families for job in family.ids]
-    for parent in connection.execute(_PARENTS, {"jobs": jobs}).mappings():
-        for key, _, _ in bucket.listing(f"{storage.stem(Job.of(parent))}/"):  # what it worked with
-            bucket.delete(key)
+    parents = connection.execute(_PARENTS, {"jobs": jobs}).mappings().all()
+    worked_with = [f"{storage.stem(Job.of(parent))}/" for parent in parents]
+    connection.execute(_DOOM, {"keys": worked_with, "is_prefix": True})
     connection.execute(_DELETE_JOBS, {"jobs": jobs, "before": values["before"]})
     return len(jobs), families[-1].id if families else None
 
 
-def _batches(engine: Engine, bucket: Bucket, values: dict[str, Any]) -> Iterator[int]:
+def _batches(engine: Engine, values: dict[str, Any]) -> Iterator[int]:
     while _portion(engine, values, _take_batch_rows):
         yield 0
-    while went := _portion(engine, values, partial(_take_batches, bucket=bucket)):
+    while went := _portion(engine, values, _take_batches):
         yield went
 
 
@@ -80,16 +79,15 @@ def _take_batch_rows(connection: Connection, values: dict[str, Any]) -> int:
     return connection.execute(_DELETE_BATCH_ROWS, {**values, "rows": _ROWS}).rowcount
 
 
-def _take_batches(connection: Connection, values: dict[str, Any], bucket: Bucket) -> int:
+def _take_batches(connection: Connection, values: dict[str, Any]) -> int:
     batches = connection.execute(_TAKE_BATCHES, {**values, "rows": _BATCHES}).all()
-    for batch in batches:
-        if batch.manifest:
-            bucket.delete(batch.manifest)
+    manifests = [batch.manifest for batch in batches if batch.manifest]
+    connection.execute(_DOOM, {"keys": manifests, "is_prefix": False})
     connection.execute(_DELETE_BATCHES, {"batches": [batch.id for batch in batches]})
     return len(batches)
 
 
-def _runs(engine: Engine, _: Bucket, values: dict[str, Any]) -> Iterator[int]:
+def _runs(engine: Engine, values: dict[str, Any]) -> Iterator[int]:
     while went := _portion(engine, values, _take_runs):
         yield went
 
@@ -120,7 +118,8 @@ _GOES_ON = "(b.state <> 'completed' or b.completed_at >= :before)"
 _NEEDED = f"""
     m.finished_at is null or m.finished_at >= :before or m.billed = 'unknown'
     or exists (select from attempts a where a.job_id = m.id and (a.closed_at is null or a.billed = 'unknown'))
-    or exists (select from outputs o where o.job_id = m.id and o.pruned_at is null)
+    or exists (select from outputs o where o.job_id = m.id and o.pruned_at is null
+                and (m.state in ('succeeded', 'rejected') or exists (select from named where named.key = o.key)))
     or exists (select from deliveries d where d.job_id = m.id and d.state = 'waiting')
     or exists (select from schedules s where s.job_id = m.id)
     or exists (select from batches b where b.id = m.batch_id and {_GOES_ON})
@@ -133,13 +132,13 @@ _FAMILIES = f"""
       from jobs r
      cross join lateral (
            select array_agg(m.id) as ids, bool_or({_NEEDED}) as is_needed
-             from (select r.id, r.finished_at, r.billed, r.batch_id
+             from (select r.id, r.finished_at, r.billed, r.batch_id, r.state
                    union all
-                   select t.id, t.finished_at, t.billed, t.batch_id from jobs t where t.first_take = r.id
+                   select t.id, t.finished_at, t.billed, t.batch_id, t.state from jobs t where t.first_take = r.id
                    union all
-                   select c.id, c.finished_at, c.billed, c.batch_id from jobs c where c.parent_id = r.id
+                   select c.id, c.finished_at, c.billed, c.batch_id, c.state from jobs c where c.parent_id = r.id
                    union all
-                   select c.id, c.finished_at, c.billed, c.batch_id
+                   select c.id, c.finished_at, c.billed, c.batch_id, c.state
                      from jobs t join jobs c on c.parent_id = t.id where t.first_take = r.id) as m) as family
      where r.project_id = :project and r.parent_id is null and r.first_take is null
        and r.id > :after and r.id < :upto and r.finished_at < :before and not family.is_needed
@@ -163,6 +162,7 @@ _ENDED_RUN = f"""
 
 _COUNT = text(
     f"""
+    with {statements.NAMED}
     select (select coalesce(sum(cardinality(family.ids)), 0) {_FAMILIES})
          + (select count(*) from batches b where {_ENDED_BATCH})
          + (select count(*) {_ENDED_RUN})
@@ -171,7 +171,7 @@ _COUNT = text(
 # the next families, until they have so many members; at least one
 _TAKE_JOBS = text(
     f"""
-    with found as (
+    with {statements.NAMED}, found as (
         select r.id, family.ids {_FAMILIES} order by r.id limit :rows for update of r skip locked
     ), counted as (
         select id, ids, sum(cardinality(ids)) over (order by id) - cardinality(ids) as before_it from found
@@ -179,13 +179,17 @@ _TAKE_JOBS = text(
     select id, ids from counted where before_it < :rows order by id
     """  # noqa: S608 - of constants
 )
+_DOOM = text(
+    "insert into doomed (key, is_prefix) select unnest(cast(:keys as text[])), :is_prefix on conflict do nothing"
+)
 _PARENTS = text("select id, project_id, created_at from jobs where id = any(:jobs) and mode = 'parent'")
 # In one statement, so that the references among them are looked at once, in its end.
 _DELETE_JOBS = text(
     """
     with told as (delete from deliveries where job_id = any(:jobs) and state <> 'waiting'),
          moves as (delete from events where job_id = any(:jobs)),
-         made as (delete from outputs where job_id = any(:jobs) and pruned_at is not null),
+         made as (delete from outputs where job_id = any(:jobs) returning key, pruned_at),
+         doomed as (insert into doomed (key) select key from made where pruned_at is null on conflict do nothing),
          calls as (delete from attempts where job_id = any(:jobs) and closed_at is not null and billed <> 'unknown'),
          keys as (delete from idempotency_keys where job_id = any(:jobs)),
          lines as (delete from batch_rows where job_id = any(:jobs)),

@@ -21,7 +21,7 @@ HELD = """
 """
 
 # The keys that unfinished work of the project names in its input: they lie in the project's own prefix.
-_NAMED = """
+NAMED = """
     named as materialized (
         select distinct found[1] as key
           from (select input::text as words from jobs where project_id = :project and finished_at is null
@@ -39,13 +39,20 @@ _OUTPUTS = f"""
       join jobs j on j.id = o.job_id
       left join jobs p on p.id = j.parent_id
      where o.project_id = :project and o.pruned_at is null and o.created_at < :before
-       and j.state = 'succeeded' and j.finished_at < :before and j.billed <> 'unknown'
+       and j.state in ('succeeded', 'rejected') and j.finished_at < :before and j.billed <> 'unknown'
        and (p.id is null or (p.state = 'succeeded' and p.finished_at < :before and p.billed <> 'unknown'))
        and not exists (select from attempts a where a.job_id in (j.id, p.id) and a.closed_at is null)
        and not exists (select from batches b where b.id in (j.batch_id, p.batch_id) and b.state <> 'completed')
        and not exists (select from named where named.key = o.key)
        and not {HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id")}
 """  # noqa: S608 - of constants
+
+_INPUTS = f"""
+      from files f
+     where f.project_id = :project and f.created_at < :before
+       and not exists (select from named where named.key = f.key)
+       and not {HELD.format(jobs="null", batches="null")}
+"""
 
 _DELIVERIES = f"""
       from deliveries d
@@ -69,13 +76,36 @@ PROJECTS = text(
 # One run's turn at a time, however many there are; and a hold that is being added waits until the turn is over.
 LOCK = text("select pg_advisory_xact_lock(x'4e6f72697052'::bigint) from projects where id = :project for share")
 COUNT = {
-    "outputs": text(f"with {_NAMED} select count(*) as rows, coalesce(sum(o.bytes), 0) as bytes {_OUTPUTS}"),
+    "outputs": text(f"with {NAMED} select count(*) as rows, coalesce(sum(o.bytes), 0) as bytes {_OUTPUTS}"),
+    "inputs": text(f"with {NAMED} select count(*) as rows, coalesce(sum(f.bytes), 0) as bytes {_INPUTS}"),
     "deliveries": text(f"select count(*) as rows, 0 as bytes {_DELIVERIES}"),
 }
-TAKE_OUTPUTS = text(
-    f"with {_NAMED} select o.key, o.bytes {_OUTPUTS} order by o.created_at limit :rows for update of o skip locked"
+# Marks them, and writes down their objects.
+PRUNE_OUTPUTS = text(
+    f"""
+    with {NAMED}, taken as (
+        select o.key {_OUTPUTS} order by o.created_at limit :rows for update of o skip locked
+    ), marked as (
+        update outputs set pruned_at = now() where key in (select key from taken) returning key, bytes
+    ), doomed as (
+        insert into doomed (key) select key from marked on conflict do nothing
+    )
+    select bytes from marked
+    """  # noqa: S608 - of constants
 )
-MARK = text("update outputs set pruned_at = now() where key = any(:keys) and pruned_at is null")
+# First locked, so that a submission that names one of them comes before the look at what is named, or is refused.
+LOCK_INPUTS = text(f"with {NAMED} select f.id {_INPUTS} order by f.id limit :rows for update of f skip locked")
+PRUNE_INPUTS = text(
+    f"""
+    with {NAMED}, gone as (
+        delete from files f where f.id = any(:files) and not exists (select from named where named.key = f.key)
+        returning key, bytes
+    ), doomed as (
+        insert into doomed (key) select key from gone on conflict do nothing
+    )
+    select bytes from gone
+    """  # noqa: S608 - of constants
+)
 DELETE_DELIVERIES = text(
     "delete from deliveries where id = any(array("  # noqa: S608 - of constants
     f"select d.id {_DELIVERIES} order by d.finished_at limit :rows for update of d skip locked)) returning id"
