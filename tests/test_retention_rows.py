@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import eventually
 from stage import PATIENCE, Stage, stage
 
 from ops import audit
