@@ -293,6 +293,10 @@ def test_another_projects_schedule_has_no_runs(environment: dict[str, str], play
     assert seen["data"] == []
 
 
+def test_thirty_days_that_would_begin_before_all_days_begin_with_the_first() -> None:
+    assert usage.days(None, date(1, 1, 5), date(2026, 11, 27)) == (date.min, date(1, 1, 5))
+
+
 def _ran(play: Stage, schedule: uuid.UUID, night: int, tokens: int) -> None:
     """A run of that night, whose job's call read so many tokens."""
     job = play.submit(**WORDS)

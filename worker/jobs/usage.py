@@ -11,7 +11,7 @@ import statistics
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import Any, Literal
 
 from pydantic import Field
@@ -99,7 +99,7 @@ class Question:
 def days(since: date | None, until: date | None, today: date) -> tuple[date, date]:
     """The days that are meant: the last thirty where nothing is said."""
     last = until or today
-    return since or last - timedelta(days=_DAYS - 1), last
+    return since or date.fromordinal(max(last.toordinal() - _DAYS + 1, 1)), last
 
 
 def report(connection: Connection, project: Project | None, asked: Question) -> Usage:
