@@ -97,6 +97,14 @@ analyze
 """  # 20,000 finished jobs and 2,000 at work, one in seven of these due; as many deliveries, one in fifty waiting
 
 
+SPENT = """
+insert into projects (name, webhook_secret) values ('a', 'whsec_');
+insert into jobs (project_id, kind, model, input) select id, 'summary', 'qwen', '{}' from projects;
+insert into ledger (project_id, job_id, entry, micros, reserved_at)
+select project_id, id, 'reserve', micros, now() from jobs, unnest(array[500, 300, 200]) as micros
+"""
+
+
 @pytest.fixture
 def empty(servers: embedded.Servers, template: str) -> Iterator[Engine]:
     """An engine on a database with nothing in it."""
@@ -289,6 +297,25 @@ def test_indexes_whose_making_was_broken_off_are_made_when_it_is_tried_again(emp
         _upgrade(connection, "0008")
 
         assert connection.exec_driver_sql("select indexrelid::regclass from pg_index where not indisvalid").all() == []
+
+
+@pytest.mark.parametrize("revision", ["0013", "0014", "0015", "0016", "0018"])
+def test_a_migration_that_was_broken_off_before_its_end_can_be_gone_again(empty: Engine, revision: str) -> None:
+    """Those that commit in between: their last statement may fail when all others are done."""
+    with empty.connect() as connection:
+        _upgrade(connection, f"{int(revision) - 1:04}")
+        connection.exec_driver_sql(SPENT)
+        connection.commit()
+        _upgrade(connection, revision)
+        connection.commit()
+        there, sums = sorted(_objects(connection)), _rolled_up(connection, revision)
+        connection.exec_driver_sql(f"update alembic_version set version_num = '{int(revision) - 1:04}'")
+        connection.commit()
+
+        _upgrade(connection, revision)
+
+        assert sorted(_objects(connection)) == there
+        assert _rolled_up(connection, revision) == sums == ((1000, 3) if revision == "0016" else (0, 0))
 
 
 def test_a_look_at_whether_anything_is_due_reads_no_table(seeded: Engine) -> None:
@@ -492,3 +519,11 @@ def _now(connection: Connection) -> datetime:
 def _project(connection: Connection) -> uuid.UUID:
     project: uuid.UUID = connection.execute(text("select id from projects where name = 'project-10'")).scalar_one()
     return project
+
+
+def _rolled_up(connection: Connection, revision: str) -> tuple[int, int]:
+    """The micro-CNY and the jobs that the roll-up has, where there is one."""
+    if revision != "0016":
+        return 0, 0
+    row = connection.exec_driver_sql("select sum(reserved), sum(jobs) from usage_sums").one()
+    return int(row[0]), int(row[1])

@@ -211,6 +211,7 @@ def test_groups_that_there_are_not_are_refused(http: httpx.Client) -> None:
         for params in (
             {"group_by": "colour"},
             {"group_by": "day,week"},
+            {"group_by": "kind,kind"},
             {"group_by": "run"},
             {"since": "2026-11-02", "until": "2026-11-01"},
             {"metadata.sku": "A17"},
@@ -218,10 +219,18 @@ def test_groups_that_there_are_not_are_refused(http: httpx.Client) -> None:
         )
     ]
 
-    assert [answer.status_code for answer in answers] == [422] * 6
+    assert [answer.status_code for answer in answers] == [422] * 7
     assert [answer.json()["errors"][0]["code"] for answer in answers] == [
-        *("unknown_group", "one_period", "run_of_a_schedule", "after_until", "usage_key_not_kept", "unknown_filter")
+        *("unknown_group", "one_period", "group_twice", "run_of_a_schedule"),
+        *("after_until", "usage_key_not_kept", "unknown_filter"),
     ]
+
+
+def test_the_days_before_the_first_one_are_those_that_there_are() -> None:
+    first = date(1, 1, 1)
+
+    assert usage.days(None, date(1, 1, 5), first) == (first, date(1, 1, 5))
+    assert usage.days(None, None, date(2026, 3, 1)) == (date(2026, 1, 31), date(2026, 3, 1))
 
 
 def test_usage_comes_as_csv_with_the_same_groups(play: Stage, http: httpx.Client) -> None:

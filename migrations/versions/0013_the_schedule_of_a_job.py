@@ -17,7 +17,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("schedule_id", sa.Uuid()))
+    op.add_column("jobs", sa.Column("schedule_id", sa.Uuid()), if_not_exists=True)
     with op.get_context().autocommit_block():
         online.index("ix_jobs_schedule", "jobs (schedule_id, id)", "schedule_id is not null")
 

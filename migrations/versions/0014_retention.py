@@ -18,8 +18,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("projects", sa.Column("retention", JSONB(), server_default="{}", nullable=False))
-    op.add_column("outputs", sa.Column("pruned_at", sa.DateTime(timezone=True)))
+    kept = sa.Column("retention", JSONB(), server_default="{}", nullable=False)
+    op.add_column("projects", kept, if_not_exists=True)
+    op.add_column("outputs", sa.Column("pruned_at", sa.DateTime(timezone=True)), if_not_exists=True)
     op.create_table(
         "holds",
         sa.Column("id", sa.Uuid(), server_default=sa.text("uuidv7()"), nullable=False),
@@ -32,8 +33,9 @@ def upgrade() -> None:
         sa.CheckConstraint("job_id is null or batch_id is null", name=op.f("ck_holds_one")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_holds_project_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_holds")),
+        if_not_exists=True,
     )
-    op.execute("create index ix_holds_project_id on holds (project_id) where released_at is null")
+    op.execute("create index if not exists ix_holds_project_id on holds (project_id) where released_at is null")
     with op.get_context().autocommit_block():
         online.index("ix_outputs_kept", "outputs (project_id, created_at)", "pruned_at is null")
         online.index("ix_deliveries_ended", "deliveries (project_id, finished_at)", "finished_at is not null")

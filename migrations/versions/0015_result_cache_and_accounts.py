@@ -32,7 +32,7 @@ _COLUMNS: dict[str, list[sa.Column[Any]]] = {
 def upgrade() -> None:
     for table, columns in _COLUMNS.items():
         for column in columns:
-            op.add_column(table, column)
+            op.add_column(table, column, if_not_exists=True)
     op.create_table(
         "stopped_accounts",
         sa.Column("account", sa.Text(), nullable=False),
@@ -41,7 +41,9 @@ def upgrade() -> None:
         sa.Column("stopped_why", sa.Text(), nullable=False),
         sa.Column("alarmed_at", sa.DateTime(timezone=True)),
         sa.PrimaryKeyConstraint("account", name=op.f("pk_stopped_accounts")),
+        if_not_exists=True,
     )
+    op.execute("alter table projects drop constraint if exists ck_projects_cache_days")
     op.create_check_constraint(op.f("ck_projects_cache_days"), "projects", "cache_days between 0 and 366")
     with op.get_context().autocommit_block():
         online.index("ix_attempts_answers", "attempts (project_id, request_hash, answered_at)", "output is not null")

@@ -79,19 +79,26 @@ end $do$
 
 
 def upgrade() -> None:
-    op.add_column("projects", sa.Column("usage_keys", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
-    op.add_column("ledger", sa.Column("usage", postgresql.JSONB()))
-    op.add_column("ledger", sa.Column("known", sa.Boolean(), server_default=sa.text("true"), nullable=False))
+    for table, column in (
+        ("projects", sa.Column("usage_keys", sa.ARRAY(sa.Text()), server_default="{}", nullable=False)),
+        ("ledger", sa.Column("usage", postgresql.JSONB())),
+        ("ledger", sa.Column("known", sa.Boolean(), server_default=sa.text("true"), nullable=False)),
+    ):
+        op.add_column(table, column, if_not_exists=True)
+    # a roll-up that was broken off begins anew: what it counted goes
+    op.execute(_function(None))
+    op.execute("drop table if exists usage_sums")
     _make_sums()
     with op.get_context().autocommit_block():
         op.execute(_ROLL_UP.format(function=_function("{after}"), portion=_usage("", "ledger", "first", "last")))
 
 
 def downgrade() -> None:
-    op.execute(_function(None))
-    op.drop_table("usage_sums")
+    with op.get_context().autocommit_block():
+        op.execute(_function(None))  # known to all before its table goes, so that no booking fails
     for table, column in (("ledger", "known"), ("ledger", "usage"), ("projects", "usage_keys")):
         op.drop_column(table, column)
+    op.drop_table("usage_sums", if_exists=True)
 
 
 def _make_sums() -> None:

@@ -29,9 +29,8 @@ def upgrade() -> None:
     for where in _FREED:
         table, _, column = where.partition(".")
         op.execute(f"alter table {table} drop constraint if exists fk_{table}_{column}")
-    op.add_column(
-        "duties", sa.Column("done_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
-    )
+    done_at = sa.Column("done_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
+    op.add_column("duties", done_at, if_not_exists=True)
     with op.get_context().autocommit_block():
         for name, (definition, condition) in _INDEXES.items():
             online.index(name, definition, condition)

@@ -99,7 +99,8 @@ class Question:
 def days(since: date | None, until: date | None, today: date) -> tuple[date, date]:
     """The days that are meant: the last thirty where nothing is said."""
     last = until or today
-    return since or date.fromordinal(max(last.toordinal() - _DAYS + 1, 1)), last
+    # by its number, since there may be fewer days before the last one
+    return since or date.fromordinal(max(1, last.toordinal() - _DAYS + 1)), last
 
 
 def report(connection: Connection, project: Project | None, asked: Question) -> Usage:
@@ -133,6 +134,8 @@ def _check(project: Project | None, asked: Question) -> None:
     kept = project.usage_keys if project else []
     named = [*dict.fromkeys([*asked.keys, *asked.metadata])]
     faults += [_not_kept(key, kept) for key in named if project and key not in kept]
+    if len(set(asked.group_by)) < len(asked.group_by):
+        faults.append(Fault("/group_by", "group_twice", "names a group twice"))
     if len([name for name in asked.group_by if name in PERIODS]) > 1:
         faults.append(Fault("/group_by", "one_period", "is grouped by one of day, week and month"))
     if "run" in asked.group_by and (asked.schedule is None or len(asked.group_by) > 1):
