@@ -64,10 +64,10 @@ def is_due(connection: Connection, now: datetime) -> bool:
 
 
 def nightly(engine: Engine, bucket: Bucket, now: datetime, seconds: float) -> None:
-    """Some seconds of a night's run; it is done where they are more than enough, and goes on where they are not."""
+    """Some seconds of a night's run; it is done where they are more than enough, or nothing was found to go."""
     deadline = time.monotonic() + seconds
-    prune(engine, bucket, None, now, seconds)
-    if time.monotonic() < deadline:
+    went = prune(engine, bucket, None, now, seconds)
+    if time.monotonic() < deadline or not any(each.rows for each in went):
         with engine.begin() as connection:
             connection.execute(statements.DONE, {"duty": DUTY, "now": now})
 
