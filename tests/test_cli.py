@@ -315,6 +315,19 @@ def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -
     )
 
 
+def test_what_is_no_text_or_says_nothing_is_a_usage_error(noria: Shell, api: Served) -> None:
+    api.key("spring")
+
+    shown = [
+        noria("projects", "set", "spring", "--usage-key", "\udcff"),
+        noria("holds", "add", "spring", "--why", " "),
+    ]
+
+    assert [each.code for each in shown] == [2, 2]
+    assert "An argument is not text in UTF-8." in shown[0].err
+    assert noria("holds", "list", "--json").json == []
+
+
 def test_a_dry_run_prices_and_submits_nothing(noria: Shell, api: Served) -> None:
     said = noria(*SUBMIT, "--dry-run", "--json")
 

@@ -152,6 +152,18 @@ def test_another_projects_object_does_not_exist(play: Stage, sandbox: Sandbox) -
     assert sandbox.ledger()["totals"]["creates"] == 0
 
 
+def test_what_is_read_of_objects_is_bounded_for_a_job_however_often_one_is_named(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "BYTES_LIMIT", 1000)
+    key = store(play, "lines.txt", "\n" * 600)
+
+    once, twice = (play.until(submit(play, texts=[*many * [{"key": key}], "A heron."])) for many in (1, 2))
+
+    assert (once.state, twice.state) == ("succeeded", "failed")
+    assert "give less to a job" in twice.error["message"]
+
+
 def test_a_job_without_any_text_to_embed_fails_unpaid(play: Stage, sandbox: Sandbox) -> None:
     job = play.until(submit(play, texts=[" ", ""]))
 

@@ -111,6 +111,9 @@ def run(arguments: Sequence[str]) -> int:
         code, words = explained(error)
         show.ERR.print(words, style="red", markup=False, soft_wrap=True)
         return code
+    except UnicodeEncodeError:  # an argument that is a file's name may be any bytes, and no other may
+        show.ERR.print("An argument is not text in UTF-8.", style="red")
+        return Code.USAGE
     return Code.DONE
 
 

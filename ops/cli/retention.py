@@ -67,6 +67,8 @@ def add_hold(
     """Hold a project, or one job or batch of it: nothing of it is pruned."""
     if job and batch:
         raise typer.BadParameter("a hold is on a job or on a batch", param_hint="--batch")
+    if not why.strip():
+        raise typer.BadParameter("must say why", param_hint="--why")
     with database.connection() as connection:
         made = legal_holds.add(connection, keys.project(connection, project).id, job, batch, why)
     database.answer({"id": str(made)}, str(made))

@@ -99,7 +99,8 @@ def _row(kept: dict[str, Any]) -> Row:
 
 def _rows(wanted: Embedding, model: Model, store: Store) -> Iterator[Row]:
     """Every text in its place."""
-    found = chain.from_iterable(_of(as_item(given), store) for given in wanted.texts)
+    read = _Read()
+    found = chain.from_iterable(_of(as_item(given), store, read) for given in wanted.texts)
     for index, (name, words, lost) in enumerate(found):
         if index == MOST:
             raise TooMuch(f"there are more than {MOST:,} texts: give fewer to a job")
@@ -110,23 +111,35 @@ def _rows(wanted: Embedding, model: Model, store: Store) -> Iterator[Row]:
 _Found = tuple[str | None, str, Lost | None]
 
 
-def _of(item: Any, store: Store) -> Iterator[_Found]:
+@dataclass
+class _Read:
+    """How much of objects was read for a job: one object may be named many times, and hold no text at all."""
+
+    size: int = 0
+
+    def count(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks; raises TooMuch where they are too many, with those of the objects before."""
+        for chunk in chunks:
+            self.size += len(chunk)
+            if self.size > BYTES_LIMIT:
+                raise TooMuch(f"the objects have more than {BYTES_LIMIT >> 20} MB: give less to a job")
+            yield chunk
+
+
+def _of(item: Any, store: Store, read: _Read) -> Iterator[_Found]:
     if item.key is None:
         yield item.id, item.text, None
         return
     is_json = item.key.lower().endswith(_JSON_NAMES)
-    for line in _lines(store.stream(item.key)):
+    for line in _lines(read.count(store.stream(item.key))):
         if line.strip():
             yield _of_json(line) if is_json else _of_text(line)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of an object; of one that is too long, its beginning. Raises TooMuch."""
-    line, size = bytearray(), 0
+    """The lines of an object; of one that is too long, its beginning."""
+    line = bytearray()
     for chunk in chunks:
-        size += len(chunk)
-        if size > BYTES_LIMIT:
-            raise TooMuch(f"the objects have more than {BYTES_LIMIT >> 20} MB: give less to a job")
         first, *others = chunk.split(b"\n")
         line += first[: LINE_LIMIT + 1 - len(line)]
         for other in others:
