@@ -12,10 +12,11 @@ from stage import Stage, stage
 
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
-from worker import keys, retention
+from worker import keys, retention, storage
 from worker.errors import InvalidInput, NotFound
 from worker.inputs import files
 from worker.retention import holds
+from worker.storage import Bucket, StorageTrouble
 from worker.tables import Job, Project
 
 
@@ -118,6 +119,37 @@ def test_objects_of_a_run_that_was_killed_are_deleted_by_the_next(play: Stage, m
     assert prune(play) == 0
     assert not is_there(play, key)
     assert play.sql("select * from doomed") == []
+
+
+def test_an_object_that_the_bucket_keeps_stops_no_other(play: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, first), (_, second) = made(play), made(play)
+    keep(play, outputs=30)
+    delete = Bucket.delete
+
+    def refused(bucket: Bucket, key: str) -> None:
+        if key == first:
+            raise StorageTrouble("locked")
+        delete(bucket, key)
+
+    with monkeypatch.context() as locked:
+        locked.setattr(Bucket, "delete", refused)
+        assert prune(play) == 2
+    assert (is_there(play, first), is_there(play, second)) == (True, False)
+    assert [row["key"] for row in play.sql("select key from doomed")] == [first]
+
+    prune(play)
+    assert not is_there(play, first)
+
+
+def test_the_texts_that_a_parent_worked_with_go_with_its_outputs(play: Stage) -> None:
+    job = play.until(play.submit(kind="embedding", model="text-embedding-v4", input={"texts": ["A heron."]}))
+    work = f"{storage.stem(job)}/work/"
+    assert [*play.ctx.bucket.listing(work)]
+    keep(play, outputs=30)
+
+    assert prune(play) > 0
+
+    assert [*play.ctx.bucket.listing(work)] == []
 
 
 def test_a_file_goes_after_its_days_but_not_while_unfinished_work_names_it(play: Stage) -> None:

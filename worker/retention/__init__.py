@@ -17,8 +17,10 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine
 
+from worker import storage
 from worker.retention import events, objects, rows, statements
 from worker.storage import Bucket
+from worker.tables import Job
 
 CLASSES = (
     "outputs",
@@ -125,9 +127,15 @@ def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: dat
 
 
 def _take_outputs(connection: Connection, values: dict[str, Any]) -> tuple[int, list[int]]:
-    """How many were looked at, and the bytes of each that goes; of the others the same."""
-    went = [row.bytes for row in connection.execute(statements.PRUNE_OUTPUTS, values)]
-    return len(went), went
+    """How many were looked at, and the bytes of each that goes; of the others the same.
+
+    What a parent worked with goes with its outputs: it will not be made again.
+    """
+    went = connection.execute(statements.PRUNE_OUTPUTS, values).all()
+    parents = connection.execute(statements.PARENTS, {"jobs": [row.job_id for row in went]}).mappings()
+    worked_with = [f"{storage.stem(Job.of(parent))}/work/" for parent in parents]  # texts of users, say
+    connection.execute(statements.DOOM, {"keys": worked_with, "is_prefix": True})
+    return len(went), [row.bytes for row in went]
 
 
 def _take_inputs(connection: Connection, values: dict[str, Any]) -> tuple[int, list[int]]:

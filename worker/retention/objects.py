@@ -8,28 +8,49 @@ finds the bucket away, leaves the keys to the next one: an object is deleted twi
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Row, text
 
-from worker.storage import Bucket
+from worker import log
+from worker.storage import Bucket, StorageTrouble
 
 _AT_ONCE = 200
+_MORE = 5.0  # seconds over the deadline: what a portion has let go of goes with it where the bucket is quick
+
+_log = log.get(__name__)
 
 
 def delete(engine: Engine, bucket: Bucket, deadline: float) -> None:
-    """Deletes what is doomed, until nothing is or `deadline` of the monotonic clock is over; at least a portion."""
+    """Deletes what is doomed, the oldest first, until all was tried or `deadline` of the monotonic clock is over.
+
+    What the bucket does not let go of stays for the next run, and keeps nothing else from going.
+    """
+    place: dict[str, Any] = {"at": datetime.min.replace(tzinfo=UTC), "key": ""}
     while True:
         with engine.connect() as connection:
-            found = connection.execute(_DOOMED, {"rows": _AT_ONCE}).all()
-        for row in found:
-            keys = [key for key, _, _ in bucket.listing(row.key)] if row.is_prefix else [row.key]
-            for key in keys:
-                bucket.delete(key)
+            found = connection.execute(_DOOMED, place | {"rows": _AT_ONCE}).all()
+        gone = [row.key for row in found if _is_gone(bucket, row, deadline)]
         with engine.begin() as connection:
-            connection.execute(_GONE, {"keys": [row.key for row in found]})
+            connection.execute(_GONE, {"keys": gone})
         if len(found) < _AT_ONCE or time.monotonic() > deadline:
             return
+        place = {"at": found[-1].at, "key": found[-1].key}
 
 
-_DOOMED = text("select key, is_prefix from doomed order by at, key limit :rows")
+def _is_gone(bucket: Bucket, row: Row[Any], deadline: float) -> bool:
+    """Whether the object, or all below the prefix, is deleted now; not where time is over."""
+    if time.monotonic() > deadline + _MORE:
+        return False
+    try:
+        for key in [key for key, _, _ in bucket.listing(row.key)] if row.is_prefix else [row.key]:
+            bucket.delete(key)
+    except StorageTrouble as trouble:
+        _log.warning("an object could not be deleted; it is tried again in the next run", cause=trouble.code)
+        return False
+    return True
+
+
+_DOOMED = text("select key, is_prefix, at from doomed where (at, key) > (:at, :key) order by at, key limit :rows")
 _GONE = text("delete from doomed where key = any(:keys)")

@@ -61,9 +61,9 @@ def _take_jobs(connection: Connection, values: dict[str, Any], after: uuid.UUID)
     """How many jobs went, and after which to go on; None: there are no more."""
     families = connection.execute(_TAKE_JOBS, {**values, "after": after, "rows": _JOBS}).all()
     jobs = [job for family in families for job in family.ids]
-    parents = connection.execute(_PARENTS, {"jobs": jobs}).mappings().all()
+    parents = connection.execute(statements.PARENTS, {"jobs": jobs}).mappings().all()
     worked_with = [f"{storage.stem(Job.of(parent))}/" for parent in parents]
-    connection.execute(_DOOM, {"keys": worked_with, "is_prefix": True})
+    connection.execute(statements.DOOM, {"keys": worked_with, "is_prefix": True})
     connection.execute(_DELETE_JOBS, {"jobs": jobs, "before": values["before"]})
     return len(jobs), families[-1].id if families else None
 
@@ -82,7 +82,7 @@ def _take_batch_rows(connection: Connection, values: dict[str, Any]) -> int:
 def _take_batches(connection: Connection, values: dict[str, Any]) -> int:
     batches = connection.execute(_TAKE_BATCHES, {**values, "rows": _BATCHES}).all()
     manifests = [batch.manifest for batch in batches if batch.manifest]
-    connection.execute(_DOOM, {"keys": manifests, "is_prefix": False})
+    connection.execute(statements.DOOM, {"keys": manifests, "is_prefix": False})
     connection.execute(_DELETE_BATCHES, {"batches": [batch.id for batch in batches]})
     return len(batches)
 
@@ -179,10 +179,6 @@ _TAKE_JOBS = text(
     select id, ids from counted where before_it < :rows order by id
     """  # noqa: S608 - of constants
 )
-_DOOM = text(
-    "insert into doomed (key, is_prefix) select unnest(cast(:keys as text[])), :is_prefix on conflict do nothing"
-)
-_PARENTS = text("select id, project_id, created_at from jobs where id = any(:jobs) and mode = 'parent'")
 # In one statement, so that the references among them are looked at once, in its end.
 _DELETE_JOBS = text(
     """

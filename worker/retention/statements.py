@@ -86,12 +86,16 @@ PRUNE_OUTPUTS = text(
     with {NAMED}, taken as (
         select o.key {_OUTPUTS} order by o.created_at limit :rows for update of o skip locked
     ), marked as (
-        update outputs set pruned_at = now() where key in (select key from taken) returning key, bytes
+        update outputs set pruned_at = now() where key in (select key from taken) returning key, bytes, job_id
     ), doomed as (
         insert into doomed (key) select key from marked on conflict do nothing
     )
-    select bytes from marked
+    select bytes, job_id from marked
     """  # noqa: S608 - of constants
+)
+PARENTS = text("select id, project_id, created_at from jobs where id = any(:jobs) and mode = 'parent'")
+DOOM = text(
+    "insert into doomed (key, is_prefix) select unnest(cast(:keys as text[])), :is_prefix on conflict do nothing"
 )
 # First locked, so that a submission that names one of them comes before the look at what is named, or is refused.
 LOCK_INPUTS = text(f"with {NAMED} select f.id {_INPUTS} order by f.id limit :rows for update of f skip locked")
