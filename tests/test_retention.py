@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from serving import served
 from stage import Stage, stage
 
 from ops.sandbox.options import Options
@@ -83,6 +84,19 @@ def test_an_output_goes_after_its_days_and_its_row_says_so(play: Stage) -> None:
     assert output["pruned_at"] is not None
     assert output["sha256"]
     assert prune(play, days=31) == 0
+
+
+def test_the_link_to_an_output_that_has_gone_says_since_when(play: Stage, environment: dict[str, str]) -> None:
+    job, _ = made(play)
+    keep(play, outputs=30)
+    prune(play)
+
+    with served(environment) as there, there.http(there.key(play.project.name)) as http:
+        answer = http.get(f"/v1/jobs/{job.id}/outputs/0")
+        shown = http.get("/v1/project").json()
+
+    assert (answer.status_code, answer.json()["code"]) == (410, "pruned")
+    assert shown["retention"] == {"outputs": 30}
 
 
 def test_what_has_no_days_is_kept_for_ever(play: Stage) -> None:
