@@ -102,7 +102,8 @@ def used(request: Request, here: Here, who: Anyone, wanted: Annotated[forms.Usag
     With `schedule=ID&group_by=run` it is a line for each run; one that took twice the tokens of those before is marked.
     An operator's key without a project asks about all of them. With `Accept: text/csv` the groups come as CSV.
     """
-    zone = ZoneInfo(who.project.time_zone if who.project else "UTC")
+    # of all projects: the latest day that any of their zones is in
+    zone = ZoneInfo(who.project.time_zone if who.project else "Pacific/Kiritimati")
     since, until = usage.days(wanted.since, wanted.until, who.now.astimezone(zone).date())
     said: dict[str, Any] = wanted.model_dump(include={"group_by", "limit", "kind", "batch", "schedule"})
     said |= {"model": model_id(here, wanted.model), "metadata": wanted.by_metadata}
