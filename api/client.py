@@ -25,6 +25,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 
 from api import transport
+from api.document import Document
 from api.documents import (
     AttemptDocument,
     BatchDocument,
@@ -33,7 +34,6 @@ from api.documents import (
     Cancellation,
     CandidateList,
     DeliveryDocument,
-    Document,
     EndpointDocument,
     EndpointSecret,
     Estimate,

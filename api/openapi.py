@@ -26,29 +26,12 @@ A newer server may say more: words of an enum are any text here, and fields that
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import Field
 
-
-class Document(BaseModel):
-    """An answer."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    _said: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The answer as it came, with all that a newer server says."""
-        return self._said
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep(cls, said: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
-        made = read(said)
-        made._said = said if isinstance(said, dict) else {}  # noqa: SLF001 - its own
-        return made
+from api.document import Document
 '''
 _TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 _FORMATS = {"uuid": "UUID", "date-time": "datetime", "date": "date"}

@@ -130,6 +130,9 @@ def test_objects_of_a_run_that_was_killed_are_deleted_by_the_next(play: Stage, m
 
     assert is_there(play, key)
     assert play.document(job)["outputs"][0]["pruned_at"] is not None
+    keep(play, outputs=None)
+    play.sql("update duties set done_at = :then", then=NIGHT - timedelta(days=1))
+    assert is_sent(play, NIGHT), "though no project has days any more"
     assert prune(play) == 0
     assert not is_there(play, key)
     assert play.sql("select * from doomed") == []

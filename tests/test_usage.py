@@ -205,6 +205,22 @@ def test_a_run_that_took_twice_the_tokens_of_those_before_is_marked(play: Stage)
     assert [(line.input_tokens, line.grew) for line in lines] == [(330, 3.3), (90, None), (110, None), (100, None)]
 
 
+def test_a_run_is_of_the_day_that_it_is_in_the_projects_zone(play: Stage) -> None:
+    schedule = play.sql(
+        "insert into schedules (project_id, name, cron, time_zone, template) values"
+        " (:project, 'nightly', '0 2 * * *', 'UTC', '{}') returning id",
+        project=play.project.id,
+    )[0]["id"]
+    _ran(play, schedule, 0, 100)
+    play.sql("update runs set fire_at = '2026-11-20T18:00:00Z'")  # two at night of the 21st in Shanghai
+    the_21st = date(2026, 11, 21)
+
+    with play.ctx.engine.connect() as connection:
+        found = usage.report(connection, play.project, Question(the_21st, the_21st, ("run",), schedule=schedule))
+
+    assert [line.input_tokens for line in found.data] == [100]
+
+
 def test_groups_that_there_are_not_are_refused(http: httpx.Client) -> None:
     answers = [
         http.get("/v1/usage", params=params)
@@ -213,15 +229,16 @@ def test_groups_that_there_are_not_are_refused(http: httpx.Client) -> None:
             {"group_by": "day,week"},
             {"group_by": "kind,kind"},
             {"group_by": "run"},
+            {"group_by": "run", "schedule": str(uuid.uuid4()), "model": "qwen-flash"},
             {"since": "2026-11-02", "until": "2026-11-01"},
             {"metadata.sku": "A17"},
             {"modell": "qwen-flash"},
         )
     ]
 
-    assert [answer.status_code for answer in answers] == [422] * 7
+    assert [answer.status_code for answer in answers] == [422] * 8
     assert [answer.json()["errors"][0]["code"] for answer in answers] == [
-        *("unknown_group", "one_period", "group_twice", "run_of_a_schedule"),
+        *("unknown_group", "one_period", "group_twice", "run_of_a_schedule", "run_of_a_schedule"),
         *("after_until", "usage_key_not_kept", "unknown_filter"),
     ]
 

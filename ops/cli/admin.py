@@ -19,7 +19,7 @@ from ops.cli import show, tables
 from ops.cli.reach import Database, command, spread
 from worker import claims
 from worker import keys as api_keys
-from worker.errors import Fault, InvalidInput, NotFound
+from worker.errors import NotFound
 from worker.jobs import reading
 from worker.keys import KeyDocument, ProjectDocument, Scope
 from worker.lanes import account_stops, slots, throttle
@@ -183,7 +183,7 @@ def set_project(
         list[str] | None,
         typer.Option(
             metavar="WHAT=DAYS",
-            help="Days to keep outputs, deliveries, events or rows; `outputs=` for ever. Repeatable.",
+            help="Days to keep outputs, inputs, deliveries, events or rows; `outputs=` for ever. Repeatable.",
         ),
     ] = None,
     usage_key: Annotated[
@@ -199,19 +199,12 @@ def set_project(
     with database.connection() as connection:
         columns = {"weight": weight, "time_zone": time_zone, "max_in_flight": max_in_flight}
         columns |= {"cache_days": cache_days, "account": account}
-        if account and account not in (known := slots.known_accounts(connection)):
-            message = f"is none of the accounts that are set up: {', '.join(known) or 'there is none yet'}"
-            raise InvalidInput([Fault("/account", "unknown_account", message)])
         if retain:
             api_keys.set_retention(connection, project, dict(map(_kept, retain)))
         if usage_key:
             api_keys.set_usage_keys(connection, project, [key for key in usage_key if key])
         changed = _project(api_keys.set_project(connection, project, **columns))
-    said = [f"weight {changed['weight']}, time zone {changed['time_zone']}"]
-    said += [f"answers of {changed['cache_days']} days will do"] if changed["cache_days"] else []
-    said += [f"usage by {' and '.join(changed['usage_keys'])}"] if changed["usage_keys"] else []
-    said += [f"bound to the account {changed['account']}"] if changed["account"] else []
-    database.answer(changed, f"{changed['name']}: {', '.join(said)}.")
+    database.answer(changed, f"{changed['name']}: {', '.join(_set_up(changed))}.")
     if not database.as_json and (warning := clock.zone_warning(changed["time_zone"])):
         show.ERR.print(f"{warning}.", style="yellow", markup=False)
 
@@ -334,6 +327,14 @@ def _days(key: dict[str, Any]) -> dict[str, str | None]:
 
 def _project(project: Project) -> dict[str, Any]:
     return ProjectDocument.model_validate(project).as_json()
+
+
+def _set_up(project: dict[str, Any]) -> list[str]:
+    """What is set up for a project, in words."""
+    said = [f"weight {project['weight']}", f"time zone {project['time_zone']}"]
+    said += [f"answers of {project['cache_days']} days will do"] if project["cache_days"] else []
+    said += [f"usage by {' and '.join(project['usage_keys'])}"] if project["usage_keys"] else []
+    return said + ([f"bound to the account {project['account']}"] if project["account"] else [])
 
 
 def _name(what: Pausable | Resumable, name: str | None) -> str:

@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from api.documents import Document
+from api.document import Document
 
 # What a terminal may obey, or cannot be written: control characters but line ends, marks that turn the reading
 # direction, and halves of surrogate pairs.

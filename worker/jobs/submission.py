@@ -98,13 +98,14 @@ def _prepared(catalog: Catalog, settings: Settings, submission: Submission, on: 
     for further in kind.models:
         money.regions(settings, catalog.model(getattr(checked, further)))
     usage = kind.estimate(model, checked)
-    cheaper = money.advice(catalog, settings, kind.name, model, checked, on.date())
+    estimate = money.dearest(model, usage, regions, on.date())
+    cheaper = money.advice(catalog, settings, kind.name, model, checked, estimate, on.date())
     return Prepared(
         submission=submission,
         model=model.id,
         mode=Mode.PARENT if isinstance(kind, ParentKind) else model.mode,
         input=checked.model_dump(mode="json", exclude_none=True),
-        estimate=money.dearest(model, usage, regions, on.date()),
+        estimate=estimate,
         warnings=kinds.warnings(catalog, kind.name, model.id, submission.input),
         advice=[cheaper] if cheaper else [],
     )

@@ -138,8 +138,10 @@ def _check(project: Project | None, asked: Question) -> None:
         faults.append(Fault("/group_by", "group_twice", "names a group twice"))
     if len([name for name in asked.group_by if name in PERIODS]) > 1:
         faults.append(Fault("/group_by", "one_period", "is grouped by one of day, week and month"))
-    if "run" in asked.group_by and (asked.schedule is None or len(asked.group_by) > 1):
-        faults.append(Fault("/group_by", "run_of_a_schedule", "run goes with schedule=ID, and with no other group"))
+    further = [asked.kind, asked.model, asked.batch, *asked.metadata]
+    if "run" in asked.group_by and (asked.schedule is None or len(asked.group_by) > 1 or any(further)):
+        message = "run goes with schedule=ID, and with no other group or filter"
+        faults.append(Fault("/group_by", "run_of_a_schedule", message))
     if asked.since > asked.until:
         faults.append(Fault("/since", "after_until", "is after until"))
     if faults:
@@ -200,7 +202,8 @@ def _runs(project: Project | None, asked: Question) -> Select[Any]:
     named: list[Any] = [Run.job_id, Run.fire_at, *summed]
     found: Select[Any] = select(*named).join(Entry, Entry.job_id == Run.job_id)
     found = found.where(Run.project_id == project.id) if project else found
-    found = found.where(Run.schedule_id == asked.schedule, func.date(Run.fire_at).between(asked.since, asked.until))
+    day = func.date(func.timezone(project.time_zone if project else "UTC", Run.fire_at))
+    found = found.where(Run.schedule_id == asked.schedule, day.between(asked.since, asked.until))
     return found.group_by(Run.id).order_by(Run.fire_at.desc()).limit(asked.limit + 1)
 
 

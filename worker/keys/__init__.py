@@ -25,6 +25,7 @@ from worker import retention, webhooks
 from worker.claims import NOW
 from worker.document import Answer, Moment
 from worker.errors import Conflict, Fault, InvalidInput, KeyExpired, NotFound
+from worker.lanes import slots
 from worker.schedules import clock
 from worker.tables import ApiKey, Project
 from worker.text import moment
@@ -135,6 +136,10 @@ def set_project(connection: Connection, name: str, **changes: Any) -> Project:
     faults = [fault for fault in _faults(connection, columns.get("weight"), columns.get("time_zone")) if fault]
     if not 0 <= columns.get("cache_days", 0) <= MOST_CACHED:
         faults.append(Fault("/cache_days", "out_of_range", f"must be a number from 0 to {MOST_CACHED}"))
+    account = columns.get("account")
+    if account and account not in (known := slots.known_accounts(connection)):
+        message = f"is none of the accounts that are set up: {', '.join(known) or 'there is none yet'}"
+        faults.append(Fault("/account", "unknown_account", message))
     if faults:
         raise InvalidInput(faults)
     columns |= {name: None for name, nothing in _NOTHING.items() if columns.get(name) == nothing}

@@ -32,6 +32,25 @@ _WORTH_IT = 0.7  # the share of the price from which on a lighter model is not w
 COUNTED = ("input_tokens", "cached_tokens", "output_tokens", "seconds", "characters", "images")  # of what a call used
 
 
+@dataclass(frozen=True)
+class Bill:
+    """What a call cost: `billed` as attempts say it, `cost` where the price is known, and what the call used."""
+
+    billed: str
+    cost: int | None = None
+    usage: Mapping[str, Any] | None = None
+
+    def booked(self, estimate: int | None) -> dict[str, Any]:
+        """What the ledger's line says; of a call that is charged without a price, nothing or the estimate."""
+        is_known = self.billed == "yes" and self.cost is not None
+        counted = {name: value for name in COUNTED if _counts(value := (self.usage or {}).get(name))}
+        return {
+            "cost": self.cost if is_known else estimate or 0,
+            "known": is_known,
+            "usage": json.dumps(counted) if counted else None,
+        }
+
+
 def estimate(catalog: Catalog, settings: Settings, kind: str, model: str, wanted: BaseModel, on: date) -> int | None:
     """What such a job may cost, in whichever region it will be made; None when that is not known."""
     found = catalog.model(model)
@@ -63,17 +82,16 @@ def dearest(model: Model, usage: Usage, regions: Iterable[str], on: date) -> int
     return max(known) if len(known) == len(prices) else None
 
 
-def advice(catalog: Catalog, settings: Settings, kind: str, model: Model, wanted: BaseModel, on: date) -> Fault | None:
-    """The cheaper model that does as well, and about what it costs; None where the text is long, or little is saved."""
-    usage = KINDS[kind].estimate(model, wanted)
-    read, wrote = (usage.units.get(name) for name in ("input_tokens", "output_tokens"))
-    if not model.lighter or read is None or wrote is None or read > _SHORT_READ or wrote > _SHORT_WRITTEN:
+def advice(
+    catalog: Catalog, settings: Settings, kind: str, model: Model, wanted: BaseModel, price: int | None, on: date
+) -> Fault | None:
+    """The cheaper model that does as well as one of that price; None where the text is long, or little is saved."""
+    if not model.lighter or not price or not _is_short(KINDS[kind].estimate(model, wanted)):
         return None
     lighter = catalog.model(model.lighter)
-    served = [region for region in (account.region for account in settings.all_accounts) if lighter.region(region)]
-    price = dearest(model, usage, regions(settings, model), on)
+    served = [account.region for account in settings.all_accounts if lighter.region(account.region)]
     less = dearest(lighter, KINDS[kind].estimate(lighter, wanted), served, on) if served else None
-    if not price or less is None or less > _WORTH_IT * price:
+    if less is None or less > _WORTH_IT * price:
         return None
     share = max(1, round(100 * less / price))
     message = f"{lighter.id} does as well for labels and short texts, for about {share} % of the price of {model.id}"
@@ -91,25 +109,6 @@ def reserving(made: CTE) -> Insert:
     lines = select(of.project_id, of.id, literal("reserve"), of.estimate, of.created_at, of.created_at)
     named = ("project_id", "job_id", "entry", "micros", "at", "reserved_at")
     return insert(Entry).from_select(named, lines.where(of.estimate.is_not(None), of.held_for.is_(None)))
-
-
-@dataclass(frozen=True)
-class Bill:
-    """What a call cost: `billed` as attempts say it, `cost` where the price is known, and what the call used."""
-
-    billed: str
-    cost: int | None = None
-    usage: Mapping[str, Any] | None = None
-
-    def booked(self, estimate: int | None) -> dict[str, Any]:
-        """What the ledger's line says; of a call that is charged without a price, nothing or the estimate."""
-        is_known = self.billed == "yes" and self.cost is not None
-        counted = {name: value for name in COUNTED if _counts(value := (self.usage or {}).get(name))}
-        return {
-            "cost": self.cost if is_known else estimate or 0,
-            "known": is_known,
-            "usage": json.dumps(counted) if counted else None,
-        }
 
 
 def book(connection: Connection, job: Job, attempt_id: uuid.UUID | None, bill: Bill, now: datetime) -> None:
@@ -143,6 +142,11 @@ def release(connection: Connection, job: Job, now: datetime) -> None:
 def release_ended(connection: Connection, jobs: Sequence[uuid.UUID], now: datetime) -> None:
     """Gives back what was reserved for jobs that have ended, but where the verdict on a job's last call is missing."""
     connection.execute(_RELEASE_ENDED, {"jobs": jobs, "now": now})
+
+
+def _is_short(usage: Usage) -> bool:
+    read, wrote = (usage.units.get(name) for name in ("input_tokens", "output_tokens"))
+    return read is not None and wrote is not None and read <= _SHORT_READ and wrote <= _SHORT_WRITTEN
 
 
 def _counts(value: Any) -> bool:

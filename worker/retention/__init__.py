@@ -18,21 +18,14 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, Engine
 
 from worker import storage
-from worker.retention import events, objects, rows, statements
+from worker.retention import events, objects, portion, rows, statements
 from worker.storage import Bucket
 from worker.tables import Job
 
-CLASSES = (
-    "outputs",
-    "inputs",
-    "deliveries",
-    "events",
-    "rows",
-)  # what may have days of its own, in the order in which it goes
-AFTER = {
-    "events": ("deliveries",),
-    "rows": ("outputs", "deliveries", "events"),
-}  # what may not have fewer days than these
+# what may have days of its own, in the order in which it goes
+CLASSES = ("outputs", "inputs", "deliveries", "events", "rows")
+# what may not have fewer days than these
+AFTER = {"events": ("deliveries",), "rows": ("outputs", "deliveries", "events")}
 MOST_DAYS = 36_500
 DUTY = "prune"
 _OF_JOBS = {"events": events.due, "rows": rows.due}  # how many would go
@@ -88,6 +81,7 @@ def due(connection: Connection, name: str | None, now: datetime) -> Iterator[Pru
 def prune(engine: Engine, bucket: Bucket, name: str | None, now: datetime, seconds: float) -> list[Pruned]:
     """What went, of one project or of all, until nothing is left or `seconds` have passed; at least a batch of each."""
     deadline = time.monotonic() + seconds
+    objects.delete(engine, bucket, deadline)  # what a run before has left
     with engine.connect() as connection:
         projects = connection.execute(statements.PROJECTS, {"name": name}).mappings().all()
     return [
@@ -117,13 +111,14 @@ def _pruned(engine: Engine, bucket: Bucket, project: Any, what: str, before: dat
     count = size = 0
     values = {"project": project["id"], "before": before, "rows": _ROWS[what]}
     while True:
-        with engine.begin() as connection:
-            connection.execute(statements.LOCK, values)
+        began = time.monotonic()
+        with portion.begun(engine, project["id"]) as connection:
             found, went = _TAKES[what](connection, values)
         objects.delete(engine, bucket, deadline)
         count, size = count + len(went), size + sum(went)
         if found < _ROWS[what] or time.monotonic() > deadline:
             return Pruned(project["name"], what, count, size)
+        portion.rest(began)
 
 
 def _take_outputs(connection: Connection, values: dict[str, Any]) -> tuple[int, list[int]]:

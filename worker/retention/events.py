@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine, text
 
-from worker.retention import statements
+from worker.retention import portion, statements
 from worker.webhooks.feed import TOLD, Place
 
 _ROWS = 2000  # told events that one transaction passes
@@ -23,14 +23,13 @@ def prune(engine: Engine, project: uuid.UUID, before: datetime, deadline: float)
     went, after = 0, Place()
     while True:
         began = time.monotonic()
-        with engine.begin() as connection:
-            connection.execute(statements.LOCK, {"project": project})
+        with portion.begun(engine, project) as connection:
             some, last = _pruned(connection, project, before, after)
         went += some
         if last is None or time.monotonic() > deadline:
             return went
         after = last
-        statements.rest(began)
+        portion.rest(began)
 
 
 def due(connection: Connection, project: uuid.UUID, before: datetime) -> int:

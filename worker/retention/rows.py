@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from worker import log, storage
-from worker.retention import objects, statements
+from worker.retention import objects, portion, statements
 from worker.storage import Bucket
 from worker.tables import Job
 
@@ -38,7 +38,7 @@ def prune(engine: Engine, bucket: Bucket, project: uuid.UUID, before: datetime, 
             went += some
             if time.monotonic() > deadline:
                 return went
-            statements.rest(began)
+            portion.rest(began)
             began = time.monotonic()
     return went
 
@@ -99,8 +99,7 @@ def _take_runs(connection: Connection, values: dict[str, Any]) -> int:
 def _portion(engine: Engine, values: dict[str, Any], take: Callable[[Connection, dict[str, Any]], Any]) -> Any:
     """What `take` gives of one transaction; None where something came in between: the next run looks again."""
     try:
-        with engine.begin() as connection:
-            connection.execute(statements.LOCK, values)
+        with portion.begun(engine, values["project"]) as connection:
             return take(connection, values)
     except IntegrityError:
         _log.info("what was to be pruned has changed; it is looked at again later", project=str(values["project"]))

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
 from sqlalchemy import text
-
-_REST = 2.0  # seconds at the most
-
-
-def rest(began: float) -> None:
-    """Waits as long as the work since then took, so that pruning has half of the time, and claims the rest."""
-    time.sleep(min(time.monotonic() - began, _REST))
-
 
 # a legal hold on the project, or on the job, its parent or its batch
 HELD = """
@@ -63,9 +53,9 @@ _DELIVERIES = f"""
        and not {HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id, e.batch_id")}
 """
 
-# the duty where it was not done since that night, and whether any project has days
+# the duty where it was not done since that night, and whether any project has days, or an object is left over
 STANDING = text(
-    "select exists (select from projects where retention <> '{}') as is_wanted"
+    "select exists (select from projects where retention <> '{}') or exists (select from doomed) as is_wanted"
     " from duties where name = :duty and done_at < :night"
 )
 DONE = text("update duties set done_at = :now where name = :duty and done_at < :now")
@@ -73,8 +63,6 @@ PROJECTS = text(
     "select id, name, retention from projects"
     " where retention <> '{}' and name = coalesce(cast(:name as text), name) order by id"
 )
-# One run's turn at a time, however many there are; and a hold that is being added waits until the turn is over.
-LOCK = text("select pg_advisory_xact_lock(x'4e6f72697052'::bigint) from projects where id = :project for share")
 COUNT = {
     "outputs": text(f"with {NAMED} select count(*) as rows, coalesce(sum(o.bytes), 0) as bytes {_OUTPUTS}"),
     "inputs": text(f"with {NAMED} select count(*) as rows, coalesce(sum(f.bytes), 0) as bytes {_INPUTS}"),

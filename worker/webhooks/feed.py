@@ -6,7 +6,7 @@ that is open: all of that has committed or never will, so nothing can come to be
 own order is its `sequence`: of two moves the later may have the transaction that began first.
 
 Whoever waits for events is told of them by the tick: `NOTIFY`, in a statement that it makes anyway. In the transaction
-of each event it would have them all commit one after the other (record 47). A notification is a hint, as a message of
+of each event it would have them all commit one after the other (ADR 0047). A notification is a hint, as a message of
 Celery's is: it may be lost, and what it tells of may become readable later, so who waits looks each second, too.
 """
 
