@@ -135,7 +135,7 @@ def test_objects_of_a_run_that_was_killed_are_deleted_by_the_next(play: Stage, m
     assert is_sent(play, NIGHT), "though no project has days any more"
     assert prune(play) == 0
     assert not is_there(play, key)
-    assert play.sql("select * from doomed") == []
+    assert play.sql("select * from deletions") == []
 
 
 def test_an_object_that_the_bucket_keeps_stops_no_other(play: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_an_object_that_the_bucket_keeps_stops_no_other(play: Stage, monkeypatch
         locked.setattr(Bucket, "delete", refused)
         assert prune(play) == 2
     assert (is_there(play, first), is_there(play, second)) == (True, False)
-    assert [row["key"] for row in play.sql("select key from doomed")] == [first]
+    assert [row["key"] for row in play.sql("select key from deletions")] == [first]
 
     prune(play)
     assert not is_there(play, first)

@@ -940,10 +940,10 @@ class Run(Base):
     )
 
 
-class Doomed(Base):
+class Deletion(Base):
     """An object of the bucket, or all below a prefix, that nothing refers to any more: to be deleted."""
 
-    __tablename__ = "doomed"
+    __tablename__ = "deletions"
 
     key: Mapped[str] = mapped_column(primary_key=True)
     is_prefix: Mapped[bool] = mapped_column(server_default=text("false"))

@@ -13,13 +13,13 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table(
-        "doomed",
+        "deletions",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("is_prefix", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("key", name=op.f("pk_doomed")),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_deletions")),
     )
 
 
 def downgrade() -> None:
-    op.drop_table("doomed")
+    op.drop_table("deletions")

@@ -1,9 +1,9 @@
 """Retention: what a project wants forgotten goes, in small batches, and never what something still needs.
 
-A short transaction lets go of rows and writes down the objects that nothing refers to any more (`objects`); these are
-deleted after it. Outputs go by themselves of succeeded and rejected jobs alone, which are never retried, so no retry
-can meet a pruned output; those of other jobs go with the job's rows. A portion holds a share lock on the project's row:
-a legal hold waits for it.
+A short transaction deletes or marks rows and writes down their objects, which are deleted after it (`objects`). Outputs
+of succeeded and rejected jobs go after days of their own: such a job is never retried, so no retry can miss one.
+Outputs of other jobs go with the job's rows. A legal hold that is being added waits for the portion under way
+(`portion`).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _take_outputs(connection: Connection, values: dict[str, Any]) -> tuple[int, 
     went = connection.execute(statements.PRUNE_OUTPUTS, values).all()
     parents = connection.execute(statements.PARENTS, {"jobs": [row.job_id for row in went]}).mappings()
     worked_with = [f"{storage.stem(Job.of(parent))}/work/" for parent in parents]  # texts of users, say
-    connection.execute(statements.DOOM, {"keys": worked_with, "is_prefix": True})
+    connection.execute(statements.DELETE_LATER, {"keys": worked_with, "is_prefix": True})
     return len(went), [row.bytes for row in went]
 
 

@@ -1,8 +1,8 @@
 """Objects that nothing refers to any more, deleted from the bucket.
 
-The transaction that lets go of an object writes its key into `doomed`; the object is deleted after that, outside of any
-transaction, and then the key goes. So a slow bucket holds no row and no lock, and a run that is killed anywhere, or
-finds the bucket away, leaves the keys to the next one: an object is deleted twice sooner than never.
+The transaction that deletes a row writes the keys of its objects into `deletions`. The objects are deleted after it,
+outside of any transaction, and then the keys. So a slow bucket holds no row and no lock. A run that is killed, or finds
+the bucket away, leaves the keys to the next one: an object may be deleted twice, and is never forgotten.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from worker import log
 from worker.storage import Bucket, StorageTrouble
 
 _AT_ONCE = 200
-_MORE = 5.0  # seconds over the deadline: what a portion has let go of goes with it where the bucket is quick
+_MORE = 5.0  # seconds over the deadline: a quick bucket then deletes the whole portion
 
 _log = log.get(__name__)
 
 
 def delete(engine: Engine, bucket: Bucket, deadline: float) -> None:
-    """Deletes what is doomed, the oldest first, until all was tried or `deadline` of the monotonic clock is over.
+    """Tries all `deletions` once, the oldest first, until `deadline` of the monotonic clock.
 
-    What the bucket does not let go of stays for the next run, and keeps nothing else from going.
+    An object that cannot be deleted stays for the next run, and does not stop the others.
     """
     place: dict[str, Any] = {"at": datetime.min.replace(tzinfo=UTC), "key": ""}
     while True:
         with engine.connect() as connection:
-            found = connection.execute(_DOOMED, place | {"rows": _AT_ONCE}).all()
+            found = connection.execute(_DUE, place | {"rows": _AT_ONCE}).all()
         gone = [row.key for row in found if _is_gone(bucket, row, deadline)]
         with engine.begin() as connection:
             connection.execute(_GONE, {"keys": gone})
@@ -52,5 +52,5 @@ def _is_gone(bucket: Bucket, row: Row[Any], deadline: float) -> bool:
     return True
 
 
-_DOOMED = text("select key, is_prefix, at from doomed where (at, key) > (:at, :key) order by at, key limit :rows")
-_GONE = text("delete from doomed where key = any(:keys)")
+_DUE = text("select key, is_prefix, at from deletions where (at, key) > (:at, :key) order by at, key limit :rows")
+_GONE = text("delete from deletions where key = any(:keys)")

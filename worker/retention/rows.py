@@ -63,7 +63,7 @@ def _take_jobs(connection: Connection, values: dict[str, Any], after: uuid.UUID)
     jobs = [job for family in families for job in family.ids]
     parents = connection.execute(statements.PARENTS, {"jobs": jobs}).mappings().all()
     worked_with = [f"{storage.stem(Job.of(parent))}/" for parent in parents]
-    connection.execute(statements.DOOM, {"keys": worked_with, "is_prefix": True})
+    connection.execute(statements.DELETE_LATER, {"keys": worked_with, "is_prefix": True})
     connection.execute(_DELETE_JOBS, {"jobs": jobs, "before": values["before"]})
     return len(jobs), families[-1].id if families else None
 
@@ -82,7 +82,7 @@ def _take_batch_rows(connection: Connection, values: dict[str, Any]) -> int:
 def _take_batches(connection: Connection, values: dict[str, Any]) -> int:
     batches = connection.execute(_TAKE_BATCHES, {**values, "rows": _BATCHES}).all()
     manifests = [batch.manifest for batch in batches if batch.manifest]
-    connection.execute(statements.DOOM, {"keys": manifests, "is_prefix": False})
+    connection.execute(statements.DELETE_LATER, {"keys": manifests, "is_prefix": False})
     connection.execute(_DELETE_BATCHES, {"batches": [batch.id for batch in batches]})
     return len(batches)
 
@@ -184,7 +184,7 @@ _DELETE_JOBS = text(
     with told as (delete from deliveries where job_id = any(:jobs) and state <> 'waiting'),
          moves as (delete from events where job_id = any(:jobs)),
          made as (delete from outputs where job_id = any(:jobs) returning key, pruned_at),
-         doomed as (insert into doomed (key) select key from made where pruned_at is null on conflict do nothing),
+         objects as (insert into deletions (key) select key from made where pruned_at is null on conflict do nothing),
          calls as (delete from attempts where job_id = any(:jobs) and closed_at is not null and billed <> 'unknown'),
          keys as (delete from idempotency_keys where job_id = any(:jobs)),
          lines as (delete from batch_rows where job_id = any(:jobs)),

@@ -55,7 +55,7 @@ _DELIVERIES = f"""
 
 # the duty where it was not done since that night, and whether any project has days, or an object is left over
 STANDING = text(
-    "select exists (select from projects where retention <> '{}') or exists (select from doomed) as is_wanted"
+    "select exists (select from projects where retention <> '{}') or exists (select from deletions) as is_wanted"
     " from duties where name = :duty and done_at < :night"
 )
 DONE = text("update duties set done_at = :now where name = :duty and done_at < :now")
@@ -75,15 +75,15 @@ PRUNE_OUTPUTS = text(
         select o.key {_OUTPUTS} order by o.created_at limit :rows for update of o skip locked
     ), marked as (
         update outputs set pruned_at = now() where key in (select key from taken) returning key, bytes, job_id
-    ), doomed as (
-        insert into doomed (key) select key from marked on conflict do nothing
+    ), objects as (
+        insert into deletions (key) select key from marked on conflict do nothing
     )
     select bytes, job_id from marked
     """  # noqa: S608 - of constants
 )
 PARENTS = text("select id, project_id, created_at from jobs where id = any(:jobs) and mode = 'parent'")
-DOOM = text(
-    "insert into doomed (key, is_prefix) select unnest(cast(:keys as text[])), :is_prefix on conflict do nothing"
+DELETE_LATER = text(
+    "insert into deletions (key, is_prefix) select unnest(cast(:keys as text[])), :is_prefix on conflict do nothing"
 )
 # First locked, so that a submission that names one of them comes before the look at what is named, or is refused.
 LOCK_INPUTS = text(f"with {NAMED} select f.id {_INPUTS} order by f.id limit :rows for update of f skip locked")
@@ -92,8 +92,8 @@ PRUNE_INPUTS = text(
     with {NAMED}, gone as (
         delete from files f where f.id = any(:files) and not exists (select from named where named.key = f.key)
         returning key, bytes
-    ), doomed as (
-        insert into doomed (key) select key from gone on conflict do nothing
+    ), objects as (
+        insert into deletions (key) select key from gone on conflict do nothing
     )
     select bytes from gone
     """  # noqa: S608 - of constants
