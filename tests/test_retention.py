@@ -16,7 +16,7 @@ from ops.sandbox.testing import Sandbox, running
 from worker import keys, retention, storage
 from worker.errors import InvalidInput, NotFound
 from worker.inputs import files
-from worker.retention import holds
+from worker.retention import holds, statements
 from worker.storage import Bucket, StorageTrouble
 from worker.tables import Job, Project
 
@@ -178,6 +178,31 @@ def test_a_file_goes_after_its_days_but_not_while_unfinished_work_names_it(play:
 
     assert (is_there(play, used), is_there(play, idle)) == (True, False)
     assert [row["key"] for row in play.sql("select key from files")] == [used]
+
+
+def test_a_file_that_was_named_just_before_it_was_locked_stays(play: Stage) -> None:
+    key = uploaded(play, "used")
+    play.submit(kind="summary", model="qwen-flash", input={"documents": [{"key": key}], "mode": "calls"})
+    locked = [row["id"] for row in play.sql("select id from files")]
+
+    with play.ctx.engine.begin() as connection:
+        said = {"project": play.project.id, "files": locked}
+        assert connection.execute(statements.PRUNE_INPUTS, said).all() == []
+
+    assert [row["key"] for row in play.sql("select key from files")] == [key]
+
+
+def test_files_that_unfinished_work_names_keep_no_other_from_going(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(retention._ROWS, "inputs", 1)
+    used, idle = (uploaded(play, name) for name in ("used", "idle"))
+    play.submit(kind="summary", model="qwen-flash", input={"documents": [{"key": used}], "mode": "calls"})
+    keep(play, inputs=30)
+
+    assert prune(play) == 1
+
+    assert (is_there(play, used), is_there(play, idle)) == (True, False)
 
 
 def test_a_file_under_a_hold_of_its_project_stays(play: Stage) -> None:
