@@ -311,6 +311,7 @@ class FileDocument(Document):
     content_type: str
     bytes: int
     sha256: str
+    seconds: float | None
     created_at: datetime
 
 

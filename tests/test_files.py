@@ -12,6 +12,9 @@ import httpx
 import pytest
 from serving import PATIENCE, Served, eventually, served
 
+from ops.sandbox import media as drawn
+from ops.sandbox import sound
+from ops.sandbox.orders import Order
 from worker import inputs
 from worker.errors import InvalidInput
 from worker.inputs import files
@@ -22,7 +25,17 @@ from worker.tables import Project
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
 WAV = b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 28
+CLIP = drawn.render(Order("", "", "a cat", size="64*64", tier="480P", seconds=2), "t", 0, true_size=False)
+VERSE = "一二三"
 LIMIT = 200_000  # bytes, of these tests' API
+
+
+class Counting(io.BytesIO):
+    reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        return super().read(size)
 
 
 @pytest.fixture
@@ -71,6 +84,8 @@ def test_a_file_lies_in_the_bucket_under_its_projects_key(http: httpx.Client, ap
         ("a.webp", b"RIFF\x24\0\0\0WEBPVP8 ", "image/webp"),
         ("a.wav", WAV, "audio/wav"),
         ("a.mp3", b"ID3\x04\0\0\0\0\0\0", "audio/mpeg"),
+        ("a.txt", b"\0\0\0\x18ftypmp42", "video/mp4"),
+        ("a.mp4", b"\0\0\0\x14ftypqt  ", "video/quicktime"),
         ("a.txt", b"%PDF-1.7\n\x80", "application/pdf"),
         ("BMW.txt", b"BMW builds cars", "text/plain"),
         ("README", "一只猫".encode(), "text/plain"),
@@ -94,13 +109,37 @@ def test_the_bytes_say_what_a_file_is_and_the_name_which_kind_of_text(name: str,
 
 
 @pytest.mark.parametrize(
-    "content", [b"GIF89a\1\0\1\0", b"PK\3\4\x14\0", b"\x7fELF\2\1\1\0", b"a\0b", b"\0\0\0\x18ftypmp42"]
+    "content", [b"GIF89a\1\0\1\0", b"PK\3\4\x14\0", b"\x7fELF\2\1\1\0", b"a\0b", b"\0\0\0\x18ftypheic"]
 )
-def test_what_is_neither_picture_nor_sound_nor_text_is_refused(content: bytes) -> None:
+def test_what_no_model_takes_is_refused(content: bytes) -> None:
     with pytest.raises(InvalidInput) as refused:
         files.draft("a.txt", io.BytesIO(content))
 
     assert [(fault.pointer, fault.code) for fault in refused.value.faults] == [("/file", "type_not_taken")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "seconds"),
+    [
+        ("a.mp4", CLIP, 2),
+        ("a.wav", sound.wav(VERSE, "Cherry"), sound.length(VERSE) / sound.RATE),
+        ("a.mp4", CLIP[:200], None),
+        ("a.wav", WAV, None),
+        ("a.png", PNG, None),
+    ],
+)
+def test_a_clip_and_sound_say_how_long_they_play(name: str, content: bytes, seconds: float | None) -> None:
+    assert files.draft(name, io.BytesIO(content)).seconds == (seconds and pytest.approx(seconds, abs=0.05))
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.mp4", "a.wav"])
+def test_a_file_that_was_made_to_keep_its_reader_busy_says_nothing(name: str) -> None:
+    begins = {"a.mp3": b"ID3\x04\0\0\0\0\0\0", "a.mp4": b"\0\0\0\x18ftypmp42" + bytes(12), "a.wav": b"RIFF....WAVE"}
+    goes_on = {"a.mp3": b"\xff\xfb\xff\xff", "a.mp4": b"\0\0\0\x08free", "a.wav": b"abcd\0\0\0\0"}
+    body = Counting(begins[name] + goes_on[name] * 100_000)
+
+    assert files.draft(name, body).seconds is None
+    assert body.reads < 25_000
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,19 @@ def test_what_names_no_object_of_ours_is_handed_over_as_it_is(play: Stage) -> No
     assert play.ctx.handover.request(play.ctx.client(job), job, request) is request
 
 
+@pytest.mark.parametrize(
+    "given", [{"img_url": "oss://dashscope/a.png"}, {"media": [{"type": "video", "url": "oss://dashscope/a.mp4"}]}]
+)
+def test_an_address_in_the_providers_store_asks_for_its_resolution(play: Stage, given: dict[str, Any]) -> None:
+    job = play.submit("image-to-video", MODEL, input={"img_url": "oss://dashscope/a.png"})
+    request = replace(request_of(play, job), body={"model": MODEL, "input": given})
+
+    sent = play.ctx.handover.request(play.ctx.client(job), job, request)
+
+    assert sent.headers == {**request.headers, "X-DashScope-OssResourceResolve": "enable"}
+    assert sent.body == request.body
+
+
 def test_an_object_that_is_gone_is_told_from_one_that_does_not_come_now(
     environment: dict[str, str], sandbox: Sandbox
 ) -> None:
@@ -290,10 +303,11 @@ def test_an_object_that_is_gone_is_told_from_one_that_does_not_come_now(
 
 
 def test_every_rule_is_about_types_that_are_sniffed() -> None:
-    kinds = {media.sniff_input(head, "x") for head in (PNG, WAV, b"\xff\xd8\xff", b"ID3", b"RIFF\0\0\0\0WEBP")}
-    kinds |= {media.BMP}
+    clips = (b"\0\0\0\x18ftypmp42", b"\0\0\0\x14ftypqt  ")
+    heads = (PNG, WAV, b"\xff\xd8\xff", b"ID3", b"RIFF\0\0\0\0WEBP", *clips)
+    kinds = {media.sniff_input(head, "x") for head in heads} | {media.BMP}
 
-    assert {kind.content_type for kind in kinds if kind} == media.PICTURES | media.SOUNDS
+    assert {kind.content_type for kind in kinds if kind} == media.PICTURES | media.SOUNDS | media.CLIPS
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from worker import catalog, kinds
 from worker.catalog import Model
@@ -447,15 +448,6 @@ def test_a_model_that_answers_in_the_call_gets_no_async_header() -> None:
     assert request("qwen-image-2.0-pro", prompt=PROMPT).headers == {}
 
 
-@pytest.mark.parametrize("field", ["img_url", "last_frame_url"])
-def test_a_temporary_upload_asks_for_its_resolution(field: str) -> None:
-    links = {"img_url": PICTURE, "last_frame_url": PICTURE, field: "oss://dashscope-instant/a/b.png"}
-
-    headers = request("wan2.2-kf2v-flash", **links).headers
-
-    assert headers == {"X-DashScope-Async": "enable", "X-DashScope-OssResourceResolve": "enable"}
-
-
 def shapes(model: Model) -> Iterator[dict[str, Any]]:
     """Every combination of size or resolution, ratio, duration and number that the model can be asked for."""
     for size in model.sizes.named if model.sizes else [None]:
@@ -738,11 +730,30 @@ def test_every_field_of_the_catalog_is_a_field_of_its_kind() -> None:
 
 def test_the_fields_that_may_name_a_file_are_found_by_their_types() -> None:
     assert fields.media(KINDS["image-to-video"].input) == {
-        "audio_url": "sound",
-        "img_url": "picture",
-        "last_frame_url": "picture",
+        ("audio_url",): "sound",
+        ("img_url",): "picture",
+        ("image_url",): "picture",  # as others call it
+        ("first_frame_url",): "picture",
+        ("last_frame_url",): "picture",
     }
     assert fields.media(KINDS["summary"].input) == {}
+
+
+def test_the_fields_that_may_name_a_file_are_found_in_lists_and_nested_objects() -> None:
+    class Part(BaseModel):
+        picture: fields.Picture | None = None
+        clip: fields.Clip | None = None
+        note: str = ""
+
+    class Form(BaseModel):
+        pictures: Annotated[list[fields.Picture] | None, Field(max_length=3)] = None
+        parts: list[Part] = []
+
+    assert fields.media(Form) == {
+        ("pictures", "*"): "picture",
+        ("parts", "*", "picture"): "picture",
+        ("parts", "*", "clip"): "clip",
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)

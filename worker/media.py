@@ -13,8 +13,10 @@ import struct
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 import imagesize
+from tinytag import TinyTag, TinyTagException
 
 SNIFFED = 64  # bytes that show the type
 READ = 4096  # bytes that show whether all is text
@@ -62,9 +64,11 @@ BRANDS: dict[bytes, MediaType | None] = {
     b"msf1": None,
 }
 
-# What the provider takes as pictures and as sound (Alibaba docs, 'Wan image-to-video API reference').
+# What the provider takes (Alibaba docs, 'Wan image-to-video API' and 'Wan 2.7 reference-to-video API').
 PICTURES = frozenset({"image/jpeg", "image/png", "image/bmp", "image/webp"})
 SOUNDS = frozenset({"audio/wav", "audio/mpeg"})
+CLIPS = frozenset({"video/mp4", "video/quicktime"})
+MEDIA = PICTURES | SOUNDS | CLIPS
 
 BMP = MediaType("image/bmp", "bmp")
 PDF = MediaType("application/pdf", "pdf")
@@ -88,6 +92,9 @@ OFFICE = {  # ZIP files, told apart by the name alone
     ".pptx": MediaType(_OPEN_XML + "presentationml.presentation", "pptx"),
 }
 
+_READS = 20_000  # by which the length of a file is found: an MP3 without a length is read for 30 s of its frames
+_LONGEST = 7 * 86_400  # seconds; a header that says more is wrong
+
 _BOMS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 
@@ -95,7 +102,7 @@ _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 def sniff_input(head: bytes, name: str) -> MediaType | None:
     """The type of a user's file, by its first `READ` bytes and its name; None: not an accepted type.
 
-    Accepted are pictures and sound that the provider takes, PDF, Office documents, and text of any kind.
+    Accepted are pictures, sound and clips that the provider takes, PDF, Office documents, and text of any kind.
     """
     if head[:2] == b"BM" and head[6:10] == bytes(4):
         return BMP
@@ -105,7 +112,7 @@ def sniff_input(head: bytes, name: str) -> MediaType | None:
         return OFFICE.get(PurePosixPath(name).suffix.lower())
     medium = sniff(head)
     if medium is not None:
-        return medium if medium.content_type in PICTURES | SOUNDS else None
+        return medium if medium.content_type in MEDIA else None
     return _text(head, name) if _is_text(head) else None
 
 
@@ -132,9 +139,34 @@ def shape(head: bytes) -> Shape | None:
     return Shape(width, height, has_alpha) if width > 0 and height > 0 else None
 
 
+def seconds(body: BinaryIO, kind: MediaType) -> float | None:
+    """How long a clip or sound plays, by its headers, to a millisecond; None where they do not show it."""
+    if kind.content_type not in SOUNDS | CLIPS:
+        return None
+    try:
+        found = TinyTag.get(f"it.{kind.extension}", file_obj=_Bounded(body), tags=False)  # type: ignore[arg-type]
+    except (TinyTagException, OSError, ValueError, struct.error, IndexError, TypeError, KeyError, OverflowError):
+        return None
+    return round(found.duration, 3) if found.duration and 0 < found.duration < _LONGEST else None
+
+
+class _Bounded:
+    """A file of which only so much is read: a hostile one can keep a parser busy for minutes."""
+
+    def __init__(self, body: BinaryIO) -> None:
+        self._body, self._left = body, _READS
+        self.seek, self.tell = body.seek, body.tell
+
+    def read(self, length: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(f"more than {_READS} reads")
+        return self._body.read(length if 0 <= length < HEADER else HEADER)
+
+
 def is_document(kind: MediaType | None) -> bool:
     """Whether a user's file of that type can be read as a document."""
-    return kind is not None and kind.content_type not in PICTURES | SOUNDS
+    return kind is not None and kind.content_type not in MEDIA
 
 
 def sniff(head: bytes) -> MediaType | None:

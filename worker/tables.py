@@ -797,6 +797,7 @@ class File(Base):
     width: Mapped[int | None] = mapped_column(Integer)  # of a picture, in pixels, with has_alpha, where its header says
     height: Mapped[int | None] = mapped_column(Integer)
     has_alpha: Mapped[bool | None]
+    seconds: Mapped[Decimal | None]  # that a clip or sound plays, where its header says
     created_at: Mapped[datetime] = mapped_column(**_NOW)
 
     __table_args__ = (

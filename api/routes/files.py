@@ -30,6 +30,7 @@ class FileDocument(Answer):
     content_type: str = Field(description="by its bytes", examples=["image/png"])
     bytes: int
     sha256: str
+    seconds: float | None = Field(None, description="that a clip or sound plays, where its header says")
     created_at: Moment
 
 
@@ -50,8 +51,9 @@ FileId = Annotated[UUID, Path(description="the file's id")]
 def give(here: Here, mine: Transferring, given: Given) -> Response:
     """Put a file into the bucket, to be named by its `key` in a job's input.
 
-    Taken are pictures (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), PDF and text of any kind (plain, Markdown, HTML, CSV,
-    JSONL), by their bytes. The same bytes under the same name are one file, so it is safe to repeat.
+    Taken are pictures (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), clips (MP4, MOV), PDF and text of any kind (plain,
+    Markdown, HTML, CSV, JSONL), by their bytes. The same bytes under the same name are one file, so a repetition does
+    no harm.
     """
     draft = files.draft(given.filename or "", given.file)
     kept, is_new = files.keep(here.engine, here.bucket, mine.project.id, draft, mine.now)

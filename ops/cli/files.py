@@ -19,12 +19,12 @@ from ops.cli import show, tables
 from ops.cli.reach import Api, command, spread
 from ops.local.supervise import LocalError
 from worker import media
+from worker.inputs import naming
 from worker.kinds.fields import is_key
 from worker.kinds.reading.extract import READ
 
 _LISTED = 20  # files that are left out, by name
 _FAULTS = 100  # missing files that are named
-_LINKS = ("img_url", "image_url", "first_frame_url", "last_frame_url", "audio_url")
 
 
 class NoFile(LocalError):
@@ -116,8 +116,7 @@ def say_left_out(uploads: Uploads) -> None:
 def placed(uploads: Uploads, body: Mapping[str, Any]) -> dict[str, Any]:
     """The body with keys in place of the files that its input names; `NoFile` where one is not there."""
     keys = keys_of(uploads, [(None, body)], Path())
-    given = {name: keys[value] for name, value in _local(body)}
-    return {**body, "input": {**body["input"], **given}}
+    return {**body, "input": naming.with_keys(body["input"], keys)}
 
 
 def keys_of(uploads: Uploads, bodies: Iterable[tuple[int | None, Mapping[str, Any]]], folder: Path) -> dict[str, str]:
@@ -176,8 +175,7 @@ def _no_document(path: Path, name: str) -> str | None:
 
 
 def _local(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and value of the input's fields that name a file of this machine."""
-    for name in _LINKS:
-        value = body.get("input", {}).get(name)
-        if isinstance(value, str) and "://" not in value and not value.startswith("data:") and not is_key(value):
-            yield name, value
+    """Pointer and value of what the input names that is a file of this machine."""
+    for pointer, value, _ in naming.values(body.get("input", {})):
+        if "://" not in value and not value.startswith("data:") and not is_key(value):
+            yield pointer.removeprefix("/input/"), value

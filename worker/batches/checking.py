@@ -30,6 +30,7 @@ from worker.batches import files
 from worker.batches.document import Report, RowFault, Source
 from worker.batches.files import Row
 from worker.errors import Fault, InvalidInput
+from worker.inputs import naming
 from worker.inputs.files import tidied
 from worker.jobs import submission
 from worker.jobs.submission import Prepared
@@ -167,7 +168,7 @@ class _Look:
             if isinstance(mine, dict) and isinstance(usual, dict):
                 whole[name] = {**usual, **mine}
         if self.options.files and isinstance(whole.get("input"), dict):
-            whole["input"] = inputs.with_keys(whole["input"], self.options.files)
+            whole["input"] = naming.with_keys(whole["input"], self.options.files)
         return whole
 
     def _checked(self, row: Row, body: Any) -> tuple[Prepared | None, list[RowFault]]:
@@ -197,7 +198,7 @@ class _Look:
     def _missing(self, found: Sequence[tuple[Prepared | None, list[RowFault]]]) -> list[list[Fault]]:
         """The faults of the files that each row names."""
         asked = [(one.model, one.input) if one and not faults else ("", {}) for one, faults in found]
-        if not any(inputs.named_by(self.project_id, wanted) for _, wanted in asked):
+        if not any(naming.named_by(self.project_id, wanted) for _, wanted in asked):
             return [[] for _ in found]
         with self.engine.begin() as connection:
             return inputs.check_all(connection, self.project_id, asked)

@@ -13,6 +13,7 @@ from worker import inputs
 from worker.batches import reading
 from worker.batches.document import RowFault
 from worker.errors import Conflict, Fault, NotFound
+from worker.inputs import naming
 from worker.moves import batch as batch_moves
 from worker.tables import Batch, BatchRow, Job, Project
 
@@ -89,7 +90,7 @@ _LOCK = select(*Batch.__table__.c).where(*_MINE).with_for_update()
 # the rows of which jobs are to be made that may name files
 _NAMING = (
     select(BatchRow.n, BatchRow.line, BatchRow.model, BatchRow.input)
-    .where(BatchRow.batch_id == _BATCH, BatchRow.outcome == "good", inputs.names_files(BatchRow.input))
+    .where(BatchRow.batch_id == _BATCH, BatchRow.outcome == "good", naming.names_files(BatchRow.input))
     .where(~batch_moves.IS_MADE)
     .order_by(BatchRow.n)
 )

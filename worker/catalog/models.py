@@ -134,6 +134,22 @@ class Pictures(Entry):
         return "is a PNG with an alpha channel, and must be without" if shape is not None and shape.has_alpha else ""
 
 
+class Recordings(Entry):
+    """What a model takes as clips or as sound: bytes at the most, and from how many seconds to how many."""
+
+    bytes: int
+    seconds: tuple[float, float]
+
+    def unfit(self, length: int, seconds: float | None) -> str:
+        """Why one is not taken; empty where it is, as far as its header says how long it plays."""
+        if length > self.bytes:
+            return f"has {length} bytes, and may have {self.bytes}"
+        least, most = self.seconds
+        if seconds is not None and not least <= seconds <= most:
+            return f"plays {seconds:g} seconds, and must play {least:g} to {most:g}"
+        return ""
+
+
 @dataclass(frozen=True)
 class Usage:
     """What is billed, in the model's own units: `{"seconds": 5, "tier": "720P"}`, `{"images": 2}`.
@@ -250,7 +266,9 @@ class Model(Entry):
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
-    pictures: Pictures | None = None  # None: what the provider takes of any model
+    pictures: Pictures | None = None  # None: what the provider takes of any model; so of the next two
+    clips: Recordings | None = None
+    sounds: Recordings | None = None
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}
     run_seconds: RunSeconds

@@ -12,33 +12,32 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    ColumnElement,
     Connection,
     Row,
-    SQLColumnExpression,
     Text,
     any_,
     bindparam,
-    literal_column,
     null,
-    or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker import catalog, media, timeouts
+from worker.catalog import Model
 from worker.dashscope.client import Client
 from worker.errors import CallFailed, Fault, InvalidInput, NotFound
-from worker.kinds import OFFERED, Request, fields
-from worker.kinds.fields import Medium, is_key
+from worker.inputs import naming
+from worker.kinds import Request
+from worker.kinds.fields import Medium
 from worker.media import Shape
 from worker.settings import Settings, addresses
 from worker.storage import Bucket, Head
@@ -48,7 +47,8 @@ LINK_LIFE = timedelta(hours=6)  # a task may wait for its turn at the provider, 
 UPLOAD_KEPT = timedelta(hours=1)  # of the 48 h that the provider keeps it (Alibaba docs, 'Upload a file temporarily')
 _RESOLVE = {"X-DashScope-OssResourceResolve": "enable"}
 
-_Object = Row[str, str, int, int | None, int | None, bool | None]  # its key, type, bytes, and shape where it is known
+# Its key, type, bytes, and what is known of a picture's shape, or of how long it plays.
+_Object = Row[str, str, int, int | None, int | None, bool | None, Decimal | None]
 _Place = tuple[str, str, str]  # an account, the model or job that may read the upload, and our key
 
 
@@ -69,13 +69,12 @@ class _Put:
     at: float
 
 
-# Alibaba docs, 'Wan image-to-video API reference' and 'Wan text-to-video API reference'
-_PICTURE = Rule(media.PICTURES, 20 << 20, "a picture (JPEG, PNG, BMP, WEBP) of at most 20 MB")
-_SOUND = Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB")
-_OF = {Medium.PICTURE: _PICTURE, Medium.SOUND: _SOUND}
-_RULES = {name: _OF[medium] for kind in OFFERED.values() for name, medium in fields.media(kind.input).items()}
-_LISTS = [name for kind in OFFERED.values() for name in kind.keyed]
-NAMING = [*_RULES, *_LISTS]  # the fields that may name a file
+# Alibaba docs, 'Wan image-to-video API reference', 'Wan text-to-video API reference' and 'Wan reference-to-video API'
+_OF = {
+    Medium.PICTURE: Rule(media.PICTURES, 20 << 20, "a picture (JPEG, PNG, BMP, WEBP) of at most 20 MB"),
+    Medium.SOUND: Rule(media.SOUNDS, 15 << 20, "sound (WAV, MP3) of at most 15 MB"),
+    Medium.CLIP: Rule(media.CLIPS, 100 << 20, "a clip (MP4, MOV) of at most 100 MB"),
+}
 
 
 def check(connection: Connection, project_id: uuid.UUID, model: str, wanted: Mapping[str, Any]) -> None:
@@ -92,41 +91,22 @@ def check_all(
     connection: Connection, project_id: uuid.UUID, asked: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> list[list[Fault]]:
     """The same faults of many models' complete inputs, each input's own, looked up together."""
-    named = [named_by(project_id, wanted) for _, wanted in asked]
+    named = [naming.named_by(project_id, wanted) for _, wanted in asked]
     there = _there(connection, project_id, sorted({key for keys in named for key in keys.values()}))
     return [
-        [fault for pointer, key in keys.items() if (fault := _fault(pointer, key, there.get(key), model))]
-        for (model, _), keys in zip(asked, named, strict=True)
+        [
+            fault
+            for pointer, key in keys.items()
+            if (fault := _fault(pointer, key, there.get(key), media_of.get(pointer), model))
+        ]
+        for (model, wanted), keys in zip(asked, named, strict=True)
+        for media_of in [{pointer: medium for pointer, _, medium in naming.values(wanted)}]
     ]
-
-
-def named_by(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, str]:
-    """Pointer → key, of all objects that a complete input names and that must be there."""
-    return {**links(wanted), **_documents(project_id, wanted)}
-
-
-def with_keys(wanted: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """A raw input with the keys of files in the place of what its user calls them."""
-    named = {name: keys[value] for name in _RULES if isinstance(value := wanted.get(name), str) and value in keys}
-    listed = {name: _keyed(wanted[name], keys) for name in _LISTS if isinstance(wanted.get(name), list)}
-    return {**wanted, **named, **listed}
-
-
-def names_files(wanted: SQLColumnExpression[Any]) -> ColumnElement[bool]:
-    """Whether a complete input has any field that may name a file."""
-    has_any = wanted.bool_op("?|")
-    return has_any(literal_column("array[" + ", ".join(f"'{name}'" for name in (*_RULES, *_LISTS)) + "]"))
-
-
-def links(wanted: Mapping[str, Any]) -> dict[str, str]:
-    """Pointer → key, of the fields that hold a key where a link may stand."""
-    given = ((name, wanted.get(name)) for name in _RULES)
-    return {f"/input/{name}": value for name, value in given if isinstance(value, str) and is_key(value)}
 
 
 def user_of(connection: Connection, project_id: uuid.UUID, key: str) -> uuid.UUID | None:
     """A job of the project that has not ended and names the object; None where there is none."""
-    named = {"project": project_id, "key": key, "document": [{"key": key}]}
+    named = {"project": project_id, "inputs": naming.examples(key)}
     user: uuid.UUID | None = connection.execute(_USER, named).scalar_one_or_none()
     return user
 
@@ -146,7 +126,9 @@ class Handover:
         Nothing was sent for the job when it raises: CallFailed (FileRefused among it) or StorageTrouble, or NotFound
         where the object is gone.
         """
-        keys = dict.fromkeys(links(job.input).values())
+        keys = dict.fromkeys(naming.links(job.input).values())
+        if _has_oss(request.body):  # a user's own
+            request = replace(request, headers={**request.headers, **_RESOLVE})
         if not keys:
             return request
         if not why_uploaded(self.settings, client.url):
@@ -218,28 +200,6 @@ def why_uploaded(settings: Settings, provider: str) -> str | None:
     return None
 
 
-def _documents(project_id: uuid.UUID, wanted: Mapping[str, Any]) -> dict[str, str]:
-    """Pointer → key, of the documents that are said to be files of ours; of others the bucket alone knows."""
-    return dict(pair for name in _LISTS for pair in _keys_of(name, wanted.get(name), f"{project_id}/files/"))
-
-
-def _keyed(documents: Sequence[Any], keys: Mapping[str, str]) -> list[Any]:
-    """A list of objects, with the keys of files in the place of what their user calls them."""
-    return [
-        {**document, "key": keys.get(document["key"], document["key"])}
-        if isinstance(document, dict) and isinstance(document.get("key"), str)
-        else document
-        for document in documents
-    ]
-
-
-def _keys_of(name: str, documents: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    for n, document in enumerate(documents if isinstance(documents, list) else ()):
-        key = document.get("key") if isinstance(document, dict) else None
-        if isinstance(key, str) and key.startswith(prefix):
-            yield f"/input/{name}/{n}/key", key
-
-
 def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -> dict[str, _Object]:
     if not keys:
         return {}
@@ -249,25 +209,28 @@ def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -
     return found
 
 
-def _fault(pointer: str, key: str, found: _Object | None, model: str) -> Fault | None:
+def _fault(pointer: str, key: str, found: _Object | None, medium: Medium | None, model: str) -> Fault | None:
+    """What is wrong with the object of a key; `medium`: what it must be, None: any document will do."""
     if found is None:
         return Fault(pointer, "no_such_file", f"names {key}, which is neither a file nor an output of this project")
-    rule = _RULES.get(pointer.removeprefix("/input/"))
-    if rule is None:
+    if medium is None:
         return None
+    rule = _OF[medium]
     if found.content_type not in rule.types or found.bytes > rule.bytes:
         message = f"names {found.content_type} of {found.bytes} bytes, and must be {rule.words}"
         return Fault(pointer, "file_unfit", message)
-    why = _unfit(found, model) if rule is _PICTURE else ""
-    return Fault(pointer, "file_unfit", f"names a picture that {why}, for {model}") if why else None
+    why = _unfit(found, medium, catalog.load().model(model))
+    return Fault(pointer, "file_unfit", f"names a {medium} that {why}, for {model}") if why else None
 
 
-def _unfit(found: _Object, model: str) -> str:
-    """Why the model does not take that picture; empty where it does, as far as is known."""
-    _, _, size, width, height, has_alpha = found
-    shape = Shape(width, height, bool(has_alpha)) if width and height else None
-    taken = catalog.load().model(model).pictures
-    return taken.unfit(size, shape) if taken else ""
+def _unfit(found: _Object, medium: Medium, model: Model) -> str:
+    """Why the model does not take that picture, clip or sound; empty where it does, as far as is known."""
+    _, _, size, width, height, has_alpha, seconds = found
+    if medium is Medium.PICTURE:
+        shape = Shape(width, height, bool(has_alpha)) if width and height else None
+        return model.pictures.unfit(size, shape) if model.pictures else ""
+    limits = model.clips if medium is Medium.CLIP else model.sounds
+    return limits.unfit(size, None if seconds is None else float(seconds)) if limits else ""
 
 
 def _lines(job: Job) -> _Place:
@@ -283,27 +246,35 @@ def _with(value: Any, places: Mapping[str, str]) -> Any:
     return places.get(value, value) if isinstance(value, str) else value
 
 
+def _has_oss(value: Any) -> bool:
+    """Whether any text in the value is an address in the provider's temporary store."""
+    match value:
+        case str():
+            return value.startswith("oss://")
+        case dict():
+            return any(map(_has_oss, value.values()))
+        case list():
+            return any(map(_has_oss, value))
+        case _:
+            return False
+
+
 _KEYS = any_(bindparam("keys", type_=ARRAY(Text)))
 # The files of those keys; FOR KEY SHARE, so that none is removed before the job that names it is on record.
 _FILES = (
-    select(File.key, File.content_type, File.bytes, File.width, File.height, File.has_alpha)
+    select(File.key, File.content_type, File.bytes, File.width, File.height, File.has_alpha, File.seconds)
     .where(File.project_id == bindparam("project"), File.key == _KEYS)
     .order_by(File.key)
     .with_for_update(read=True, key_share=True)
 )
 # The outputs of those keys.
-_OUTPUTS = select(Output.key, Output.content_type, Output.bytes, null(), null(), null()).where(
+_OUTPUTS = select(Output.key, Output.content_type, Output.bytes, null(), null(), null(), Output.duration).where(
     Output.project_id == bindparam("project"), Output.key == _KEYS
 )
 # A job that names the key.
 _USER = (
     select(Job.id)
     .where(Job.project_id == bindparam("project"), Job.finished_at.is_(None))
-    .where(
-        or_(
-            *(Job.input[name].astext == bindparam("key") for name in _RULES),
-            *(Job.input[name].op("@>")(bindparam("document", type_=JSONB)) for name in _LISTS),
-        )
-    )
+    .where(Job.input.op("@>")(any_(bindparam("inputs", type_=ARRAY(JSONB)))))
     .limit(1)
 )

@@ -39,6 +39,7 @@ class Draft:
     sha256: str
     body: BinaryIO
     shape: Shape | None = None  # of a picture
+    seconds: float | None = None  # of a clip or sound
 
 
 def draft(name: str, body: BinaryIO) -> Draft:
@@ -52,7 +53,7 @@ def draft(name: str, body: BinaryIO) -> Draft:
         raise InvalidInput([Fault("/file", "empty", "must not be empty")])
     if kind is None:
         raise InvalidInput([Fault("/file", "type_not_taken", _TAKEN)])
-    return Draft(name, kind, size, digest, body, media.shape(head))
+    return Draft(name, kind, size, digest, body, media.shape(head), media.seconds(body, kind))
 
 
 def keep(engine: Engine, bucket: Bucket, project_id: uuid.UUID, given: Draft, now: datetime) -> tuple[File, bool]:
@@ -107,7 +108,8 @@ def tidied(name: str) -> str:
 
 
 _TAKEN = (
-    "must be a picture (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), a PDF, an Office document (docx, xlsx, pptx) or text"
+    "must be a picture (JPEG, PNG, BMP, WEBP), sound (WAV, MP3), a clip (MP4, MOV), a PDF, an Office document"
+    " (docx, xlsx, pptx) or text"
 )
 
 
@@ -139,6 +141,7 @@ def _record(connection: Connection, project_id: uuid.UUID, given: Draft, key: st
         "content_type": given.type.content_type,
         "bytes": given.bytes,
         "sha256": given.sha256,
+        "seconds": given.seconds,
         **(asdict(given.shape) if given.shape else {}),
     }
     return File.of(connection.execute(_RECORD, row).mappings().one())

@@ -1,7 +1,7 @@
 """What users send: the types of fields, and whether an input fits its model, before anything is paid for.
 
-The rules read the catalog and know no model by name. Where the provider takes a link to a picture or to sound, we take
-the key of an object in our bucket too; `worker/inputs` looks whether there is such an object.
+The rules read the catalog and know no model by name. Where the provider takes a link to a picture, a clip or sound,
+we take the key of an object in our bucket too; `worker/inputs` looks whether there is such an object.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from ipaddress import ip_address
-from typing import Annotated, Any, ClassVar, LiteralString, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, LiteralString, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -41,6 +42,10 @@ class Medium(StrEnum):
 
     PICTURE = "picture"
     SOUND = "sound"
+    CLIP = "clip"
+
+
+Path = tuple[str, ...]  # of a field in an input; "*" stands for each item of a list
 
 
 # (model, value, fields validated before) → None, or raises `no`; the value may be None.
@@ -102,13 +107,13 @@ def _link(value: str) -> str:
     return value
 
 
-def _sound(value: str) -> str:
+def _link_or_key(value: str) -> str:
     return value if is_key(value) else _link(value)
 
 
 def _picture(value: str) -> str:
     if not value.startswith("data:"):
-        return _sound(value)
+        return _link_or_key(value)
     value = _LINE_ENDS.sub("", value)
     if len(value) > INLINE_LIMIT:
         raise no("too_long", "is a picture of over 20 MB; the provider takes none")
@@ -140,7 +145,8 @@ Text = Annotated[str, AfterValidator(_storable)]
 Filled = Annotated[Text, AfterValidator(_filled)]
 Line = Annotated[Text, AfterValidator(_line)]
 Link = Annotated[str, AfterValidator(_link)]
-Sound = Annotated[str, AfterValidator(_sound), Medium.SOUND]
+Sound = Annotated[str, AfterValidator(_link_or_key), Medium.SOUND]
+Clip = Annotated[str, AfterValidator(_link_or_key), Medium.CLIP]
 Picture = Annotated[str, AfterValidator(_picture), Medium.PICTURE]
 Size = Annotated[Text, BeforeValidator(_star)]
 Tier = Annotated[Text, BeforeValidator(_upper)]
@@ -168,13 +174,18 @@ class Input(BaseModel):
         return value
 
 
-def media(form: type[BaseModel]) -> dict[str, Medium]:
-    """The fields in which a file's key may stand in place of a link."""
-    found: dict[str, Medium] = {}
-    for name, field in form.model_fields.items():
-        marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part)[1:])]
-        if medium := next((mark for mark in marks if isinstance(mark, Medium)), None):
-            found[name] = medium
+def media(form: type[BaseModel]) -> dict[Path, Medium]:
+    """The fields in which a file's key may stand in place of a link, by each name, in lists and nested objects too.
+
+    `("references", "*", "image")` is the `image` of each item of `references`.
+    """
+    found: dict[Path, Medium] = {}
+    for name, described in form.model_fields.items():
+        other_names = described.validation_alias.choices if isinstance(described.validation_alias, AliasChoices) else ()
+        for path, medium in _marked(described.annotation, described.metadata):
+            for spelled in dict.fromkeys([name, *map(str, other_names)]):
+                other = found.setdefault((spelled, *path), medium)
+                assert other is medium, f"{form.__name__}.{name} may be a {medium} or a {other}: give each its own name"
     return found
 
 
@@ -206,6 +217,22 @@ def _serves(kind: str, catalog: Catalog, model: Model, region: str | None) -> No
     if region is not None and model.region(region) is None:
         message = f"{model.id} is not served in {region}, but in {', '.join(model.regions)}"
         raise InvalidInput([Fault("/model", "not_in_region", message)])
+
+
+def _marked(annotation: Any, marks: Sequence[Any]) -> Iterator[tuple[Path, Medium]]:
+    """The paths under a type at which a `Medium` is marked."""
+    if medium := next((mark for mark in marks if isinstance(mark, Medium)), None):
+        yield (), medium
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from media(annotation).items()
+    else:
+        inner: Path = ("*",) if get_origin(annotation) in (list, tuple) else ()
+        is_annotated = get_origin(annotation) is Annotated
+        parts, of_parts = get_args(annotation), ()
+        if is_annotated:
+            parts, of_parts = parts[:1], parts[1:]
+        for part in parts:
+            yield from (((*inner, *path), medium) for path, medium in _marked(part, of_parts))
 
 
 def _hold(context: Mapping[str, Any], name: str, value: Any, given: Mapping[str, Any]) -> None:

@@ -96,16 +96,16 @@ class VideoInput(MediaInput):
 
 
 def request(model: Model, region: str, wanted: BaseModel) -> Request:
-    """The create call for a checked input, with the model's id as that region spells it."""
+    """The create call for a checked input, with the model's id as that region spells it.
+
+    A list fills its place item by item: media in its order, the parts of a message before its text.
+    """
     here = model.region(region)
     assert here is not None, "a job goes only to a region that serves its model"
-    asked = wanted.model_dump(exclude_none=True)
     body: dict[str, Any] = {"model": here.id, "input": {}, "parameters": dict(model.always)}
-    for name, value in asked.items():
+    for name, value in wanted.model_dump(exclude_none=True).items():
         _put(body, _PLACES[model.protocol].get(name, f"parameters.{name}"), value)
     headers = {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"}
-    if any(isinstance(value, str) and value.startswith("oss://") for value in asked.values()):
-        headers["X-DashScope-OssResourceResolve"] = "enable"
     return Request(model.path, headers, body)
 
 
@@ -187,11 +187,17 @@ def _put(body: dict[str, Any], place: str, value: Any) -> None:
     part, _, name = place.partition(".")
     match part:
         case "media":
-            body["input"].setdefault("media", []).append({"type": name, "url": value})
+            body["input"].setdefault("media", []).extend({"type": name, "url": url} for url in _each(value))
         case "messages":
-            body["input"]["messages"] = [{"role": "user", "content": [{name: value}]}]
+            messages = body["input"].setdefault("messages", [{"role": "user", "content": []}])
+            messages[0]["content"].extend({name: each} for each in _each(value))
+            messages[0]["content"].sort(key=lambda each: "text" in each)  # stable: pictures come first
         case _:
             body[part][name] = value
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _settled(told: Mapping[str, Any], asked: Usage, billed: Mapping[str, Any]) -> Usage:

@@ -41,6 +41,7 @@ from sqlalchemy.orm import aliased
 from worker import document, inputs, money, moves, webhooks
 from worker.claims import TAKEN
 from worker.errors import BudgetExhausted, Fault, InvalidInput
+from worker.inputs import naming
 from worker.money import budgets
 from worker.money.budgets import Room
 from worker.moves import children, making, transition
@@ -417,7 +418,7 @@ _OPEN = select(Job.id).where(
         ),
     ),
 )
-_NAMING = select(Job.id).where(_JOBS, Job.input.has_any(array(inputs.NAMING))).order_by(Job.id)
+_NAMING = select(Job.id).where(_JOBS, Job.input.has_any(array(naming.FIELDS))).order_by(Job.id)
 _INPUTS = select(Job.id, Job.model, Job.input).where(_JOBS).order_by(Job.id)
 _PROJECT = select(Project.name).where(Project.id == bindparam("of_project", type_=Uuid))
 # what receivers are told of; without what may be long and is not told
