@@ -22,19 +22,24 @@ TODAY = date(2026, 11, 21)
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
 PROMPT = "a kitten runs in the moonlight"
 PICTURE = "https://example.com/cat.png?Signature=a%2Bb"
+CLIP, SOUND = "https://example.com/cat.mp4", "https://example.com/cat.mp3"
 SHAPE = ("size", "resolution", "ratio", "duration", "n")
 INPUTS: dict[str, dict[str, Any]] = {
     "text-to-video": {"prompt": PROMPT},
     "image-to-video": {"img_url": PICTURE},
+    "reference-to-video": {"prompt": PROMPT, "references": [{"picture": PICTURE}]},
+    "video-edit": {"prompt": PROMPT, "video_url": CLIP},
     "text-to-image": {"prompt": PROMPT},
 }
 CATALOG = catalog.load()
-MEDIA = [model for model in CATALOG.models() if model.kinds[0] in INPUTS]
+MEDIA = [(model, kind) for model in CATALOG.models() for kind in model.kinds if kind in INPUTS]
 
 
-def complete(model: Model, **more: Any) -> dict[str, Any]:
-    """The least that this model needs, and more."""
-    return {**INPUTS[model.kinds[0]], **dict.fromkeys(model.requires, PICTURE), **more}
+def complete(model: Model, kind: str = "", **more: Any) -> dict[str, Any]:
+    """The least that this model needs for a kind, by default its first, and more."""
+    least = INPUTS[kind or model.kinds[0]]
+    needed = [name for name in model.requires if name in KINDS[kind or model.kinds[0]].input.model_fields]
+    return {**dict.fromkeys(needed, PICTURE), **least, **more}
 
 
 def checked(name: str, region: str | None = BEIJING, /, **raw: Any) -> dict[str, Any]:
@@ -448,24 +453,25 @@ def test_a_model_that_answers_in_the_call_gets_no_async_header() -> None:
     assert request("qwen-image-2.0-pro", prompt=PROMPT).headers == {}
 
 
-def shapes(model: Model) -> Iterator[dict[str, Any]]:
+def shapes(model: Model, kind: Kind) -> Iterator[dict[str, Any]]:
     """Every combination of size or resolution, ratio, duration and number that the model can be asked for."""
     for size in model.sizes.named if model.sizes else [None]:
         for resolution in model.resolutions or [None]:
-            for ratio in model.ratios or [None]:
+            for ratio in model.ratios if model.ratios and "ratio" in kind.input.model_fields else [None]:
                 for duration in model.durations or [None]:
                     for n in range(1, model.n_max + 1) or [None]:
                         shape = zip(SHAPE, (size, resolution, ratio, duration, n), strict=True)
                         yield {name: value for name, value in shape if value is not None}
 
 
-@pytest.mark.parametrize("model", MEDIA, ids=lambda model: model.id)
-def test_every_model_makes_a_complete_request_of_every_shape(model: Model) -> None:
-    kind = KINDS[model.kinds[0]]
-    billed = {*model.choices, *({"prompt_extend", "watermark", "audio", "thinking_mode"} & model.fields)}
-    for shape in shapes(model):
+@pytest.mark.parametrize(("model", "name"), MEDIA, ids=str)
+def test_every_model_makes_a_complete_request_of_every_shape(model: Model, name: str) -> None:
+    kind = KINDS[name]
+    told = {*model.choices, *({"prompt_extend", "watermark", "audio", "thinking_mode"} & model.fields)}
+    billed = told & kind.input.model_fields.keys()
+    for shape in shapes(model, kind):
         for region, there in model.regions.items():
-            taken = kind.check(CATALOG, model, complete(model, **shape), region)
+            taken = kind.check(CATALOG, model, complete(model, name, **shape), region)
 
             sent = kind.request(model, region, taken)
 
@@ -478,12 +484,12 @@ def test_every_model_makes_a_complete_request_of_every_shape(model: Model) -> No
             assert kind.input.model_validate(taken.model_dump(exclude_none=True)) == taken
 
 
-@pytest.mark.parametrize("model", MEDIA, ids=lambda model: model.id)
-def test_every_priced_shape_has_an_estimate(model: Model) -> None:
-    kind = KINDS[model.kinds[0]]
-    for shape in shapes(model):
+@pytest.mark.parametrize(("model", "name"), MEDIA, ids=str)
+def test_every_priced_shape_has_an_estimate(model: Model, name: str) -> None:
+    kind = KINDS[name]
+    for shape in shapes(model, kind):
         for region, there in model.regions.items():
-            taken = kind.check(CATALOG, model, complete(model, **shape), region)
+            taken = kind.check(CATALOG, model, complete(model, name, **shape), region)
 
             cost = model.price(kind.estimate(model, taken), region, TODAY)
 
@@ -723,14 +729,14 @@ def test_every_kind_describes_its_input_for_openapi(kind: Kind) -> None:
 
 
 def test_every_field_of_the_catalog_is_a_field_of_its_kind() -> None:
-    for model in MEDIA:
-        for kind in model.kinds:
-            assert model.fields <= KINDS[kind].input.model_fields.keys(), model.id
+    for model, _ in MEDIA:
+        assert model.fields <= {name for kind in model.kinds for name in KINDS[kind].input.model_fields}, model.id
 
 
 def test_the_fields_that_may_name_a_file_are_found_by_their_types() -> None:
     assert fields.media(KINDS["image-to-video"].input) == {
         ("audio_url",): "sound",
+        ("clip_url",): "clip",
         ("img_url",): "picture",
         ("image_url",): "picture",  # as others call it
         ("first_frame_url",): "picture",

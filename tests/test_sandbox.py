@@ -470,7 +470,7 @@ class TestUsage:
             "messages": words,
             "img_url": link_,
             "first_frame_url": link_,
-            "media": [{"type": "first_frame", "url": link_}],
+            "reference_urls": [link_],
             "images": [link_],
             "base_image_url": link_,
         }
@@ -480,7 +480,9 @@ class TestUsage:
         for model in models.read("cn-beijing").values():
             for call in model.calls:
                 headers = ASYNC if call.is_async else {}
-                body = {"model": model.id, "input": of_kinds.get(model.makes, given), "parameters": asked}
+                first = next((name for name in model.media if model.references and "reference" in name), "first_frame")
+                shown = {"media": [{"type": "video" if model.edits else first, "url": link_}]} if model.media else {}
+                body = {"model": model.id, "input": of_kinds.get(model.makes, given | shown), "parameters": asked}
                 answer = wire.post(f"/services/{call.path}", json=body, headers=headers)
                 assert answer.status_code == 200, (model.id, answer.text)
 

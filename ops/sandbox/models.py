@@ -61,6 +61,10 @@ class Model:
     ratios: tuple[str, ...]
     sides: tuple[int, ...]  # shortest and longest side of a free size
     seconds: tuple[int, ...]
+    decides_seconds: int  # how long a clip of duration -1 is; 0: it must be told
+    media: Mapping[str, int]  # types of `input.media`, and how many of each at most; empty: any
+    references: int  # among them, and among reference_urls; 0: any number
+    edits: bool  # makes a clip as long as the one that it is given
     pictures: int
     default_pictures: int
     prompt_limit: int
@@ -125,6 +129,10 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         ratios=tuple(row.get("ratios", ())),
         sides=tuple(row.get("sides", ())),
         seconds=_seconds(row.get("seconds", [])),
+        decides_seconds=row.get("decides_seconds", 0),
+        media=row.get("media", {}),
+        references=row.get("references", 0),
+        edits=row.get("edits", False),
         pictures=row.get("pictures", 1),
         default_pictures=row.get("default_pictures", 1),
         prompt_limit=row.get("prompt_limit", 0),

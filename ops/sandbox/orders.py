@@ -5,15 +5,19 @@ keys of `input` and `parameters` are ignored, and prompts over the limit are cut
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from ops.sandbox import shapes
 from ops.sandbox.models import Call, Model
 from ops.sandbox.refusals import Refusal, invalid
 
 SEED_LIMIT = 2**31 - 1
-VIDEO_REFERENCES = ("video", "reference_video", "first_clip")
+CLIP_SECONDS = 5  # of every clip that is shown: the sandbox does not measure them
+CLIPS = ("video", "reference_video")  # types of media whose seconds are billed; a first clip's are part of the duration
+CLIP_ENDINGS = (".mp4", ".mov")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
     given, asked = document["input"], document["parameters"]
     prompt = _prompt(given, model, call)
     _inputs(given, model, resolves_oss)
+    _shown(given, model)
     _seed(asked)
     size, tier, ratio = shapes.read(asked, model)
     return Order(
@@ -145,10 +150,10 @@ def _inputs(given: dict[str, Any], model: Model, resolves_oss: bool) -> None:
 
 def links(given: dict[str, Any]) -> list[str]:
     """Return the links that an input names."""
-    media = [item.get("url") for item in _media(given)]
+    media = [item.get(name) for item in _media(given) for name in ("url", "reference_voice")]
     named = [given.get(key) for key in ("img_url", "first_frame_url", "last_frame_url", "audio_url", "base_image_url")]
     pictures = [part.get("image") for part in _parts(given)]
-    return [str(link) for link in (*media, *named, *pictures) if link]
+    return [str(link) for link in (*media, *named, *_references(given), *pictures) if link]
 
 
 def _media(given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,6 +171,10 @@ def _duration(asked: dict[str, Any], model: Model) -> int:
     if model.makes == "image":
         return 0
     seconds = asked.get("duration")
+    if model.edits and not seconds:
+        return CLIP_SECONDS
+    if model.decides_seconds and seconds == -1:
+        return model.decides_seconds
     if seconds is None:
         return 5
     if not _is_int(seconds) or seconds not in model.seconds:
@@ -183,8 +192,36 @@ def _pictures(asked: dict[str, Any], model: Model) -> int:
 
 
 def _input_seconds(given: dict[str, Any]) -> int:
-    """Return the seconds of input video that are billed: the sandbox takes every one to be 5 s long."""
-    return 5 if any(item.get("type") in VIDEO_REFERENCES for item in _media(given)) else 0
+    """Return the seconds of input video that are billed: at most 5 of all references, as 'Model pricing' has it."""
+    clips = [item for item in _media(given) if item.get("type") in CLIPS]
+    named = [link for link in _references(given) if urlsplit(link).path.lower().endswith(CLIP_ENDINGS)]
+    return CLIP_SECONDS if clips or named else 0
+
+
+def _references(given: dict[str, Any]) -> list[str]:
+    named = given.get("reference_urls")
+    return [link for link in named if isinstance(link, str)] if isinstance(named, list) else []
+
+
+def _shown(given: dict[str, Any], model: Model) -> None:
+    """Refuse media of a type that the model lacks, too many of it, and frames beside references (wan3.0)."""
+    types = Counter(str(item.get("type")) for item in _media(given))
+    if model.media:
+        if strange := types.keys() - model.media.keys():
+            raise invalid(f"media type {sorted(strange)[0]} is not supported, should be in {list(model.media)}.")
+        if many := [name for name, count in types.items() if count > model.media[name]]:
+            raise invalid(f"The number of {many[0]} should not be greater than {model.media[many[0]]}.")
+    references = len(_references(given)) + sum(types[name] for name in types if name.startswith("reference_"))
+    if model.references and references > model.references:
+        raise invalid(f"The number of references should not be greater than {model.references}.")
+    if model.decides_seconds and references and (types["first_frame"] or types["last_frame"]):
+        raise invalid("Frames and references cannot be used together.")
+    if model.edits and not types["video"]:
+        raise invalid("media must hold one video.")
+    if types["first_clip"] and (types["first_frame"] or types["driving_audio"]):
+        raise invalid("first_clip cannot be combined with first_frame or driving_audio.")
+    if not model.edits and model.references and model.needs and "media" in model.needs and not references:
+        raise invalid("media must hold a reference_image or a reference_video.")
 
 
 def _is_int(value: object) -> bool:

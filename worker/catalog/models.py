@@ -139,6 +139,7 @@ class Recordings(Entry):
 
     bytes: int
     seconds: tuple[float, float]
+    seconds_together: float | None = None  # of all that one request names
 
     def unfit(self, length: int, seconds: float | None) -> str:
         """Why one is not taken; empty where it is, as far as its header says how long it plays."""
@@ -148,6 +149,19 @@ class Recordings(Entry):
         if seconds is not None and not least <= seconds <= most:
             return f"plays {seconds:g} seconds, and must play {least:g} to {most:g}"
         return ""
+
+
+class References(Entry):
+    """How many pictures, clips and recordings a request may show to a model, each and in all."""
+
+    pictures: int = 0
+    clips: int = 0
+    sounds: int = 0
+    total: int
+    has_voices: bool = False  # each of them may come with a voice
+    seconds_with_clips: int | None = (
+        None  # that the result has at most where a clip is among them; None: no other limit
+    )
 
 
 @dataclass(frozen=True)
@@ -269,6 +283,8 @@ class Model(Entry):
     pictures: Pictures | None = None  # None: what the provider takes of any model; so of the next two
     clips: Recordings | None = None
     sounds: Recordings | None = None
+    references: References | None = None
+    input_seconds: int = 0  # of clips that are billed at most, beside those that are made
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}
     run_seconds: RunSeconds

@@ -94,13 +94,8 @@ def check_all(
     named = [naming.named_by(project_id, wanted) for _, wanted in asked]
     there = _there(connection, project_id, sorted({key for keys in named for key in keys.values()}))
     return [
-        [
-            fault
-            for pointer, key in keys.items()
-            if (fault := _fault(pointer, key, there.get(key), media_of.get(pointer), model))
-        ]
+        _faults(model, keys, {pointer: medium for pointer, _, medium in naming.values(wanted)}, there)
         for (model, wanted), keys in zip(asked, named, strict=True)
-        for media_of in [{pointer: medium for pointer, _, medium in naming.values(wanted)}]
     ]
 
 
@@ -207,6 +202,22 @@ def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -
     if missing := [key for key in keys if key not in found]:
         found |= {row.key: row for row in connection.execute(_OUTPUTS, {"project": project_id, "keys": missing})}
     return found
+
+
+def _faults(
+    model: str, keys: Mapping[str, str], media_of: Mapping[str, Medium], there: Mapping[str, _Object]
+) -> list[Fault]:
+    """The faults of an input's objects, one by one; and where there is none, of what they play together."""
+    each = [_fault(pointer, key, there.get(key), media_of.get(pointer), model) for pointer, key in keys.items()]
+    if not keys or any(each):
+        return [fault for fault in each if fault]
+    limits = catalog.load().model(model).clips
+    clips = [pointer for pointer in keys if media_of.get(pointer) is Medium.CLIP]
+    playing = sum(float(there[keys[pointer]].seconds or 0) for pointer in clips)
+    if limits is None or limits.seconds_together is None or playing <= limits.seconds_together:
+        return []
+    why = f"plays {playing:g} seconds with the others, and together {limits.seconds_together:g} are taken, for {model}"
+    return [Fault(clips[0], "file_unfit", why)]
 
 
 def _fault(pointer: str, key: str, found: _Object | None, medium: Medium | None, model: str) -> Fault | None:

@@ -12,7 +12,18 @@ from typing import Any
 
 from worker.catalog import Catalog, Usage
 from worker.errors import Fault
-from worker.kinds import embedding, image_to_video, speech, summary, text, text_batch, text_to_image, text_to_video
+from worker.kinds import (
+    embedding,
+    image_to_video,
+    reference_to_video,
+    speech,
+    summary,
+    text,
+    text_batch,
+    text_to_image,
+    text_to_video,
+    video_edit,
+)
 from worker.kinds.embedding import embedding_call
 from worker.kinds.kind import CallKind, Kind, ParentKind, Request, Source
 from worker.kinds.speech import speech_segment
@@ -22,6 +33,8 @@ __all__ = ["KINDS", "OFFERED", "CallKind", "Kind", "ParentKind", "Request", "Sou
 _ALL: tuple[Kind, ...] = (
     text_to_video.KIND,
     image_to_video.KIND,
+    reference_to_video.KIND,
+    video_edit.KIND,
     text_to_image.KIND,
     speech.KIND,
     speech_segment.KIND,

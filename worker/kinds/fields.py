@@ -54,6 +54,9 @@ Rule = Callable[[Model, Any, Mapping[str, Any]], None]
 _Form = TypeVar("_Form", bound=BaseModel)
 _CODES = {"missing": "required", "extra_forbidden": "unknown_field", "string_unicode": "bad_text"}
 _KEY = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(/[\w.-]+)+", re.ASCII)
+# What may stand in the place of a required field: an effect brings its own ending (Alibaba docs, 'Wan
+# first-and-last-frame-to-video'), and what goes on from a clip begins with it ('Wan 2.7 image-to-video').
+_INSTEAD = {"last_frame_url": "template", "img_url": "clip_url"}
 _LINE_ENDS = re.compile(r"\r?\n")  # of MIME's base64, a line of 76 characters each (RFC 2045, 6.8)
 _INLINE = re.compile(r"data:image/(png|jpeg|jpg|bmp|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -200,10 +203,15 @@ def check(kind: str, form: type[_Form], catalog: Catalog, model: Model, raw: Any
     given = {text.storable(str(key)): value for key, value in raw.items() if value is not None}
     context = {"catalog": catalog, "kind": kind, "model": model}
     try:
-        return form.model_validate({**model.default, **given}, context=context)
+        return form.model_validate({**_defaults(model, form), **given}, context=context)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[:MOST_FAULTS]
         raise InvalidInput([_fault(form, each) for each in found]) from None
+
+
+def _defaults(model: Model, form: type[BaseModel]) -> dict[str, Any]:
+    """The model's defaults for this form: a model of several kinds has some for each."""
+    return {name: value for name, value in model.default.items() if name in form.model_fields}
 
 
 def _serves(kind: str, catalog: Catalog, model: Model, region: str | None) -> None:
@@ -239,8 +247,7 @@ def _hold(context: Mapping[str, Any], name: str, value: Any, given: Mapping[str,
     """Raises the fault of one field by the catalog's entry for the model."""
     model: Model = context["model"]
     if value is None:
-        # An effect brings its own ending ('Wan first-and-last-frame-to-video API reference').
-        if name in model.requires and not given.get("template"):
+        if name in model.requires and not given.get(_INSTEAD.get(name, "")):
             raise no("required", f"{model.id} needs it")
     elif name not in model.fields:
         takers = [other.id for other in context["catalog"].models(context["kind"]) if name in other.fields]

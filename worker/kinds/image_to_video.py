@@ -5,7 +5,6 @@ The clip has the picture's shape, so there is a resolution and no size.
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,29 +12,24 @@ from typing import Any, ClassVar
 
 from pydantic import AliasChoices, Field
 
-from worker import media
 from worker.catalog import Model
 from worker.kinds import fields, text_to_video
-from worker.kinds.fields import Filled, Picture, Rule, Text, no
+from worker.kinds.fields import Clip, Filled, Picture, Rule, Text, no
 from worker.kinds.kind import CallKind
-from worker.kinds.visual import VideoInput
+from worker.kinds.visual import VideoInput, picture_fits, sound_fits
 
 NAME = "image-to-video"
 
 
-def _picture_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> None:
-    # Files in our bucket are checked by `worker/inputs`; what is behind a link only the provider sees.
-    if value is None or model.pictures is None or not value.startswith("data:"):
-        return
-    encoded = value.partition(",")[2]
-    head = b64decode(encoded[: media.HEADER * 4 // 3 // 4 * 4] + "==")
-    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.shape(head)):
-        raise no("picture_unfit", f"{why}, for {model.id}")
+def _clip_fits(_model: Model, value: str | None, given: Mapping[str, Any]) -> None:
+    if value and given.get("audio_url"):
+        raise no("contradiction", "has its own sound: leave audio_url out")
 
 
-def _sound_fits(_model: Model, value: bool | None, given: Mapping[str, Any]) -> None:
-    if value is False and given.get("audio_url"):
-        raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
+def _first_fits(model: Model, value: str | None, given: Mapping[str, Any]) -> None:
+    if value and given.get("clip_url"):
+        raise no("contradiction", "begins the clip, and so does clip_url: leave one of them out")
+    picture_fits(model, value, given)
 
 
 class ImageToVideo(VideoInput):
@@ -49,13 +43,18 @@ class ImageToVideo(VideoInput):
 
     rules: ClassVar[Mapping[str, Rule]] = {
         **VideoInput.rules,
-        "img_url": _picture_fits,
-        "last_frame_url": _picture_fits,
-        "audio": _sound_fits,
+        "clip_url": _clip_fits,
+        "img_url": _first_fits,
+        "last_frame_url": picture_fits,
+        "audio": sound_fits,
     }
 
     prompt: Filled | None = Field(None, description="what happens", examples=["the cat looks up and yawns"])
-    img_url: Picture = Field(
+    clip_url: Clip | None = Field(
+        None, description="the clip that it goes on from, of whose length `duration` is the sum"
+    )
+    img_url: Picture | None = Field(
+        None,
         validation_alias=AliasChoices("img_url", "image_url", "first_frame_url"),
         description="the picture that the clip begins with: a link, a file's key, or data:image/…",
         examples=["https://example.com/cat.png"],

@@ -23,10 +23,11 @@ class TextToVideo(VideoInput):
 
 
 def words(wanted: BaseModel) -> str:
-    """ "1280*720 5 s", "720P 16:9 5 s"."""
+    """ "1280*720 5 s", "720P 16:9 5 s", "720P of open length"."""
     asked = wanted.model_dump(exclude_none=True)
     shape = [asked[name] for name in ("size", "resolution", "ratio") if name in asked]
-    return " ".join([*shape, f"{asked.get('duration', '?')} s"])
+    seconds = asked.get("duration", 0)
+    return " ".join([*shape, f"{seconds} s" if seconds > 0 else "of open length"])
 
 
 KIND = CallKind(

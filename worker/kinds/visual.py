@@ -8,15 +8,16 @@ the provider's defaults. Where an answer lacks what is billed, the input's own n
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from worker import text
+from worker import media, text
 from worker.catalog import Model, Protocol, Usage
 from worker.kinds import answers
-from worker.kinds.fields import SEED_LIMIT, Filled, Input, Rule, Sound, Text, Tier, no
+from worker.kinds.fields import SEED_LIMIT, Clip, Filled, Input, Picture, Rule, Sound, Text, Tier, no
 from worker.kinds.kind import Request, Source
 from worker.states import Mode
 
@@ -33,6 +34,7 @@ _PLACES: dict[Protocol, dict[str, str]] = {
         "audio_url": "input.audio_url",
         "img_url": "input.img_url",
         "template": "input.template",
+        "references": "input.reference_urls",  # 'Wan reference-to-video API reference', wan2.6
     },
     # 'Wan first-and-last-frame-to-video API reference'
     Protocol.FRAMES: {
@@ -41,12 +43,17 @@ _PLACES: dict[Protocol, dict[str, str]] = {
         "last_frame_url": "input.last_frame_url",
         "template": "input.template",
     },
-    # 'Wan 2.7 - image-to-video API'
+    # 'Wan 2.7' pages of image-to-video, reference-to-video and video editing; 'HappyHorse' pages (all May 2026)
     Protocol.MEDIA: {
         **_PROMPTS,
         "img_url": "media.first_frame",
+        "clip_url": "media.first_clip",
         "last_frame_url": "media.last_frame",
         "audio_url": "media.driving_audio",
+        "first_frame_url": "media.first_frame",
+        "video_url": "media.video",
+        "references": "media.reference",
+        "pictures": "media.reference_image",
     },
     # 'Wan text-to-image V2 API reference', wan2.6; 'Qwen-Image text-to-image API reference'
     Protocol.MESSAGES: {"prompt": "messages.text"},
@@ -72,6 +79,54 @@ def _shots_fit(_model: Model, value: str | None, given: Mapping[str, Any]) -> No
         raise no("needs_prompt_extend", "works only while prompt_extend is true")
 
 
+def picture_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> None:
+    """Raises the fault of a picture within the request that the model does not take."""
+    # Files in our bucket are checked by `worker/inputs`; what is behind a link only the provider sees.
+    if value is None or model.pictures is None or not value.startswith("data:"):
+        return
+    encoded = value.partition(",")[2]
+    head = b64decode(encoded[: media.HEADER * 4 // 3 // 4 * 4] + "==")
+    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.shape(head)):
+        raise no("picture_unfit", f"{why}, for {model.id}")
+
+
+def pictures_fit(model: Model, value: list[str] | None, given: Mapping[str, Any]) -> None:
+    """Raises the fault of a list of pictures: too many, or one that the model does not take."""
+    most = model.references.pictures if model.references else 0
+    if value and len(value) > most:
+        raise no("too_many", f"has {len(value)} pictures, and {model.id} takes {most}")
+    for picture in value or ():
+        picture_fits(model, picture, given)
+
+
+def references_fit(model: Model, value: list[Reference] | None, given: Mapping[str, Any]) -> None:
+    """Raises the fault of references: too many of a sort or in all, or one that the model does not take."""
+    most = model.references
+    if not value or most is None:
+        return
+    for name, count in (("picture", most.pictures), ("clip", most.clips), ("sound", most.sounds)):
+        shown = sum(getattr(each, name) is not None for each in value)
+        if shown > count:
+            raise no("too_many", f"has {shown} {name}s, and {model.id} takes {count}")
+    if len(value) > most.total:
+        raise no("too_many", f"has {len(value)} references, and {model.id} takes {most.total} in all")
+    if not most.has_voices and any(each.voice for each in value):
+        raise no("not_taken", f"has a voice, which {model.id} does not take")
+    if all(each.sound for each in value):
+        raise no("nothing_shown", "has sound alone: a picture or a clip must be among them")
+    longest, seconds = most.seconds_with_clips, given.get("duration")
+    if longest and seconds and seconds > longest and any(each.clip for each in value):
+        raise no("contradiction", f"has a clip: {model.id} makes {longest} seconds at most then, not {seconds}")
+    for each in value:
+        picture_fits(model, each.picture, given)
+
+
+def sound_fits(_model: Model, value: bool | None, given: Mapping[str, Any]) -> None:
+    """Raises the fault of a silent clip that has a sound of its user's."""
+    if value is False and given.get("audio_url"):
+        raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
+
+
 class MediaInput(Input):
     """What the inputs of all media kinds share; the model's defaults fill what the user leaves out."""
 
@@ -91,8 +146,39 @@ class VideoInput(MediaInput):
 
     audio_url: Sound | None = Field(None, description="its sound, a link or a file's key: wav or mp3, 3 to 30 s, 15 MB")
     resolution: Tier | None = Field(None, description="the tier, which is what is paid for", examples=["720P"])
-    duration: int | None = Field(None, description="seconds, each of them paid for", examples=[5])
+    duration: int | None = Field(
+        None, description="seconds, each of them paid for; -1: the model decides", examples=[5]
+    )
     shot_type: Literal["single", "multi"] | None = Field(None, description="one shot or several; needs prompt_extend")
+
+
+class Reference(BaseModel):
+    """Somebody or something to be shown: a picture, a clip, or how it sounds; and with whose voice it speaks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    picture: Picture | None = Field(None, description="a link, a file's key, or data:image/…")
+    clip: Clip | None = Field(None, description="a link to a video, or a file's key")
+    sound: Sound | None = Field(None, description="a link to sound, or a file's key")
+    voice: Sound | None = Field(None, description="the voice of the one who is shown: a link to sound, or a file's key")
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if sum(value is not None for value in (self.picture, self.clip, self.sound)) != 1:
+            raise no("one_of", "must have one of picture, clip and sound")
+        if self.voice and self.sound:
+            raise no("contradiction", "is sound already: a voice goes with a picture or a clip")
+        return self
+
+    @property
+    def url(self) -> str:
+        """The link to what is shown."""
+        return str(self.picture or self.clip or self.sound)
+
+    @property
+    def type(self) -> str:
+        """What the provider calls it."""
+        return "image" if self.picture else "video" if self.clip else "audio"
 
 
 def request(model: Model, region: str, wanted: BaseModel) -> Request:
@@ -103,7 +189,7 @@ def request(model: Model, region: str, wanted: BaseModel) -> Request:
     here = model.region(region)
     assert here is not None, "a job goes only to a region that serves its model"
     body: dict[str, Any] = {"model": here.id, "input": {}, "parameters": dict(model.always)}
-    for name, value in wanted.model_dump(exclude_none=True).items():
+    for name, value in ((name, value) for name, value in wanted if value is not None):
         _put(body, _PLACES[model.protocol].get(name, f"parameters.{name}"), value)
     headers = {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"}
     return Request(model.path, headers, body)
@@ -122,20 +208,33 @@ def failures(output: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def video_asked(model: Model, wanted: BaseModel) -> Usage:
-    """Seconds and tier as they were asked for, and whether with sound where that is a choice."""
+    """Seconds and tier as they were asked for, whether with sound where that is a choice, and input seconds.
+
+    Where clips that are shown are billed too, `seconds` is the sum, with as many `input_seconds` as may be billed. A
+    duration that is left to the model or the clip (-1, 0 or none at all) counts as the longest.
+    """
     asked = wanted.model_dump(exclude_none=True)
     tier = asked.get("resolution") or model.tier(asked.get("size", ""))
-    return Usage(answers.known({"seconds": asked.get("duration"), "tier": tier, "audio": asked.get("audio")}))
+    shown = model.input_seconds if _shows_clips(wanted) else 0
+    made = _positive(asked.get("duration")) or max(model.durations, default=model.input_seconds)
+    units = {"seconds": made + shown, "input_seconds": shown or None, "tier": tier, "audio": asked.get("audio")}
+    return Usage(answers.known(units))
 
 
 def video_usage(model: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> Usage:
-    """Seconds and tier: `duration` else `video_duration`, `SR` else the size, else what was asked for."""
+    """Seconds and tier: `duration` else `video_duration`, `SR` else the size, else what was asked for.
+
+    `duration` is the sum of input and output seconds ('Wan 2.7 reference-to-video API reference').
+    """
     told = answers.mapping(answer.get("usage"))
     seconds = answers.number(told.get("duration")) or answers.number(told.get("video_duration"))
+    shown = told.get("input_video_duration")
     audio = told.get("audio") if isinstance(told.get("audio"), bool) else None
-    return _settled(
-        told, video_asked(model, wanted), {"seconds": seconds, "tier": _tier_told(model, told), "audio": audio}
-    )
+    billed = {"seconds": seconds, "tier": _tier_told(model, told), "audio": audio}
+    asked = video_asked(model, wanted)
+    if "input_seconds" in asked.units and isinstance(shown, int | float | str):
+        billed["input_seconds"] = answers.number(shown) or 0
+    return _settled(told, asked, billed)
 
 
 def image_asked(_model: Model, wanted: BaseModel) -> Usage:
@@ -155,7 +254,7 @@ def image_usage(model: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> U
 def video_echoes(model: Model, wanted: BaseModel) -> dict[str, Any]:
     """The prompt as it was sent, and the shape of the clip."""
     asked, billed = wanted.model_dump(exclude_none=True), video_asked(model, wanted).units
-    shape = {"duration": billed.get("seconds"), "tier": billed.get("tier"), "size": asked.get("size")}
+    shape = {"duration": _positive(asked.get("duration")), "tier": billed.get("tier"), "size": asked.get("size")}
     return answers.known({"orig_prompt": asked.get("prompt"), **shape})
 
 
@@ -187,17 +286,39 @@ def _put(body: dict[str, Any], place: str, value: Any) -> None:
     part, _, name = place.partition(".")
     match part:
         case "media":
-            body["input"].setdefault("media", []).extend({"type": name, "url": url} for url in _each(value))
+            shown = body["input"].setdefault("media", [])
+            shown.extend(_medium(name, each) for each in _each(value))
+            shown.sort(key=lambda each: each["type"] == "driving_audio")  # stable: sound comes last, as in the samples
         case "messages":
-            messages = body["input"].setdefault("messages", [{"role": "user", "content": []}])
-            messages[0]["content"].extend({name: each} for each in _each(value))
-            messages[0]["content"].sort(key=lambda each: "text" in each)  # stable: pictures come first
+            content = body["input"].setdefault("messages", [{"role": "user", "content": []}])[0]["content"]
+            content.extend({name: each} for each in _each(value))
+            content.sort(key=lambda each: "text" in each)  # stable: pictures come first
         case _:
-            body[part][name] = value
+            body[part][name] = [_url(each) for each in value] if isinstance(value, list) else value
+
+
+def _medium(name: str, shown: Any) -> dict[str, str]:
+    if not isinstance(shown, Reference):
+        return {"type": name, "url": shown}
+    voice = {"reference_voice": shown.voice} if shown.voice else {}
+    return {"type": f"{name}_{shown.type}", "url": shown.url, **voice}
+
+
+def _url(shown: Any) -> Any:
+    return shown.url if isinstance(shown, Reference) else shown
 
 
 def _each(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _shows_clips(wanted: BaseModel) -> bool:
+    shown = getattr(wanted, "references", None) or ()
+    return bool(getattr(wanted, "video_url", None)) or any(isinstance(each, Reference) and each.clip for each in shown)
+
+
+def _positive(duration: Any) -> int | None:
+    return duration if isinstance(duration, int) and duration > 0 else None
 
 
 def _settled(told: Mapping[str, Any], asked: Usage, billed: Mapping[str, Any]) -> Usage:

@@ -1,0 +1,365 @@
+"""Each model's request against the sample of its official page: the same keys and values, and our explicit defaults.
+
+A row is a sample's facts: what a user sends us, and what the page sends for that. Words and addresses are ours. `ours`
+is what we add, so that nothing that is billed is left to the provider's defaults. The pages are Alibaba's API
+references of Model Studio, in the editions of May 2026 where a row says nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from worker import catalog, kinds
+from worker.kinds import KINDS
+from worker.states import Mode
+
+CATALOG = catalog.load()
+WORDS = "a kitten runs in the moonlight"
+PICTURE, OTHER = "https://example.com/a.png", "https://example.com/b.png"
+CLIP, SOUND = "https://example.com/a.mp4", "https://example.com/a.mp3"
+VIDEO = "/services/aigc/video-generation/video-synthesis"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A page's request: the models that share it, our input for it, its path, `input` and `parameters`."""
+
+    page: str
+    kind: str
+    models: tuple[str, ...]
+    wanted: dict[str, Any]
+    path: str
+    input: dict[str, Any]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    ours: dict[str, Any] = field(default_factory=dict)
+
+
+def media(*shown: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"type": name, "url": url} for name, url in shown]
+
+
+REFERENCES = [
+    Sample(
+        "Wan 2.7 reference-to-video",
+        "reference-to-video",
+        ("wan2.7-r2v",),
+        {
+            "prompt": WORDS,
+            "references": [{"picture": PICTURE, "voice": SOUND}, {"clip": CLIP, "voice": SOUND}, {"picture": OTHER}],
+            "resolution": "720P",
+            "ratio": "16:9",
+            "duration": 10,
+            "prompt_extend": False,
+            "watermark": True,
+        },
+        VIDEO,
+        {
+            "prompt": WORDS,
+            "media": [
+                {"type": "reference_image", "url": PICTURE, "reference_voice": SOUND},
+                {"type": "reference_video", "url": CLIP, "reference_voice": SOUND},
+                {"type": "reference_image", "url": OTHER},
+            ],
+        },
+        {"resolution": "720P", "ratio": "16:9", "duration": 10, "prompt_extend": False, "watermark": True},
+    ),
+    Sample(
+        "Wan reference-to-video, wan2.6",
+        "reference-to-video",
+        ("wan2.6-r2v-flash",),
+        {
+            "prompt": WORDS,
+            "references": [{"clip": CLIP}, {"picture": PICTURE}],
+            "size": "1280*720",
+            "duration": 10,
+            "audio": True,
+            "shot_type": "multi",
+            "watermark": True,
+        },
+        VIDEO,
+        {"prompt": WORDS, "reference_urls": [CLIP, PICTURE]},
+        {"size": "1280*720", "duration": 10, "audio": True, "shot_type": "multi", "watermark": True},
+    ),
+    Sample(
+        "Wan reference-to-video, wan2.6",
+        "reference-to-video",
+        ("wan2.6-r2v",),
+        {"prompt": WORDS, "references": [{"clip": CLIP}], "size": "1280*720", "duration": 5, "shot_type": "multi"},
+        VIDEO,
+        {"prompt": WORDS, "reference_urls": [CLIP]},
+        {"size": "1280*720", "duration": 5, "shot_type": "multi"},
+        {"watermark": False},
+    ),
+    Sample(
+        "HappyHorse reference-to-video",
+        "reference-to-video",
+        ("happyhorse-1.0-r2v", "happyhorse-1.1-r2v"),
+        {
+            "prompt": WORDS,
+            "references": [{"picture": PICTURE}, {"picture": OTHER}],
+            "resolution": "720P",
+            "ratio": "16:9",
+            "duration": 5,
+        },
+        VIDEO,
+        {"prompt": WORDS, "media": media(("reference_image", PICTURE), ("reference_image", OTHER))},
+        {"resolution": "720P", "ratio": "16:9", "duration": 5},
+        {"watermark": False},
+    ),
+    Sample(
+        "announcement of wan3.0-video, 2026-10-15",
+        "reference-to-video",
+        ("wan3.0-video", "wan3.0-video-prime"),
+        {"prompt": WORDS, "references": [{"picture": PICTURE}, {"clip": CLIP}, {"sound": SOUND}], "duration": -1},
+        VIDEO,
+        {
+            "prompt": WORDS,
+            "media": media(("reference_image", PICTURE), ("reference_video", CLIP), ("reference_audio", SOUND)),
+        },
+        {"duration": -1},
+        {"resolution": "480P", "ratio": "16:9", "prompt_extend": True, "watermark": False},
+    ),
+]
+EDITS = [
+    Sample(
+        "Wan 2.7 video editing",
+        "video-edit",
+        ("wan2.7-videoedit",),
+        {
+            "prompt": WORDS,
+            "video_url": CLIP,
+            "pictures": [PICTURE],
+            "resolution": "720P",
+            "prompt_extend": True,
+            "watermark": True,
+        },
+        VIDEO,
+        {"prompt": WORDS, "media": media(("video", CLIP), ("reference_image", PICTURE))},
+        {"resolution": "720P", "prompt_extend": True, "watermark": True},
+        {"duration": 0, "audio_setting": "auto"},
+    ),
+    Sample(
+        "HappyHorse video editing",
+        "video-edit",
+        ("happyhorse-1.0-video-edit",),
+        {"prompt": WORDS, "video_url": CLIP, "pictures": [PICTURE], "resolution": "720P"},
+        VIDEO,
+        {"prompt": WORDS, "media": media(("video", CLIP), ("reference_image", PICTURE))},
+        {"resolution": "720P"},
+        {"audio_setting": "auto", "watermark": False},
+    ),
+]
+FRAMES = [
+    Sample(
+        "Wan 2.7 image-to-video, first frame, last frame and sound",
+        "image-to-video",
+        ("wan2.7-i2v", "wan2.7-i2v-2026-04-25"),
+        {
+            "prompt": WORDS,
+            "img_url": PICTURE,
+            "last_frame_url": OTHER,
+            "audio_url": SOUND,
+            "resolution": "720P",
+            "duration": 10,
+            "prompt_extend": True,
+            "watermark": True,
+        },
+        VIDEO,
+        {
+            "prompt": WORDS,
+            "media": media(("first_frame", PICTURE), ("last_frame", OTHER), ("driving_audio", SOUND)),
+        },
+        {"resolution": "720P", "duration": 10, "prompt_extend": True, "watermark": True},
+    ),
+    Sample(
+        "Wan 2.7 image-to-video, going on from a clip",
+        "image-to-video",
+        ("wan2.7-i2v", "wan2.7-i2v-2026-04-25"),
+        {"prompt": WORDS, "clip_url": CLIP, "resolution": "720P", "duration": 10, "prompt_extend": True},
+        VIDEO,
+        {"prompt": WORDS, "media": media(("first_clip", CLIP))},
+        {"resolution": "720P", "duration": 10, "prompt_extend": True},
+        {"watermark": False},
+    ),
+    Sample(
+        "announcement of wan3.0-video, 2026-10-15",
+        "image-to-video",
+        ("wan3.0-video", "wan3.0-video-prime"),
+        {"prompt": WORDS, "img_url": PICTURE, "last_frame_url": OTHER, "duration": 8},
+        VIDEO,
+        {"prompt": WORDS, "media": media(("first_frame", PICTURE), ("last_frame", OTHER))},
+        {"duration": 8},
+        {"resolution": "480P", "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "HappyHorse image-to-video",
+        "image-to-video",
+        ("happyhorse-1.0-i2v", "happyhorse-1.1-i2v"),
+        {"prompt": WORDS, "img_url": PICTURE, "resolution": "720P", "duration": 5},
+        VIDEO,
+        {"prompt": WORDS, "media": media(("first_frame", PICTURE))},
+        {"resolution": "720P", "duration": 5},
+        {"watermark": False},
+    ),
+    Sample(
+        "Wan image-to-video (first frame)",
+        "image-to-video",
+        ("wan2.6-i2v", "wan2.5-i2v-preview"),
+        {
+            "prompt": WORDS,
+            "img_url": PICTURE,
+            "audio_url": SOUND,
+            "resolution": "720P",
+            "prompt_extend": True,
+            "duration": 10,
+        },
+        VIDEO,
+        {"prompt": WORDS, "img_url": PICTURE, "audio_url": SOUND},
+        {"resolution": "720P", "prompt_extend": True, "duration": 10},
+        {"watermark": False},
+    ),
+    Sample(
+        "Wan image-to-video (first frame), an effect",
+        "image-to-video",
+        ("wan2.2-i2v-plus", "wan2.2-i2v-flash", "wanx2.1-i2v-turbo"),
+        {"img_url": PICTURE, "template": "flying", "resolution": "480P"},
+        VIDEO,
+        {"img_url": PICTURE, "template": "flying"},
+        {"resolution": "480P"},
+        {"duration": 5, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Wan image-to-video (first frame), without sound",
+        "image-to-video",
+        ("wan2.6-i2v-flash",),
+        {
+            "prompt": WORDS,
+            "img_url": PICTURE,
+            "audio": False,
+            "resolution": "720P",
+            "duration": 5,
+        },
+        VIDEO,
+        {"prompt": WORDS, "img_url": PICTURE},
+        {"audio": False, "resolution": "720P", "duration": 5},
+        {"prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Wan first-and-last-frame-to-video",
+        "image-to-video",
+        ("wan2.2-kf2v-flash", "wanx2.1-kf2v-plus"),
+        {"img_url": PICTURE, "last_frame_url": OTHER, "prompt": WORDS, "resolution": "720P", "prompt_extend": True},
+        "/services/aigc/image2video/video-synthesis",
+        {"first_frame_url": PICTURE, "last_frame_url": OTHER, "prompt": WORDS},
+        {"resolution": "720P", "prompt_extend": True},
+        {"duration": 5, "watermark": False},
+    ),
+]
+WORDS_TO_VIDEO = [
+    Sample(
+        "Wan text-to-video",
+        "text-to-video",
+        ("wan2.6-t2v", "wan2.5-t2v-preview"),
+        {"prompt": WORDS, "audio_url": SOUND, "size": "1280*720", "duration": 10, "prompt_extend": True},
+        VIDEO,
+        {"prompt": WORDS, "audio_url": SOUND},
+        {"size": "1280*720", "duration": 10, "prompt_extend": True},
+        {"watermark": False},
+    ),
+    Sample(
+        "Wan text-to-video, an older model",
+        "text-to-video",
+        ("wanx2.1-t2v-turbo", "wanx2.1-t2v-plus"),
+        {"prompt": WORDS, "size": "1280*720"},
+        VIDEO,
+        {"prompt": WORDS},
+        {"size": "1280*720"},
+        {"duration": 5, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Wan text-to-video, an older model",
+        "text-to-video",
+        ("wan2.2-t2v-plus",),
+        {"prompt": WORDS, "negative_prompt": "flowers", "size": "832*480"},
+        VIDEO,
+        {"prompt": WORDS, "negative_prompt": "flowers"},
+        {"size": "832*480"},
+        {"duration": 5, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Wan 2.7 text-to-video",
+        "text-to-video",
+        ("wan2.7-t2v", "wan2.7-t2v-2026-04-25", "wan2.7-t2v-2026-06-12"),
+        {
+            "prompt": WORDS,
+            "resolution": "720P",
+            "ratio": "16:9",
+            "prompt_extend": True,
+            "watermark": True,
+            "duration": 15,
+        },
+        VIDEO,
+        {"prompt": WORDS},
+        {"resolution": "720P", "ratio": "16:9", "watermark": True, "duration": 15},
+        {"prompt_extend": True},
+    ),
+    Sample(
+        "HappyHorse text-to-video",
+        "text-to-video",
+        ("happyhorse-1.0-t2v", "happyhorse-1.1-t2v"),
+        {"prompt": WORDS, "resolution": "720P", "ratio": "16:9", "duration": 5},
+        VIDEO,
+        {"prompt": WORDS},
+        {"resolution": "720P", "ratio": "16:9", "duration": 5},
+        {"watermark": False},
+    ),
+    Sample(
+        "announcement of wan3.0-video, 2026-10-15",
+        "text-to-video",
+        ("wan3.0-video", "wan3.0-video-prime"),
+        {"prompt": WORDS, "resolution": "1080P", "ratio": "9:16", "duration": 30},
+        VIDEO,
+        {"prompt": WORDS},
+        {"resolution": "1080P", "ratio": "9:16", "duration": 30},
+        {"prompt_extend": True, "watermark": False},
+    ),
+]
+SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS]
+ROWS = [(sample, name) for sample in SAMPLES for name in sample.models]
+
+
+@pytest.mark.parametrize(("sample", "name"), ROWS, ids=lambda part: getattr(part, "page", part))
+def test_a_request_is_the_pages_sample_and_our_explicit_defaults(sample: Sample, name: str) -> None:
+    model, kind = CATALOG.model(name), kinds.call(sample.kind)
+    region = next(iter(model.regions))
+
+    sent = kind.request(model, region, KINDS[sample.kind].check(CATALOG, model, sample.wanted, region))
+
+    assert (sent.path, sent.headers) == (
+        sample.path,
+        {"X-DashScope-Async": "enable"} if model.mode is Mode.TASK else {},
+    )
+    assert sample.parameters.keys().isdisjoint(sample.ours)
+    assert sent.body == {
+        "model": model.regions[region].id,
+        "input": sample.input,
+        "parameters": sample.parameters | sample.ours,
+    }
+
+
+def test_every_model_of_video_is_held_against_a_sample() -> None:
+    held = {(name, sample.kind) for sample in SAMPLES for name in sample.models}
+    offered = {
+        (model.id, kind)
+        for model in CATALOG.models()
+        for kind in model.kinds
+        if kind.endswith("-to-video") or kind == "video-edit"
+    }
+
+    # of other regions: their requests are those of the same models in Beijing
+    assert {(name, kind) for name, kind in offered - held if not name.endswith("-us")} <= {
+        ("wanx2.1-i2v-plus", "image-to-video")  # 720P alone, otherwise as the turbo one
+    }
