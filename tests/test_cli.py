@@ -170,9 +170,10 @@ def test_no_table_cuts_what_people_need(noria: Shell, api: Served) -> None:
     assert len(columns) > 1, "wrapped, not cut"
     assert "a-rather-long-name-of-ones-own-17" in "".join(re.findall(r"(?:^.{38}|^ {38})(\S*)", listed, re.MULTILINE))
     for row in (
-        "wan2.5-t2v-preview .* 480P 0.30 +s",
-        "qwen3-tts-flash .* 0.80 +10k",
-        "qwen-plus .* 128K 0.80 +1M in",
+        "wan2.5-t2v-preview .* 480P 0.30 /s",
+        "qwen3-tts-flash .* 0.80 /10k",
+        "qwen-plus .* 128K 0.80 /1M in",
+        "wan3.0-video +text-to-video +2-30",
     ):
         assert re.search(f"^{row}", models.out, re.MULTILINE), row
     assert "1080P 1.00" in models.out

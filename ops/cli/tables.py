@@ -50,12 +50,17 @@ def models(found: Sequence[Record]) -> RenderableType:
         (
             f"{model['id']}\n(ended: {model['successor']})" if model["retired"] else model["id"],
             "\n".join(kind for kind in model["kinds"] if kind in OFFERED),
-            "-".join(map(str, sorted({*model["durations"][:1], *model["durations"][-1:]}))),
-            *_prices(model),
+            _span([seconds for seconds in model["durations"] if seconds > 0]),
+            _prices(model),
         )
         for model in found
     )
-    return show.filled(rows, "model", "makes", "seconds", "CNY", "per", wide=["per"])
+    return show.filled(rows, "model", "makes", "s", "CNY")
+
+
+def _span(seconds: Sequence[int]) -> str:
+    """ "2-15", "5", or nothing."""
+    return "-".join(map(str, sorted({*seconds[:1], *seconds[-1:]})))
 
 
 def progress(found: Sequence[Job], height: int) -> RenderableType:
@@ -331,15 +336,16 @@ def _fits(task: Record) -> str:
     return f"no: {', '.join(task['differs'])} differ" if task["differs"] else "yes"
 
 
-def _prices(model: Record) -> tuple[str, str]:
-    """The first price row, a tier a line, `480P 0.30`; and per how many of what, `s`, `1M in` (tokens of the input)."""
+def _prices(model: Record) -> str:
+    """The first price row, a tier a line, and for how many of what: `480P 0.30 /s`, `0.80 /1M in` (input tokens)."""
     prices = next(iter(model["regions"].values()))["prices"]
     if not prices:
-        return "?", ""
+        return "?"
     first = prices[0]
     tiers = first["cny"] if isinstance(first["cny"], Mapping) else {"": first["cny"]}
-    unit = _UNITS.get(first["unit"], first["unit"])
-    return "\n".join(f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items()), _per(first["per"]) + unit
+    lines = [f"{tier} {Decimal(price):.2f}".strip() for tier, price in tiers.items()]
+    unit = _per(first["per"]) + _UNITS.get(first["unit"], first["unit"])
+    return "\n".join([f"{lines[0]} /{unit}", *lines[1:]])
 
 
 def _per(count: int) -> str:
