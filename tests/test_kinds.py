@@ -30,6 +30,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "reference-to-video": {"prompt": PROMPT, "references": [{"picture": PICTURE}]},
     "video-edit": {"prompt": PROMPT, "video_url": CLIP},
     "text-to-image": {"prompt": PROMPT},
+    "image-edit": {"prompt": PROMPT, "pictures": [PICTURE]},
 }
 CATALOG = catalog.load()
 MEDIA = [(model, kind) for model in CATALOG.models() for kind in model.kinds if kind in INPUTS]
@@ -455,7 +456,8 @@ def test_a_model_that_answers_in_the_call_gets_no_async_header() -> None:
 
 def shapes(model: Model, kind: Kind) -> Iterator[dict[str, Any]]:
     """Every combination of size or resolution, ratio, duration and number that the model can be asked for."""
-    for size in model.sizes.named if model.sizes else [None]:
+    sizes = (model.edited_sizes if kind.name == "image-edit" else None) or model.sizes
+    for size in sizes.named if sizes else [None]:
         for resolution in model.resolutions or [None]:
             for ratio in model.ratios if model.ratios and "ratio" in kind.input.model_fields else [None]:
                 for duration in model.durations or [None]:
@@ -468,7 +470,7 @@ def shapes(model: Model, kind: Kind) -> Iterator[dict[str, Any]]:
 def test_every_model_makes_a_complete_request_of_every_shape(model: Model, name: str) -> None:
     kind = KINDS[name]
     told = {*model.choices, *({"prompt_extend", "watermark", "audio", "thinking_mode"} & model.fields)}
-    billed = told & kind.input.model_fields.keys()
+    billed = told & kind.input.model_fields.keys()  # and a size, which every shape has
     for shape in shapes(model, kind):
         for region, there in model.regions.items():
             taken = kind.check(CATALOG, model, complete(model, name, **shape), region)

@@ -327,7 +327,208 @@ WORDS_TO_VIDEO = [
         {"prompt_extend": True, "watermark": False},
     ),
 ]
-SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS]
+MULTIMODAL = "/services/aigc/multimodal-generation/generation"
+IMAGES = "/services/aigc/image-generation/generation"
+
+
+def asked(*parts: dict[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+PICTURES = [
+    Sample(
+        "Wan 2.7 image generation and editing, of words",
+        "text-to-image",
+        ("wan2.7-image", "wan2.7-image-pro"),
+        {"prompt": WORDS, "size": "2K", "n": 1, "watermark": False, "thinking_mode": True},
+        IMAGES,
+        asked({"text": WORDS}),
+        {"size": "2K", "n": 1, "watermark": False, "thinking_mode": True},
+        {"enable_sequential": False},
+    ),
+    Sample(
+        "Wan 2.7 image generation and editing, a sequence",
+        "text-to-image",
+        ("wan2.7-image", "wan2.7-image-pro"),
+        {"prompt": WORDS, "sequence": True, "n": 4, "size": "2K"},
+        IMAGES,
+        asked({"text": WORDS}),
+        {"enable_sequential": True, "n": 4, "size": "2K"},
+        {"thinking_mode": True, "watermark": False},
+    ),
+    Sample(
+        "Wan 2.7 image generation and editing, editing where boxes are",
+        "image-edit",
+        ("wan2.7-image", "wan2.7-image-pro"),
+        {
+            "prompt": WORDS,
+            "pictures": [PICTURE, OTHER],
+            "boxes": [[], [[989, 515, 1138, 681]]],
+            "size": "2K",
+            "n": 1,
+            "watermark": False,
+        },
+        IMAGES,
+        asked({"image": PICTURE}, {"image": OTHER}, {"text": WORDS}),
+        {"bbox_list": [[], [[989, 515, 1138, 681]]], "size": "2K", "n": 1, "watermark": False},
+        {"enable_sequential": False},
+    ),
+    Sample(
+        "Wan 2.6 image generation, editing (its sample has the words first)",
+        "image-edit",
+        ("wan2.6-image",),
+        {"prompt": WORDS, "images": [PICTURE, OTHER], "prompt_extend": True, "watermark": False, "n": 1, "size": "1K"},
+        IMAGES,
+        asked({"image": PICTURE}, {"image": OTHER}, {"text": WORDS}),
+        {"prompt_extend": True, "watermark": False, "n": 1, "enable_interleave": False, "size": "1K"},
+    ),
+    Sample(
+        "Wan 2.5 general image editing",
+        "image-edit",
+        ("wan2.5-i2i-preview",),
+        {"prompt": WORDS, "pictures": [PICTURE], "prompt_extend": True, "n": 1},
+        "/services/aigc/image2image/image-synthesis",
+        {"prompt": WORDS, "images": [PICTURE]},
+        {"prompt_extend": True, "n": 1},
+        {"watermark": False},
+    ),
+    Sample(
+        "Qwen-Image editing",
+        "image-edit",
+        (
+            "qwen-image-2.0-pro",
+            "qwen-image-2.0-pro-2026-04-22",
+            "qwen-image-2.0-pro-2026-03-03",
+            "qwen-image-2.0",
+            "qwen-image-2.0-2026-03-03",
+            "qwen-image-edit-max",
+            "qwen-image-edit-max-2026-01-16",
+            "qwen-image-edit-plus",
+            "qwen-image-edit-plus-2025-12-15",
+            "qwen-image-edit-plus-2025-10-30",
+        ),
+        {
+            "prompt": WORDS,
+            "pictures": [PICTURE, OTHER],
+            "n": 1,
+            "negative_prompt": " ",
+            "prompt_extend": True,
+            "watermark": False,
+            "size": "2048*2048",
+        },
+        MULTIMODAL,
+        asked({"image": PICTURE}, {"image": OTHER}, {"text": WORDS}),
+        {"n": 1, "negative_prompt": " ", "prompt_extend": True, "watermark": False, "size": "2048*2048"},
+    ),
+    Sample(
+        "Qwen-Image editing, the first model",
+        "image-edit",
+        ("qwen-image-edit",),
+        {"prompt": WORDS, "pictures": [PICTURE], "negative_prompt": " ", "watermark": False},
+        MULTIMODAL,
+        asked({"image": PICTURE}, {"text": WORDS}),
+        {"negative_prompt": " ", "watermark": False},
+        {"n": 1},
+    ),
+    Sample(
+        "Qwen-Image text-to-image",
+        "text-to-image",
+        (
+            "qwen-image-2.0-pro",
+            "qwen-image-2.0-pro-2026-04-22",
+            "qwen-image-2.0-pro-2026-03-03",
+            "qwen-image-2.0",
+            "qwen-image-2.0-2026-03-03",
+        ),
+        {
+            "prompt": WORDS,
+            "negative_prompt": "blurred",
+            "prompt_extend": True,
+            "watermark": False,
+            "size": "2048*2048",
+        },
+        MULTIMODAL,
+        asked({"text": WORDS}),
+        {"negative_prompt": "blurred", "prompt_extend": True, "watermark": False, "size": "2048*2048"},
+        {"n": 1},
+    ),
+    Sample(
+        "reports of clients, November 2026",
+        "image-edit",
+        ("qwen-image-3.0", "qwen-image-3.0-pro"),
+        {"prompt": WORDS, "pictures": [PICTURE]},
+        IMAGES,
+        asked({"image": PICTURE}, {"text": WORDS}),
+        {},
+        {"n": 1, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "reports of clients, November 2026",
+        "text-to-image",
+        ("qwen-image-3.0", "qwen-image-3.0-pro"),
+        {"prompt": WORDS},
+        IMAGES,
+        asked({"text": WORDS}),
+        {},
+        {"size": "1024*1024", "n": 1, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Qwen-Image text-to-image, as a call",
+        "text-to-image",
+        ("qwen-image-max",),
+        {"prompt": WORDS, "negative_prompt": "", "prompt_extend": True, "watermark": False, "size": "1664*928"},
+        MULTIMODAL,
+        asked({"text": WORDS}),
+        {"negative_prompt": "", "prompt_extend": True, "watermark": False, "size": "1664*928"},
+        {"n": 1},
+    ),
+    Sample(
+        "Qwen-Image text-to-image, as a task",
+        "text-to-image",
+        ("qwen-image-plus", "qwen-image"),
+        {"prompt": WORDS, "negative_prompt": "", "size": "1664*928", "n": 1, "prompt_extend": True, "watermark": False},
+        "/services/aigc/text2image/image-synthesis",
+        {"prompt": WORDS, "negative_prompt": ""},
+        {"size": "1664*928", "n": 1, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Z-Image",
+        "text-to-image",
+        ("z-image-turbo",),
+        {"prompt": WORDS, "prompt_extend": False, "size": "1024*1536"},
+        MULTIMODAL,
+        asked({"text": WORDS}),
+        {"prompt_extend": False, "size": "1024*1536"},
+        {"n": 1},
+    ),
+    Sample(
+        "Wan text-to-image V2, wan2.6",
+        "text-to-image",
+        ("wan2.6-t2i",),
+        {
+            "prompt": WORDS,
+            "negative_prompt": "",
+            "prompt_extend": True,
+            "watermark": False,
+            "n": 1,
+            "size": "1280*1280",
+        },
+        IMAGES,
+        asked({"text": WORDS}),
+        {"negative_prompt": "", "prompt_extend": True, "watermark": False, "n": 1, "size": "1280*1280"},
+    ),
+    Sample(
+        "Wan text-to-image V2",
+        "text-to-image",
+        ("wan2.5-t2i-preview", "wan2.2-t2i-plus", "wan2.2-t2i-flash", "wanx2.1-t2i-plus", "wanx2.1-t2i-turbo"),
+        {"prompt": WORDS, "size": "1280*1280", "n": 1},
+        "/services/aigc/text2image/image-synthesis",
+        {"prompt": WORDS},
+        {"size": "1280*1280", "n": 1},
+        {"prompt_extend": True, "watermark": False},
+    ),
+]
+SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS, *PICTURES]
 ROWS = [(sample, name) for sample in SAMPLES for name in sample.models]
 
 
@@ -350,13 +551,13 @@ def test_a_request_is_the_pages_sample_and_our_explicit_defaults(sample: Sample,
     }
 
 
-def test_every_model_of_video_is_held_against_a_sample() -> None:
+def test_every_model_of_pictures_and_video_is_held_against_a_sample() -> None:
     held = {(name, sample.kind) for sample in SAMPLES for name in sample.models}
     offered = {
         (model.id, kind)
         for model in CATALOG.models()
         for kind in model.kinds
-        if kind.endswith("-to-video") or kind == "video-edit"
+        if kind.startswith(("video", "image")) or kind.endswith(("-to-video", "-to-image"))
     }
 
     # of other regions: their requests are those of the same models in Beijing

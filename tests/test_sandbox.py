@@ -480,6 +480,10 @@ class TestUsage:
         for model in models.read("cn-beijing").values():
             for call in model.calls:
                 headers = ASYNC if call.is_async else {}
+                given["messages"] = words
+                if model.shows and model.shows[0]:
+                    shown_first = [{"image": link_}, {"text": "a kitten"}]
+                    given["messages"] = [{"role": "user", "content": shown_first}]
                 first = next((name for name in model.media if model.references and "reference" in name), "first_frame")
                 shown = {"media": [{"type": "video" if model.edits else first, "url": link_}]} if model.media else {}
                 body = {"model": model.id, "input": of_kinds.get(model.makes, given | shown), "parameters": asked}

@@ -162,6 +162,10 @@ def _usage_count(task: Task) -> dict[str, Any]:
     return {"image_count": task.order.pictures - task.failed_pictures}
 
 
+def _usage_output_count(task: Task) -> dict[str, Any]:
+    return {"output_image_count": task.order.pictures - task.failed_pictures}
+
+
 def _usage_picture(task: Task) -> dict[str, Any]:
     width, height = (int(side) for side in task.order.size.split("*"))
     return {"height": height, "width": width} | _usage_count(task)
@@ -185,4 +189,5 @@ USAGES: dict[str, Callable[[Task], dict[str, Any]]] = {
     "standard": _usage_standard,
     "count": _usage_count,
     "picture": _usage_picture,
+    "output_count": _usage_output_count,
 }

@@ -65,6 +65,8 @@ class Model:
     media: Mapping[str, int]  # types of `input.media`, and how many of each at most; empty: any
     references: int  # among them, and among reference_urls; 0: any number
     edits: bool  # makes a clip as long as the one that it is given
+    shows: tuple[int, ...]  # how few and how many pictures a picture is made from; empty: none
+    sequence: int  # pictures that belong together, at most; 0: none do
     pictures: int
     default_pictures: int
     prompt_limit: int
@@ -133,6 +135,8 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         media=row.get("media", {}),
         references=row.get("references", 0),
         edits=row.get("edits", False),
+        shows=tuple(row.get("shows", ())),
+        sequence=row.get("sequence", 0),
         pictures=row.get("pictures", 1),
         default_pictures=row.get("default_pictures", 1),
         prompt_limit=row.get("prompt_limit", 0),

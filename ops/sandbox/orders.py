@@ -80,6 +80,8 @@ def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
     prompt = _prompt(given, model, call)
     _inputs(given, model, resolves_oss)
     _shown(given, model)
+    _pictures_shown(given, model)
+    _boxes(given, asked)
     _seed(asked)
     size, tier, ratio = shapes.read(asked, model)
     return Order(
@@ -152,8 +154,13 @@ def links(given: dict[str, Any]) -> list[str]:
     """Return the links that an input names."""
     media = [item.get(name) for item in _media(given) for name in ("url", "reference_voice")]
     named = [given.get(key) for key in ("img_url", "first_frame_url", "last_frame_url", "audio_url", "base_image_url")]
-    pictures = [part.get("image") for part in _parts(given)]
-    return [str(link) for link in (*media, *named, *_references(given), *pictures) if link]
+    return [str(link) for link in (*media, *named, *_references(given), *_shown_pictures(given)) if link]
+
+
+def _shown_pictures(given: dict[str, Any]) -> list[Any]:
+    named = given.get("images")
+    parts = [part["image"] for part in _parts(given) if part.get("image")]
+    return [*parts, *(named if isinstance(named, list) else ())]
 
 
 def _media(given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,12 +190,31 @@ def _duration(asked: dict[str, Any], model: Model) -> int:
 
 
 def _pictures(asked: dict[str, Any], model: Model) -> int:
-    pictures = asked.get("n")
+    pictures, sequence = asked.get("n"), model.sequence if asked.get("enable_sequential") is True else 0
+    if sequence and (pictures is None or (_is_int(pictures) and 1 <= pictures <= sequence)):
+        return int(pictures or sequence)
     if model.makes == "video" or pictures is None:
         return model.default_pictures
     if not _is_int(pictures) or not 1 <= pictures <= model.pictures:
         raise invalid("num_images_per_prompt must be 1." if model.pictures == 1 else f"n must be 1..{model.pictures}.")
     return int(pictures)
+
+
+def _pictures_shown(given: dict[str, Any], model: Model) -> None:
+    if model.makes != "image":
+        return
+    named = given.get("images") if "images" in model.needs else [part for part in _parts(given) if part.get("image")]
+    count, (fewest, most) = len(named or ()), model.shows or (0, 0)
+    if count < fewest:
+        raise invalid("<400> InternalError.Algo.InvalidParameter: the content must contain an image")
+    if count > most:
+        raise invalid(f"The number of images should be in [{fewest}, {most}].")
+
+
+def _boxes(given: dict[str, Any], asked: dict[str, Any]) -> None:
+    boxes = asked.get("bbox_list")
+    if boxes is not None and (not isinstance(boxes, list) or len(boxes) != len(_shown_pictures(given))):
+        raise invalid("The length of bbox_list must equal the number of images.")
 
 
 def _input_seconds(given: dict[str, Any]) -> int:

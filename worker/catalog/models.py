@@ -269,6 +269,7 @@ class Model(Entry):
     requires: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     sizes: Sizes | None = None
+    edited_sizes: Sizes | None = None  # where pictures are given, or a sequence is made; None: as ever
     size_tiers: dict[str, str] = {}  # size → the tier that a video of it is billed in; the same for every model
     resolutions: tuple[str, ...] = ()
     ratios: tuple[str, ...] = ()
@@ -280,6 +281,7 @@ class Model(Entry):
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
+    sequence_max: int = 0  # pictures of a sequence, which belong together; 0: it makes none
     pictures: Pictures | None = None  # None: what the provider takes of any model; so of the next two
     clips: Recordings | None = None
     sounds: Recordings | None = None
@@ -306,7 +308,7 @@ class Model(Entry):
             "output_type": self.output_types,
             "voice": self.voices,
             "language": self.languages,
-            "n": tuple(range(1, self.n_max + 1)),
+            "n": tuple(range(1, max(self.n_max, self.sequence_max) + 1)),
         }
         return {name: values for name, values in of_all.items() if values}
 
@@ -378,7 +380,8 @@ class Model(Entry):
         for name, value in self.default.items():
             if name not in self.fields or (name in self.choices and value not in self.choices[name]):
                 raise ValueError(f"default {name}: {value} is not one that the model takes")
-        missing = sorted(self.choices.keys() - self.default.keys())
+        unbilled = {"size"} if self.n_max else set()  # a picture costs the same at every size
+        missing = sorted(self.choices.keys() - self.default.keys() - unbilled)
         if missing:
             raise ValueError(f"no default for {', '.join(missing)}")
         return self

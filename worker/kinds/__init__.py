@@ -14,6 +14,7 @@ from worker.catalog import Catalog, Usage
 from worker.errors import Fault
 from worker.kinds import (
     embedding,
+    image_edit,
     image_to_video,
     reference_to_video,
     speech,
@@ -36,6 +37,7 @@ _ALL: tuple[Kind, ...] = (
     reference_to_video.KIND,
     video_edit.KIND,
     text_to_image.KIND,
+    image_edit.KIND,
     speech.KIND,
     speech_segment.KIND,
     summary.KIND,

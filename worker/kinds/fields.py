@@ -166,6 +166,7 @@ class Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     rules: ClassVar[Mapping[str, Rule]] = {}
+    undefaulted: ClassVar[frozenset[str]] = frozenset()  # fields that are left to the provider where the user does
 
     @field_validator("*")
     @classmethod
@@ -211,7 +212,8 @@ def check(kind: str, form: type[_Form], catalog: Catalog, model: Model, raw: Any
 
 def _defaults(model: Model, form: type[BaseModel]) -> dict[str, Any]:
     """The model's defaults for this form: a model of several kinds has some for each."""
-    return {name: value for name, value in model.default.items() if name in form.model_fields}
+    undefaulted: frozenset[str] = getattr(form, "undefaulted", frozenset())
+    return {name: value for name, value in model.default.items() if name in form.model_fields.keys() - undefaulted}
 
 
 def _serves(kind: str, catalog: Catalog, model: Model, region: str | None) -> None:

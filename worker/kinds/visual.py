@@ -35,6 +35,7 @@ _PLACES: dict[Protocol, dict[str, str]] = {
         "img_url": "input.img_url",
         "template": "input.template",
         "references": "input.reference_urls",  # 'Wan reference-to-video API reference', wan2.6
+        "pictures": "input.images",  # 'Wan 2.5 general image editing API reference'
     },
     # 'Wan first-and-last-frame-to-video API reference'
     Protocol.FRAMES: {
@@ -55,8 +56,13 @@ _PLACES: dict[Protocol, dict[str, str]] = {
         "references": "media.reference",
         "pictures": "media.reference_image",
     },
-    # 'Wan text-to-image V2 API reference', wan2.6; 'Qwen-Image text-to-image API reference'
-    Protocol.MESSAGES: {"prompt": "messages.text"},
+    # 'Wan text-to-image V2', wan2.6; 'Wan 2.7 image generation and editing'; 'Qwen-Image' pages of both (May 2026)
+    Protocol.MESSAGES: {
+        "prompt": "messages.text",
+        "pictures": "messages.image",
+        "sequence": "parameters.enable_sequential",
+        "boxes": "parameters.bbox_list",
+    },
 }
 
 
@@ -125,6 +131,21 @@ def sound_fits(_model: Model, value: bool | None, given: Mapping[str, Any]) -> N
     """Raises the fault of a silent clip that has a sound of its user's."""
     if value is False and given.get("audio_url"):
         raise no("contradiction", "is false, so the audio_url would be ignored: leave one of them out")
+
+
+def number_fits(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
+    """Raises the fault of a number of pictures: of a sequence it must be told, and only a sequence may be long."""
+    if given.get("sequence"):
+        if value == 1:
+            raise no("required", f"says how many the sequence has at most, each paid for: 2 to {model.sequence_max}")
+    elif value is not None and value > model.n_max:
+        raise no("not_allowed", f"{value} pictures are made only as a sequence; otherwise {model.n_max} at most")
+
+
+def edited_size_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> None:
+    """Raises the fault of a size that the model makes only of words."""
+    if value and model.edited_sizes and value not in model.edited_sizes:
+        raise no("not_allowed", f"{value} is made of words alone; else {model.id} takes {model.edited_sizes}")
 
 
 class MediaInput(Input):
