@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ops.sandbox import tokens
+from ops.sandbox import parts, tokens
 from ops.sandbox.models import Model, Thinking
 from ops.sandbox.refusals import Refusal, invalid
 
@@ -37,6 +37,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 def check(model: Model, messages: Any, asked: dict[str, Any]) -> None:
     """Raise the Refusal that a call earns; return where the provider would answer it."""
     _messages(messages)
+    parts.shown(model, messages)
+    if model.streams_only and not asked.get("stream"):
+        raise _algo("This model only support stream mode, please enable the stream parameter to access the model. ")
     _ranges(model, asked)
     _stops(asked.get("stop") or [])
     _thinking(model, asked)
@@ -90,7 +93,7 @@ def _messages(messages: Any) -> None:
         if message["role"] == "tool" and message.get("tool_call_id") not in _called(messages[:number]):
             raise _algo(ORPHAN)
     # A code that says otherwise: it is the provider's for empty messages.
-    if not any(words(message).strip() for message in messages if message["role"] != "system"):
+    if not any(words(message).strip() or parts.links([message]) for message in messages if message["role"] != "system"):
         message = "Role must be user or assistant and Content length must be greater than 0"
         raise Refusal(400, "ServiceUnavailableError", message)
 
@@ -155,7 +158,7 @@ def _tools(asked: dict[str, Any]) -> None:
 
 def _length(model: Model, messages: Messages, asked: dict[str, Any]) -> None:
     longest = model.context - most_tokens(model, {})
-    if input_tokens(messages, asked) > longest:
+    if input_tokens(messages, asked) + sum(each.tokens for each in parts.shown(model, messages)) > longest:
         raise _algo(f"Range of input length should be [1, {longest}]")
 
 

@@ -72,10 +72,13 @@ def price_of_batch(model: Model, answers: Iterable[Answer]) -> int:
 
 def _millionths(model: Model, answer: Answer) -> int:
     tier = _tier(model, answer.input_tokens)
-    fresh = answer.input_tokens - answer.cached_tokens
+    seen = answer.vision_tokens if model.vision_price else 0
+    heard = answer.audio_tokens if model.audio_price else 0
+    fresh = answer.input_tokens - answer.cached_tokens - seen - heard
+    shown_micros = seen * model.vision_price + heard * model.audio_price
     input_micros = fresh * tier.input + answer.cached_tokens * tier.input * CACHED_PERCENT // 100
     output_micros = answer.output_tokens * (tier.thinking if answer.reasoning else tier.output)
-    return input_micros + output_micros + answer.searches * model.search_price * MILLION
+    return input_micros + shown_micros + output_micros + answer.searches * model.search_price * MILLION
 
 
 def speech_tokens(text: str) -> dict[str, int]:

@@ -106,11 +106,19 @@ def usage(answer: Answer) -> dict[str, Any]:
         "prompt_tokens": answer.input_tokens,
         "completion_tokens": answer.output_tokens,
         "total_tokens": answer.input_tokens + answer.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens} | details(answer),
     }
     if answer.reasoning_tokens:
         told["completion_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
     return told | ({"plugins": {"search": {"count": answer.searches, "strategy": "agent"}}} if answer.searches else {})
+
+
+def details(answer: Answer) -> dict[str, int]:
+    """Return the tokens of the input by what they are of, where a message showed something."""
+    if not answer.vision_tokens and not answer.audio_tokens:
+        return {}
+    words = answer.input_tokens - answer.vision_tokens - answer.audio_tokens
+    return {"text_tokens": words, "image_tokens": answer.vision_tokens, "audio_tokens": answer.audio_tokens}
 
 
 def _frame(kind: str, model: str, request_id: str, created: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 
 NATIVE_PATH = "aigc/text-generation/generation"
+CHAT_PATH = "chat"  # of models that no native text path has
 NATIVE = {"result_format": "message", "incremental_output": True}  # what this interface does whatever is asked
 
 
@@ -56,7 +57,10 @@ async def _complete(exchange: Exchange, body: bytes) -> Response:
 def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes) -> Proposal:
     document = {"model": ask.model, "input": {"messages": ask.messages}, "parameters": ask.parameters | NATIVE}
     digest, request_id = hashlib.sha256(body).hexdigest(), exchange.reply.request_id
-    arrival = Arrival(owner, NATIVE_PATH, document, digest, request_id, streams=ask.is_streamed)
+    model = exchange.provider.models.get(ask.model)
+    path = CHAT_PATH if model is not None and model.call(NATIVE_PATH) is None else NATIVE_PATH
+    resolves_oss = exchange.request.headers.get("x-dashscope-ossresourceresolve", "") == "enable"
+    arrival = Arrival(owner, path, document, digest, request_id, resolves_oss=resolves_oss, streams=ask.is_streamed)
     try:
         return exchange.provider.consider(arrival)
     except Refusal:

@@ -39,7 +39,9 @@ def check(document: dict[str, Any], model: Model, call: Call, streams: bool) -> 
     text.check(model, messages(document), parameters)
     thinks = asking.thinks(model, parameters)
     form = parameters.get("result_format") or ("message" if model.is_message or thinks else "text")
-    if form not in ("message", "text"):
+    if call.name == "multimodal":
+        form = "parts"
+    if form not in ("message", "text", "parts"):
         raise invalid("result_format must be message or text")
     if thinks and form == "text":
         raise invalid(MESSAGE_ONLY)
@@ -56,7 +58,8 @@ def output(answer: Answer, form: str) -> dict[str, Any]:
     """Return what stands under `output`."""
     if form == "text":
         return {"finish_reason": answer.finish_reason, "text": answer.content}
-    message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+    content = [{"text": answer.content}] if form == "parts" else answer.content
+    message: dict[str, Any] = {"role": "assistant", "content": content}
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
     if answer.tool_calls:
@@ -73,6 +76,8 @@ def usage(answer: Answer) -> dict[str, Any]:
         "total_tokens": answer.input_tokens + answer.output_tokens,
         "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
     }
+    if answer.vision_tokens or answer.audio_tokens:
+        told |= {"image_tokens": answer.vision_tokens, "audio_tokens": answer.audio_tokens}
     if answer.reasoning_tokens:
         told["output_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
     return told

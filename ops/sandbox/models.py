@@ -88,6 +88,12 @@ class Model:
     thinks_unstreamed: bool  # may think in a call that is not streamed
     is_incremental: bool  # streams differences unless told otherwise
     is_message: bool  # answers with a message unless told otherwise
+    sees: bool  # pictures and clips among the parts of a message
+    hears: bool  # sound among them
+    streams_only: bool
+    token_pixels: int  # of a picture, one token
+    vision_price: int  # micro-CNY a million tokens of what it sees; 0: as those of words
+    audio_price: int
     token_prices: tuple[Tier, ...]  # by input tokens, ascending
     search_price: int  # micro-CNY a search; 0: it does not search
     caches: bool  # bills what it has seen before at a discount
@@ -158,6 +164,12 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         thinks_unstreamed=row.get("thinks_unstreamed", False),
         is_incremental=row.get("is_incremental", False),
         is_message=row.get("is_message", False),
+        sees=row.get("sees", False),
+        hears=row.get("hears", False),
+        streams_only=row.get("streams_only", False),
+        token_pixels=row.get("token_pixels", 1024),
+        vision_price=round(row.get("vision" if is_home else "vision_abroad", 0) * 1_000_000),
+        audio_price=round(row.get("audio" if is_home else "audio_abroad", 0) * 1_000_000),
         token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
         search_price=round(row.get("search" if is_home else "search_abroad", 0) * 1_000_000),
         caches=row.get("caches", False),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from ops.sandbox import shapes
+from ops.sandbox import parts, shapes
 from ops.sandbox.models import Call, Model
 from ops.sandbox.refusals import Refusal, invalid
 
@@ -154,13 +154,17 @@ def links(given: dict[str, Any]) -> list[str]:
     """Return the links that an input names."""
     media = [item.get(name) for item in _media(given) for name in ("url", "reference_voice")]
     named = [given.get(key) for key in ("img_url", "first_frame_url", "last_frame_url", "audio_url", "base_image_url")]
-    return [str(link) for link in (*media, *named, *_references(given), *_shown_pictures(given)) if link]
+    return [
+        str(link)
+        for link in (*media, *named, *_references(given), *_shown_pictures(given), *parts.links(given.get("messages")))
+        if link
+    ]
 
 
 def _shown_pictures(given: dict[str, Any]) -> list[Any]:
     named = given.get("images")
-    parts = [part["image"] for part in _parts(given) if part.get("image")]
-    return [*parts, *(named if isinstance(named, list) else ())]
+    shown = [part["image"] for part in _parts(given) if part.get("image")]
+    return [*shown, *(named if isinstance(named, list) else ())]
 
 
 def _media(given: dict[str, Any]) -> list[dict[str, Any]]:

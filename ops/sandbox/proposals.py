@@ -9,7 +9,7 @@ from ops.sandbox.ledger import Create
 from ops.sandbox.models import Call, Model
 from ops.sandbox.options import Options
 from ops.sandbox.orders import Order
-from ops.sandbox.refusals import Refusal
+from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 from ops.sandbox.text import Answer, Cache
 
@@ -67,6 +67,8 @@ def order(arrival: Arrival, model: Model, call: Call, options: Options) -> tuple
     if model.makes == "embedding":
         return embedding.check(document, model), None
     if model.makes == "text":
+        if not arrival.resolves_oss and any(link.startswith("oss://") for link in orders.links(document["input"])):
+            raise invalid("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
         return generation.check(document, model, call, arrival.streams), None
     try:
         return orders.check(document, model, call, arrival.resolves_oss), None

@@ -8,13 +8,16 @@ import hashlib
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
-from ops.sandbox import asking, extracts, forms, tokens
+from ops.sandbox import asking, extracts, forms, parts, tokens
 from ops.sandbox.asking import Messages, check
 from ops.sandbox.extracts import Document
 from ops.sandbox.forms import Matter
 from ops.sandbox.models import Model
+from ops.sandbox.parts import Shown
 
 __all__ = ["Answer", "Cache", "Messages", "answer", "check"]
 
@@ -36,6 +39,8 @@ class Answer:
     output_tokens: int  # reasoning included
     reasoning_tokens: int
     cached_tokens: int  # of the input, seen before
+    vision_tokens: int = 0  # of the input, of pictures and clips
+    audio_tokens: int = 0
     searches: int = 0
     logprobs: dict[str, Any] | None = None  # None: not asked for
 
@@ -63,6 +68,11 @@ class Cache:
 def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, cached_tokens: int = 0) -> Answer:
     """Return the answer to a call that `check` lets pass; `cached_tokens` is what a Cache says of it."""
     instructions, documents = _matter(messages)
+    shown = parts.shown(model, messages)
+    if shown:  # no model looks at them: the answer says what came
+        documents = [Document("", " ".join([_saw(shown), *(document.text for document in documents)]))]
+    seen = sum(each.tokens for each in shown if each.sort != "audio")
+    heard = sum(each.tokens for each in shown if each.sort == "audio")
     called = _called(messages, asked, documents, seed)
     said = "" if called else _stopped(_said(instructions, documents, asked), asked.get("stop") or [])
     content = tokens.cut(said, asking.most_tokens(model, asked))
@@ -74,13 +84,21 @@ def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, c
         reasoning=reasoning,
         tool_calls=called,
         finish_reason=_finish_reason(called, asked, is_cut=len(content) < len(said)),
-        input_tokens=asking.input_tokens(messages, asked),
+        input_tokens=asking.input_tokens(messages, asked) + seen + heard,
+        vision_tokens=seen,
+        audio_tokens=heard,
         output_tokens=tokens.count(spoken) + reasoning_tokens,
         reasoning_tokens=reasoning_tokens,
         cached_tokens=cached_tokens,
         searches=1 if asked.get("enable_search") and model.search_price else 0,
         logprobs=_logprobs(content, asked.get("top_logprobs") or 0) if asked.get("logprobs") else None,
     )
+
+
+def _saw(shown: list[Shown]) -> str:
+    """Return what was shown, in its order, so that a client can tell that it arrived: "image a.png, audio b.wav."."""
+    names = (f"{each.sort} {PurePosixPath(urlsplit(each.link).path).name[:80] or 'inline'}" for each in shown)
+    return f"I was shown {', '.join(names)}."
 
 
 def _logprobs(content: str, alternatives: int) -> dict[str, Any]:

@@ -120,10 +120,11 @@ class Sizes(Entry):
 
 
 class Pictures(Entry):
-    """What a model takes as a picture to begin with: bytes at the most, which sizes; no PNG with an alpha channel."""
+    """What a model takes as a picture: bytes at the most, which sizes, and whether a PNG may have an alpha channel."""
 
     bytes: int
     pixels: Pixels
+    takes_alpha: bool = False
 
     def unfit(self, length: int, shape: Shape | None) -> str:
         """Why a picture is not taken; empty where it is, as far as its header says."""
@@ -131,7 +132,8 @@ class Pictures(Entry):
             return f"has {length} bytes, and may have {self.bytes}"
         if shape is not None and not self.pixels.fit(shape.width, shape.height):
             return f"has {shape.width}*{shape.height} pixels, and must have {self.pixels}"
-        return "is a PNG with an alpha channel, and must be without" if shape is not None and shape.has_alpha else ""
+        is_clear = shape is not None and shape.has_alpha and not self.takes_alpha
+        return "is a PNG with an alpha channel, and must be without" if is_clear else ""
 
 
 class Recordings(Entry):
@@ -159,9 +161,19 @@ class References(Entry):
     sounds: int = 0
     total: int
     has_voices: bool = False  # each of them may come with a voice
+    is_mixed: bool = True  # pictures, clips and sounds may be shown together
     seconds_with_clips: int | None = (
         None  # that the result has at most where a clip is among them; None: no other limit
     )
+
+
+class Vision(Entry):
+    """How many tokens a model makes of what it sees."""
+
+    token_pixels: int  # that are one token
+    pixels: tuple[int, int]  # of a picture, as it is scaled: what a request may ask for
+    usual_pixels: int  # the most of a picture where the request says nothing
+    clip_tokens: int  # of a clip, at most
 
 
 @dataclass(frozen=True)
@@ -286,6 +298,9 @@ class Model(Entry):
     clips: Recordings | None = None
     sounds: Recordings | None = None
     references: References | None = None
+    vision: Vision | None = None
+    sound_tokens: float = 0  # a second of what it hears
+    streams: bool = False  # it answers in a stream alone
     input_seconds: int = 0  # of clips that are billed at most, beside those that are made
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}

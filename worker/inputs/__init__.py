@@ -93,10 +93,7 @@ def check_all(
     """The same faults of many models' complete inputs, each input's own, looked up together."""
     named = [naming.named_by(project_id, wanted) for _, wanted in asked]
     there = _there(connection, project_id, sorted({key for keys in named for key in keys.values()}))
-    return [
-        _faults(model, keys, {pointer: medium for pointer, _, medium in naming.values(wanted)}, there)
-        for (model, wanted), keys in zip(asked, named, strict=True)
-    ]
+    return [_faults(model, wanted, keys, there) for (model, wanted), keys in zip(asked, named, strict=True)]
 
 
 def user_of(connection: Connection, project_id: uuid.UUID, key: str) -> uuid.UUID | None:
@@ -205,10 +202,14 @@ def _there(connection: Connection, project_id: uuid.UUID, keys: Sequence[str]) -
 
 
 def _faults(
-    model: str, keys: Mapping[str, str], media_of: Mapping[str, Medium], there: Mapping[str, _Object]
+    model: str, wanted: Mapping[str, Any], keys: Mapping[str, str], there: Mapping[str, _Object]
 ) -> list[Fault]:
     """The faults of an input's objects, one by one; and where there is none, of what they play together."""
-    each = [_fault(pointer, key, there.get(key), media_of.get(pointer), model) for pointer, key in keys.items()]
+    media_of = {pointer: medium for pointer, _, medium in naming.values(wanted)}
+    longest = wanted.get("max_seconds")
+    each = [
+        _fault(pointer, key, there.get(key), media_of.get(pointer), model, longest) for pointer, key in keys.items()
+    ]
     if not keys or any(each):
         return [fault for fault in each if fault]
     limits = catalog.load().model(model).clips
@@ -220,7 +221,9 @@ def _faults(
     return [Fault(clips[0], "file_unfit", why)]
 
 
-def _fault(pointer: str, key: str, found: _Object | None, medium: Medium | None, model: str) -> Fault | None:
+def _fault(
+    pointer: str, key: str, found: _Object | None, medium: Medium | None, model: str, longest: int | None
+) -> Fault | None:
     """What is wrong with the object of a key; `medium`: what it must be, None: any document will do."""
     if found is None:
         return Fault(pointer, "no_such_file", f"names {key}, which is neither a file nor an output of this project")
@@ -230,6 +233,8 @@ def _fault(pointer: str, key: str, found: _Object | None, medium: Medium | None,
     if found.content_type not in rule.types or found.bytes > rule.bytes:
         message = f"names {found.content_type} of {found.bytes} bytes, and must be {rule.words}"
         return Fault(pointer, "file_unfit", message)
+    if longest is not None and found.seconds is not None and found.seconds > longest:
+        return Fault(pointer, "file_unfit", f"plays {found.seconds:g} seconds, and max_seconds says {longest}")
     why = _unfit(found, medium, catalog.load().model(model))
     return Fault(pointer, "file_unfit", f"names a {medium} that {why}, for {model}") if why else None
 

@@ -65,6 +65,8 @@ def _texts(pointer: str, value: Any, path: Sequence[str]) -> Iterator[tuple[str,
     match path:
         case [] if isinstance(value, str):
             yield pointer, value
+        case ["*", *rest] if isinstance(value, str):  # a list of one, written as its only item
+            yield from _texts(pointer, value, rest)
         case ["*", *rest] if isinstance(value, list):
             for n, item in enumerate(value):
                 yield from _texts(f"{pointer}/{n}", item, rest)
@@ -77,6 +79,8 @@ def _renamed(value: Any, path: Sequence[str], keys: Mapping[str, str]) -> Any:
     match path:
         case [] if isinstance(value, str):
             return keys.get(value, value)
+        case ["*", *rest] if isinstance(value, str):
+            return _renamed(value, rest, keys)
         case ["*", *rest] if isinstance(value, list):
             return [_renamed(item, rest, keys) for item in value]
         case [name, *rest] if isinstance(value, Mapping) and name in value:

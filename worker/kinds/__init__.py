@@ -23,6 +23,7 @@ from worker.kinds import (
     text_batch,
     text_to_image,
     text_to_video,
+    understand,
     video_edit,
 )
 from worker.kinds.embedding import embedding_call
@@ -43,6 +44,7 @@ _ALL: tuple[Kind, ...] = (
     summary.KIND,
     text.KIND,
     text_batch.KIND,
+    understand.KIND,
     embedding.KIND,
     embedding_call.KIND,
 )

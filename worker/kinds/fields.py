@@ -144,6 +144,11 @@ def _upper(value: Any) -> Any:
     return value[:40].upper() if isinstance(value, str) else value
 
 
+def _listed(value: Any) -> Any:
+    """A list of one may be written as its only item, as a table's cell has it."""
+    return [value] if isinstance(value, str) else value
+
+
 Text = Annotated[str, AfterValidator(_storable)]
 Filled = Annotated[Text, AfterValidator(_filled)]
 Line = Annotated[Text, AfterValidator(_line)]
@@ -151,6 +156,9 @@ Link = Annotated[str, AfterValidator(_link)]
 Sound = Annotated[str, AfterValidator(_link_or_key), Medium.SOUND]
 Clip = Annotated[str, AfterValidator(_link_or_key), Medium.CLIP]
 Picture = Annotated[str, AfterValidator(_picture), Medium.PICTURE]
+Pictures = Annotated[list[Picture], BeforeValidator(_listed)]
+Clips = Annotated[list[Clip], BeforeValidator(_listed)]
+Sounds = Annotated[list[Sound], BeforeValidator(_listed)]
 Size = Annotated[Text, BeforeValidator(_star)]
 Tier = Annotated[Text, BeforeValidator(_upper)]
 

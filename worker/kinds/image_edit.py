@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 
 from worker.catalog import Model
 from worker.kinds import fields, text_to_image, visual
-from worker.kinds.fields import Filled, Picture, Rule, Size, no
+from worker.kinds.fields import Filled, Pictures, Rule, Size, no
 from worker.kinds.kind import CallKind
 from worker.kinds.visual import MediaInput
 
@@ -43,7 +43,7 @@ class ImageEdit(MediaInput):
     }
 
     prompt: Filled = Field(description="what to change, or what to make of them", examples=["put the hat on the cat"])
-    pictures: Annotated[list[Picture], Field(min_length=1, max_length=_MOST)] = Field(
+    pictures: Annotated[Pictures, Field(min_length=1, max_length=_MOST)] = Field(
         validation_alias=AliasChoices("pictures", "images"),
         description="links, files' keys, or data:image/…, in the order in which the prompt counts them",
         examples=[["https://example.com/cat.png", "https://example.com/hat.png"]],

@@ -38,7 +38,7 @@ _OURS = frozenset(
 _SEARCHES, _FOUND_TOKENS = 3, 4_000
 
 # OpenAI's two names for the same limit: one that the compatible surface refuses by name is sent as the other.
-_OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 
 class Message(BaseModel):
@@ -53,7 +53,7 @@ class Message(BaseModel):
     tool_call_id: Text | None = Field(None, description="of the call that a tool's answer is for")
 
 
-def _our_format(value: Any) -> Any:
+def our_format(value: Any) -> Any:
     """OpenAI's `{"type": "json_object"}` and its like in our own form."""
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "json_schema" and isinstance(value.get("json_schema"), Mapping):
@@ -90,7 +90,7 @@ def _message_fits(place: int, message: Message) -> None:
         raise no("blank", f"the message {place} must not be empty")
 
 
-def _max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
+def max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
     if value is None:
         return
     if model.max_output and value > model.max_output:
@@ -102,23 +102,23 @@ def _max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) -
         raise no("too_long", f"{window}: at least {surely:,} of the input and {value:,} of the answer do not fit")
 
 
-def _thinking_fits(model: Model, value: bool | None, _given: Mapping[str, Any]) -> None:
+def thinking_fits(model: Model, value: bool | None, _given: Mapping[str, Any]) -> None:
     if value is False and model.thinking is Thinking.ALWAYS:
         raise no("not_allowed", f"{model.id} always thinks")
 
 
-def _is_thought_about(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
+def is_thought_about(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
     if value and not given.get("enable_thinking"):
         raise no("needs_thinking", "is of use only with enable_thinking")
 
 
-def _budget_fits(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
-    _is_thought_about(model, value, given)
+def budget_fits(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
+    is_thought_about(model, value, given)
     if value is not None and value > model.max_thinking:
         raise no("too_many", f"{model.id} thinks at most {model.max_thinking:,} tokens")
 
 
-def _format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
+def format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
     if value in (None, "text"):
         return
     if given.get("enable_thinking") or model.thinking is Thinking.ALWAYS:
@@ -149,11 +149,11 @@ def _top_logprobs_fit(_model: Model, value: Any, given: Mapping[str, Any]) -> No
 
 _RULES: dict[str, Rule] = {
     "messages": _messages_fit,
-    "max_tokens": _max_tokens_fit,
-    "enable_thinking": _thinking_fits,
-    "thinking_budget": _budget_fits,
-    "include_reasoning": _is_thought_about,
-    "response_format": _format_fits,
+    "max_tokens": max_tokens_fit,
+    "enable_thinking": thinking_fits,
+    "thinking_budget": budget_fits,
+    "include_reasoning": is_thought_about,
+    "response_format": format_fits,
     "tool_choice": _is_about_tools,
     "parallel_tool_calls": _is_about_tools,
     "search_options": _is_about_a_search,
@@ -183,7 +183,7 @@ class Conversation(Input):
     enable_thinking: bool | None = Field(None, description="let the model reason first: slower, dearer, often better")
     thinking_budget: int | None = Field(None, ge=1, description="tokens that it may think")
     include_reasoning: bool | None = Field(None, description="give what it thought beside the answer")
-    response_format: Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(_our_format)] = Field(
+    response_format: Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(our_format)] = Field(
         None, description="text, json, or a JSON schema that the answer should fit"
     )
     tools: tuple[dict[str, Any], ...] | None = Field(None, description="functions that the model may call, as OpenAI's")
@@ -234,27 +234,37 @@ def messages(wanted: Conversation) -> list[dict[str, Any]]:
 
 def body(model: Model, region: str, wanted: Conversation, surface: Surface, *, streams: bool) -> dict[str, Any]:
     """The body of the call, as that surface has it: the compatible one's is also a line of a batch."""
-    here = model.region(region)
-    assert here is not None, "a job goes only to a region that serves its model"
     asked = {name: value for name, value in wanted.model_dump(exclude_none=True).items() if name not in _OURS}
-    if model.thinking is Thinking.HYBRID:
-        asked["enable_thinking"] = wanted.enable_thinking or False
-    if wanted.response_format not in (None, "text"):
-        asked["response_format"] = {"type": "json_object"}
     if wanted.enable_search:
         asked["search_options"] = (wanted.search_options or Search()).model_dump(exclude_none=True)
+    asked |= steering(model, wanted.enable_thinking, wanted.response_format)
+    return spelled(model, region, messages(wanted), asked, surface, streams=streams)
+
+
+def steering(model: Model, thinks: bool | None, form: Any) -> dict[str, Any]:
+    """The parameters that say whether a model thinks, and that it is to answer with JSON."""
+    thinking = {"enable_thinking": thinks or False} if model.thinking is Thinking.HYBRID else {}
+    return thinking | ({"response_format": {"type": "json_object"}} if form not in (None, "text") else {})
+
+
+def spelled(
+    model: Model, region: str, turns: list[dict[str, Any]], asked: dict[str, Any], surface: Surface, *, streams: bool
+) -> dict[str, Any]:
+    """A body of these messages and parameters, as that surface has it."""
+    here = model.region(region)
+    assert here is not None, "a job goes only to a region that serves its model"
     if surface is Surface.COMPATIBLE:
         if "max_tokens" in asked:
             asked[model.answer_limit] = asked.pop("max_tokens")
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
-        return {"model": here.id, "messages": messages(wanted), **asked, **streaming}
+        return {"model": here.id, "messages": turns, **asked, **streaming}
     asked |= {"result_format": "message"} | ({"incremental_output": True} if streams else {})
-    return {"model": here.id, "input": {"messages": messages(wanted)}, "parameters": asked}
+    return {"model": here.id, "input": {"messages": turns}, "parameters": asked}
 
 
 def request(model: Model, region: str, wanted: Conversation) -> Request:
     """The create call; it streams where the model thinks."""
-    streams = model.mode is Mode.CALL and _thinks(model, wanted)
+    streams = model.mode is Mode.CALL and will_think(model, wanted.enable_thinking)
     return Request(
         model.path,
         {} if model.mode is Mode.CALL else {"X-DashScope-Async": "enable"},
@@ -262,7 +272,7 @@ def request(model: Model, region: str, wanted: Conversation) -> Request:
         surface=model.surface,
         streams=streams,
         reasoning=bool(wanted.include_reasoning),
-        instead=_OTHER_LIMIT if model.surface is Surface.COMPATIBLE else {},
+        instead=OTHER_LIMIT if model.surface is Surface.COMPATIBLE else {},
     )
 
 
@@ -291,8 +301,12 @@ def _content(content: Any) -> Any:
 
 def answered(wanted: Conversation, output: Mapping[str, Any]) -> dict[str, Any]:
     """The answer as a job keeps it: with `json`, the value that was asked for, or `json_error`, why it holds none."""
+    return kept(wanted.response_format, output)
+
+
+def kept(form: Any, output: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer as a job keeps it whose answer is to have that form."""
     answer: dict[str, Any] = answers.storable(result(output))
-    form = wanted.response_format
     if form in (None, "text") or answer.get("tool_calls"):
         return answer
     try:
@@ -313,7 +327,7 @@ def usage(_model: Model, wanted: Conversation, answer: Mapping[str, Any]) -> Usa
 
 def estimate(model: Model, wanted: Conversation) -> Usage:
     """The messages by a count that is rather too high, and the longest answer that is allowed."""
-    thinks = _thinks(model, wanted)
+    thinks = will_think(model, wanted.enable_thinking)
     thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
     most = (wanted.max_tokens or model.max_output or 0) + thought
     units = {"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks}
@@ -341,8 +355,9 @@ def _searches(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"searching": True, "searches": answers.number(search.get("count")) or 0}
 
 
-def _thinks(model: Model, wanted: Conversation) -> bool:
-    return model.thinking is Thinking.ALWAYS or (model.thinking is Thinking.HYBRID and bool(wanted.enable_thinking))
+def will_think(model: Model, asked: bool | None) -> bool:
+    """Whether the model thinks before it answers, where it is asked to or not."""
+    return model.thinking is Thinking.ALWAYS or (model.thinking is Thinking.HYBRID and bool(asked))
 
 
 def _input_tokens(wanted: Conversation) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from worker.kinds import fields, text_to_video
-from worker.kinds.fields import Clip, Filled, Picture, Rule, Text, Tier
+from worker.kinds.fields import Clip, Filled, Pictures, Rule, Text, Tier
 from worker.kinds.kind import CallKind
 from worker.kinds.visual import MediaInput, pictures_fit
 
@@ -30,7 +30,7 @@ class VideoEdit(MediaInput):
     video_url: Clip = Field(
         description="the clip: a link, or a file's key", examples=["https://example.com/street.mp4"]
     )
-    pictures: Annotated[list[Picture], Field(max_length=_MOST)] | None = Field(
+    pictures: Annotated[Pictures, Field(max_length=_MOST)] | None = Field(
         None, description="what shall be in it: links, files' keys, or data:image/…"
     )
     resolution: Tier | None = Field(None, description="the tier, which is what is paid for", examples=["720P"])
