@@ -262,6 +262,7 @@ class Estimate(Document):
     input: dict[str, Any]
     cost: EstimatedCost
     state: str
+    segments: Segments | None
     warnings: list[Fault]
 
 
@@ -654,6 +655,21 @@ class ScheduleDocument(Document):
     updated_at: datetime
     warnings: list[Fault]
     urls: dict[str, str]
+
+
+class Segment(Document):
+    """What one call of a narration would speak, with whose voice; a Han character is billed as two."""
+
+    text: str
+    voice: str
+    characters: int
+
+
+class Segments(Document):
+    """The segments of a narration: how many there are, and the first of them."""
+
+    total: int
+    first: list[Segment]
 
 
 class Source(Document):

@@ -528,7 +528,44 @@ PICTURES = [
         {"prompt_extend": True, "watermark": False},
     ),
 ]
-SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS, *PICTURES]
+SPOKEN = [
+    Sample(
+        "Qwen-TTS",
+        "speech-segment",
+        (
+            "qwen3-tts-flash",
+            "qwen3-tts-flash-2025-11-27",
+            "qwen3-tts-flash-2025-09-18",
+            "qwen3-tts-vd-2026-01-26",
+            "qwen3-tts-vc-2026-01-22",
+        ),
+        {"text": WORDS, "voice": "Cherry", "language": "Chinese"},
+        MULTIMODAL,
+        {"text": WORDS, "voice": "Cherry", "language_type": "Chinese"},
+    ),
+    Sample(
+        "Qwen-TTS, with instructions",
+        "speech-segment",
+        ("qwen3-tts-instruct-flash", "qwen3-tts-instruct-flash-2026-01-26"),
+        {
+            "text": WORDS,
+            "voice": "Cherry",
+            "language": "Chinese",
+            "instructions": "fast",
+            "optimize_instructions": True,
+        },
+        MULTIMODAL,
+        {
+            "text": WORDS,
+            "voice": "Cherry",
+            "language_type": "Chinese",
+            "instructions": "fast",
+            "optimize_instructions": True,
+        },
+    ),
+]
+_KINDS = ("-to-video", "-to-image", "speech-segment")
+SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS, *PICTURES, *SPOKEN]
 ROWS = [(sample, name) for sample in SAMPLES for name in sample.models]
 
 
@@ -551,16 +588,17 @@ def test_a_request_is_the_pages_sample_and_our_explicit_defaults(sample: Sample,
     }
 
 
-def test_every_model_of_pictures_and_video_is_held_against_a_sample() -> None:
+def test_every_model_of_pictures_video_and_speech_is_held_against_a_sample() -> None:
     held = {(name, sample.kind) for sample in SAMPLES for name in sample.models}
     offered = {
         (model.id, kind)
         for model in CATALOG.models()
         for kind in model.kinds
-        if kind.startswith(("video", "image")) or kind.endswith(("-to-video", "-to-image"))
+        if model.retired_by != "notice" and (kind.startswith(("video", "image")) or kind.endswith(_KINDS))
     }
 
     # of other regions: their requests are those of the same models in Beijing
     assert {(name, kind) for name, kind in offered - held if not name.endswith("-us")} <= {
-        ("wanx2.1-i2v-plus", "image-to-video")  # 720P alone, otherwise as the turbo one
+        ("wanx2.1-i2v-plus", "image-to-video"),  # 720P alone, otherwise as the turbo one
+        *((f"qwen-tts-{version}", "speech-segment") for version in ("latest", "2025-05-22", "2025-04-10")),  # ended
     }

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import date
 from typing import Any
 
+import httpx
 import pytest
 from stage import Stage, stage
 
@@ -25,6 +26,7 @@ from worker.kinds.kind import Source
 from worker.kinds.speech import audio, speech_segment
 from worker.kinds.speech import input as form
 from worker.kinds.speech import script as scripts
+from worker.settings import Settings
 from worker.tables import Job
 
 CATALOG = catalog.load()
@@ -199,6 +201,87 @@ def test_a_misspelled_voice_is_told_the_nearest_and_a_strange_one_all() -> None:
     assert "did you mean Cherry?" in faults(text="x", voice="Chery")["/input/voice"].message
     assert "Serena" in faults(OLD, text="x", voice="zzz")["/input/voice"].message
     assert faults(OLD, text="x", voice="Momo")["/input/voice"].code == "not_allowed"
+
+
+def test_a_voice_of_other_versions_is_told_with_them() -> None:
+    first = CATALOG.model("qwen3-tts-flash-2025-09-18")
+
+    message = faults(first, text="x", voice="serena")["/input/voice"].message
+
+    assert "models that have it: qwen3-tts-flash, qwen3-tts-flash-2025-11-27" in message
+    assert speech.KIND.check(CATALOG, first, {"text": "x", "voice": "kiki"}, None).voice == "Kiki"  # type: ignore[attr-defined]
+
+
+def test_a_voice_of_the_accounts_own_has_to_be_named_and_may_be_any() -> None:
+    own = CATALOG.model("qwen3-tts-vc-2026-01-22")
+    script = [{"text": "x", "voice": "our-voice"}, {"text": "y"}]
+
+    assert faults(own, text="x")["/input/text"].code == "required"
+    assert "paragraph 2 has no voice" in faults(own, paragraphs=script)["/input/paragraphs"].message
+    assert speech.KIND.check(CATALOG, own, {"text": "x", "voice": "our-voice"}, None).voice == "our-voice"  # type: ignore[attr-defined]
+
+
+def test_dialects_are_of_voices_that_there_are() -> None:
+    for model in CATALOG.models("speech"):
+        assert model.dialects.keys() <= {*model.voices, *MODEL.voices}
+
+
+def test_instructions_may_be_put_better_where_they_are_taken() -> None:
+    wanted = {"text": "x", "instructions": "slowly", "optimize_instructions": True}
+    segment = speech_segment.SpeechSegment(
+        text="x", voice="Cherry", language="Auto", instructions="slowly", optimize_instructions=True
+    )
+
+    assert faults(text="x", optimize_instructions=True)["/input/optimize_instructions"].code == "not_taken"
+    assert speech.KIND.check(CATALOG, INSTRUCTED, wanted, None).optimize_instructions  # type: ignore[attr-defined]
+    assert speech_segment.request(INSTRUCTED, "cn-beijing", segment).body["input"]["optimize_instructions"] is True
+
+
+# Before the whole is paid
+
+
+def test_an_outline_tells_each_segment_and_what_is_billed_of_it() -> None:
+    settings = Settings.model_construct(speech_limit_unit="bytes")
+    wanted = speech.KIND.check(CATALOG, MODEL, {"text": "一二。\n\nabc."}, None)
+
+    assert speech.KIND.outline is not None
+    outline = speech.KIND.outline(MODEL, wanted, settings)
+
+    assert outline.total == 2
+    assert [(each["text"], each["voice"], each["characters"]) for each in outline.children] == [
+        ("一二。", "Cherry", 5),
+        ("abc.", "Cherry", 4),
+    ]
+
+
+@pytest.mark.parametrize("text", ["一" * 700 + "a" * 5000, "a" * 5000 + "一" * 700, "short", TEXT])
+def test_a_preview_is_reserved_as_the_dearest_segment_that_the_text_may_have(text: str) -> None:
+    wanted = speech.KIND.check(CATALOG, MODEL, {"text": text, "preview": True}, None)
+    settings = Settings.model_construct(speech_limit_unit="characters")
+    assert speech.KIND.outline is not None
+    (first,) = speech.KIND.outline(MODEL, wanted, settings).children
+
+    reserved = speech.KIND.estimate(MODEL, wanted).units["characters"]
+
+    assert first["characters"] <= reserved <= 1200
+
+
+def test_a_preview_speaks_the_first_segment_alone_and_tells_how_many_there_are(play: Stage) -> None:
+    whole = play.submit("speech", MODEL.id, input={"text": TEXT})
+    job = play.submit("speech", MODEL.id, input={"text": TEXT, "preview": True})
+
+    heard, entire = play.until(job), play.until(whole)
+
+    assert heard.state == "succeeded", heard.error
+    assert heard.usage is not None
+    assert entire.usage is not None
+    assert heard.usage["segments"] == 1
+    assert heard.usage["segments_in_all"] == entire.usage["segments"] > 5
+    assert heard.cost is not None
+    assert entire.cost is not None
+    assert heard.cost < entire.cost / 5
+    spoken = play.sql("select input->>'text' as text from jobs where parent_id = :id", id=job.id)
+    assert TEXT.startswith(spoken[0]["text"])
 
 
 def test_an_mp3_is_refused_where_it_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,3 +540,26 @@ def test_a_limit_in_bytes_is_never_overstepped(play: Stage) -> None:
     sent = play.sandbox.ledger()["creates"]
     assert max(scripts.in_bytes(create["prompt"]) for create in sent) <= 600
     assert [create["refusal"] for create in sent] == [None] * len(sent)
+
+
+def test_a_dry_run_shows_how_a_text_would_be_cut_and_what_a_preview_costs(http: httpx.Client) -> None:
+    def told(**wanted: Any) -> dict[str, Any]:
+        body = {"kind": "speech", "input": {"text": TEXT, **wanted}}
+        answer: dict[str, Any] = http.post("/v1/jobs?dry_run=true", json=body).json()
+        return answer
+
+    whole, first = told(), told(preview=True)
+
+    assert whole["segments"]["total"] == len(whole["segments"]["first"]) > 5
+    assert "".join(each["text"] for each in whole["segments"]["first"]).replace(" ", "")[:500] in TEXT.replace(" ", "")
+    assert first["segments"] == {"total": 1, "first": whole["segments"]["first"][:1]}
+    assert float(first["cost"]["estimated"]) < float(whole["cost"]["estimated"]) / 3
+
+
+def test_an_outline_is_bounded(http: httpx.Client) -> None:
+    body = {"kind": "speech", "input": {"text": "Words of many kinds. " * 9_000}}
+
+    segments = http.post("/v1/jobs?dry_run=true", json=body).json()["segments"]
+
+    assert segments["total"] > 300
+    assert len(segments["first"]) == 200

@@ -29,6 +29,7 @@ from worker.errors import Conflict, Fault, InvalidInput
 from worker.jobs import reading, submission
 from worker.jobs.reading import AttemptDocument, JobEvent
 from worker.jobs.submission import Prepared, Sent
+from worker.kinds import OFFERED, ParentKind
 from worker.money import budgets
 from worker.states import TERMINAL, Mode, State
 from worker.tables import Job, Output
@@ -52,6 +53,21 @@ class EstimatedCost(Answer):
     estimated: Amount | None
 
 
+class Segment(Answer):
+    """What one call of a narration would speak, with whose voice; a Han character is billed as two."""
+
+    text: str
+    voice: str
+    characters: int = Field(description="that are billed")
+
+
+class Segments(Answer):
+    """The segments of a narration: how many there are, and the first of them."""
+
+    total: int
+    first: list[Segment] = Field(description="at most 200")
+
+
 class Estimate(Answer):
     """What a submission would be and cost; nothing was made."""
 
@@ -61,6 +77,7 @@ class Estimate(Answer):
     input: dict[str, Any]
     cost: EstimatedCost
     state: Literal["queued", "held"] = Field(description="in which it would begin; held: a budget has no room now")
+    segments: Segments | None = Field(None, description="of speech: how the text would be cut")
     warnings: list[Fault] = Field(
         description="of what would be accepted nevertheless; `cheaper_model`: one that does as well, and the saving"
     )
@@ -133,7 +150,7 @@ def submit(
         with here.engine.connect() as connection:
             inputs.check(connection, mine.project.id, prepared.model, prepared.input)
             is_held = budgets.seen(connection, mine.project.id).holds(prepared.estimate, prepared.model)
-        return answers.answer(_estimate(prepared, is_held))
+        return answers.answer(_estimate(here, prepared, is_held))
     sent = Sent(idempotency_key, text.digest(body)) if idempotency_key else None
     job, replay = _submitted(here, mine, prepared, sent)
     if replay is not None:
@@ -269,15 +286,25 @@ def model_id(here: Context, name: str | None) -> str | None:
     return name
 
 
-def _estimate(prepared: Prepared, is_held: bool) -> Estimate:
+def _estimate(here: Context, prepared: Prepared, is_held: bool) -> Estimate:
     return Estimate(
         kind=prepared.submission.kind,
         model=prepared.model,
         input=prepared.input,
         cost=EstimatedCost(estimated=money.shown(prepared.estimate)),
         state="held" if is_held else "queued",
+        segments=_segments(here, prepared),
         warnings=[*prepared.warnings, *prepared.advice],
     )
+
+
+def _segments(here: Context, prepared: Prepared) -> Segments | None:
+    kind = OFFERED[prepared.submission.kind]
+    if not isinstance(kind, ParentKind) or kind.outline is None:
+        return None
+    wanted = kind.input.model_validate(prepared.input)
+    outline = kind.outline(here.catalog.model(prepared.model), wanted, here.settings)
+    return Segments(total=outline.total, first=[Segment(**child) for child in outline.children])
 
 
 def _submission(made: JobDocument, warnings: list[Fault]) -> Submitted:

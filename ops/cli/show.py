@@ -49,6 +49,7 @@ _COLOURS = {
     "running": "cyan",
     "copying": "blue",
 }
+_SEGMENTS, _BEGINNING = 10, 40  # of a narration: segments shown, and characters of each
 
 Job = Mapping[str, Any]  # as the API shows it
 
@@ -183,6 +184,22 @@ def price(prices: Sequence[Decimal | None]) -> str:
     return f"{count(len(prices), 'job')}, {money(sum(known, Decimal(0)))}" + (
         f" and {unknown} without a known price" if unknown else ""
     )
+
+
+def segments(cut: Mapping[str, Any] | None) -> str:
+    """How a narration would be cut: ` in 334 segments`, and the first ones, a line each; nothing of another job."""
+    if cut is None:
+        return ""
+    lines = [
+        f"{n:4}  {each['characters']:>5,}  {each['voice']}  {_beginning(each['text'])}"
+        for n, each in enumerate(cut["first"][:_SEGMENTS], 1)
+    ]
+    left = cut["total"] - len(lines)
+    return "\n".join([f", in {count(cut['total'], 'segment')}", *lines, *([f"and {left:,} more"] if left else [])])
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _BEGINNING else text[: _BEGINNING - 1] + "…"
 
 
 def at(moment: str) -> datetime:

@@ -207,7 +207,7 @@ def _uploaded(
 
 
 def _price(priced: Mapping[str, Any], api: Api) -> None:
-    api.answer(priced, show.price([show.estimated(priced)]))
+    api.answer(priced, show.price([show.estimated(priced)]) + show.segments(priced["segments"]))
     if not api.as_json:
         show.warnings(priced["warnings"])
         if priced["state"] == "held":

@@ -31,7 +31,10 @@ def check(document: dict[str, Any], model: Model, unit: SpeechUnit) -> Order:
     if size > LONGEST:
         message = f"Range of input length should be [0, {LONGEST}]"
         raise invalid(f"<400> InternalError.Algo.InvalidParameter: {message}")
-    _one_of("voice", voice, model.voices)
+    if not isinstance(voice, str) or not voice:
+        raise invalid("Missing required parameter: input.voice")
+    if model.voices:  # else it speaks with an account's own
+        _one_of("voice", voice, model.voices)
     _one_of("language_type", given.get("language_type") or "Auto", LANGUAGES)
     if model.takes_instructions and tokens.count(str(given.get("instructions") or "")) > LONGEST_INSTRUCTIONS:
         raise invalid(f"instructions must have {LONGEST_INSTRUCTIONS} tokens at most")

@@ -290,7 +290,8 @@ class Model(Entry):
     output_types: tuple[str, ...] = ()  # dense, sparse, dense&sparse
     texts: int = 0  # embedded by one call
     text_tokens: int = 0  # of each of them
-    voices: tuple[str, ...] = ()
+    voices: tuple[str, ...] = ()  # that everybody has; none: it speaks with an account's own
+    dialects: dict[str, str] = {}  # the voices that speak one
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
     sequence_max: int = 0  # pictures of a sequence, which belong together; 0: it makes none

@@ -131,6 +131,14 @@ class Expansion:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What a parent's first round would be, before anything is paid: some of its children, and how many there are."""
+
+    children: tuple[dict[str, Any], ...]
+    total: int
+
+
+@dataclass(frozen=True)
 class Piece:
     """One output of a parent: its bytes as they come, and what they are."""
 
@@ -254,10 +262,12 @@ class ParentKind(Kind):
     `assemble`     (parent, store) → the outputs, each streamed into the bucket before the next is asked for; Unfit ends
                    the job, another NoriaError is tried again
     `usage`        (parent) → the units to show for the whole
+    `outline`      (model, input, settings) → what the first round would be; None: that is known only when the job runs
     `all_or_none`  a failed child fails the parent, and its waiting siblings are canceled; otherwise the kind reports it
     """
 
     expand: Callable[[Parent, Store], Expansion]
     assemble: Callable[[Parent, Store], Iterator[Piece]]
     usage: Callable[[Parent], dict[str, Any]]
+    outline: Callable[[Model, Any, Settings], Outline] | None = None
     all_or_none: bool

@@ -17,24 +17,38 @@ from typing import Any
 from worker.catalog import Model, Usage
 from worker.errors import ErrorClass, Failure
 from worker.kinds import fields
-from worker.kinds.kind import Child, Ended, Expansion, Parent, ParentKind, Piece, Store, Unfit
+from worker.kinds.kind import Child, Ended, Expansion, Outline, Parent, ParentKind, Piece, Store, Unfit
 from worker.kinds.speech import audio, script, speech_segment, timeline
 from worker.kinds.speech.audio import BadSound, Format, Sound
 from worker.kinds.speech.input import Speech
 from worker.kinds.speech.script import Segment
 from worker.kinds.speech.timeline import Line, Take
+from worker.settings import Settings
 
 NAME = "speech"
 
 _Heard = list[int] | str  # rate, channels, offset and length of a segment's sound; or why it cannot be used
 
 _PAGE = 250  # children in one commit
+_OUTLINED = 200  # segments that an outline shows
 _MEASURES: dict[str, script.Measure] = {"bytes": script.in_bytes, "characters": len}
 
 
-def estimate(_: Model, wanted: Speech) -> Usage:
-    """Every character, as the provider counts them."""
-    return speech_segment.spoken(wanted.spoken)
+def estimate(model: Model, wanted: Speech) -> Usage:
+    """Every character, as the provider counts them; of a preview those that its only segment may have at most."""
+    spoken = wanted.spoken
+    return speech_segment.spoken(_dearest(spoken, model.text_limit) if wanted.preview else spoken)
+
+
+def outline(model: Model, wanted: Speech, settings: Settings) -> Outline:
+    """The segments that would be spoken, in their order: text, voice, and the characters that are billed."""
+    note = {"limit": model.text_limit or 0, "unit": settings.speech_limit_unit}
+    segments = _cut(wanted, note)[: 1 if wanted.preview else None]
+    shown = (
+        {"text": segment.text, "voice": segment.voice, "characters": speech_segment.billed(segment.text)}
+        for segment in segments[:_OUTLINED]
+    )
+    return Outline(tuple(shown), len(segments))
 
 
 def words(wanted: Speech) -> str:
@@ -73,6 +87,8 @@ def usage(parent: Parent) -> dict[str, Any]:
     """Characters as the provider counted them, segments, and seconds once they are known."""
     spoken = [child.usage or {} for child in parent.ended]
     shown = {"characters": sum(each.get("characters", 0) for each in spoken), "segments": len(spoken)}
+    if parent.input.preview:
+        shown["segments_in_all"] = len(_cut(parent.input, parent.note or _limits(parent)))
     return {**shown, "seconds": parent.note["seconds"]} if "seconds" in parent.note else shown
 
 
@@ -87,14 +103,28 @@ def _unmeasured(note: dict[str, Any]) -> dict[str, Any]:
 
 
 def _segments(parent: Parent, note: dict[str, Any]) -> list[Segment]:
+    """What is spoken: of a preview the first segment alone, as the whole would have it."""
     wanted: Speech = parent.input
+    segments = _cut(wanted, note)
+    return [replace(segments[0], pause=0.0)] if wanted.preview else segments
+
+
+def _cut(wanted: Speech, note: dict[str, Any]) -> list[Segment]:
     return script.segments(wanted.voiced, wanted.pause, note["limit"], _MEASURES[note["unit"]])
 
 
+def _dearest(spoken: str, limit: int | None) -> str:
+    """A text of as many characters as a segment may have, and as dear as any part of the whole may be."""
+    dear = sorted(spoken, key=speech_segment.billed, reverse=True)
+    return "".join(dear[:limit])
+
+
 def _child(model: str, segment: Segment) -> Child:
-    asked = {"text": segment.text, "voice": segment.voice, "language": segment.language}
+    asked: dict[str, Any] = {"text": segment.text, "voice": segment.voice, "language": segment.language}
     if segment.instructions is not None:
         asked["instructions"] = segment.instructions
+        if segment.improves is not None:
+            asked["optimize_instructions"] = segment.improves
     note = {"paragraph": segment.paragraph, "characters": len(segment.text), "voice": segment.voice}
     return Child(speech_segment.NAME, model, asked, note)
 
@@ -206,5 +236,6 @@ KIND = ParentKind(
     expand=expand,
     assemble=assemble,
     usage=usage,
+    outline=outline,
     all_or_none=True,
 )

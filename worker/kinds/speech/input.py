@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, LiteralString
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from worker.catalog import Model
+from worker.catalog import Catalog, Model
 from worker.kinds import reading
 from worker.kinds.fields import Text, no
 from worker.kinds.speech import audio, script
@@ -69,18 +69,20 @@ class Voiced(BaseModel):
         None, max_length=INSTRUCTIONS_LIMIT, description="how to speak, for models that take it", examples=["slowly"]
     )
 
+    optimize_instructions: bool | None = Field(None, description="let the provider put the instructions better")
+
     @field_validator("voice", "language", mode="after")
     @classmethod
     def _is_offered(cls, value: str | None, info: ValidationInfo) -> str | None:
         """As the model spells it: the provider distinguishes Cherry and cherry."""
         if value is None or not info.context or not info.field_name:
             return value
-        return _spelled(info.context["model"], info.field_name, value)
+        return _spelled(info.context["catalog"], info.context["model"], info.field_name, value)
 
-    @field_validator("instructions", mode="after")
+    @field_validator("instructions", "optimize_instructions", mode="after")
     @classmethod
-    def _is_taken(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.context and "instructions" not in info.context["model"].fields:
+    def _is_taken(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.context and info.field_name not in info.context["model"].fields:
             raise no("not_taken", f"{info.context['model'].id} takes none; the models with `instruct` in their name do")
         return value
 
@@ -108,6 +110,7 @@ class Speech(Voiced):
         description="what is said, up to 200,000 characters; blank lines divide paragraphs",
         examples=["Once upon a time there was a water wheel."],
     )
+    preview: bool | None = Field(None, description="speak the first segment alone, to hear it before the whole is paid")
     pause: Seconds = Field(0.25, description="seconds of silence between the segments of a paragraph")
     paragraph_pause: Seconds = Field(0.7, validate_default=True, description="seconds of silence between paragraphs")
     formats: Formats = Field(("wav",), min_length=1, description="wav, mp3 or both")
@@ -130,7 +133,9 @@ class Speech(Voiced):
         voice, language = part.voice or self.voice, part.language or self.language
         assert voice is not None, "the model's default stands in for a voice that nobody named"
         instructions = part.instructions or self.instructions
-        return Paragraph(text, voice, language or "Auto", instructions, after if pause is None else pause)
+        improve = self.optimize_instructions if part.optimize_instructions is None else part.optimize_instructions
+        rest = after if pause is None else pause
+        return Paragraph(text, voice, language or "Auto", instructions, rest, improves=improve)
 
     @field_validator("markup")
     @classmethod
@@ -145,6 +150,7 @@ class Speech(Voiced):
             return value
         markup, texts = info.data.get("markup"), [part.text for part in value]
         _hold_length(texts)
+        _hold_voices(info.context["model"], value, info.data.get("voice"))
         _hold(markup != "markdown", "contradiction", "is given with markup: markdown, which only a text can have")
         _hold_text(texts, markup)
         return value
@@ -161,6 +167,7 @@ class Speech(Voiced):
             _hold_length([value])
             value = _without_markdown(value) if info.data.get("markup") == "markdown" else value
             _hold_text(script.paragraphs(value), info.data.get("markup"))
+            _hold_voices(info.context["model"], [Part(text="")], info.data.get("voice"))
         return value
 
     @field_validator("paragraph_pause")
@@ -214,16 +221,33 @@ def _parts(paragraphs: Sequence[Part] | None, text: str | None) -> Sequence[Part
     return paragraphs or [Part(text=each) for each in script.paragraphs(text or "")]
 
 
-def _spelled(model: Model, name: str, value: str) -> str:
+def _spelled(catalog: Catalog, model: Model, name: str, value: str) -> str:
     offered: tuple[str, ...] = tuple(model.voices if name == "voice" else model.languages)
+    if not offered:  # of the account's own
+        return value.strip()
     spelled = {choice.casefold(): choice for choice in offered}
     known = spelled.get(value.strip().casefold())
     if known is None:
         near = difflib.get_close_matches(value.strip().casefold()[:40], spelled, n=3)
         advice = " or ".join(spelled[match] for match in near)
         listed = f"did you mean {advice}?" if near else f"it takes {', '.join(offered)}"
+        if name == "voice" and (others := _with_voice(catalog, value)):
+            listed += f"; models that have it: {others}"
         raise no("not_allowed", f"{value[:40]} is not one that {model.id} takes; {listed}")
     return known
+
+
+def _with_voice(catalog: Catalog, voice: str) -> str:
+    wanted = voice.strip().casefold()
+    models = (model for model in catalog.models("speech") if not model.retired)
+    return ", ".join(model.id for model in models if wanted in map(str.casefold, model.voices))
+
+
+def _hold_voices(model: Model, parts: Sequence[Part], usual: str | None) -> None:
+    """A model without voices of its own needs the name of the account's own for each paragraph."""
+    silent = next((place for place, part in enumerate(parts, 1) if not (part.voice or usual)), None)
+    whose = f"paragraph {silent} has no voice, and {model.id} has none of its own: name one that the account has made"
+    _hold(silent is None, "required", whose)
 
 
 def _without_markdown(text: str) -> str:

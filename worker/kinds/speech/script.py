@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from semantic_text_splitter import TextSplitter
 
@@ -40,6 +40,7 @@ class Paragraph:
     language: str
     instructions: str | None
     pause: float
+    improves: bool | None = field(default=None, kw_only=True)  # the provider puts the instructions better
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ def segments(script: Iterable[Paragraph], pause: float, limit: int, measure: Mea
         for left, piece in zip(reversed(range(len(pieces))), pieces, strict=True):
             rest = pause if left else part.pause
             if is_spoken(piece):
-                found.append(Segment(piece, part.voice, part.language, part.instructions, rest, number))
+                cut_off = Segment(
+                    piece, part.voice, part.language, part.instructions, rest, number, improves=part.improves
+                )
+                found.append(cut_off)
             elif found:
                 found[-1] = replace(found[-1], pause=min(found[-1].pause + rest, LONGEST_PAUSE))
     return [*found[:-1], *(replace(last, pause=0.0) for last in found[-1:])]

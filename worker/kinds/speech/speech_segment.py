@@ -35,6 +35,7 @@ class SpeechSegment(BaseModel):
     voice: Text = Field(description="who speaks, as the provider spells it")
     language: Text = Field(description="which language, or Auto")
     instructions: Text | None = Field(None, description="how to speak")
+    optimize_instructions: bool | None = Field(None, description="let the provider put the instructions better")
 
 
 def request(model: Model, region: str, wanted: SpeechSegment) -> Request:
