@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -49,7 +50,7 @@ _COLOURS = {
     "running": "cyan",
     "copying": "blue",
 }
-_SEGMENTS, _BEGINNING = 10, 40  # of a narration: segments shown, and characters of each
+_SEGMENTS, _BEGINNING = 10, 50  # of a narration: segments shown, and columns of each
 
 Job = Mapping[str, Any]  # as the API shows it
 
@@ -199,7 +200,7 @@ def segments(cut: Mapping[str, Any] | None) -> str:
 
 
 def _beginning(text: str) -> str:
-    return text if len(text) <= _BEGINNING else text[: _BEGINNING - 1] + "…"
+    return text if cell_len(text) <= _BEGINNING else set_cell_size(text, _BEGINNING - 1) + "…"
 
 
 def at(moment: str) -> datetime:

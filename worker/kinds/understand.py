@@ -52,13 +52,10 @@ def _pictures_fit(model: Model, value: list[str] | None, given: Mapping[str, Any
     _counted("pictures", model, value, given)
     for picture in value or ():
         picture_fits(model, picture, given)
-
-
-def _sounds_fit(model: Model, value: list[str] | None, given: Mapping[str, Any]) -> None:
-    _counted("sounds", model, value, given)
     # the last of the sorts: where the others were refused, they are faults of their own
-    if not value and all(name in given and not given[name] for name in ("pictures", "clips")):
-        raise no("nothing_shown", f"is empty, and so are the others: {model.id} needs a file to be asked about")
+    if not value and all(name in given and not given[name] for name in ("clips", "sounds")):
+        sorts = " or ".join(name for name in _SORTS if name in model.fields)
+        raise no("nothing_shown", f"there is nothing to be asked about: name files in {sorts}")
 
 
 def _pixels_fit(model: Model, value: int | None, _given: Mapping[str, Any]) -> None:
@@ -82,7 +79,7 @@ class Understand(Input):
     rules: ClassVar[Mapping[str, Rule]] = {
         "pictures": _pictures_fit,
         "clips": partial(_counted, "clips"),
-        "sounds": _sounds_fit,
+        "sounds": partial(_counted, "sounds"),
         "fps": _is_about_clips,
         "max_pixels": _pixels_fit,
         "max_tokens": text.max_tokens_fit,
@@ -94,13 +91,13 @@ class Understand(Input):
 
     system: Text | None = Field(None, description="what the model is told before all else")
     prompt: Filled = Field(description="the question", examples=["What is on sale, and for how much?"])
+    sounds: Annotated[Sounds, Field(max_length=_MOST)] | None = Field(None, description="links, or files' keys")
+    clips: Annotated[Clips, Field(max_length=_MOST)] | None = Field(None, description="videos: links, or files' keys")
     pictures: Annotated[Pictures, Field(max_length=_MOST)] | None = Field(
         None,
         description="links, files' keys, or data:image/…",
         examples=[["https://example.com/shelf.jpg"]],
     )
-    clips: Annotated[Clips, Field(max_length=_MOST)] | None = Field(None, description="videos: links, or files' keys")
-    sounds: Annotated[Sounds, Field(max_length=_MOST)] | None = Field(None, description="links, or files' keys")
     fps: float | None = Field(None, ge=0.1, le=10, description="frames a second that are taken of clips", examples=[1])
     max_pixels: int | None = Field(None, description="of each picture: a larger one is scaled down", examples=[1003520])
     max_seconds: int | None = Field(
