@@ -41,6 +41,7 @@ from api.routes import (
     schedules,
 )
 from worker import database, log, settings
+from worker.catalog import CatalogError
 from worker.keys import Scope as KeyScope
 from worker.settings import Settings
 
@@ -220,7 +221,11 @@ def _app() -> FastAPI:
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # it would write queries; `Frame` logs each request
-    made = create_app(given)
+    try:
+        made = create_app(given)
+    except CatalogError as error:
+        sys.exit(str(error))
+    _log.info("catalog", digest=made.state.context.catalog.digest)
     if why := database.why_unfit(made.state.context.engine):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
     # What is made by now stays: to look through all of it would hold every request up for a fifth of a second.

@@ -30,7 +30,7 @@ from api import callers, limits, submissions
 from api.bodies import BODY_LIMIT
 from api.client import ApiError, Client
 from api.forms import example
-from worker import keys, moves, text
+from worker import catalog, keys, moves, text
 from worker.catalog import Model
 from worker.database import engine as make_engine
 from worker.errors import MOST_FAULTS, Conflict, Fault, InvalidInput, NotFound
@@ -974,7 +974,7 @@ class TestKeys:
 class TestHealth:
     def test_everything_there_is_ready(self, api: Served) -> None:
         with api.http(None) as http:
-            assert http.get("/healthz").json() == {"status": "ok"}
+            assert http.get("/healthz").json() == {"status": "ok", "catalog": catalog.load().digest}
             answer = http.get("/readyz")
 
         assert answer.status_code == 200, answer.text

@@ -442,3 +442,15 @@ def _pins(lock: Path) -> dict[str, str]:
 def _name(requirement: str) -> str:
     name = re.split(r"[\[<>=;! ]", requirement)[0]
     return re.sub("[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(("said", "source"), [({}, "/dev/null"), ({"NORIA_CATALOG": "./own.yaml"}, "./own.yaml")])
+def test_every_process_reads_the_operators_catalog_from_a_mount_it_cannot_change(
+    said: dict[str, str], source: str
+) -> None:
+    services = yaml.safe_load(interpolated(filled_in() | said))["services"]
+
+    for name in OURS.keys() - {"flower"}:  # which reads none
+        [mount] = services[name]["volumes"]
+        assert (mount["source"], mount["read_only"]) == (source, True), name
+        assert services[name]["environment"]["NORIA_CATALOG"] == mount["target"], name

@@ -380,3 +380,15 @@ def test_a_parent_that_rests_while_its_children_work_is_not_overlooked(play: Sta
     play.sql("update jobs set state = 'succeeded', finished_at = now(), run_at = null where parent_id = :id", id=job.id)
 
     assert "nobody will pick them" in examined(play, "stuck rows")[Verdict.FAILURE][0]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_api_that_goes_by_another_catalog_is_told(play: Stage, same: bool) -> None:
+    digest = play.ctx.catalog.digest if same else "0123456789ab"
+    body = json.dumps({"status": "ok", "catalog": digest}).encode()
+
+    with peer(answers(200, body)) as other:
+        found = examined(play, "catalog", public_url=f"http://127.0.0.1:{other.port}")
+
+    assert set(found) == {Verdict.WELL if same else Verdict.WARNING}
+    assert digest in str(found) or same

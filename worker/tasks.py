@@ -16,7 +16,7 @@ from typing import Any
 
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown
 
-from worker import broker, context, database, log, settings, tick
+from worker import broker, catalog, context, database, log, settings, tick
 from worker.claims import Numbers
 from worker.runner import Runner
 
@@ -38,6 +38,14 @@ def _runner() -> Runner:
 @setup_logging.connect
 def _logging(**_: Any) -> None:
     log.configure(_settings.log_level)
+
+
+@worker_init.connect
+def _check_catalog(**_: Any) -> None:
+    try:
+        _log.info("catalog", digest=catalog.load().digest)
+    except catalog.CatalogError as error:
+        sys.exit(str(error))
 
 
 @worker_init.connect

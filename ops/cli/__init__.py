@@ -43,6 +43,7 @@ from ops.local import servers
 from ops.local import up as local
 from ops.local.supervise import LocalError
 from worker import keys, log, settings
+from worker.catalog import CatalogError
 from worker.errors import InvalidInput, KeyExpired, NoriaError, NotFound
 from worker.keys import Scope
 
@@ -129,6 +130,8 @@ def explained(error: LocalError | ApiError | NoriaError | ValidationError) -> tu
             return Code.REFUSED, "\n".join(f"{fault.pointer.strip('/')} {fault.message}." for fault in error.faults)
         case NotFound():
             return Code.REFUSED, f"{error}: `noria projects list` and `noria keys list` show what there is."
+        case CatalogError():
+            return Code.USAGE, f"{error}."
         case NoriaError():
             return Code.REFUSED, f"{error}."
         case ValidationError():

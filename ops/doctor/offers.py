@@ -5,23 +5,29 @@ The account that may not ask (403), or a host without such an address (404), is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
 
 from ops.doctor import Check, Exam, Found, Verdict, warning, well
+from worker import egress
 from worker.catalog import Model
 from worker.dashscope.client import Client
 from worker.dashscope.offers import Offer, Quota
 from worker.dashscope.responses import Refused
-from worker.egress import transports
+from worker.egress import Bounds, transports
+from worker.errors import NoriaError
 from worker.lanes import slots
 from worker.settings import Account
 
 _NEAR = timedelta(days=30)  # as long as the notice that a dated version gets ('Model depreciation')
 _SHOWN = 5  # names in one finding
+_BOUNDS = Bounds(5.0, cap=1 << 16)  # seconds, bytes
+_SAME = "give every process the same NORIA_CATALOG and release, and start again those that were not"
 _FEW = 200  # uses that are read
 
 
@@ -31,6 +37,20 @@ class _Use:
 
     model: str
     what: str
+
+
+def catalog(exam: Exam) -> Iterator[Found]:
+    """Which catalog this process goes by, and whether the API goes by the same."""
+    own = exam.settings.catalog
+    here = f"{exam.catalog.digest}, the release's" + (f" under {own}" if own else "")
+    told = None
+    with suppress(NoriaError, ValueError, KeyError, TypeError):  # it is away, or is another's
+        address = f"{exam.settings.public_url.rstrip('/')}/healthz"
+        told = json.loads(egress.call(transports.keeping(), "GET", address, _BOUNDS, {}).body)["catalog"]
+    if told not in (None, exam.catalog.digest):
+        yield warning(f"the API's catalog is {told}, and here it is {here}", _SAME)
+    else:
+        yield well(here + (", as the API's" if told else "; the API's is not known"))
 
 
 def models(exam: Exam) -> Iterator[Found]:
@@ -134,4 +154,7 @@ _USES = """
     order by 1 desc, 2, 3 limit :few
 """
 
-CHECKS = (Check("models", models, "may this machine reach the provider? See `provider`", needs="database"),)
+CHECKS = (
+    Check("catalog", catalog, "report it"),
+    Check("models", models, "may this machine reach the provider? See `provider`", needs="database"),
+)

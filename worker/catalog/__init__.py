@@ -11,11 +11,15 @@ its own: what was asked for is what the request says, and the provider counts it
 Some models are had in more ways than one: a text model by a call, in the provider's nightly batches, as a task. Each
 other way is a `Variant`, a model of its own (`qwen-plus@batch`), since it has limits and prices of its own; users
 never name one, and no list shows it.
+
+An operator's own file is laid over this one (`overlay`): `NORIA_CATALOG` names it.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
@@ -26,8 +30,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from worker.catalog import overlay
 from worker.catalog.models import MICRO, Entry, Model, Protocol, Sizes, Surface, Thinking, Usage, Variant
-from worker.errors import Fault, InvalidInput
+from worker.errors import Fault, InvalidInput, NoriaError
 from worker.states import Mode
 
 __all__ = [
@@ -44,14 +49,17 @@ __all__ = [
     "Variant",
     "load",
     "parse",
+    "shipped",
 ]
 
 _HALF = Decimal("0.5")
 _FILE = Path(__file__).with_name("models.yaml")
+_OWN = "NORIA_CATALOG"
+_OWN_BYTES = 1 << 20  # of an operator's file at the most
 
 
-class CatalogError(ValueError):
-    """The catalog file is wrong; the message names the line, or the model and its entry."""
+class CatalogError(NoriaError, ValueError):
+    """The catalog file is wrong; the message names the line, or the model and its entry, and an operator's file."""
 
 
 class UnknownModel(InvalidInput):
@@ -63,11 +71,16 @@ class UnknownModel(InvalidInput):
 
 
 class Catalog:
-    """All models, in the file's order."""
+    """All models, in the file's order. Processes whose catalogs have the same `digest` go by the same."""
 
     def __init__(
-        self, models: Iterable[Model], tiers: Mapping[str, str], defaults: Mapping[str, str] | None = None
+        self,
+        models: Iterable[Model],
+        tiers: Mapping[str, str],
+        defaults: Mapping[str, str] | None = None,
+        digest: str = "",
     ) -> None:
+        self.digest = digest
         self.every = tuple(models)  # the variants among them: each has lanes of its own
         self._tiers = tiers
         self._named: dict[str, Model] = {}
@@ -170,30 +183,81 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 raise CatalogError(f"line {key.start_mark.line + 1}: {key.value} is written twice")
-            seen.add(key.value)
+            seen.add(str(key.value))
         return node
 
 
-def parse(text: str) -> Catalog:
-    """The catalog in such a text; raises CatalogError."""
+def parse(text: str, own: str = "") -> Catalog:
+    """The catalog in such a text, with an operator's own laid over; raises CatalogError."""
     try:
         content = _File.model_validate(_Loader(text).get_single_data())
     except (ValidationError, yaml.YAMLError) as error:
         raise CatalogError(str(error)) from None
+    laid = _overlay(own)
     tiers = {size: tier for tier, sizes in content.tiers.items() for size in sizes}
-    models = [model for family in content.families for model in _members(family, tiers)]
-    return Catalog([*models, *(other for model in models for other in _variants(model))], tiers, content.defaults)
+    entries = overlay.ids(entry for family in content.families for entry in _members(family, tiers))
+    try:
+        models = [_model(entry) for entry in overlay.lay(entries, laid).values()]
+        every = [*models, *(other for model in models for other in _variants(model))]
+        digest = hashlib.sha256(f"{text}\0{own}".encode()).hexdigest()[:12]
+        return Catalog(every, tiers, {**content.defaults, **laid.defaults}, digest)
+    except (overlay.Misfit, CatalogError) as error:
+        raise CatalogError(f"{_line(own, str(error).partition(':')[0])}{error}") from None
+
+
+@cache
+def shipped() -> Catalog:
+    """The catalog of this release alone."""
+    return parse(_FILE.read_text(encoding="utf-8"))
 
 
 @cache
 def load() -> Catalog:
-    """The catalog of this release, read once in a process."""
-    return parse(_FILE.read_text(encoding="utf-8"))
+    """The catalog of this release under the file that NORIA_CATALOG names, read once in a process.
+
+    Raises CatalogError, which names that file, where it cannot be read or is wrong.
+    """
+    path = os.environ.get(_OWN)
+    if not path:
+        return shipped()
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_OWN_BYTES + 1)
+        return parse(_FILE.read_text(encoding="utf-8"), content.decode("utf-8"))
+    except OSError as error:
+        raise CatalogError(f"{_OWN}: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CatalogError(f"{_OWN}: {path}: is not text in UTF-8") from None
+    except CatalogError as error:
+        raise CatalogError(f"{_OWN}: {path}: {error}") from None
 
 
-def _members(family: _Family, tiers: Mapping[str, str]) -> Iterator[Model]:
+def _overlay(own: str) -> overlay.Overlay:
+    if len(own.encode()) > _OWN_BYTES:
+        raise CatalogError(f"has more than {_OWN_BYTES} bytes")
+    try:
+        return overlay.Overlay.model_validate(_Loader(own).get_single_data() or {})
+    except CatalogError:
+        raise
+    except ValidationError as error:
+        raise CatalogError(overlay.faults(error)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a day that no calendar has is a ValueError
+        raise CatalogError(" ".join(str(error).split())) from None
+
+
+def _line(own: str, model: str) -> str:
+    """Where in the operator's file that model stands, as `line 3: `; empty where it does not."""
+    for key, value in getattr(yaml.compose(own, Loader=_Loader), "value", ()):
+        if key.value == "models":
+            for name, _ in value.value:
+                if name.value == model:
+                    return f"line {name.start_mark.line + 1}: "
+    return ""
+
+
+def _members(family: _Family, tiers: Mapping[str, str]) -> Iterator[overlay.Raw]:
     of_all = {"family": family.family, "source": family.source, "size_tiers": tiers}
     for name, own in family.models.items():
         entry = {**family.shared, **own, **of_all}
@@ -205,7 +269,7 @@ def _members(family: _Family, tiers: Mapping[str, str]) -> Iterator[Model]:
             yield _version(name, str(version), entry, its)
 
 
-def _version(name: str, version: str, entry: dict[str, Any], its: dict[str, Any]) -> Model:
+def _version(name: str, version: str, entry: dict[str, Any], its: dict[str, Any]) -> overlay.Raw:
     """A version as the model itself, but for what is told of it: it is in its regions alone, with limits of its own.
 
     No Batch API and no other names unless told. The console lists no lower price of a version's for what the cache had.
@@ -219,9 +283,9 @@ def _uncached(there: dict[str, Any]) -> dict[str, Any]:
     return shared | {"prices": [{**row, "cached": None} for row in there.get("prices", ())]}
 
 
-def _named(name: str, entry: dict[str, Any], places: Mapping[str, dict[str, Any]]) -> Model:
+def _named(name: str, entry: dict[str, Any], places: Mapping[str, dict[str, Any]]) -> overlay.Raw:
     regions = {place: {"id": name, **there} for place, there in places.items()}
-    return _model({**entry, "id": name, "regions": regions})
+    return {**entry, "id": name, "regions": regions}
 
 
 def _variants(model: Model) -> Iterator[Model]:
@@ -262,5 +326,4 @@ def _model(entry: dict[str, Any]) -> Model:
     try:
         return Model.model_validate(entry)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise CatalogError(f"{entry['id']}: {'; '.join(faults)}") from None
+        raise CatalogError(f"{entry['id']}: {overlay.faults(error)}") from None

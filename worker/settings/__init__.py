@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     limits: dict[str, Limit] = Field(
         default_factory=dict, description='JSON: model → {"concurrency","rps","rpm","tpm","tpd"}'
     )
+    catalog: str | None = Field(
+        None, description="a file of your own models, limits and prices, laid over the catalog's; in every process"
+    )
     calls_concurrency: int = Field(8, ge=1, description="synchronous calls at once where the provider sets none")
     egress_allow: Networks = Field(
         (),
