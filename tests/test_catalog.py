@@ -557,3 +557,13 @@ def test_a_slip_that_each_row_of_a_file_has_is_compared_with_all_names_once() ->
             catalog.load().model("wan2.5-t2v-previw")
 
     assert catalog._near.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3.5-plus", "qwen3.5-flash", "qwen3.6-plus"])
+def test_what_a_search_costs_in_singapore_is_unknown_and_not_nothing(name: str) -> None:
+    """No page of the provider's has it: 'Model pricing' (May 2026) has no word of searches."""
+    tokens = {"input_tokens": 1000, "output_tokens": 1000}
+
+    assert price(name, SINGAPORE, **tokens)
+    assert price(name, SINGAPORE, **tokens, searching=True, searches=1) is None
+    assert price(name, BEIJING, **tokens, searching=True, searches=1)
