@@ -317,6 +317,13 @@ def test_an_unknown_project_and_a_wrong_zone_exit_5(noria: Shell, api: Served) -
     )
 
 
+def test_a_project_has_a_bounded_number_of_tasks_in_flight(noria: Shell, api: Served) -> None:
+    api.key("spring")
+
+    assert noria("projects", "set", "spring", "--max-in-flight", "100000").code == 0
+    assert noria("projects", "set", "spring", "--max-in-flight", "100001").code == 2
+
+
 def test_what_is_no_text_or_says_nothing_is_a_usage_error(noria: Shell, api: Served) -> None:
     api.key("spring")
 

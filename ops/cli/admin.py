@@ -172,7 +172,9 @@ def set_project(
     project: ProjectName,
     weight: Annotated[int | None, typer.Option(help="Its share beside other projects, 1 to 1000.")] = None,
     time_zone: Annotated[str | None, typer.Option(help="The zone of its days, like Asia/Shanghai.")] = None,
-    max_in_flight: Annotated[int | None, typer.Option(min=0, help="How many tasks at once; 0: no limit.")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(min=0, max=100_000, help="How many tasks at once; 0: no limit.")
+    ] = None,
     cache_days: Annotated[
         int | None, typer.Option(help="An equal text's answer of so many days will do, unless a job says; 0: none.")
     ] = None,
