@@ -41,6 +41,12 @@ def render(order: Order, task_id: str, number: int, true_size: bool) -> bytes:
     return _mp4(still, order.seconds, task_id) if order.seconds else _png(still, task_id)
 
 
+def sides(content: bytes) -> tuple[int, int]:
+    """Return the width and height of a picture; raises OSError or ValueError where it is none."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return picture.size
+
+
 def pad(content: bytes, size: int) -> tuple[bytes, int]:
     """Return a head and how many zero bytes follow it, together `size` long (or up to 15 short) and still playable.
 

@@ -6,15 +6,12 @@ its own, a clip and a sound to play 5 seconds. Source: Alibaba docs, "Visual und
 """
 
 import base64
-import binascii
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
+from ops.sandbox import media
 from ops.sandbox.models import Model
 from ops.sandbox.refusals import Refusal, invalid
 
@@ -102,9 +99,8 @@ def _picture(model: Model, link: str, most: Any) -> int:
 
 def _sides(link: str) -> tuple[int, int]:
     try:
-        with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as image:
-            return image.size
-    except (OSError, ValueError, binascii.Error):
+        return media.sides(base64.b64decode(link.partition(",")[2]))
+    except (OSError, ValueError):
         raise invalid("The image format is illegal and cannot be opened.") from None
 
 
