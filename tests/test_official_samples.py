@@ -45,7 +45,7 @@ REFERENCES = [
     Sample(
         "Wan 2.7 reference-to-video",
         "reference-to-video",
-        ("wan2.7-r2v",),
+        ("wan2.7-r2v", "wan2.7-r2v-2026-06-12"),
         {
             "prompt": WORDS,
             "references": [{"picture": PICTURE, "voice": SOUND}, {"clip": CLIP, "voice": SOUND}, {"picture": OTHER}],
@@ -110,7 +110,7 @@ REFERENCES = [
         {"watermark": False},
     ),
     Sample(
-        "announcement of wan3.0-video, 2026-10-15",
+        "announcement of wan3.0-video, 2026-10-15, and the Vercel AI SDK",
         "reference-to-video",
         ("wan3.0-video", "wan3.0-video-prime"),
         {"prompt": WORDS, "references": [{"picture": PICTURE}, {"clip": CLIP}, {"sound": SOUND}], "duration": -1},
@@ -120,7 +120,7 @@ REFERENCES = [
             "media": media(("reference_image", PICTURE), ("reference_video", CLIP), ("reference_audio", SOUND)),
         },
         {"duration": -1},
-        {"resolution": "480P", "ratio": "16:9", "prompt_extend": True, "watermark": False},
+        {"resolution": "480P", "ratio": "adaptive", "audio": True, "prompt_extend": True, "watermark": False},
     ),
 ]
 EDITS = [
@@ -185,14 +185,14 @@ FRAMES = [
         {"watermark": False},
     ),
     Sample(
-        "announcement of wan3.0-video, 2026-10-15",
+        "announcement of wan3.0-video, 2026-10-15, and the Vercel AI SDK",
         "image-to-video",
         ("wan3.0-video", "wan3.0-video-prime"),
         {"prompt": WORDS, "img_url": PICTURE, "last_frame_url": OTHER, "duration": 8},
         VIDEO,
         {"prompt": WORDS, "media": media(("first_frame", PICTURE), ("last_frame", OTHER))},
         {"duration": 8},
-        {"resolution": "480P", "prompt_extend": True, "watermark": False},
+        {"resolution": "480P", "audio": True, "prompt_extend": True, "watermark": False},
     ),
     Sample(
         "HappyHorse image-to-video",
@@ -317,14 +317,14 @@ WORDS_TO_VIDEO = [
         {"watermark": False},
     ),
     Sample(
-        "announcement of wan3.0-video, 2026-10-15",
+        "announcement of wan3.0-video, 2026-10-15, and the Vercel AI SDK",
         "text-to-video",
         ("wan3.0-video", "wan3.0-video-prime"),
         {"prompt": WORDS, "resolution": "1080P", "ratio": "9:16", "duration": 30},
         VIDEO,
         {"prompt": WORDS},
         {"resolution": "1080P", "ratio": "9:16", "duration": 30},
-        {"prompt_extend": True, "watermark": False},
+        {"audio": True, "prompt_extend": True, "watermark": False},
     ),
 ]
 MULTIMODAL = "/services/aigc/multimodal-generation/generation"

@@ -7,6 +7,7 @@ from typing import Any
 from ops.sandbox.models import Model
 from ops.sandbox.refusals import invalid
 
+ADAPTIVE = "adaptive"
 NAMED_SIZES = {"1K": "1024*1024", "2K": "2048*2048", "4K": "4096*4096"}  # of the models that allow such sides
 
 
@@ -30,10 +31,11 @@ def _by_resolution(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
 
 def _by_ratio(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:
     tier = model.renders or _tier(asked, model)
-    ratio = asked.get("ratio") or "16:9"
+    ratio = asked.get("ratio") or (ADAPTIVE if ADAPTIVE in model.ratios else "16:9")
     if ratio not in model.ratios:
         raise invalid(f"ratio must be in {list(model.ratios)}.")
-    return _size_of(ratio, int(tier.removesuffix("P"))), tier, ratio
+    shape = "16:9" if ratio == ADAPTIVE else ratio  # as the media that is given, which the sandbox does not look at
+    return _size_of(shape, int(tier.removesuffix("P"))), tier, shape
 
 
 def _by_sides(asked: dict[str, Any], model: Model) -> tuple[str, str, str]:

@@ -20,6 +20,7 @@ class TextToVideo(VideoInput):
     prompt: Filled = Field(description="what happens in the clip", examples=["a kitten runs in the moonlight"])
     size: Size | None = Field(None, description="width*height; its tier is what is paid for", examples=["1280*720"])
     ratio: Text | None = Field(None, description="width to height", examples=["16:9"])
+    audio: bool | None = Field(None, description="false: without sound")
 
 
 def words(wanted: BaseModel) -> str:

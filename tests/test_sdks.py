@@ -1,0 +1,95 @@
+"""Clients that others wrote get from the sandbox what they get from DashScope, unchanged.
+
+The official SDK of 2.x and OpenAI's are used in the sandbox's own tests. The official one of 1.x cannot be installed
+beside it, and the Vercel AI SDK runs on Node: each is installed into a folder of its own, and runs as a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.sandbox.options import Limits, Options
+from ops.sandbox.testing import Sandbox, running
+
+PROGRAMS = Path(__file__).with_name("sdks")
+FIRST_SDK = "dashscope==1.27.8"
+PATIENCE = 240  # seconds, to install and to run
+SAW = "I was shown image cat.png."
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running(Options(run_seconds=0.1, queue_seconds=0, limits={"*": Limits(rps=100)})) as made:
+        yield made
+
+
+def ran(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env=dict(os.environ) | environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def installed(*command: str | Path, cwd: Path) -> None:
+    """Installs packages, or skips the test where none can be had."""
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd
+    )
+    if done.returncode:
+        pytest.skip(f"its packages cannot be installed here: {done.stderr[-300:]}")
+
+
+def test_the_official_sdk_of_the_first_version_gets_its_answers(sandbox: Sandbox, tmp_path: Path) -> None:
+    installed(sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path, FIRST_SDK, cwd=tmp_path)
+
+    told = json.loads(ran(sys.executable, PROGRAMS / "dashscope_1.py", URL=sandbox.url, PYTHONPATH=str(tmp_path)))
+
+    assert told["version"].startswith("1.")
+    assert told["plain"][0] == 200
+    assert told["plain"][1] == told["streamed"] != ""
+    assert all(said.startswith(SAW) for said in told["seen"])
+    assert told["spoken"] == ["http", 4]
+    assert told["embedded"] == [256, 256]
+    assert told["video"] == ["SUCCEEDED", "http", 2]
+    assert told["pictures"] == ["SUCCEEDED", 2]
+    assert told["refused"] == [400, "InvalidParameter"]
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="the Vercel AI SDK runs on Node, and there is none here")
+def test_the_vercel_ai_sdk_gets_its_answers(sandbox: Sandbox, tmp_path: Path) -> None:
+    for name in ("package.json", "ask.mjs"):
+        shutil.copy(PROGRAMS / name, tmp_path)
+    npm, node = shutil.which("npm"), shutil.which("node")
+    assert npm is not None
+    assert node is not None
+    quietly = ("--silent", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts")
+    installed(npm, "install", *quietly, cwd=tmp_path)
+
+    told: dict[str, Any] = json.loads(ran(node, tmp_path / "ask.mjs", URL=sandbox.url))
+
+    assert (told["plain"]["reason"], told["plain"]["tokens"] > 0) == ("stop", True)
+    assert told["streamed"]["said"]
+    assert told["streamed"]["usage"] > 0
+    assert [name for name, _ in told["tool"]] == ["weather"]
+    assert isinstance(told["json"]["title"], str)
+    assert told["seen"].startswith(SAW)
+    assert told["thought"]
+    assert told["vectors"] == [1024, 1024]
+    assert all(video["bytes"] > 1000 for video in told["videos"])
+    asked = [task["model"] for task in sandbox.ledger()["tasks"] if task["model"].startswith("wan")]
+    assert {"wan2.6-t2v", "wan2.7-t2v", "wan3.0-video"} <= set(asked)
