@@ -188,7 +188,15 @@ class Stage:
 def stage(environment: dict[str, str], sandbox: Sandbox, **settings: Any) -> Iterator[Stage]:
     """The engine on the servers of `environment` and the sandbox; `settings` by their names."""
     values = {name.removeprefix("NORIA_").lower(): value for name, value in environment.items()}
-    made = Settings.model_validate({**values, "dashscope_url": sandbox.url, "settle_seconds": 1, **settings})
+    made = Settings.model_validate(
+        {
+            **values,
+            "dashscope_url": sandbox.url,
+            "dashscope_batch_chat_url": f"{sandbox.url}/batch-chat",
+            "settle_seconds": 1,
+            **settings,
+        }
+    )
     ctx = context.make(made)
     with ctx.engine.begin() as connection:
         tick.prepare(connection, ctx)

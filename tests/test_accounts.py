@@ -19,6 +19,7 @@ from worker import keys
 from worker.errors import InvalidInput
 from worker.jobs import submission
 from worker.lanes import account_stops, slots
+from worker.settings import Account
 from worker.states import State
 
 BEIJING, SINGAPORE = "cn-beijing", "ap-southeast-1"
@@ -419,3 +420,19 @@ def test_nothing_is_admitted_where_no_account_is_set_up_any_more(shared: Stage) 
         slots.sync(connection, shared.ctx.catalog, shared.ctx.settings)
     shared.tick()
     assert shared.job(job).account == "dev"
+
+
+@pytest.mark.parametrize(
+    ("region", "url", "own", "host"),
+    [
+        ("cn-beijing", "https://dashscope.aliyuncs.com", None, "https://batch.dashscope.aliyuncs.com"),
+        ("cn-beijing", "https://ws.cn-beijing.maas.aliyuncs.com", None, "https://batch.dashscope.aliyuncs.com"),
+        ("ap-southeast-1", "https://dashscope-intl.aliyuncs.com", None, None),
+        ("cn-beijing", "https://gateway.example.com", None, None),
+        ("cn-beijing", "https://gateway.example.com", "https://half.example.com", "https://half.example.com"),
+    ],
+)
+def test_batch_chat_has_a_host_of_its_own_in_beijing_alone(
+    region: str, url: str, own: str | None, host: str | None
+) -> None:
+    assert Account(region=region, url=url, batch_chat_url=own).batch_chat == host

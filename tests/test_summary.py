@@ -294,6 +294,9 @@ def test_what_cannot_be_made_is_refused_before_it_is_paid_for(raw: dict[str, Any
 
 def test_a_way_that_the_model_is_not_had_by_is_refused() -> None:
     assert faults(COMPATIBLE, documents=texts(1), mode="tasks")["/input/mode"].code == "not_offered"
+    assert faults("qwen-plus-2025-09-11", documents=texts(1), mode="chat")["/input/mode"].code == "not_offered"
+    wanted = {"documents": texts(1), "mode": "chat", "enable_thinking": True}
+    assert faults(COMPATIBLE, **wanted)["/input/enable_thinking"].code == "contradiction"
 
 
 def test_an_input_that_is_read_back_stays_as_it_was_taken() -> None:
@@ -724,6 +727,23 @@ def test_one_task_goes_ahead_and_calls_are_made_when_it_is_refused() -> None:
 
     assert [[child.model for child in made] for made in play.rounds] == [["qwen-flash@tasks"], [MODEL] * 5, []]
     assert play.usage()["failed"] == 0
+
+
+def test_batch_chat_shows_with_one_document_that_it_is_there_and_what_it_leaves_goes_by_calls() -> None:
+    def late(child: Child) -> Any:
+        is_late = child.model.endswith("@chat") and child.note["document"] == 3
+        return failed("unanswered", "1 calls went without an answer") if is_late else digests(child)
+
+    def absent(child: Child) -> Any:
+        return failed("access_denied", "no") if child.model.endswith("@chat") else digests(child)
+
+    some = Play({"documents": texts(5), "mode": "chat"}, late).run()
+    none = Play({"documents": texts(3), "mode": "chat"}, absent).run()
+
+    chat = "qwen-flash@chat"
+    assert [[child.model for child in made] for made in some.rounds] == [[chat], [chat] * 4, [MODEL], []]
+    assert some.usage()["failed"] == 0
+    assert [[child.model for child in made] for made in none.rounds] == [[chat], [MODEL] * 3, []]
 
 
 def test_tasks_are_made_where_they_are_served_and_calls_where_a_refusal_is_remembered() -> None:

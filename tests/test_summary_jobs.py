@@ -16,6 +16,7 @@ from test_documents import docx, pdf
 from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 from worker import storage
+from worker.errors import InvalidInput
 from worker.jobs import submission
 from worker.tables import Job
 
@@ -280,3 +281,33 @@ def test_tasks_are_made_where_the_account_is_served(play: Stage, sandbox: Sandbo
 
     assert [line["error"] for line in lines(play, job)] == [None] * 3
     assert {child["model"] for child in children(play, job)} == {f"{MODEL}@tasks"}
+
+
+def test_batch_chat_costs_half_and_a_call_without_an_answer_is_made_as_a_plain_one(
+    play: Stage, sandbox: Sandbox
+) -> None:
+    whole = play.until(submit(play, documents=texts(5)))
+    job = submit(play, documents=texts(5), mode="chat")
+    play.drive(lambda: children(play, job), lambda made: len(made) > 1)  # the first was answered
+    sandbox.fault(where="create", what="lost_answer", times=1)
+
+    done = play.until(job)
+
+    assert [line["error"] for line in lines(play, done)] == [None] * 5
+    made = Counter((child["model"], child["state"]) for child in children(play, job))
+    assert made == {(f"{MODEL}@chat", "succeeded"): 4, (f"{MODEL}@chat", "failed"): 1, (MODEL, "succeeded"): 1}
+    (lost,) = (child for child in children(play, job) if child["state"] == "failed")
+    assert (lost["error"]["code"], lost["billed"]) == ("unanswered", "unknown")
+    answered = [call["billed_micros"] for call in paid(play)]
+    assert whole.cost is not None
+    assert sum(answered[5:]) < whole.cost  # six calls, five of them at half the price
+
+
+def test_batch_chat_is_refused_where_no_account_has_it(environment: dict[str, str], sandbox: Sandbox) -> None:
+    with (
+        stage(environment, sandbox, dashscope_batch_chat_url=None) as play,
+        pytest.raises(InvalidInput) as refused,
+    ):
+        submit(play, documents=texts(1), mode="chat")
+
+    assert [fault.code for fault in refused.value.faults] == ["model_not_in_region"]

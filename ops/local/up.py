@@ -157,6 +157,7 @@ def settings(stored: servers.Servers, ports: Mapping[str, int], outer: Mapping[s
     }
     sandbox = {
         "NORIA_DASHSCOPE_URL": f"http://{servers.HOST}:{ports['sandbox']}",
+        "NORIA_DASHSCOPE_BATCH_CHAT_URL": f"http://{servers.HOST}:{ports['sandbox']}/batch-chat",
         "NORIA_DASHSCOPE_API_KEY": "sk-sandbox",
         "NORIA_EGRESS_ALLOW": "127.0.0.0/8",
     }

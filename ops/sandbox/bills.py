@@ -46,7 +46,8 @@ def price(model: Model, task: Task) -> int:
     """Return what a task costs if it succeeds."""
     units = usage(model, task)
     if task.answer is not None:
-        return price_of(model, task.answer)
+        is_half = task.order.call == "batch_chat"
+        return price_of_batch(model, [task.answer]) if is_half else price_of(model, task.answer)
     if model.usage == "characters":
         return units["characters"] * model.prices["character"]
     if model.makes == "embedding":

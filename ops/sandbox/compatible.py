@@ -21,6 +21,7 @@ from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 
 NATIVE_PATH = "aigc/text-generation/generation"
+HALF_PATH = "batch-chat"  # of the host that asks for half the price
 CHAT_PATH = "chat"  # of models that no native text path has
 NATIVE = {"result_format": "message", "incremental_output": True}  # what this interface does whatever is asked
 
@@ -40,11 +41,26 @@ def router(provider: Provider) -> APIRouter:
     return routes
 
 
-async def _complete(exchange: Exchange, body: bytes) -> Response:
+def cheap_router(provider: Provider) -> APIRouter:
+    """Return Batch Chat, which has a host of its own with the provider, and a path of its own here."""
+    routes = APIRouter(prefix=f"/{HALF_PATH}{PREFIX}")
+
+    @routes.post("/chat/completions")
+    async def complete(request: Request) -> Response:
+        exchange = Exchange(provider, request, Where.CREATE)
+        try:
+            return await _complete(exchange, await request.body(), HALF_PATH)
+        except Refusal as refusal:
+            return exchange.refuse(refusal)
+
+    return routes
+
+
+async def _complete(exchange: Exchange, body: bytes, path: str = NATIVE_PATH) -> Response:
     owner, ask = exchange.owner, chat.read(chat.parsed(body))
     if (unknown := exchange.provider.options.unknown_parameter) in ask.parameters:
         raise invalid(f"Unsupported parameter: '{unknown}' is not supported with this model.")
-    proposal = _propose(exchange, owner, ask, body)
+    proposal = _propose(exchange, owner, ask, body, path)
     rule = exchange.provider.faults.pick(Where.CREATE, ask.model, ask.words)
     proposal.entry.fault = rule.what if rule else None
 
@@ -54,11 +70,12 @@ async def _complete(exchange: Exchange, body: bytes) -> Response:
     return await spoil.carry_out(rule, make, exchange.refuse)
 
 
-def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes) -> Proposal:
+def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes, path: str) -> Proposal:
     document = {"model": ask.model, "input": {"messages": ask.messages}, "parameters": ask.parameters | NATIVE}
     digest, request_id = hashlib.sha256(body).hexdigest(), exchange.reply.request_id
     model = exchange.provider.models.get(ask.model)
-    path = CHAT_PATH if model is not None and model.call(NATIVE_PATH) is None else NATIVE_PATH
+    if path == NATIVE_PATH and model is not None and model.call(NATIVE_PATH) is None:
+        path = CHAT_PATH
     resolves_oss = exchange.request.headers.get("x-dashscope-ossresourceresolve", "") == "enable"
     arrival = Arrival(owner, path, document, digest, request_id, resolves_oss=resolves_oss, streams=ask.is_streamed)
     try:

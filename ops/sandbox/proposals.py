@@ -13,6 +13,8 @@ from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 from ops.sandbox.text import Answer, Cache
 
+HALF_PRICED = "batch-chat"  # the path of the calls that cost half
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -85,4 +87,6 @@ def answer(arrival: Arrival, model: Model, cache: Cache, seed: int) -> Answer | 
         return None
     messages = generation.messages(arrival.document)
     asked = generation.asked(arrival.document, arrival.streams)
-    return text.answer(model, messages, asked, seed, cache.hit(arrival.owner, model, messages))
+    # Batch Chat's discount is its own, as a batch's is.
+    seen = 0 if arrival.path == HALF_PRICED else cache.hit(arrival.owner, model, messages)
+    return text.answer(model, messages, asked, seed, seen)

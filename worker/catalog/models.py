@@ -25,7 +25,17 @@ from worker.states import Mode
 
 MICRO = 1_000_000  # money is counted in millionths of the currency's unit
 
-_OURS = {"path", "protocol", "always", "surface", "repeatable", "variant", "size_tiers", "answer_limit"}  # not shown
+_OURS = {
+    "path",
+    "protocol",
+    "always",
+    "surface",
+    "repeatable",
+    "repeats",
+    "variant",
+    "size_tiers",
+    "answer_limit",
+}  # not shown
 _SIDES = re.compile(r"[0-9]{1,5}\*[0-9]{1,5}")
 
 
@@ -50,6 +60,7 @@ class Surface(StrEnum):
 
     NATIVE = "native"  # /api/v1
     COMPATIBLE = "compatible"  # /compatible-mode/v1, as OpenAI's
+    BATCH_CHAT = "batch-chat"  # the same on a host of its own, where a call waits for its turn and costs half
 
 
 class Thinking(StrEnum):
@@ -65,6 +76,7 @@ class Variant(StrEnum):
 
     BATCH = "batch"  # the Batch API: half the price, within a day or more, outside the limits of calls
     TASKS = "tasks"  # an asynchronous task; most accounts are refused it
+    CHAT = "chat"  # Batch Chat: a call that waits for minutes, at half the price
 
 
 class Entry(BaseModel):
@@ -278,6 +290,8 @@ class Model(Entry):
     searches: bool = False  # the web, where it is asked to
     token_tiers: dict[str, int] = {}  # of prices: the most input tokens of each, in rising order
     batch: tuple[str, ...] = ()  # the regions whose Batch API has it
+    batch_chat: bool = False  # whether Batch Chat has it, which is in Beijing alone
+    repeats: int = 5  # calls of one job at most that go without an answer, where such a call is made again
     requires: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     sizes: Sizes | None = None

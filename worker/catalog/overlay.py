@@ -33,7 +33,15 @@ MODELS = 500  # that one file may tell of
 Raw = dict[str, Any]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
-_NOT_LIKE = ("id", "aliases", "batch", "retired", "retired_by", "successor")  # what is of the other model alone
+_NOT_LIKE = (
+    "id",
+    "aliases",
+    "batch",
+    "batch_chat",
+    "retired",
+    "retired_by",
+    "successor",
+)  # what is of the other model alone
 
 
 class Overlay(Entry):

@@ -23,7 +23,11 @@ BODY_CAP = 8 << 20  # bytes
 # The provider's wall clock. A recorded task created at 09:38:24 GMT shows 17:38:24.
 BEIJING = timezone(timedelta(hours=8))
 _GUARDED = '{"input":"cip","output":"cip"}'  # Alibaba docs, 'Content security'; the SDK's `enable` asks for nothing
-_ROOTS = {Surface.NATIVE: "/api/v1", Surface.COMPATIBLE: "/compatible-mode/v1"}
+_ROOTS = {
+    Surface.NATIVE: "/api/v1",
+    Surface.COMPATIBLE: "/compatible-mode/v1",
+    Surface.BATCH_CHAT: "/compatible-mode/v1",
+}
 
 
 def query_time(at: datetime) -> str:
@@ -79,7 +83,9 @@ class Session:
         content: Content,
     ) -> Iterator[Streamed]:
         ends, key = time.monotonic() + bounds.deadline, self._key
-        url = f"{self._account.url.rstrip('/')}{_ROOTS[surface]}/{path.lstrip('/')}"
+        host = self._account.batch_chat if surface is Surface.BATCH_CHAT else self._account.url
+        assert host is not None, "no job is given to an account that has not what it needs"
+        url = f"{host.rstrip('/')}{_ROOTS[surface]}/{path.lstrip('/')}"
         with egress.stream(transport, method, url, bounds, {**self._headers(key), **headers}, content) as answer:
             # A body that came in chunks was used up by the first try.
             if answer.status != 401 or not isinstance(content, bytes) or not self._has_new_key(key):

@@ -253,7 +253,7 @@ def spelled(
     """A body of these messages and parameters, as that surface has it."""
     here = model.region(region)
     assert here is not None, "a job goes only to a region that serves its model"
-    if surface is Surface.COMPATIBLE:
+    if surface is not Surface.NATIVE:
         if "max_tokens" in asked:
             asked[model.answer_limit] = asked.pop("max_tokens")
         streaming = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
@@ -272,7 +272,7 @@ def request(model: Model, region: str, wanted: Conversation) -> Request:
         surface=model.surface,
         streams=streams,
         reasoning=bool(wanted.include_reasoning),
-        instead=OTHER_LIMIT if model.surface is Surface.COMPATIBLE else {},
+        instead={} if model.surface is Surface.NATIVE else OTHER_LIMIT,
     )
 
 

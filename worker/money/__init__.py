@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy import CTE, Connection, Insert, insert, literal, select, text
 
-from worker.catalog import Catalog, Model, Usage
+from worker.catalog import Catalog, Model, Usage, Variant
 from worker.errors import Fault, InvalidInput
 from worker.kinds import KINDS
 from worker.settings import Settings
@@ -64,7 +64,8 @@ def regions(settings: Settings, model: Model) -> list[str]:
     """
     if not settings.all_accounts:
         raise InvalidInput([Fault("/model", "account_gone", "the account that the project is bound to is not set up")])
-    have = dict.fromkeys(account.region for account in settings.all_accounts)
+    able = [account for account in settings.all_accounts if model.variant is not Variant.CHAT or account.batch_chat]
+    have = dict.fromkeys(account.region for account in able)
     if served := [region for region in have if model.region(region)]:
         return served
     offered = ", ".join(model.regions)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +29,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker.settings import addresses
 
 Network = IPv4Network | IPv6Network
+_BEIJING, _PROVIDERS = "cn-beijing", ".aliyuncs.com"
+_BATCH_CHAT = "https://batch.dashscope.aliyuncs.com"  # Alibaba docs, 'OpenAI compatible - Batch Chat' (May 2026)
+
 ProviderUrl = Annotated[str, AfterValidator(addresses.provider_root)]
 
 
@@ -69,6 +73,13 @@ class Account(BaseModel):
     key_file: str | None = None  # read again on 401, so that a key is changed without a restart
     workspace: str | None = None
     data_inspection: bool = False  # ask the provider for its stricter inspection of what goes in and comes out
+    batch_chat_url: ProviderUrl | None = None  # of Batch Chat, where the account has it at another host than usual
+
+    @property
+    def batch_chat(self) -> str | None:
+        """The host of Batch Chat; None: the account has none. The provider offers it in Beijing alone."""
+        is_usual = self.region == _BEIJING and (urlsplit(self.url).hostname or "").endswith(_PROVIDERS)
+        return self.batch_chat_url or (_BATCH_CHAT if is_usual else None)
 
 
 class Settings(BaseSettings):
@@ -100,9 +111,14 @@ class Settings(BaseSettings):
         description="the provider's key; plain DASHSCOPE_API_KEY is read too",
     )
     dashscope_workspace: str | None = Field(None, description="a workspace id, sent with each call")
+    dashscope_batch_chat_url: ProviderUrl | None = Field(
+        None, description="the host of Batch Chat; in Beijing the provider's own, elsewhere there is none"
+    )
     dashscope_region: str = Field("cn-beijing", description="the region that the key and the host belong to")
     accounts: Annotated[tuple[Account, ...], NoDecode] = Field(
-        (), description='JSON list of {"name","owner","region","url","key"|"key_file","workspace","data_inspection"}'
+        (),
+        description='JSON list of {"name","owner","region","url","key"|"key_file","workspace","data_inspection",'
+        '"batch_chat_url"}',
     )
 
     s3_bucket: str = Field("noria", description="made beforehand; private")
@@ -191,6 +207,7 @@ class Settings(BaseSettings):
                 url=self.dashscope_url,
                 key=self.dashscope_api_key,
                 workspace=self.dashscope_workspace,
+                batch_chat_url=self.dashscope_batch_chat_url,
             ),
         )
 

@@ -33,7 +33,6 @@ from worker.tables import Job
 
 _NO_TOKENS = {"tokens": 0}  # those that were booked are given back to the lane
 _BAD_REQUEST = 400
-_REPEATS = 5  # calls without an answer, the first among them, where they may be made again
 
 # verdicts that end a job, and how long others make its lane wait
 _FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
@@ -242,9 +241,10 @@ def repeated(ctx: Context, job: Job, why: str, attempt: dict[str, Any], clock: C
     """A call that is in no list is made again, since it is cheap; only a few times, since each may be billed."""
     closed = {**attempt, "billed": "unknown", "closed_at": clock()}
     before = ctx.read(lambda connection: attempts.unanswered(connection, job))
-    if before + 1 < _REPEATS:  # this one, which is not on record yet, is one of them
+    repeats = ctx.catalog.model(job.model).repeats
+    if before + 1 < repeats:  # this one, which is not on record yet, is one of them
         return Move(State.QUEUED, why, timeouts.create_again(job.attempts, clock()), {"billed": "unknown"}, closed)
-    message = f"{_REPEATS} calls went without an answer, and each may be billed: {why}"
+    message = f"{repeats} calls went without an answer, and each may be billed: {why}"
     failure = Failure("unanswered", ErrorClass.PROVIDER, message, retryable=True, billed="unknown")
     columns = {"error": failure.as_json(), "billed": "unknown"}
     return Move(State.FAILED, message, columns=columns, attempt=closed)

@@ -15,7 +15,7 @@ from worker.errors import Fault, InvalidInput
 from worker.kinds import answers, fields, text
 from worker.kinds.kind import Parent, ParentKind, Piece, Store
 from worker.kinds.summary import prompts, results, rounds
-from worker.kinds.summary.input import Mode, Summary
+from worker.kinds.summary.input import OTHER_WAYS, Summary
 from worker.kinds.summary.page import Page
 from worker.kinds.summary.results import COUNTED, DIGEST, Done, NoSummary
 
@@ -59,7 +59,7 @@ def words(wanted: Summary) -> str:
 def variant(wanted: Summary) -> str | None:
     """The other way to have its model that the input insists on; None where calls will do too."""
     mode = wanted.mode
-    return str(mode) if mode in (Mode.BATCH, Mode.TASKS) else None
+    return str(mode) if mode in OTHER_WAYS else None
 
 
 def assemble(parent: Parent, store: Store) -> Iterator[Piece]:

@@ -53,7 +53,11 @@ class Mode(StrEnum):
     CALLS = "calls"  # one by one, within the limits of calls
     BATCH = "batch"  # in one file: half the price, within a day or more
     TASKS = "tasks"  # as asynchronous tasks; most accounts are refused it, and calls are made then
+    CHAT = "chat"  # by Batch Chat: half the price, each call waits for its turn for minutes; else by calls
     AUTO = "auto"  # the cheaper of calls and batch that the deadline allows
+
+
+OTHER_WAYS = (Mode.BATCH, Mode.TASKS, Mode.CHAT)  # each needs a variant of the model
 
 
 class Document(BaseModel):
@@ -149,7 +153,7 @@ class Summary(Input):
     @field_validator("mode")
     @classmethod
     def _is_served(cls, value: Mode, info: ValidationInfo) -> Mode:
-        if info.context and value in (Mode.BATCH, Mode.TASKS):
+        if info.context and value in OTHER_WAYS:
             model = info.context["model"].id
             if info.context["catalog"].variant(model, Variant(value.value)) is None:
                 raise no("not_offered", f"{model} is not offered by {value}: take calls, or auto")
@@ -158,6 +162,6 @@ class Summary(Input):
     @field_validator("enable_thinking")
     @classmethod
     def _is_streamed(cls, value: bool | None, info: ValidationInfo) -> bool | None:
-        if info.context and value and info.data.get("mode") in (Mode.BATCH, Mode.TASKS):
+        if info.context and value and info.data.get("mode") in OTHER_WAYS:
             raise no("contradiction", f"models think only in calls: leave it out, or the mode {info.data['mode']}")
         return value

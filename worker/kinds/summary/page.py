@@ -73,6 +73,8 @@ class Page:
         mode = Mode(self.note["mode"])
         if mode is Mode.BATCH:
             return Mode.CALLS if self.parent.round else mode
+        if mode is Mode.CHAT:
+            return Mode.CALLS if any(map(results.is_left_by_chat, self.parent.ended)) else mode
         if mode is Mode.TASKS and self.store.unserved(self.reading_as_task.id):
             return Mode.CALLS
         return Mode.CALLS if any(map(results.is_refused, self.parent.ended)) else mode
@@ -80,7 +82,10 @@ class Page:
     @property
     def reading_as_task(self) -> Model:
         """The same model as asynchronous tasks have it."""
-        found = self.parent.catalog.variant(self.reading.id, Variant.TASKS)
+        return self._reading_by(Variant.TASKS)
+
+    def _reading_by(self, way: Variant) -> Model:
+        found = self.parent.catalog.variant(self.reading.id, way)
         assert found is not None, "the input was checked against the catalog"
         return found
 
@@ -142,7 +147,8 @@ class Page:
         if self.mode is Mode.BATCH:
             self._write(place, prompt)
         else:
-            self.ask(self.reading_as_task if self.mode is Mode.TASKS else self.reading, place, prompt)
+            way = {Mode.TASKS: Variant.TASKS, Mode.CHAT: Variant.CHAT}.get(self.mode)
+            self.ask(self._reading_by(way) if way else self.reading, place, prompt)
 
     def ask(self, model: Model, place: Place, prompt: Prompt) -> None:
         """One more call, as a child."""

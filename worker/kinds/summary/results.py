@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from worker.catalog import Variant
 from worker.kinds import answers, text, text_batch
 from worker.kinds.answers import Unfitting
 from worker.kinds.kind import Ended, Parent, Store
@@ -172,6 +173,11 @@ def is_refused(child: Ended) -> bool:
     return told.get("code") == "AccessDenied" and "asynchronous" in str(told.get("message")).lower()
 
 
+def is_left_by_chat(child: Ended) -> bool:
+    """Whether Batch Chat gave no answer: the call is made as a plain one then."""
+    return child.state != "succeeded" and child.model.endswith(f"@{Variant.CHAT}")
+
+
 def _judged(answer: Answer, wanted: Summary) -> Done | Misfit | NoSummary:
     if wanted.schema_wanted is None:
         empty = NoSummary("empty_answer", "the answer was empty")
@@ -185,7 +191,7 @@ def _judged(answer: Answer, wanted: Summary) -> Done | Misfit | NoSummary:
 
 
 def _add_call(trees: dict[int, Tree], child: Ended) -> None:
-    if is_refused(child):
+    if is_refused(child) or is_left_by_chat(child):
         return
     note = child.note
     tree = trees.setdefault(note["document"], Tree())

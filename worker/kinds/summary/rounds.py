@@ -80,8 +80,8 @@ def _pass(page: Page, why: str) -> Expansion | None:
         _continue(page, document)
         if page.note["cut"] > PARTS:
             return Expansion(failure=_too_much(page))
-        if page.made and page.mode is Mode.TASKS and not page.parent.ended:
-            break  # one task goes ahead, and shows whether the account may make them
+        if page.made and page.mode in (Mode.TASKS, Mode.CHAT) and not page.parent.ended:
+            break  # one goes ahead, and shows whether the account may have them
     page.put()
     page.batches()
     if page.made or page.parent.made:
