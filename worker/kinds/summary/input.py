@@ -126,7 +126,7 @@ class Summary(Input):
     focus: Text | None = Field(None, max_length=2000, description="what matters to the readers", examples=["prices"])
     length: Length = Field("medium", description="words, or short, medium, long")
     digest: Annotated[Digest | None, BeforeValidator(_digest)] = Field(None, description="true, or how it should be")
-    mode: Mode = Field(Mode.AUTO, description="calls, batch (half the price, up to a day or more), tasks or auto")
+    mode: Mode = Field(Mode.AUTO, description="calls, batch or chat (half the price, a day or minutes), tasks or auto")
     deadline_hours: float | None = Field(
         None, gt=0, le=8760, description="for auto: within how many hours it is needed"
     )
