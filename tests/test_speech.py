@@ -254,7 +254,9 @@ def test_an_outline_tells_each_segment_and_what_is_billed_of_it() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["一" * 700 + "a" * 5000, "a" * 5000 + "一" * 700, "short", TEXT])
+@pytest.mark.parametrize(
+    "text", ["…" * 700 + "\n\n" + "一" * 700, "一" * 700 + "a" * 5000, "a" * 5000 + "一" * 700, "short", TEXT]
+)
 def test_a_preview_is_reserved_as_the_dearest_segment_that_the_text_may_have(text: str) -> None:
     wanted = speech.KIND.check(CATALOG, MODEL, {"text": text, "preview": True}, None)
     settings = Settings.model_construct(speech_limit_unit="characters")

@@ -132,6 +132,7 @@ def test_no_estimate_is_more_than_the_window() -> None:
     units = KIND.estimate(entry, checked(entry.id, sounds=[SOUND] * 3, pictures=[PICTURE] * 200)).units
 
     assert units["input_tokens"] == entry.context
+    assert min(units[name] for name in ("text_tokens", "vision_tokens", "audio_tokens")) >= 0
 
 
 def test_less_to_look_at_is_reserved_cheaper() -> None:
