@@ -548,7 +548,9 @@ class ChildQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     state: Annotated[list[StateName], BeforeValidator(apart)] = Field([], description="one or several states")
-    cursor: str | None = Field(None, pattern=r"^\d{1,4}-\d{1,9}$", description="the next_cursor of the page before")
+    cursor: str | None = Field(
+        None, pattern=r"^[0-9]{1,4}-[0-9]{1,9}$", description="the next_cursor of the page before"
+    )
     limit: int = Field(50, ge=1, le=100, description="children on a page")
 
     @property

@@ -225,6 +225,13 @@ def test_the_feed_says_what_webhooks_say(api: Served) -> None:
     assert refused.status_code == 422
 
 
+@pytest.mark.parametrize("after", ["yesterday", "\u0661-\u0661", "\uff11-\uff11"])
+def test_a_cursor_is_written_in_plain_digits(api: Served, after: str) -> None:
+    with api.http(api.key("spring")) as http:
+        refused = http.get("/v1/events", params={"after": after})
+    assert refused.status_code == 422
+
+
 def _some(found: tuple[list[int], Place]) -> tuple[list[int], Place] | None:
     return found if found[0] else None
 

@@ -28,7 +28,7 @@ from worker.webhooks.registry import Wanted, Which
 router = APIRouter(prefix="/v1", tags=["webhooks"], responses=refusals(400, 401, 404, 422, 429, 503))
 
 _AT = "/webhook-endpoints/{endpoint_id}"
-_CURSOR = r"^\d{1,18}-\d{1,18}$"
+_CURSOR = r"^[0-9]{1,18}-[0-9]{1,18}$"
 
 
 class EndpointDocument(Answer):
