@@ -40,6 +40,8 @@ __all__ = ["api", "http", "play", "sandbox"]  # fixtures for every file
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]
+# Rich draws every local, the whole catalog among them, which takes seconds while a transaction is open.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 gc.disable()  # until all is imported and collected, of which nothing is ever let go
 
 Connection = psycopg.Connection[tuple[object, ...]]

@@ -12,8 +12,9 @@ from stage import Stage
 
 from worker import catalog
 from worker.errors import InvalidInput
-from worker.kinds import KINDS
+from worker.kinds import KINDS, CallKind
 from worker.states import State
+from worker.steps import poll
 from worker.storage import Expected
 
 CATALOG = catalog.load()
@@ -125,3 +126,13 @@ def test_a_sequence_is_made_and_billed(play: Stage) -> None:
 
     assert made.state == State.SUCCEEDED, made.error
     assert made.cost == play.sandbox.ledger()["tasks"][0]["billed_micros"] == 800_000
+
+
+def test_a_sequence_that_came_shorter_is_still_its_jobs() -> None:
+    model, kind = CATALOG.model("wan2.7-image"), KINDS["text-to-image"]
+    assert isinstance(kind, CallKind)
+    asked = kind.check(CATALOG, model, {"prompt": "four seasons", "sequence": True, "n": 4}, None)
+
+    echoed = kind.echoed(model, {"output": {"task_metrics": {"TOTAL": 3, "SUCCEEDED": 3, "FAILED": 0}}})
+
+    assert not poll.differences(kind.echoes(model, asked), echoed)

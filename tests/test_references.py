@@ -19,8 +19,9 @@ from ops.sandbox.orders import Order
 from worker import catalog
 from worker.errors import InvalidInput
 from worker.inputs import naming
-from worker.kinds import KINDS
+from worker.kinds import KINDS, CallKind
 from worker.states import State
+from worker.steps import poll
 from worker.storage import Expected
 
 CATALOG = catalog.load()
@@ -368,3 +369,64 @@ def test_what_each_model_bills_is_what_the_job_costs(
     assert made.state == State.SUCCEEDED, made.error
     (task,) = play.sandbox.ledger()["tasks"]
     assert made.cost == task["billed_micros"] == cost
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "wanted", "told"),
+    [
+        (
+            "video-edit",
+            "wan2.7-videoedit",
+            {"video_url": CLIP, "duration": 3},
+            {"output_video_duration": 2.5, "SR": 720},
+        ),
+        ("video-edit", "happyhorse-1.0-video-edit", {"video_url": CLIP}, {"output_video_duration": 4.04, "SR": 1080}),
+        ("image-to-video", "wan2.7-i2v", {"clip_url": CLIP, "duration": 5}, {"duration": 3, "SR": 720}),
+        ("text-to-video", "wan3.0-video", {"duration": 5}, {"output_video_duration": 6, "SR": 1080}),
+        ("text-to-video", "wan2.7-t2v", {"duration": 5}, {"output_video_duration": 5.02, "SR": 720}),
+        ("reference-to-video", "wan2.6-r2v", {"references": references(clip=1), "duration": 5}, {"duration": 10}),
+    ],
+)
+def test_a_clip_that_came_otherwise_than_it_was_asked_for_is_still_its_jobs(
+    kind: str, model: str, wanted: dict[str, Any], told: dict[str, Any]
+) -> None:
+    entry, maker = CATALOG.model(model), KINDS[kind]
+    asked = maker.check(CATALOG, entry, {"prompt": "it purrs", **wanted}, None)
+    assert isinstance(maker, CallKind)
+
+    echoed = maker.echoed(entry, {"output": {"orig_prompt": "it purrs"}, "usage": told})
+
+    assert not poll.differences(maker.echoes(entry, asked), echoed)
+
+
+@pytest.mark.parametrize("model", ["wan2.7-t2v", "wan2.7-i2v"])
+def test_a_clip_of_another_length_or_tier_is_another_jobs(model: str) -> None:
+    entry = CATALOG.model(model)
+    kind, wanted = ("text-to-video", {}) if model == "wan2.7-t2v" else ("image-to-video", {"img_url": PICTURE})
+    maker = KINDS[kind]
+    assert isinstance(maker, CallKind)
+    asked = maker.check(CATALOG, entry, {"prompt": "it purrs", "duration": 5, "resolution": "720P", **wanted}, None)
+
+    echoed = maker.echoed(entry, {"output": {}, "usage": {"output_video_duration": 6, "SR": 1080}})
+
+    assert poll.differences(maker.echoes(entry, asked), echoed) == ("duration", "tier")
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "wanted"),
+    [
+        ("text-to-video", "wan3.0-video", {"duration": 2}),
+        ("video-edit", "wan2.7-videoedit", {"video_url": CLIP, "duration": 2}),
+        ("reference-to-video", "wan2.6-r2v-flash", {"references": references(clip=1), "duration": 2}),
+    ],
+)
+def test_a_lost_answer_is_found_again_and_never_paid_twice(
+    play: Stage, kind: str, model: str, wanted: dict[str, Any]
+) -> None:
+    play.sandbox.fault(where="create", what="lost_answer", times=1)
+
+    made = play.until(play.submit(kind, model, input={"prompt": "it purrs", **wanted}))
+
+    assert made.state == State.SUCCEEDED, made.error
+    assert "uncertain" in play.states(made)
+    assert len(play.sandbox.ledger()["tasks"]) == 1

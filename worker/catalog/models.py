@@ -32,6 +32,7 @@ _OURS = {
     "surface",
     "repeatable",
     "repeats",
+    "keeps_shape",
     "variant",
     "size_tiers",
     "answer_limit",
@@ -317,6 +318,7 @@ class Model(Entry):
     sound_tokens: float = 0  # a second of what it hears
     streams: bool = False  # it answers in a stream alone
     input_seconds: int = 0  # of clips that are billed at most, beside those that are made
+    keeps_shape: bool = True  # what it makes has the tier and the seconds that were asked for
     default: dict[str, Any] = {}
     always: dict[str, Any] = {}
     run_seconds: RunSeconds

@@ -273,18 +273,28 @@ def image_usage(model: Model, wanted: BaseModel, answer: Mapping[str, Any]) -> U
 
 
 def video_echoes(model: Model, wanted: BaseModel) -> dict[str, Any]:
-    """The prompt as it was sent, and the shape of the clip."""
+    """The prompt as it was sent, and the shape of the clip as far as the model keeps to it.
+
+    What may come otherwise than it was asked for is left out: a job would take its own task for another's, and pay for
+    a second one.
+    """
     asked, billed = wanted.model_dump(exclude_none=True), video_asked(model, wanted).units
     shape = {"duration": _positive(asked.get("duration")), "tier": billed.get("tier"), "size": asked.get("size")}
-    return answers.known({"orig_prompt": asked.get("prompt"), **shape})
+    if asked.get("clip_url"):
+        shape["duration"] = None  # of both clips together, and no sample shows how the answer counts
+    return answers.known({"orig_prompt": asked.get("prompt"), **(shape if model.keeps_shape else {})})
 
 
 def video_echoed(model: Model, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What the provider repeats of a clip's request, as far as it does."""
+    """What the provider repeats of a clip's request, as far as it does; whole seconds, since 5.02 were asked for as 5.
+
+    Where clips that are shown are billed, `duration` is the sum, and says nothing of what was asked for.
+    """
     told = answers.mapping(answer.get("usage"))
-    rendered = answers.number(told.get("output_video_duration"))
+    lengths = ["output_video_duration", *(() if model.input_seconds else ("duration", "video_duration"))]
+    seconds = next(filter(None, (answers.number(told.get(name)) for name in lengths)), None)
     shape = {
-        "duration": rendered or answers.number(told.get("duration") or told.get("video_duration")),
+        "duration": round(seconds) if seconds else None,
         "tier": _tier_told(model, told),
         "size": next((size for size in _sizes(told) if isinstance(size, str) and model.tier(size)), None),
     }
@@ -292,9 +302,9 @@ def video_echoed(model: Model, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_echoes(_model: Model, wanted: BaseModel) -> dict[str, Any]:
-    """The prompt as it was sent, and how many pictures."""
+    """The prompt as it was sent, and how many pictures, unless fewer may come."""
     asked = wanted.model_dump(exclude_none=True)
-    return {"orig_prompt": asked.get("prompt"), "n": asked.get("n")}
+    return {"orig_prompt": asked.get("prompt"), "n": None if asked.get("sequence") else asked.get("n")}
 
 
 def image_echoed(_model: Model, answer: Mapping[str, Any]) -> dict[str, Any]:
