@@ -135,6 +135,13 @@ def test_no_estimate_is_more_than_the_window() -> None:
     assert min(units[name] for name in ("text_tokens", "vision_tokens", "audio_tokens")) >= 0
 
 
+@pytest.mark.parametrize("model", ["qwen3-vl-plus", "qwen3-vl-flash", "qwen-vl-max", "qwen3.5-plus", "qwen3.6-plus"])
+def test_as_much_as_fits_into_the_window_has_a_price(model: str) -> None:
+    assert price(model, pictures=[PICTURE] * 100)
+    assert price(model, clips=[CLIP] * 2)
+    assert price(model, clips=[CLIP] * 64)
+
+
 def test_less_to_look_at_is_reserved_cheaper() -> None:
     clip, short = price("qwen3.5-omni-plus", clips=CLIP), price("qwen3.5-omni-plus", clips=CLIP, max_seconds=10)
 
