@@ -109,6 +109,11 @@ def test_what_a_model_cannot_look_at_is_named_before_it_is_paid(
         ("qwen3-vl-plus", {"pictures": [inline(8000, 6000)]}, (2562, 0)),
         ("qwen3-vl-plus", {"pictures": [inline(8000, 6000)], "max_pixels": 16777216}, (16386, 0)),
         ("qwen3-vl-plus", {"pictures": [inline(16, 16)]}, (6, 0)),
+        # sides that are no whole tokens are rounded up, also where too small a picture is enlarged
+        ("qwen3-vl-plus", {"pictures": [inline(1008, 1008)]}, (1026, 0)),
+        ("qwen3-vl-plus", {"pictures": [inline(367, 13)]}, (14, 0)),
+        ("qwen3-vl-plus", {"pictures": [inline(300, 11)]}, (13, 0)),
+        ("qwen-vl-max", {"pictures": [inline(2790, 98)]}, (402, 0)),
         ("qwen3-vl-plus", {"pictures": [PICTURE, PICTURE]}, (5124, 0)),
         ("qwen-vl-max", {"pictures": PICTURE}, (1282, 0)),
         ("qwen3-vl-plus", {"clips": CLIP}, (131072, 0)),

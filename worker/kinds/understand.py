@@ -216,14 +216,23 @@ def _seen(model: Model, wanted: Understand) -> int:
 
 
 def _picture_tokens(model: Model, picture: str, most: int | None) -> int:
-    """The tokens of a picture: as its header says, if it is inline, and at most as the model makes of any."""
-    assert model.vision is not None, "only a model that sees is shown pictures"
-    pixels = most or model.vision.usual_pixels
+    """The tokens of a picture: as its header says, if it is inline, and at most as the model makes of any.
+
+    Each side is rounded up to whole tokens, and a picture of too few pixels is enlarged first (Alibaba docs, 'OpenAI
+    Vision compatibility', 2024, and 'Visual understanding', 2025; some editions round to the nearest).
+    """
+    vision = model.vision
+    assert vision is not None, "only a model that sees is shown pictures"
+    tokens = math.ceil((most or vision.usual_pixels) / vision.token_pixels)
     if picture.startswith("data:"):
         head = picture.partition(",")[2][: media.HEADER * 4 // 3 // 4 * 4]
         if shape := media.shape(b64decode(head + "==")):
-            pixels = min(pixels, max(shape.width * shape.height, model.vision.pixels[0]))
-    return math.ceil(pixels / model.vision.token_pixels) + _AROUND
+            scale = max(1.0, math.sqrt(vision.pixels[0] / (shape.width * shape.height)))
+            wide, high = (
+                math.ceil(side * scale / math.isqrt(vision.token_pixels)) for side in (shape.width, shape.height)
+            )
+            tokens = min(tokens, wide * high)
+    return tokens + _AROUND
 
 
 def _shares(read: int, told: Mapping[str, Any], guess: Mapping[str, Any]) -> dict[str, int]:
