@@ -258,11 +258,11 @@ def test_the_official_sdk_reads_the_list_of_models(play: Stage, monkeypatch: pyt
     monkeypatch.setattr(dashscope, "base_http_api_url", f"{play.sandbox.url}/api/v1")
     play.sandbox.set(ends={"qwen-plus": "2099-01-01 00:00:00"})
 
-    listed = dashscope.Models.list(page=1, page_size=100, api_key="sk-test")  # type: ignore[attr-defined]
+    first, second = (dashscope.Models.list(page=n, page_size=100, api_key="sk-test") for n in (1, 2))  # type: ignore[attr-defined]
     one = dashscope.Models.get("qwen-plus", api_key="sk-test")  # type: ignore[attr-defined]
 
-    assert listed.status_code == 200
-    assert listed.output["total"] == len(listed.output["models"])
+    assert first.status_code == 200
+    assert first.output["total"] == len(first.output["models"]) + len(second.output["models"])
     assert one.output["inference_offline_info"] == {"offline_time": "2099-01-01 00:00:00"}
 
 

@@ -115,12 +115,12 @@ def running(home: Path, seed: int, say: Callable[[str], None]) -> Iterator[Stack
 
 
 def models() -> dict[str, str]:
-    """The asynchronous models that make something of words alone, and the kind of each."""
+    """The asynchronous models that make something of words alone and have a price, and the kind of each."""
     return {
         model.id: kind
         for model in catalog.load().models()
         for kind in ("text-to-video", "text-to-image")
-        if kind in model.kinds and model.region(REGION) and model.mode is Mode.TASK
+        if kind in model.kinds and (here := model.region(REGION)) and here.prices and model.mode is Mode.TASK
     }
 
 

@@ -175,6 +175,7 @@ class Input(BaseModel):
 
     rules: ClassVar[Mapping[str, Rule]] = {}
     undefaulted: ClassVar[frozenset[str]] = frozenset()  # fields that are left to the provider where the user does
+    exemplary: ClassVar[frozenset[str]] = frozenset()  # fields that an example has, since one of several must be there
 
     @field_validator("*")
     @classmethod

@@ -89,6 +89,8 @@ class Understand(Input):
         "response_format": text.format_fits,
     }
 
+    exemplary: ClassVar[frozenset[str]] = frozenset({"pictures"})
+
     system: Text | None = Field(None, description="what the model is told before all else")
     prompt: Filled = Field(description="the question", examples=["What is on sale, and for how much?"])
     sounds: Annotated[Sounds, Field(max_length=_MOST)] | None = Field(None, description="links, or files' keys")
