@@ -104,19 +104,7 @@ def test_the_words_of_a_job_hold_nothing_of_its_texts() -> None:
     assert embedding.KIND.words(checked(texts=["a", "b", {"key": "c"}])) == "2 texts, 1 object, 1024 numbers each"
 
 
-# The request, held against the samples of 'Text embedding, synchronous API' (copy of 2026-05-30): their keys, and ours
-
-
-@pytest.mark.parametrize("name", [V4.id, V3.id])
-def test_a_call_is_the_documents_sample_and_our_explicit_defaults(name: str) -> None:
-    wanted = EmbeddingCall(texts=tuple(POEM), dimension=1024, output_type="dense", text_type="document")
-
-    sent = embedding_call.KIND.request(catalog.load().model(name), BEIJING, wanted)
-
-    sample = {"model": name, "input": {"texts": POEM}, "parameters": {"dimension": 1024, "output_type": "dense"}}
-    parameters = sample["parameters"] | {"text_type": "document"}  # type: ignore[operator]
-    assert sent.path == "/services/embeddings/text-embedding/text-embedding"
-    assert (sent.headers, sent.body) == ({}, {**sample, "parameters": parameters})
+# What is sent, beside what tests/test_official_samples.py has of it
 
 
 def test_a_line_of_a_batch_is_the_compatible_sample() -> None:

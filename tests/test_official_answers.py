@@ -6,12 +6,20 @@ editions of May 2026 unless a row says otherwise.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import peers
 import pytest
+from pydantic import SecretStr
 
 from worker import catalog, kinds
-from worker.kinds import KINDS
+from worker.catalog import Surface
+from worker.dashscope.client import Client
+from worker.dashscope.responses import Accepted
+from worker.egress import transports
+from worker.kinds import KINDS, Request, text
+from worker.settings import Account
 
 CATALOG = catalog.load()
 WORDS = "a kitten runs in the moonlight"
@@ -156,6 +164,60 @@ SAID: list[tuple[str, str, dict[str, Any], str, str, dict[str, int]]] = [
     ("text", "qwen3.6-plus",
      {"output": {"choices": [{"finish_reason": "stop", "message": {"content": None, "role": "assistant"}}]},
       "usage": {"prompt_tokens": 5, "completion_tokens": 1}}, "", "stop", {"input_tokens": 5, "output_tokens": 1}),
+    ("text", "qwen-plus",  # recorded: the end and the model beside the choices
+     {"output": {"finish_reason": "stop", "model_name": "qwen-plus",
+                 "choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "wheel"}}]},
+      "usage": {"total_tokens": 122, "output_tokens": 11, "input_tokens": 111}}, "wheel", "stop",
+     {"input_tokens": 111, "output_tokens": 11}),
+    ("text", "qwen-plus",  # recorded: the limit came before the first word, all of it thought
+     {"output": {"choices": [{"finish_reason": "length",
+                              "message": {"content": "", "reasoning_content": "Hm.", "role": "assistant"}}]},
+      "usage": {"input_tokens": 12, "output_tokens": 21, "output_tokens_details": {"reasoning_tokens": 20},
+                "prompt_tokens_details": {"cached_tokens": 0}}}, "", "length",
+     {"input_tokens": 12, "output_tokens": 21, "reasoning_tokens": 20}),
+    ("text", "qwen-plus",  # recorded: a call of a tool that ended with "stop", its content missing
+     {"output": {"choices": [{"finish_reason": "stop", "message": {
+         "role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}, "index": 0,
+                                              "id": "call_1", "type": "function"}]}}]},
+      "usage": {"total_tokens": 219, "output_tokens": 8, "input_tokens": 211}}, "", "stop",
+     {"input_tokens": 211, "output_tokens": 8}),
+    ("text", "qwen-plus",  # recorded: of several answers the first
+     {"output": {"choices": [{"finish_reason": "stop", "index": n, "message": {"content": word, "role": "assistant"}}
+                             for n, word in enumerate(("one", "two"))]},
+      "usage": {"input_tokens": 186, "output_tokens": 83}}, "one", "stop", {"input_tokens": 186, "output_tokens": 83}),
+    ("text", "qwen-plus",  # recorded: counts and what was found, of a search
+     {"output": {"choices": [{"message": {"content": "167[1]", "role": "assistant"}, "finish_reason": "stop"}],
+                 "search_info": {"search_results": [{"index": 1, "title": "t", "url": "https://example.com"}]}},
+      "usage": {"output_tokens": 266, "input_tokens": 2707, "plugins": {"search": {"count": 1, "strategy": "turbo"}}}},
+     "167[1]", "stop", {"input_tokens": 2707, "output_tokens": 266}),
+    ("text", "qwen-plus",  # recorded: how likely its words were
+     {"output": {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "2"},
+                              "logprobs": {"content": [{"token": "2", "logprob": 0.0, "bytes": [50],
+                                                        "top_logprobs": []}]}}]},
+      "usage": {"output_tokens": 1, "input_tokens": 20}}, "2", "stop", {"input_tokens": 20, "output_tokens": 1}),
+    ("text", "qwen-plus",  # counts as strings, as one gateway writes them
+     {"output": {"choices": [{"finish_reason": "stop", "message": {"content": "one"}}]},
+      "usage": {"input_tokens": "22", "output_tokens": "17"}}, "one", "stop",
+     {"input_tokens": 22, "output_tokens": 17}),
+    ("text", "qwen-plus", {"output": {"choices": [{"finish_reason": "stop", "message": {"content": "one"}}]}},
+     "one", "stop", {"output_tokens": 1}),  # no usage at all
+    ("understand", "qwen3-vl-plus",  # a part may hold more than words
+     {"output": {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": [
+         {"ocr_result": {"words_info": [{"text": "a", "location": [1, 2, 3, 4]}]}, "text": "a"}]}}]},
+      "usage": {"prompt_tokens": 1895, "completion_tokens": 432}}, "a", "stop",
+     {"input_tokens": 1895, "output_tokens": 432}),
+    ("understand", "qwen3-vl-plus",
+     {"output": {"choices": [{"finish_reason": "stop", "message": {"content": "a cat", "reasoning_content": ""}}]},
+      "usage": {"prompt_tokens": 3604, "completion_tokens": 283, "total_tokens": 3887,
+                "prompt_tokens_details": {"video_tokens": 3586, "text_tokens": 18},
+                "completion_tokens_details": {"text_tokens": 283}}}, "a cat", "stop",
+     {"input_tokens": 3604, "vision_tokens": 3586, "text_tokens": 18, "audio_tokens": 0}),
+    ("understand", "qwen3.5-omni-plus",
+     {"output": {"choices": [{"finish_reason": "stop", "message": {"content": "a cat"}}]},
+      "usage": {"prompt_tokens": 160, "completion_tokens": 442,
+                "prompt_tokens_details": {"audio_tokens": 152, "text_tokens": 8, "image_tokens": 0},
+                "completion_tokens_details": {"text_tokens": 442, "audio_tokens": 0}}}, "a cat", "stop",
+     {"input_tokens": 160, "audio_tokens": 152, "text_tokens": 8, "vision_tokens": 0, "output_tokens": 442}),
     ("understand", "qwen3-vl-plus",
      {"output": {"choices": [{"finish_reason": "stop", "message": {"content": "a cat", "role": "assistant"}}]},
       "usage": {"prompt_tokens": 1259, "completion_tokens": 267, "total_tokens": 1526,
@@ -168,6 +230,83 @@ SAID: list[tuple[str, str, dict[str, Any], str, str, dict[str, int]]] = [
       "usage": {"input_tokens": 1277, "output_tokens": 81, "image_tokens": 1247}}, "a cat", "stop",
      {"input_tokens": 1277, "output_tokens": 81}),
 ]  # fmt: skip
+
+# The kind, the `output` of a task that succeeded as a whole or did not → the codes of its parts that failed.
+FAILED: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("text-to-image", {"results": [{"url": PNG}, {"code": "InternalError.Timeout", "message": "Timed out"}]},
+     ["InternalError.Timeout"]),
+    ("text-to-image", {"results": [{"code": "DataInspectionFailed", "message": "Output data"}] * 2},
+     ["DataInspectionFailed"] * 2),
+    ("image-edit", {"results": [{"code": "InvalidURL", "message": None}]}, ["InvalidURL"]),
+    ("text-to-image", {"results": [{"url": PNG}, None, "x"]}, []),
+    ("text-to-video", {"task_status": "FAILED", "code": "InvalidParameter", "message": "The size is not match"}, []),
+]  # fmt: skip
+
+
+def frames(*told: dict[str, Any], blank: str = "\n") -> bytes:
+    """Native events, as recorded."""
+    return "".join(
+        f"id:{n}\nevent:result\n:HTTP_STATUS/200\ndata:{json.dumps(each)}\n{blank}" for n, each in enumerate(told, 1)
+    ).encode()
+
+
+def chunks(*told: dict[str, Any]) -> bytes:
+    """Events of the compatible surface."""
+    return b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in told) + b"data: [DONE]\n\n"
+
+
+def piece(content: Any, end: str = "null", **more: Any) -> dict[str, Any]:
+    return {"output": {"choices": [{"message": {"content": content, "role": "assistant"}, "finish_reason": end}]},
+            "usage": {"input_tokens": 8, "output_tokens": 3}, "request_id": "r", **more}  # fmt: skip
+
+
+def delta(end: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-r", "choices": [{"delta": more, "finish_reason": end, "index": 0}], "usage": None}
+
+
+TOLD = {"prompt_tokens": 160, "completion_tokens": 9, "prompt_tokens_details": {"audio_tokens": 152, "text_tokens": 8}}
+
+# The surface, the stream → the content, why it ended, what its usage holds.
+STREAMS: list[tuple[Surface, bytes, str, str, dict[str, Any]]] = [
+    (Surface.NATIVE, frames(piece("a "), piece("cat"), piece("", "stop")), "a cat", "stop", {"input_tokens": 8}),
+    (Surface.NATIVE, frames(piece([{"text": "a "}]), piece([{"text": "cat"}], "stop")), "a cat", "stop", {}),
+    (Surface.NATIVE, frames(piece([{"text": "a cat"}]), piece([], "stop")), "a cat", "stop", {"output_tokens": 3}),
+    # words without a message, which older models answer with whatever `result_format` says
+    (Surface.NATIVE, frames(*({"output": {"finish_reason": end, "text": word}, "usage": {"input_tokens": 16}}
+                              for word, end in (("a ", "null"), ("cat", "null"), ("", "stop")))),
+     "a cat", "stop", {"input_tokens": 16}),
+    (Surface.NATIVE, b"\n" + frames(piece("a cat", "length")), "a cat", "length", {}),  # a blank line before it
+    (Surface.NATIVE, frames(piece("a cat", "stop"), blank=""), "a cat", "stop", {}),  # none after it
+    (Surface.NATIVE, json.dumps(piece("a cat", "stop")).encode(), "a cat", "stop", {"input_tokens": 8}),  # no stream
+    (Surface.COMPATIBLE, chunks(delta(role="assistant", content=""), delta(content="a cat"), delta("stop", content=""),
+                                {"id": "chatcmpl-r", "choices": [], "usage": TOLD}), "a cat", "stop", TOLD),
+    (Surface.COMPATIBLE, chunks(delta(content=None, reasoning_content="Hm."), delta(content="a cat"), delta("stop")),
+     "a cat", "stop", {}),
+    (Surface.COMPATIBLE, chunks({**delta(content="a cat"), "usage": {"prompt_tokens": 1}},
+                                {**delta("stop", content=""), "usage": TOLD}), "a cat", "stop", TOLD),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("surface", "stream", "content", "reason", "usage"), STREAMS)
+@pytest.mark.parametrize("content_type", [{"content_type": "text/event-stream;charset=UTF-8"}, {}])
+def test_a_stream_is_one_answer(
+    surface: Surface, stream: bytes, content: str, reason: str, usage: dict[str, Any], content_type: dict[str, str]
+) -> None:
+    asked = Request("/generation", {}, {}, surface=surface, streams=True)
+
+    with peers.peer(peers.answers(200, stream, **content_type)) as made:
+        account = Account(url=made.url, key=SecretStr("sk-one"))
+        accepted = Client(account, transports.keeping(), transports.single()).create(asked, 5)
+
+    assert isinstance(accepted, Accepted)
+    kept = text.result(accepted.output)
+    assert (kept["content"], kept["finish_reason"]) == (content, reason)
+    assert usage.items() <= accepted.usage.items()
+
+
+@pytest.mark.parametrize(("kind", "output", "codes"), FAILED)
+def test_parts_that_failed_are_told(kind: str, output: dict[str, Any], codes: list[str]) -> None:
+    assert [failure["code"] for failure in kinds.call(kind).failures(output)] == codes
 
 
 @pytest.mark.parametrize(("kind", "model", "more", "answer", "files", "billed"), FILES)

@@ -7,13 +7,17 @@ references of Model Studio, in the editions of May 2026 where a row says nothing
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from worker import catalog, kinds
-from worker.kinds import KINDS
+from worker.catalog import Surface, Thinking, Variant
+from worker.kinds import KINDS, text_batch
+from worker.kinds.kind import CallKind
+from worker.kinds.text import Conversation
 from worker.states import Mode
 
 CATALOG = catalog.load()
@@ -229,6 +233,16 @@ FRAMES = [
         VIDEO,
         {"img_url": PICTURE, "template": "flying"},
         {"resolution": "480P"},
+        {"duration": 5, "prompt_extend": True, "watermark": False},
+    ),
+    Sample(
+        "Wan image-to-video (first frame), an effect",
+        "image-to-video",
+        ("wanx2.1-i2v-plus",),
+        {"img_url": PICTURE, "template": "flying", "resolution": "720P"},
+        VIDEO,
+        {"img_url": PICTURE, "template": "flying"},
+        {"resolution": "720P"},
         {"duration": 5, "prompt_extend": True, "watermark": False},
     ),
     Sample(
@@ -564,8 +578,84 @@ SPOKEN = [
         },
     ),
 ]
-_KINDS = ("-to-video", "-to-image", "speech-segment")
-SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS, *PICTURES, *SPOKEN]
+CHAT = "/chat/completions"
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": WORDS}]
+SHOWN = {"type": "image_url", "image_url": {"url": PICTURE}}
+HEARD = {"type": "input_audio", "input_audio": {"data": SOUND, "format": "mp3"}}
+
+
+def about(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": WORDS}]}]}
+
+
+def offered(kind: str, **traits: Any) -> tuple[str, ...]:
+    """The models of the kind with these traits, but those that a notice retired."""
+    return tuple(
+        model.id
+        for model in CATALOG.models(kind)
+        if model.retired_by != "notice" and all(getattr(model, name) == trait for name, trait in traits.items())
+    )
+
+
+def answers_in_words(thinking: Thinking) -> list[Sample]:
+    """The samples of text and sight of models that think so: they are told not to, since the default differs."""
+    ours = {"max_tokens": 4096} | ({} if thinking is Thinking.NONE else {"enable_thinking": False})
+    return [
+        Sample(
+            "First call to Qwen, DashScope",
+            "text",
+            offered("text", surface="native", thinking=thinking),
+            {"messages": TURNS},
+            "/services/aigc/text-generation/generation",
+            {"messages": TURNS},
+            {"result_format": "message"},
+            ours,
+        ),
+        Sample(
+            "First call to Qwen, OpenAI-compatible",
+            "text",
+            offered("text", surface="compatible", thinking=thinking),
+            {"messages": TURNS},
+            CHAT,
+            {"messages": TURNS},
+            ours=ours,
+        ),
+        Sample(
+            "Qwen-VL, OpenAI-compatible (its sample has the words first)",
+            "understand",
+            offered("understand", streams=False, thinking=thinking),
+            {"prompt": WORDS, "pictures": [PICTURE]},
+            CHAT,
+            about(SHOWN),
+            ours=ours,
+        ),
+        Sample(
+            "Qwen-Omni, sound in and words out",
+            "understand",
+            offered("understand", streams=True, thinking=thinking),
+            {"prompt": WORDS, "sounds": [SOUND]},
+            CHAT,
+            about(HEARD),
+            {"modalities": ["text"], "stream": True, "stream_options": {"include_usage": True}},
+            ours,
+        ),
+    ]
+
+
+EMBEDDED = [
+    Sample(
+        "Text embedding, synchronous API",
+        "embedding-call",
+        offered("embedding"),
+        {"texts": [WORDS], "dimension": 1024, "output_type": "dense", "text_type": "document"},
+        "/services/embeddings/text-embedding/text-embedding",
+        {"texts": [WORDS]},
+        {"dimension": 1024, "output_type": "dense"},
+        {"text_type": "document"},
+    )
+]
+SAID = [sample for thinking in Thinking for sample in answers_in_words(thinking)]
+SAMPLES = [*WORDS_TO_VIDEO, *FRAMES, *REFERENCES, *EDITS, *PICTURES, *SPOKEN, *SAID, *EMBEDDED]
 ROWS = [(sample, name) for sample in SAMPLES for name in sample.models]
 
 
@@ -581,24 +671,41 @@ def test_a_request_is_the_pages_sample_and_our_explicit_defaults(sample: Sample,
         {"X-DashScope-Async": "enable"} if model.mode is Mode.TASK else {},
     )
     assert sample.parameters.keys().isdisjoint(sample.ours)
-    assert sent.body == {
-        "model": model.regions[region].id,
-        "input": sample.input,
-        "parameters": sample.parameters | sample.ours,
+    parameters = sample.parameters | sample.ours
+    flat = sent.surface is Surface.COMPATIBLE
+    asked = sample.input | parameters if flat else {"input": sample.input, "parameters": parameters}
+    assert sent.body == {"model": model.regions[region].id, **asked}
+
+
+@pytest.mark.parametrize("name", [name for name in offered("text") if CATALOG.variant(name, Variant.BATCH)])
+def test_a_line_of_a_batch_is_the_pages_sample_and_our_explicit_defaults(name: str) -> None:
+    batched = CATALOG.variant(name, Variant.BATCH)
+    assert batched is not None
+    region = next(iter(batched.regions))
+    call = KINDS["text"].check(CATALOG, CATALOG.model(name), {"messages": TURNS}, region)
+    assert isinstance(call, Conversation)
+
+    line = json.loads(text_batch.line(batched, [region], "1", call))
+
+    ours = {"max_tokens": 4096} | ({} if batched.thinking is Thinking.NONE else {"enable_thinking": False})
+    assert line == {  # 'OpenAI compatible - Batch'
+        "custom_id": "1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": batched.regions[region].id, "messages": TURNS, **ours},
     }
 
 
-def test_every_model_of_pictures_video_and_speech_is_held_against_a_sample() -> None:
+def test_every_model_that_makes_a_call_is_held_against_a_sample() -> None:
     held = {(name, sample.kind) for sample in SAMPLES for name in sample.models}
-    offered = {
+    calls = {
         (model.id, kind)
         for model in CATALOG.models()
         for kind in model.kinds
-        if model.retired_by != "notice" and (kind.startswith(("video", "image")) or kind.endswith(_KINDS))
+        if model.retired_by != "notice" and isinstance(KINDS[kind], CallKind)
     }
 
     # of other regions: their requests are those of the same models in Beijing
-    assert {(name, kind) for name, kind in offered - held if not name.endswith("-us")} <= {
-        ("wanx2.1-i2v-plus", "image-to-video"),  # 720P alone, otherwise as the turbo one
+    assert {(name, kind) for name, kind in calls - held if not name.endswith("-us")} == {
         *((f"qwen-tts-{version}", "speech-segment") for version in ("latest", "2025-05-22", "2025-04-10")),  # ended
     }

@@ -1,7 +1,7 @@
 """Clients that others wrote get from the sandbox what they get from DashScope, unchanged.
 
-The official SDK of 2.x and OpenAI's are used in the sandbox's own tests. The official one of 1.x cannot be installed
-beside it, and the Vercel AI SDK runs on Node: each is installed into a folder of its own, and runs as a process.
+OpenAI's is used in the sandbox's own tests. Each of these runs as a process: two versions of the official one cannot be
+imported together, and the Vercel AI SDK runs on Node.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from ops.sandbox.options import Limits, Options
 from ops.sandbox.testing import Sandbox, running
 
 PROGRAMS = Path(__file__).with_name("sdks")
-FIRST_SDK = "dashscope==1.27.8"
 PATIENCE = 240  # seconds, to install and to run
 SAW = "I was shown image cat.png."
 
@@ -54,19 +54,45 @@ def installed(*command: str | Path, cwd: Path) -> None:
         pytest.skip(f"its packages cannot be installed here: {done.stderr[-300:]}")
 
 
-def test_the_official_sdk_of_the_first_version_gets_its_answers(sandbox: Sandbox, tmp_path: Path) -> None:
-    installed(sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path, FIRST_SDK, cwd=tmp_path)
+@pytest.fixture(params=["1.27.8", "2.0.2"])
+def sdk(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The environment in which `import dashscope` gives this version; 1.x needs no package that 2.x does not."""
+    if request.param == metadata.version("dashscope"):
+        return {}
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", tmp_path)
+    installed(*pip, f"dashscope=={request.param}", cwd=tmp_path)
+    return {"PYTHONPATH": str(tmp_path)}
 
-    told = json.loads(ran(sys.executable, PROGRAMS / "dashscope_1.py", URL=sandbox.url, PYTHONPATH=str(tmp_path)))
 
-    assert told["version"].startswith("1.")
+def test_the_calls_of_the_official_sdk_get_their_answers(
+    sandbox: Sandbox, sdk: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    told = json.loads(ran(sys.executable, PROGRAMS / "dashscope_calls.py", URL=sandbox.url, **sdk))
+
+    assert told["version"] in request.node.name
     assert told["plain"][0] == 200
     assert told["plain"][1] == told["streamed"] != ""
+    assert (told["called"], told["formed"]) == ("weather", ["summary"])
     assert all(said.startswith(SAW) for said in told["seen"])
     assert told["spoken"] == ["http", 4]
     assert told["embedded"] == [256, 256]
     assert told["video"] == ["SUCCEEDED", "http", 2]
     assert told["pictures"] == ["SUCCEEDED", 2]
+    assert told["refused"] == [400, "InvalidParameter"]
+
+
+def test_the_client_of_the_official_sdk_gets_its_answers(sandbox: Sandbox) -> None:
+    told = json.loads(ran(sys.executable, PROGRAMS / "dashscope_client.py", URL=sandbox.url))
+
+    assert told["native"] == told["compatible"]
+    said, streamed, called, formed = told["native"]
+    assert said == streamed != ""
+    assert (called, formed) == ("weather", ["summary"])
+    assert told["seen"].startswith(SAW)
+    assert told["spoken"] == ["http", 4]
+    assert told["embedded"] == [256, 256]
+    assert told["video"] == [True, "http", True]
+    assert told["pictures"] == [2, 1]
     assert told["refused"] == [400, "InvalidParameter"]
 
 

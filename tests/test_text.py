@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker import catalog
-from worker.catalog import Surface, Thinking, Variant
+from worker.catalog import Surface, Variant
 from worker.errors import Fault, InvalidInput
 from worker.kinds import Request, answers, text
 from worker.kinds.answers import Unfitting
@@ -143,31 +143,7 @@ def test_a_stored_input_is_read_back_as_it_was() -> None:
     assert Conversation.model_validate(json.loads(json.dumps(wanted.model_dump(exclude_none=True)))) == wanted
 
 
-# The request
-
-
-@pytest.mark.parametrize(
-    "model",
-    [model for model in catalog.load().models("text") if model.retired_by != "notice"],
-    ids=lambda model: model.id,
-)
-def test_each_models_call_is_the_documents_sample_and_our_explicit_defaults(model: catalog.Model) -> None:
-    wanted = text.KIND.check(catalog.load(), model, {"messages": TURNS}, None)
-
-    sent = text.KIND.request(model, next(iter(model.regions)), wanted)
-
-    ours = {"max_tokens": 4096} | ({} if model.thinking is Thinking.NONE else {"enable_thinking": False})
-    samples: dict[
-        Surface, tuple[str, dict[str, Any]]
-    ] = {  # 'Qwen API reference': DashScope, and OpenAI-compatible Chat
-        Surface.NATIVE: (
-            "/services/aigc/text-generation/generation",
-            {"input": {"messages": TURNS}, "parameters": {"result_format": "message", **ours}},
-        ),
-        Surface.COMPATIBLE: ("/chat/completions", {"messages": TURNS, **ours}),
-    }
-    path, body = samples[model.surface]
-    assert (sent.path, sent.body) == (path, {"model": model.id, **body})
+# The request; tests/test_official_samples.py has every model's plainest
 
 
 def test_a_native_call_is_spelled_as_documented() -> None:

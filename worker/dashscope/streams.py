@@ -120,7 +120,9 @@ class _Message:
         """Adds an event's data."""
         self.request_id = word(frame, "request_id") or self.request_id
         self.usage = field(frame, "usage") or self.usage
-        for choice in listed(field(frame, "output") or frame, "choices")[:1]:
+        output = field(frame, "output") or frame
+        # Words without a message, as some native streams were recorded.
+        for choice in listed(output, "choices")[:1] or [{**output, "message": {"content": output.get("text")}}]:
             self._take(field(choice, "message") or field(choice, "delta"))
             reason = word(choice, "finish_reason")
             self.finish_reason = reason if reason not in ("", "null") else self.finish_reason

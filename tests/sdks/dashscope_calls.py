@@ -1,4 +1,4 @@
-"""What the official SDK of 1.x gets from a DashScope at URL; one JSON object goes to stdout."""
+"""What the calls of the official SDK, 1.x and 2.x, get from a DashScope at URL; one JSON object goes to stdout."""
 
 import json
 import os
@@ -20,6 +20,19 @@ def streamed():
     asked = {"model": "qwen-plus", "messages": [{"role": "user", "content": WORDS}], "result_format": "message"}
     pieces = Generation.call(**asked, stream=True, incremental_output=True, enable_thinking=False)
     return "".join(piece.output.choices[0].message.content for piece in pieces)
+
+
+def called():
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    messages = [{"role": "user", "content": "Use weather for Hangzhou."}]
+    answer = Generation.call(model="qwen-plus", messages=messages, tools=[tool], result_format="message")
+    return answer.output.choices[0].message.tool_calls[0]["function"]["name"]
+
+
+def formed():
+    asked = {"response_format": {"type": "json_object"}, "result_format": "message"}
+    answer = Generation.call(model="qwen-plus", prompt=f"Answer in JSON. {WORDS}", **asked)
+    return list(json.loads(answer.output.choices[0].message.content))
 
 
 def seen(streams):
@@ -61,6 +74,8 @@ told = {
     "version": dashscope.version.__version__,
     "plain": plain(),
     "streamed": streamed(),
+    "called": called(),
+    "formed": formed(),
     "seen": [seen(streams=False), seen(streams=True)],
     "spoken": spoken(),
     "embedded": embedded(),
