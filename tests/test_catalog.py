@@ -242,6 +242,8 @@ MILLION = 1_000_000
         ("qwen3-tts-flash", BEIJING, {"characters": 100_000}, 8_000_000),
         ("qwen3-tts-flash", SINGAPORE, {"characters": 10_000}, 733_924),
         ("qwen3-tts-instruct-flash", SINGAPORE, {"characters": 10_000}, 800_000),
+        ("qwen3-tts-vd-2026-01-26", SINGAPORE, {"characters": 10_000}, 800_000),
+        ("qwen3-tts-vc-2026-01-22", BEIJING, {"characters": 10_000}, 800_000),
         ("qwen-tts", BEIJING, {"input_tokens": 1000, "output_tokens": 5000}, 1_600 + 50_000),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from rich.cells import cell_len
 from serving import CLIP, Served, eventually, served
 from structlog.testing import capture_logs
 
@@ -342,6 +343,20 @@ def test_a_dry_run_prices_and_submits_nothing(noria: Shell, api: Served) -> None
 
     assert said.json["cost"] == {"currency": "CNY", "estimated": "1.50"}
     assert noria("list", "--json").json == []
+
+
+def test_a_dry_run_of_a_narration_shows_its_first_segments_a_line_each(noria: Shell, api: Served) -> None:
+    script = [{"text": "水不等人。" * 60, "voice": "Eldric Sage"}, *({"text": "Who is\nthere?"} for _ in range(20))]
+    wanted = json.dumps(script)
+
+    total, *lines, rest = noria("submit", "speech", "--input", f"paragraphs={wanted}", "--dry-run").out.splitlines()
+
+    assert re.fullmatch(r"1 job, ¥\d+\.\d+, in 22 segments", total)
+    assert (len(lines), rest) == (10, "and 12 more")
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert lines[0].split()[:4] == ["1", "360", "Eldric", "Sage"]
+    assert lines[2].index("Who is there?") == lines[-1].index("Who is there?")
+    assert lines[-1].split() == ["10", "13", "Cherry", "Who", "is", "there?"]
 
 
 def test_watch_tells_each_change_and_exits_1_when_a_job_did_not_succeed(noria: Shell, api: Served) -> None:

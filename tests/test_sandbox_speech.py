@@ -165,6 +165,13 @@ class TestRefusals:
         assert (answer.status_code, answer.json()["code"]) == (400, "InvalidParameter")
         assert message in answer.json()["message"]
 
+    @pytest.mark.parametrize("model", ["qwen3-tts-instruct-flash", "qwen3-tts-flash-2025-09-18", "qwen-tts"])
+    def test_a_voice_of_other_models_is_refused(self, wire: httpx.Client, model: str) -> None:
+        answer = wire.post(PATH, json=body(model=model, voice="Radio Gol"))
+
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidParameter")
+        assert "input.voice" in answer.json()["message"]
+
     @pytest.mark.parametrize(("unit", "fits"), [("characters", 600), ("bytes", 200)])
     def test_600_are_characters_or_bytes(self, sandbox: Sandbox, wire: httpx.Client, unit: str, fits: int) -> None:
         sandbox.set(speech_unit=unit)

@@ -98,6 +98,7 @@ def test_formats_may_be_written_as_a_table_of_text_has_them() -> None:
         ({"paragraphs": [{"text": "x"}, {"voice": "Cherry"}]}, "/input/paragraphs/1/text", "required"),
         ({"paragraphs": [{"text": "x", "vioce": "Cherry"}]}, "/input/paragraphs/0/vioce", "unknown_field"),
         ({"paragraphs": [{"text": "x", "voice": "Chery"}]}, "/input/paragraphs/0/voice", "not_allowed"),
+        ({"text": "x", "voice": "x" * 201}, "/input/voice", "too_long"),
         ({"text": "x", "language": "Klingon"}, "/input/language", "not_allowed"),
         ({"text": "x", "instructions": "slowly"}, "/input/instructions", "not_taken"),
         ({"text": "x", "pause": 11}, "/input/pause", "less_than_equal"),
@@ -221,9 +222,33 @@ def test_a_voice_of_the_accounts_own_has_to_be_named_and_may_be_any() -> None:
     assert speech.KIND.check(CATALOG, own, {"text": "x", "voice": "our-voice"}, None).voice == "our-voice"  # type: ignore[attr-defined]
 
 
-def test_dialects_are_of_voices_that_there_are() -> None:
-    for model in CATALOG.models("speech"):
-        assert model.dialects.keys() <= {*model.voices, *MODEL.voices}
+@pytest.mark.parametrize(
+    ("name", "voices", "dialects"),
+    [
+        ("qwen3-tts-flash", 49, 10),
+        ("qwen3-tts-flash-2025-11-27", 49, 10),
+        ("qwen3-tts-flash-2025-09-18", 17, 10),
+        ("qwen3-tts-instruct-flash", 24, 0),
+        ("qwen3-tts-instruct-flash-2026-01-26", 24, 0),
+        ("qwen3-tts-vd-2026-01-26", 0, 0),
+        ("qwen-tts-latest", 7, 3),
+        ("qwen-tts-2025-04-10", 4, 0),
+    ],
+)
+def test_each_version_shows_its_own_voices_and_those_of_them_that_speak_a_dialect(
+    name: str, voices: int, dialects: int
+) -> None:
+    shown = CATALOG.model(name).as_json()
+
+    assert (len(set(shown["voices"])), len(shown["dialects"])) == (voices, dialects)
+    assert shown["dialects"].keys() <= {*shown["voices"]}
+
+
+def test_a_voice_that_follows_no_instructions_is_told_with_the_models_that_have_it() -> None:
+    message = faults(INSTRUCTED, text="x", voice="Sunny", instructions="slowly")["/input/voice"].message
+
+    assert "models that have it: qwen3-tts-flash" in message
+    assert "instruct" not in message.partition("models that have it")[2]
 
 
 def test_instructions_may_be_put_better_where_they_are_taken() -> None:
@@ -279,6 +304,7 @@ def test_a_preview_speaks_the_first_segment_alone_and_tells_how_many_there_are(p
     assert entire.usage is not None
     assert heard.usage["segments"] == 1
     assert heard.usage["segments_in_all"] == entire.usage["segments"] > 5
+    assert heard.usage["characters_in_all"] == entire.usage["characters"]
     assert heard.cost is not None
     assert entire.cost is not None
     assert heard.cost < entire.cost / 5

@@ -50,7 +50,7 @@ _COLOURS = {
     "running": "cyan",
     "copying": "blue",
 }
-_SEGMENTS, _BEGINNING = 10, 50  # of a narration: segments shown, and columns of each
+_SEGMENTS, _VOICE, _BEGINNING = 10, 20, 65  # of a narration: segments shown, columns of a voice, and with a text's
 
 Job = Mapping[str, Any]  # as the API shows it
 
@@ -191,16 +191,21 @@ def segments(cut: Mapping[str, Any] | None) -> str:
     """How a narration would be cut: ` in 334 segments`, and the first ones, a line each; nothing of another job."""
     if cut is None:
         return ""
+    first = cut["first"][:_SEGMENTS]
+    width = min(max((cell_len(each["voice"]) for each in first), default=0), _VOICE)
     lines = [
-        f"{n:4}  {each['characters']:>5,}  {each['voice']}  {_beginning(each['text'])}"
-        for n, each in enumerate(cut["first"][:_SEGMENTS], 1)
+        f"{n:4}  {each['characters']:>5,}  {set_cell_size(_short(each['voice'], width), width)}  "
+        + _short(each["text"], _BEGINNING - width)
+        for n, each in enumerate(first, 1)
     ]
     left = cut["total"] - len(lines)
     return "\n".join([f", in {count(cut['total'], 'segment')}", *lines, *([f"and {left:,} more"] if left else [])])
 
 
-def _beginning(text: str) -> str:
-    return text if cell_len(text) <= _BEGINNING else set_cell_size(text, _BEGINNING - 1) + "…"
+def _short(text: str, columns: int) -> str:
+    """The text in one line, cut with an ellipsis where it is wider."""
+    line = " ".join(text.split())
+    return line if cell_len(line) <= columns else set_cell_size(line, columns - 1) + "…"
 
 
 def at(moment: str) -> datetime:

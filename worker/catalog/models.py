@@ -306,7 +306,7 @@ class Model(Entry):
     texts: int = 0  # embedded by one call
     text_tokens: int = 0  # of each of them
     voices: tuple[str, ...] = ()  # that everybody has; none: it speaks with an account's own
-    dialects: dict[str, str] = {}  # the voices that speak one
+    dialects: dict[str, str] = {}  # by voice, of all that the family has
     languages: tuple[str, ...] = ()
     n_max: int = 0  # pictures in one call
     sequence_max: int = 0  # pictures of a sequence, which belong together; 0: it makes none
@@ -396,6 +396,7 @@ class Model(Entry):
         return {
             "object": "model",
             **shown,
+            "dialects": {voice: dialect for voice, dialect in self.dialects.items() if voice in self.voices},
             "fields": sorted(self.fields),
             "aliases": sorted(self.names - {self.id}),
             "currency": "CNY",

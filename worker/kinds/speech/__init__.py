@@ -84,11 +84,13 @@ def assemble(parent: Parent, store: Store) -> Iterator[Piece]:
 
 
 def usage(parent: Parent) -> dict[str, Any]:
-    """Characters as the provider counted them, segments, and seconds once they are known."""
+    """Characters as the provider counted them, segments, and seconds once known; of a preview also the whole's."""
     spoken = [child.usage or {} for child in parent.ended]
     shown = {"characters": sum(each.get("characters", 0) for each in spoken), "segments": len(spoken)}
     if parent.input.preview:
-        shown["segments_in_all"] = len(_cut(parent.input, parent.note or _limits(parent)))
+        whole = _cut(parent.input, parent.note or _limits(parent))
+        shown["segments_in_all"] = len(whole)
+        shown["characters_in_all"] = sum(speech_segment.billed(segment.text) for segment in whole)
     return {**shown, "seconds": parent.note["seconds"]} if "seconds" in parent.note else shown
 
 

@@ -24,6 +24,7 @@ from worker.kinds.speech.script import Paragraph
 LONGEST = 200_000  # characters
 MOST = 5_000  # paragraphs, each at least one call
 SILENCE_LIMIT = 6 * 3600  # seconds; a WAV ends at 24 hours, and the longest text takes half of them
+VOICE_LIMIT = 200  # characters; names that the provider gives to an account's voices have about 50
 INSTRUCTIONS_LIMIT = 4_800  # characters, since the provider takes 1,600 tokens ('Qwen-TTS API reference')
 
 _PAUSE = 1.0  # seconds, where a mark names none
@@ -63,7 +64,12 @@ class Voiced(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    voice: Text | None = Field(None, description="who speaks; GET /v1/models names the voices", examples=["Cherry"])
+    voice: Text | None = Field(
+        None,
+        max_length=VOICE_LIMIT,
+        description="who speaks; GET /v1/models names the voices, but an account's own",
+        examples=["Cherry"],
+    )
     language: Text | None = Field(None, description="Auto finds out by itself", examples=["Auto", "Chinese"])
     instructions: Text | None = Field(
         None, max_length=INSTRUCTIONS_LIMIT, description="how to speak, for models that take it", examples=["slowly"]

@@ -72,8 +72,8 @@ def spoken(text: str) -> Usage:
 def billed(text: str) -> int:
     """The characters that the provider bills: 2 for a Han character (Chinese, kanji, hanja), 1 for any other.
 
-    Kana, Hangul, punctuation (full-width too) and blanks are 1. Alibaba docs write the rule down for CosyVoice
-    ('CosyVoice client events'); for Qwen-TTS it follows from the sample answer in 'Qwen-TTS API reference': 92 Han
+    Alibaba docs, 'Speech synthesis - Qwen' (2026-01-06): simplified and traditional Chinese, kanji and hanja are 2,
+    all else (letters, punctuation, blanks) is 1. The sample answer of 'Qwen-TTS API reference' agrees: 92 Han
     characters and 11 others are `usage.characters` 195. Nothing is documented of 々, 〇 and radicals: they count 2, so
     that in doubt too much is reserved.
     """
