@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ops.sandbox import asking, models
 from worker import catalog
 from worker.catalog import Surface, Variant
 from worker.errors import Fault, InvalidInput
-from worker.kinds import Request, answers, text
+from worker.kinds import Request, answers, text, text_batch
 from worker.kinds.answers import Unfitting
 from worker.kinds.text import Conversation
 
@@ -98,6 +99,12 @@ def test_a_prompt_is_all_that_is_needed() -> None:
         ("qwen-plus", {**ASKED, "parallel_tool_calls": True}, "/input/parallel_tool_calls", "needs_tools"),
         ("qwen-plus", {**ASKED, "top_k": -1}, "/input/top_k", "greater_than_equal"),
         ("qwen-plus", {**ASKED, "repetition_penalty": 0}, "/input/repetition_penalty", "greater_than"),
+        ("qwen-plus", {**ASKED, "presence_penalty": -2.1}, "/input/presence_penalty", "greater_than_equal"),
+        ("qwen-plus", {**ASKED, "presence_penalty": 2.1}, "/input/presence_penalty", "less_than_equal"),
+        ("qwen-plus", {**ASKED, "top_p": 0}, "/input/top_p", "greater_than"),
+        ("qwen-plus", {**ASKED, "top_p": 1.1}, "/input/top_p", "less_than_equal"),
+        ("qwen-plus", {**ASKED, "temperature": -0.1}, "/input/temperature", "greater_than_equal"),
+        ("qwen3.7-max", {**ASKED, "presence_penalty": 1}, "/input/presence_penalty", "not_taken"),
         ("qwen-plus", {**ASKED, "top_logprobs": 1}, "/input/top_logprobs", "needs_logprobs"),
         ("qwen-plus", {**THINKS, "logprobs": True}, "/input/logprobs", "contradiction"),
         ("qwen-plus", {**ASKED, "enable_search": True}, "/input/enable_search", "not_taken"),
@@ -114,6 +121,29 @@ def test_what_does_not_fit_is_refused_by_field(name: str, raw: dict[str, Any], p
 
     assert found[pointer].code == code
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("model", ["qwen-plus", "qwen3.6-plus", "qwen-plus@chat"])
+@pytest.mark.parametrize(
+    # the ends of the ranges that the provider tells ('Error messages', May 2026)
+    "ends",
+    [
+        {"temperature": 0, "top_p": 1, "top_k": 0, "presence_penalty": -2, "repetition_penalty": 0.01},
+        {"temperature": 1.99, "top_p": 0.01, "top_k": 101, "presence_penalty": 2, "repetition_penalty": 2},
+    ],
+)
+def test_the_ends_of_each_range_are_taken_sent_in_calls_and_in_lines_and_not_refused(
+    model: str, ends: dict[str, float]
+) -> None:
+    named = catalog.load().model(model)
+    wanted = checked(model, **ASKED, **ends)
+
+    call = text.KIND.request(named, "cn-beijing", wanted).body
+    line = json.loads(text_batch.line(named, ["cn-beijing"], "0.0.1", wanted))["body"]
+
+    parameters = call.get("parameters", call)
+    assert {name: parameters[name] for name in ends} == {name: line[name] for name in ends} == ends
+    asking.check(models.read("cn-beijing")[line["model"]], line["messages"], parameters)
 
 
 def test_every_wrong_field_is_named_at_once() -> None:

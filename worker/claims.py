@@ -85,12 +85,14 @@ def claim_due(
     order: tuple[Any, ...],
     limit: int,
     now: datetime,
+    busy: tuple[str, ...] = (SENT,),
 ) -> list[Claim]:
     """Claims for rows whose `run_at` has come, in `order`; rows that others look at are left.
 
-    At most `limit` rows of this kind are on their way at a time, so that a message is never older than its lease.
+    At most `limit` rows of this kind are on their way at a time, so that a message is never older than its lease: those
+    whose claim is one of `busy`.
     """
-    rows = connection.execute(_claiming(table, due, order, limit), {"now": now})
+    rows = connection.execute(_claiming(table, due, order, limit, busy), {"now": now})
     # an UPDATE returns its rows in any order; what has no time comes last, as in Postgres
     ordered = sorted(rows, key=lambda row: [(part is None, part) for part in row[4:]])
     return [Claim(*row[:4]) for row in ordered]
@@ -165,9 +167,11 @@ OURS = unnested("ours", ids=Uuid(), numbers=BigInteger())
 
 
 @lru_cache(maxsize=64)
-def _claiming(table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int) -> ReturningUpdate[Any]:
+def _claiming(
+    table: Claimable, due: ColumnElement[bool], order: tuple[Any, ...], limit: int, busy: tuple[str, ...]
+) -> ReturningUpdate[Any]:
     now = bindparam("now", type_=DateTime(timezone=True))
-    under_way = select(func.count()).where(due, table.claimed == SENT, table.run_at > now).scalar_subquery()
+    under_way = select(func.count()).where(due, table.claimed.in_(busy), table.run_at > now).scalar_subquery()
     group: ColumnElement[str] = func.coalesce(Job.account, "") if table is Job else literal("")
     picked = (
         select(table.id, *(column.label(f"order_{n}") for n, column in enumerate(order)))

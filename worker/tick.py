@@ -109,12 +109,11 @@ _GATHERS = (
 
 def _due(group: Group) -> Iterator[_Due]:
     """The claims of a group: one, or two where some of it is kept for what is urgent."""
-    modes, states = zip(*(key for key, wants in WORK.items() if wants.group is group), strict=True)
-    here = and_(work.in_states(*dict.fromkeys(states)), work.of_modes(*dict.fromkeys(modes)))
-    among = frozenset(states)
+    modes, among, apart = work.rows_of(group)
+    here = and_(work.in_states(*sorted(among)), work.of_modes(*sorted(modes)), apart)
     if group.per_project is not None:
         here = and_(here, group.per_project > _GATHERS)
-    if State.QUEUED in states:  # parents, which are in no lane's line
+    if State.QUEUED in among:  # parents, which are in no lane's line
         here = and_(here, text(f"not ({fair_queue.PASSED_BY})"))
     if group.urgent:
         yield _Due(group, among, group.on_their_way, and_(here, _DIES_SOON), (Job.links_expire_at,))
@@ -125,7 +124,7 @@ def _due(group: Group) -> Iterator[_Due]:
 
 
 _CLAIMED = sorted({state for _, state in WORK} - {State.QUEUED})
-_WORK = tuple(due for group in dict.fromkeys(wants.group for wants in WORK.values()) for due in _due(group))
+_WORK = tuple(due for group in work.GROUPS for due in _due(group))
 
 
 def prepare(connection: Connection, ctx: Context) -> None:
@@ -194,7 +193,7 @@ def _look(now: Now) -> Select[Any]:
 
 
 def _messages(connection: Connection, due: _Due, now: datetime) -> Iterator[Message]:
-    claimed = claims.claim_due(connection, Job, due.due, due.order, due.limit, now)
+    claimed = claims.claim_due(connection, Job, due.due, due.order, due.limit, now, due.group.busy)
     healthy = [claim for claim in claimed if claim.crashes == 0]
     crashed = [claim for claim in claimed if claim.crashes > 0]
     again = [claim for claim in crashed if not _stopped(connection, claim, now)]

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Interval, and_, case, func, literal, literal_column
+from sqlalchemy import ColumnElement, Interval, and_, case, func, literal, literal_column, not_, true
 
 from worker import timeouts
-from worker.claims import NOW
+from worker.catalog import Variant
+from worker.claims import NOW, SENT, TAKEN
 from worker.states import Mode, State
 from worker.tables import Job
 
@@ -32,6 +33,7 @@ class Group:
     urgent: int = 0
     per_project: int | None = None
     task: str = "noria.work"
+    busy: tuple[str, ...] = (SENT,)  # claims that count as on their way; with TAKEN, no more are in work at once
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Work:
 COPIES = Group("transfer", rows=8, on_their_way=64, messages=4, urgent=16)
 CREATES = Group("provider", rows=8, on_their_way=64, messages=4)
 CALLS = Group("calls", rows=1, on_their_way=32)
+# Calls of Batch Chat wait for minutes, each on a thread: half of a process's threads as it is deployed, so that other
+# calls go on beside them. They are the rows of CALLS whose model is that variant.
+CHATS = Group("calls", rows=1, on_their_way=16, busy=(SENT, TAKEN))
 BEGINNINGS = Group("transfer", rows=8, on_their_way=64)
 GATHERINGS = Group("transfer", rows=1, on_their_way=8, per_project=4)  # one may read links for minutes
 BATCHES = Group("transfer", rows=1, on_their_way=16)  # a file may take minutes to upload; looks cost no task query
@@ -82,6 +87,18 @@ WORK: dict[tuple[Mode, State], Work] = {
     (Mode.PARENT, State.GATHERING): Work(GATHERINGS, _GATHER),
     (Mode.PARENT, State.COPYING): Work(COPIES, _COPY),
 }
+
+
+GROUPS = (*dict.fromkeys(wants.group for wants in WORK.values()), CHATS)
+
+
+def rows_of(group: Group) -> tuple[frozenset[Mode], frozenset[State], ColumnElement[bool]]:
+    """In which modes and states the rows of a group are, and what else is true of them."""
+    like = CALLS if group is CHATS else group
+    modes, states = zip(*(key for key, wants in WORK.items() if wants.group is like), strict=True)
+    is_chat = Job.model.endswith(f"@{Variant.CHAT}")
+    apart = {CHATS: is_chat, CALLS: not_(is_chat)}
+    return frozenset(modes), frozenset(states), apart.get(group, true())
 
 
 def of(job: Job) -> Work:

@@ -19,11 +19,13 @@ from ops.cli.show import seconds
 from ops.doctor import Check, Exam, Found, Verdict, failure, warning, well
 from worker import broker as messages
 from worker import egress, inputs, timeouts
+from worker.catalog import Surface, Variant
 from worker.dashscope import errors
 from worker.dashscope.client import Client
-from worker.dashscope.responses import Refused
+from worker.dashscope.responses import Refused, ServerTrouble
 from worker.egress import Bounds, NotAllowed, transports
 from worker.errors import CallFailed, NotSent
+from worker.kinds import Request
 from worker.settings import Account, addresses
 from worker.storage import Bucket, Expected, Mismatch
 from worker.storage.bucket import PART
@@ -119,6 +121,29 @@ def provider(exam: Exam) -> Iterator[Found]:
         yield from _provider_clock(exam, account)
 
 
+def batch_chat(exam: Exam) -> Iterator[Found]:
+    """The host of Batch Chat takes each account's key: it is asked what it must refuse, and refusals are not billed."""
+    model = next((each for each in exam.catalog.every if each.variant is Variant.CHAT), None)
+    for account in exam.settings.all_accounts:
+        here = model.region(account.region) if model else None
+        if model is None or here is None or account.batch_chat is None:
+            lacks = f"{account.region} has none" if here is None else "its host is not known"
+            yield Found(Verdict.SKIPPED, f"{account.name}: {lacks}", "" if here is None else _BATCH_CHAT_HOST)
+            continue
+        asked = Request(model.path, {}, {"model": here.id, "messages": []}, Surface.BATCH_CHAT)
+        try:
+            said = Client(account, transports.keeping(), transports.single()).create(asked, _BOUNDS.deadline)
+        except (CallFailed, ServerTrouble) as error:
+            yield warning(f"{account.name}: {account.batch_chat} gave no answer: {error}", _BY_CALLS)
+            continue
+        told = f"HTTP {said.http_status} {said.code or ''}".rstrip() if isinstance(said, Refused) else "an answer"
+        if isinstance(said, Refused) and said.http_status == 400:
+            what = f"{account.name}: {account.batch_chat} takes its key ({told} to a call without a message)"
+            yield well(f"{what}; whether it has a model, the first summary shows")
+        else:
+            yield warning(f"{account.name}: {account.batch_chat} gave {told} to a call without a message", _BY_CALLS)
+
+
 def webhooks(exam: Exam) -> Iterator[Found]:
     """The guard of outgoing webhooks refuses private addresses."""
     try:
@@ -160,6 +185,8 @@ def flower(exam: Exam) -> Iterator[Found]:
         yield warning(f"it answers HTTP {answer.status}", "it only shows; jobs run without it")
 
 
+_BATCH_CHAT_HOST = "set NORIA_DASHSCOPE_BATCH_CHAT_URL, or the account's batch_chat_url, if it has one"
+_BY_CALLS = "summaries of the mode chat are then made by calls, at the full price: see the console, or its host"
 _ADVICE = {
     401: "the key is wrong, missing, or of another region: set NORIA_DASHSCOPE_API_KEY",
     403: "the key may not list tasks: give it that permission, or lost answers cannot be found",
@@ -250,6 +277,7 @@ CHECKS = (
     Check("bucket", bucket, "are the NORIA_S3 settings right, and may the key put, get, list and delete?"),
     Check("uploads", uploads, "may the key list uploads?", needs="bucket"),
     Check("provider", provider, "is NORIA_DASHSCOPE_URL right, and may this machine reach it?"),
+    Check("batch chat", batch_chat, "is NORIA_DASHSCOPE_BATCH_CHAT_URL right?", needs="provider"),
     Check("webhooks", webhooks, "report it"),
     Check("alerts", alerted, "report it"),
     Check("Flower", flower, "it only shows; jobs run without it"),

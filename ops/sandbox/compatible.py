@@ -6,6 +6,7 @@ A call goes the native one's way, through the same limits, books and faults; onl
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request
@@ -23,6 +24,7 @@ from ops.sandbox.tasks import Task
 NATIVE_PATH = "aigc/text-generation/generation"
 HALF_PATH = "batch-chat"  # of the host that asks for half the price
 CHAT_PATH = "chat"  # of models that no native text path has
+LOOK_SECONDS = 0.05  # between two looks whether a caller in line is still there
 NATIVE = {"result_format": "message", "incremental_output": True}  # what this interface does whatever is asked
 
 
@@ -58,6 +60,12 @@ def cheap_router(provider: Provider) -> APIRouter:
 
 async def _complete(exchange: Exchange, body: bytes, path: str = NATIVE_PATH) -> Response:
     owner, ask = exchange.owner, chat.read(chat.parsed(body))
+    if path == HALF_PATH:
+        exchange.provider.ledger.peaks.add(owner, "batch_chat")
+        _let_in(exchange.provider, ask)
+        if not await _waited(exchange):
+            exchange.provider.ledger.peaks.add(owner, "batch_chat_left")
+            return Response(status_code=499)
     if (unknown := exchange.provider.options.unknown_parameter) in ask.parameters:
         raise invalid(f"Unsupported parameter: '{unknown}' is not supported with this model.")
     proposal = _propose(exchange, owner, ask, body, path)
@@ -68,6 +76,26 @@ async def _complete(exchange: Exchange, body: bytes, path: str = NATIVE_PATH) ->
         return await _made(exchange, ask, proposal, rule)
 
     return await spoil.carry_out(rule, make, exchange.refuse)
+
+
+def _let_in(provider: Provider, ask: Ask) -> None:
+    """Raise the Refusal of a key of another region, of an account without access, or of a model that it has not."""
+    if provider.options.region != "cn-beijing":
+        raise Refusal(401, "InvalidApiKey", "Invalid API-key provided.")
+    if not provider.options.batch_chat:
+        raise Refusal(403, "AccessDenied", "Access denied.")
+    if not chat.find(provider.models, ask.model).batch_chat:
+        raise Refusal(404, "ModelNotFound", f"The model `{ask.model}` does not exist or you do not have access to it.")
+
+
+async def _waited(exchange: Exchange) -> bool:
+    """Wait in line; False for a caller who hung up meanwhile, and pays nothing."""
+    ends = time.monotonic() + exchange.provider.options.batch_chat_seconds
+    while (left := ends - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, LOOK_SECONDS))
+        if await exchange.request.is_disconnected():
+            return False
+    return True
 
 
 def _propose(exchange: Exchange, owner: str, ask: Ask, body: bytes, path: str) -> Proposal:

@@ -98,6 +98,7 @@ class Model:
     search_price: int  # micro-CNY a search; 0: it does not search
     caches: bool  # bills what it has seen before at a discount
     batch: bool  # offered by the Batch API
+    batch_chat: bool  # offered by Batch Chat, which is Beijing's
     batch_input: int | None  # tokens of input, of a batch's line at most
     voices: tuple[str, ...]
     takes_instructions: bool
@@ -174,6 +175,7 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         search_price=round(row.get("search" if is_home else "search_abroad", 0) * 1_000_000),
         caches=row.get("caches", False),
         batch=row.get("batch" if is_home else "batch_abroad", False),
+        batch_chat=row.get("batch_chat" if is_home else "batch_chat_abroad", False),
         batch_input=row.get("batch_input"),
         voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
         takes_instructions=row.get("takes_instructions", False),

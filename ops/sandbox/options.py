@@ -89,6 +89,9 @@ class Options(BaseModel):
     async_text: bool = False  # whether text may be asked for as a task
     unknown_parameter: str = ""  # of chat completions: one that is refused by name, such as max_tokens
 
+    batch_chat: bool = True  # whether accounts are let in
+    batch_chat_seconds: float = Field(default=0.0, ge=0)  # that a call of it waits in line; not scaled
+
     batch_validating_seconds: float | None = Field(default=None, ge=0)  # these three not scaled
     batch_run_seconds: float | None = Field(default=None, ge=0)
     batch_finalizing_seconds: float | None = Field(default=None, ge=0)

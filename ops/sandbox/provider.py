@@ -168,13 +168,15 @@ class Provider:
         owner, document = arrival.owner, arrival.document
         found = None if self._has_ended(document["model"]) else self.models.get(document["model"])
         model, call = orders.route(found, arrival.path, arrival.is_async, self.options.async_text)
-        self.gate.create(owner, model)
+        is_outside = arrival.path == proposals.HALF_PRICED  # of the limits of calls
+        if not is_outside:
+            self.gate.create(owner, model)
         order, failure = proposals.order(arrival, model, call, self.options)
         for link in orders.links(document["input"]):
             if link.startswith(uploads.SCHEME):
                 self.uploads.require(link, owner, model.id, self.now())
         answer = proposals.answer(arrival, model, self._cache, self.options.seed)
-        if model.makes in ("speech", "text", "embedding"):
+        if model.makes in ("speech", "text", "embedding") and not is_outside:
             self.gate.call(owner, model, bills.tokens_of(model, order, answer))
         if call.is_async:
             self.gate.room(model, self.tasks.in_flight(owner, model.id, self.now()))

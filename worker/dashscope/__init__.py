@@ -16,6 +16,7 @@ from pathlib import Path
 from worker import egress, timeouts
 from worker.catalog import Surface
 from worker.egress import Answer, Bounds, Content, Streamed, Transport
+from worker.errors import NotSent
 from worker.settings import Account
 
 BODY_CAP = 8 << 20  # bytes
@@ -84,7 +85,8 @@ class Session:
     ) -> Iterator[Streamed]:
         ends, key = time.monotonic() + bounds.deadline, self._key
         host = self._account.batch_chat if surface is Surface.BATCH_CHAT else self._account.url
-        assert host is not None, "no job is given to an account that has not what it needs"
+        if host is None:  # another account of the owner there has one
+            raise NotSent(f"the account {self._account.name} has no host for Batch Chat")
         url = f"{host.rstrip('/')}{_ROOTS[surface]}/{path.lstrip('/')}"
         with egress.stream(transport, method, url, bounds, {**self._headers(key), **headers}, content) as answer:
             # A body that came in chunks was used up by the first try.

@@ -195,6 +195,7 @@ class Conversation(Input):
     top_p: float | None = Field(None, gt=0, le=1, description="the share of likely words that it chooses from")
     top_k: int | None = Field(None, ge=0, description="the number of likely words that it chooses from")
     repetition_penalty: float | None = Field(None, gt=0, description="above 1 it repeats itself less")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="above 0 it takes up new words")
     logprobs: bool | None = Field(None, description="give the logarithm of each token's probability")
     top_logprobs: int | None = Field(None, ge=0, le=5, description="of so many likely tokens at each place")
     seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar answers")

@@ -65,8 +65,9 @@ def of_row(model: str, row: dict[str, Any] | None) -> Quota | None:
 
 
 def _of(model: Model, quota: Quota | None) -> Quota | None:
-    """What of a quota counts for the model: the Batch API is outside of it, and one that says nothing is none."""
-    return quota if quota and as_row(quota) and model.variant is not Variant.BATCH else None
+    """What of a quota counts for the model: batches are outside of it, and one that says nothing is none."""
+    is_outside = model.variant in (Variant.BATCH, Variant.CHAT)
+    return quota if quota and as_row(quota) and not is_outside else None
 
 
 def _of_catalog(

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker import kinds, moves, text, timeouts
-from worker.catalog import Model, Usage
+from worker.catalog import Model, Usage, Variant
 from worker.context import Clock, Context, Moves
 from worker.dashscope import errors, responses
 from worker.dashscope.errors import Scope, Verdict
@@ -33,6 +33,7 @@ from worker.tables import Job
 
 _NO_TOKENS = {"tokens": 0}  # those that were booked are given back to the lane
 _BAD_REQUEST = 400
+_UNSENT = 5  # tries of a call of Batch Chat that never left this machine; then it goes by a plain call
 
 # verdicts that end a job, and how long others make its lane wait
 _FINAL = frozenset({Verdict.FAIL, Verdict.MISCONFIGURED, Verdict.EXPECTED})
@@ -100,6 +101,8 @@ def _called(ctx: Context, job: Job, request: Request, way: Way, clock: Clock) ->
     try:
         answer = way.call(ctx, job, request)
     except NotSent as error:
+        if job.attempts >= _UNSENT and ctx.catalog.model(job.model).variant is Variant.CHAT:
+            return _unreached(error, clock)
         return _again(job, clock, f"not sent: {error}", {"message": str(error)})
     except ServerTrouble as error:
         return _unknown(ctx, job, error, asdict(error.refused), clock)
@@ -177,7 +180,7 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
         **_NO_TOKENS,
     }
     columns = {"error": failure.as_json()}
-    if row.code == "wrong_mode" and ctx.catalog.model(job.model).variant:
+    if _is_closed(ctx, job, row):
         # the account may not call it so: others need not find that out for themselves
         return Move(State.FAILED, failure.message, columns=columns, attempt=said, effects=(Unserved(failure.message),))
     if row.verdict in _FINAL or (row.tries is not None and _refusals(ctx, job, refused.code) >= row.tries):
@@ -192,6 +195,19 @@ def _refused(ctx: Context, job: Job, refused: Refused, clock: Clock) -> Move:
         return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(stop,))
     slow = Slow(row.scope or Scope.RATE, until, why)
     return Move(State.QUEUED, f"refused: {failure.code}", now, columns, said, effects=(slow,))
+
+
+def _is_closed(ctx: Context, job: Job, row: errors.Meaning) -> bool:
+    """Whether a refusal closes this way to have the model, and no other: nothing stops but its own lane.
+
+    Nobody tells how Batch Chat refuses an account or a model, so there it is every refusal that would stop an account,
+    but one for money, or that does not know the model or the path.
+    """
+    variant = ctx.catalog.model(job.model).variant
+    if variant is not Variant.CHAT:
+        return row.code == "wrong_mode" and variant is not None
+    stops = row.verdict is Verdict.STOP_ACCOUNT and row.scope is not Scope.MONEY
+    return stops or row.code in ("wrong_mode", "wrong_route", "model_not_served", "not_found")
 
 
 def stopping(ctx: Context, job: Job, row: errors.Meaning, until: datetime, why: str) -> Effect:
@@ -211,6 +227,13 @@ def _again(job: Job, clock: Clock, why: str, said: dict[str, Any]) -> Move:
     """The next try of a call that never left this machine."""
     closed = {"outcome": "not_sent", "billed": "no", "closed_at": clock(), **_NO_TOKENS, **said}
     return Move(State.QUEUED, why, timeouts.create_again(job.attempts, clock()), attempt=closed)
+
+
+def _unreached(error: NotSent, clock: Clock) -> Move:
+    """The end of a call that never left this machine, and is made another way."""
+    failure = Failure("not_sent", ErrorClass.NETWORK, f"{_UNSENT} calls could not be sent: {error}", retryable=True)
+    closed = {"outcome": "not_sent", "billed": "no", "closed_at": clock(), "message": str(error), **_NO_TOKENS}
+    return Move(State.FAILED, failure.message, columns={"error": failure.as_json()}, attempt=closed)
 
 
 def _not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:

@@ -74,7 +74,8 @@ class Page:
         if mode is Mode.BATCH:
             return Mode.CALLS if self.parent.round else mode
         if mode is Mode.CHAT:
-            return Mode.CALLS if any(map(results.is_left_by_chat, self.parent.ended)) else mode
+            is_closed = self.store.unserved(self._reading_by(Variant.CHAT).id) is not None
+            return Mode.CALLS if is_closed or any(map(results.is_left_by_chat, self.parent.ended)) else mode
         if mode is Mode.TASKS and self.store.unserved(self.reading_as_task.id):
             return Mode.CALLS
         return Mode.CALLS if any(map(results.is_refused, self.parent.ended)) else mode
