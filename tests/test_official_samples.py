@@ -371,6 +371,16 @@ PICTURES = [
         {"thinking_mode": True, "watermark": False},
     ),
     Sample(
+        "Wan 2.7 image generation and editing, a sequence of a picture (its sample has the words first)",
+        "image-edit",
+        ("wan2.7-image", "wan2.7-image-pro"),
+        {"prompt": WORDS, "pictures": [PICTURE], "sequence": True, "n": 4, "size": "2K"},
+        IMAGES,
+        asked({"image": PICTURE}, {"text": WORDS}),
+        {"enable_sequential": True, "n": 4, "size": "2K"},
+        {"watermark": False},
+    ),
+    Sample(
         "Wan 2.7 image generation and editing, editing where boxes are",
         "image-edit",
         ("wan2.7-image", "wan2.7-image-pro"),
@@ -489,7 +499,7 @@ PICTURES = [
     Sample(
         "Qwen-Image text-to-image, as a call",
         "text-to-image",
-        ("qwen-image-max",),
+        ("qwen-image-max", "qwen-image-max-2025-12-30", "qwen-image-plus-2026-01-09"),
         {"prompt": WORDS, "negative_prompt": "", "prompt_extend": True, "watermark": False, "size": "1664*928"},
         MULTIMODAL,
         asked({"text": WORDS}),
@@ -534,7 +544,14 @@ PICTURES = [
     Sample(
         "Wan text-to-image V2",
         "text-to-image",
-        ("wan2.5-t2i-preview", "wan2.2-t2i-plus", "wan2.2-t2i-flash", "wanx2.1-t2i-plus", "wanx2.1-t2i-turbo"),
+        (
+            "wan2.5-t2i-preview",
+            "wan2.2-t2i-plus",
+            "wan2.2-t2i-flash",
+            "wanx2.1-t2i-plus",
+            "wanx2.1-t2i-turbo",
+            "wanx2.0-t2i-turbo",
+        ),
         {"prompt": WORDS, "size": "1280*1280", "n": 1},
         "/services/aigc/text2image/image-synthesis",
         {"prompt": WORDS},
