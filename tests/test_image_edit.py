@@ -55,6 +55,18 @@ def faults(kind: str, model: str, **wanted: Any) -> dict[str, str]:
             {"pictures": [PICTURE], "boxes": [[[1, 2, 3]]]},
             {"/input/boxes/0/0": "too_short"},
         ),
+        (
+            "image-edit",
+            "wan2.7-image",
+            {"pictures": [PICTURE], "boxes": [[[0, 0, 9, 9], [9, 0, 9, 9]]]},
+            {"/input/boxes/0/1": "empty_box"},
+        ),
+        (
+            "image-edit",
+            "wan2.7-image",
+            {"pictures": [PICTURE], "boxes": [[[0, 9, 9, 0]]]},
+            {"/input/boxes/0/0": "empty_box"},
+        ),
         ("image-edit", "qwen-image-2.0", {"pictures": [PICTURE], "boxes": [[]]}, {"/input/boxes": "not_taken"}),
         ("image-edit", "wan2.6-t2i", {"pictures": [PICTURE]}, {"/model": "wrong_kind"}),
         ("text-to-image", "wan2.6-image", {}, {"/model": "wrong_kind"}),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AliasChoices, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
 from worker.catalog import Model
 from worker.kinds import fields, text_to_image, visual
@@ -18,7 +18,17 @@ from worker.kinds.visual import MediaInput
 NAME = "image-edit"
 _MOST = 9  # pictures; the most that any model takes
 
-Box = Annotated[list[Annotated[int, Field(ge=0, le=8000)]], Field(min_length=4, max_length=4)]
+
+def _encloses(box: list[int]) -> list[int]:
+    left, top, right, bottom = box
+    if left >= right or top >= bottom:
+        raise no("empty_box", "must be [left, top, right, bottom]: left before right, top before bottom")
+    return box
+
+
+Box = Annotated[
+    list[Annotated[int, Field(ge=0, le=8000)]], Field(min_length=4, max_length=4), AfterValidator(_encloses)
+]
 
 
 def _boxes_fit(_model: Model, value: list[list[Box]] | None, given: Mapping[str, Any]) -> None:
