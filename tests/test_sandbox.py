@@ -37,6 +37,14 @@ WORDS = {"messages": [{"role": "user", "content": [{"text": "a flower shop"}]}]}
 AT_ONCE = Options(run_seconds=0, queue_seconds=0)
 
 
+def said(*content: dict[str, str]) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+PART = {"image": "https://example.com/a.png"}
+SHOWN = said(PART, {"text": "a hat"})
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[Sandbox]:
     with running(AT_ONCE) as sandbox:
@@ -512,9 +520,57 @@ class TestPictures:
     def test_messages_make_a_task_on_the_asynchronous_path(self, wire: httpx.Client) -> None:
         body = {"model": "wan2.6-t2i", "input": WORDS, "parameters": {"n": 2}}
 
-        output = get(wire, create(wire, body, MESSAGES))["output"]
+        answer = get(wire, create(wire, body, MESSAGES))
 
-        assert len(output["choices"][0]["message"]["content"]) == 2
+        contents = [choice["message"]["content"] for choice in answer["output"]["choices"]]
+        assert [[part["type"] for part in content] for content in contents] == [["image"], ["image"]]
+        assert "task_metrics" not in answer["output"]
+        assert (answer["usage"]["image_count"], answer["usage"]["size"]) == (2, "1280*1280")
+
+    def test_a_sequence_comes_in_one_message(self, wire: httpx.Client) -> None:
+        body = {"model": "wan2.7-image", "input": WORDS, "parameters": {"enable_sequential": True, "n": 3}}
+
+        answer = wire.post(MULTIMODAL, json=body).json()
+
+        [choice] = answer["output"]["choices"]
+        assert len(choice["message"]["content"]) == answer["usage"]["image_count"] == 3
+
+    @pytest.mark.parametrize(
+        ("model", "messages", "parameters", "message"),
+        [
+            ("qwen-image-edit", [], {}, "No messages found in input"),
+            ("qwen-image-edit", [SHOWN, SHOWN], {}, "messages length only support 1"),
+            ("qwen-image-edit", [said({"text": "a hat"})], {}, "lack of image or text"),
+            ("qwen-image-2.0", [said(PART)], {}, "lack of image or text"),
+            ("wan2.6-image", [said({"text": "a hat"})], {}, "lack of image or text"),
+            ("wan2.7-image", [said(PART, {"text": "a hat"}, {"text": "red"})], {}, "content must hold one text."),
+            ("qwen-image-2.0", [said(*[PART] * 4, {"text": "a hat"})], {}, "The number of images should be in [0, 3]."),
+            ("qwen-image-edit", [SHOWN], {"n": 2}, "num_images_per_prompt must be 1."),
+            ("wan2.7-image-pro", [SHOWN], {"size": "4K"}, "size must have 589824 to 4194304 pixels in all."),
+            (
+                "wan2.7-image-pro",
+                [said({"text": "a hat"})],
+                {"size": "4K", "enable_sequential": True, "n": 2},
+                "size must have 589824 to 4194304 pixels in all.",
+            ),
+            ("wan2.6-t2i", [said({"text": "a hat"})], {"size": "1024*1024"}, "size must have 1625088 to 2073600"),
+            ("wan2.7-image", [SHOWN], {"bbox_list": []}, "The length of bbox_list must equal the number of images."),
+        ],
+    )
+    def test_what_a_picture_is_not_made_of_is_refused(
+        self, wire: httpx.Client, model: str, messages: list[Any], parameters: dict[str, Any], message: str
+    ) -> None:
+        body = {"model": model, "input": {"messages": messages} if messages else {"x": 1}, "parameters": parameters}
+
+        answer = wire.post(MULTIMODAL, json=body)
+
+        assert (answer.status_code, answer.json()["code"]) == (400, "InvalidParameter")
+        assert answer.json()["message"].startswith(message)
+
+    def test_words_alone_may_make_a_larger_picture(self, wire: httpx.Client) -> None:
+        body = {"model": "wan2.7-image-pro", "input": WORDS, "parameters": {"size": "4K", "n": 1}}
+
+        assert wire.post(MULTIMODAL, json=body).json()["usage"]["size"] == "4096*4096"
 
     def test_qwen_image_makes_one_at_a_time(self, wire: httpx.Client) -> None:
         body = {"model": "qwen-image", "input": {"prompt": "x"}, "parameters": {"n": 2}}

@@ -1,7 +1,7 @@
 """What a client is told about a task, field by field as the provider's generations of models tell it.
 
-Sources: Alibaba docs, the Wan text-to-video, image-to-video and text-to-image API references, "Manage asynchronous
-tasks"; recorded answers where these differ.
+Sources: Alibaba docs, the Wan text-to-video, image-to-video, text-to-image and image generation API references, the
+Qwen-Image ones, "Manage asynchronous tasks" (May 2026); recorded answers where these differ.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ UNINTERESTING = {
     "caller_parent_id": "1493000000000000",
     "caller_uid": "1493000000000000",
 }
+COUNTED = ("text2image", "image2image")  # calls whose tasks tell how many of their pictures succeeded and failed
 MODERATED = {"code": "DataInspectionFailed", "message": "Output data may contain inappropriate content."}
 
 
@@ -37,7 +38,7 @@ def told(task: Task, model: Model, status: Status, links: list[str], now: float,
     answer: dict[str, Any] = {"request_id": request_id, "output": output}
     if status is Status.FAILED and task.failure:
         output["code"], output["message"] = task.failure
-    if model.makes == "image":
+    if task.order.call in COUNTED:
         output["task_metrics"] = _metrics(task, status)
     if status is Status.SUCCEEDED:
         output |= _outputs(task, model, links)
@@ -45,11 +46,12 @@ def told(task: Task, model: Model, status: Status, links: list[str], now: float,
     return answer
 
 
-def finished(task: Task, links: list[str], request_id: str) -> dict[str, Any]:
+def finished(task: Task, model: Model, links: list[str], request_id: str) -> dict[str, Any]:
     """Return the answer to a synchronous create of pictures."""
-    metric = _metrics(task, Status.SUCCEEDED)
-    output = {"choices": _choices(links), "task_metric": metric}
-    return {"output": output, "usage": _usage_picture(task), "request_id": request_id}
+    output = _messages(task, model, links)
+    if model.tells_metric:
+        output["task_metric"] = _metrics(task, Status.SUCCEEDED)
+    return {"output": output, "usage": USAGES[model.usage](task), "request_id": request_id}
 
 
 def row(task: Task, model: Model, region: str, now: float) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _outputs(task: Task, model: Model, links: list[str]) -> dict[str, Any]:
     if task.answer is not None:
         return generation.output(task.answer, task.order.form)
     if task.order.call == "messages":
-        return {"choices": _choices(links)}
+        return _messages(task, model, links)
     prompts = _prompts(task.order, model)
     if model.makes == "video":
         return prompts | {"video_url": links[0]}
@@ -106,7 +108,7 @@ def _outputs(task: Task, model: Model, links: list[str]) -> dict[str, Any]:
 def _usage(task: Task, model: Model) -> dict[str, Any]:
     if task.answer is not None:
         return generation.usage(task.answer)
-    return USAGES[model.usage if task.order.call != "text2image" else "count"](task)
+    return USAGES[model.usage if task.order.call not in COUNTED else "count"](task)
 
 
 def _prompts(order: Order, model: Model) -> dict[str, str]:
@@ -118,9 +120,17 @@ def _prompts(order: Order, model: Model) -> dict[str, str]:
     return told_prompts
 
 
-def _choices(links: list[str]) -> list[dict[str, Any]]:
-    content = [{"image": link} for link in links]
-    return [{"finish_reason": "stop", "message": {"role": "assistant", "content": content}}]
+def _messages(task: Task, model: Model, links: list[str]) -> dict[str, Any]:
+    """Return pictures as parts of one message, or, of models that type them, as a message each unless in sequence."""
+    if not model.typed_parts:
+        return {"choices": [_choice([{"image": link} for link in links])]}
+    parts = [{"image": link, "type": "image"} for link in links]
+    contents = [parts] if task.order.is_sequence else [[part] for part in parts]
+    return {"choices": [_choice(content) for content in contents], "finished": True}
+
+
+def _choice(content: list[dict[str, str]]) -> dict[str, Any]:
+    return {"finish_reason": "stop", "message": {"role": "assistant", "content": content}}
 
 
 def _usage_with_size(task: Task) -> dict[str, Any]:
@@ -171,6 +181,11 @@ def _usage_picture(task: Task) -> dict[str, Any]:
     return {"height": height, "width": width} | _usage_count(task)
 
 
+def _usage_sized(task: Task) -> dict[str, Any]:
+    tokens = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 0)  # counted, but never billed
+    return _usage_count(task) | {"size": task.order.size} | tokens
+
+
 def _lines(order: Order) -> int:
     return int(order.tier.removesuffix("P"))
 
@@ -189,5 +204,6 @@ USAGES: dict[str, Callable[[Task], dict[str, Any]]] = {
     "standard": _usage_standard,
     "count": _usage_count,
     "picture": _usage_picture,
+    "sized": _usage_sized,
     "output_count": _usage_output_count,
 }

@@ -17,7 +17,7 @@ def whole(task: Task, model: Model, urls: list[str], link_seconds: float, reques
         return embedding.finished(task.order, request_id)
     if model.makes == "speech":
         return speech.finished(task, urls[0], links.expires_at(task, link_seconds), request_id)
-    return answers.finished(task, urls, request_id)
+    return answers.finished(task, model, urls, request_id)
 
 
 def frames(task: Task, last: dict[str, Any]) -> AsyncIterator[bytes]:

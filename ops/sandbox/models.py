@@ -60,6 +60,8 @@ class Model:
     renders: str  # the tier it renders whatever was asked; empty: as asked
     ratios: tuple[str, ...]
     sides: tuple[int, ...]  # shortest and longest side of a free size
+    area: tuple[int, ...]  # least and most pixels of a free size; empty: any
+    area_of_words: tuple[int, ...]  # of what is made of words alone, where that may be larger
     seconds: tuple[int, ...]
     decides_seconds: int  # how long a clip of duration -1 is; 0: it must be told
     media: Mapping[str, int]  # types of `input.media`, and how many of each at most; empty: any
@@ -72,6 +74,8 @@ class Model:
     prompt_limit: int
     tells_prompt: bool  # orig_prompt is in the result
     tells_rewrite: bool  # actual_prompt is, when prompt_extend was true
+    tells_metric: bool  # a call's answer counts what succeeded and failed
+    typed_parts: bool  # the parts of an answer say what they are, and each picture that stands alone is a choice
     usage: str
     limit: tuple[int, float] | None  # creates, in so many seconds
     concurrency: int | None
@@ -137,6 +141,8 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         renders=row.get("renders", ""),
         ratios=tuple(row.get("ratios", ())),
         sides=tuple(row.get("sides", ())),
+        area=tuple(row.get("area", ())),
+        area_of_words=tuple(row.get("area_of_words", ())),
         seconds=_seconds(row.get("seconds", [])),
         decides_seconds=row.get("decides_seconds", 0),
         media=row.get("media", {}),
@@ -149,6 +155,8 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
         prompt_limit=row.get("prompt_limit", 0),
         tells_prompt=row.get("tells_prompt", True),
         tells_rewrite=row.get("tells_rewrite", False),
+        tells_metric=row.get("tells_metric", False),
+        typed_parts=row.get("typed_parts", False),
         usage=row.get("usage", ""),
         limit=tuple(row["limit"]) if "limit" in row else None,
         concurrency=row.get("concurrency"),

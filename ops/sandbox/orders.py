@@ -5,6 +5,7 @@ keys of `input` and `parameters` are ignored, and prompts over the limit are cut
 """
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ class Order:
     seconds: int = 0  # of video
     input_seconds: int = 0
     pictures: int = 1  # files: clips, pictures or recordings
+    is_sequence: bool = False  # pictures that belong together
     has_audio: bool = True
     extends_prompt: bool = True
     voice: str = ""  # speech has one
@@ -77,6 +79,8 @@ def route(model: Model | None, path: str, is_async: bool, async_text: bool) -> t
 def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool) -> Order:
     """Return the order that a body places, or raise the Refusal for what is wrong in it."""
     given, asked = document["input"], document["parameters"]
+    if model.makes == "image" and call.name in ("multimodal", "messages"):
+        _message(given, model)
     prompt = _prompt(given, model, call)
     _inputs(given, model, resolves_oss)
     _shown(given, model)
@@ -84,6 +88,7 @@ def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
     _boxes(given, asked)
     _seed(asked)
     size, tier, ratio = shapes.read(asked, model)
+    _area(size, given, asked, model)
     return Order(
         model=model.id,
         call=call.name,
@@ -94,6 +99,7 @@ def check(document: dict[str, Any], model: Model, call: Call, resolves_oss: bool
         seconds=_duration(asked, model),
         input_seconds=_input_seconds(given),
         pictures=_pictures(asked, model),
+        is_sequence=_sequence(asked, model) > 0,
         has_audio=asked.get("audio") is not False,
         extends_prompt=asked.get("prompt_extend") is not False,
     )
@@ -122,6 +128,20 @@ def _texts(message: dict[str, Any]) -> list[str]:
         return [content]
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     return [part["text"] for part in parts if isinstance(part.get("text"), str)]
+
+
+def _message(given: dict[str, Any], model: Model) -> None:
+    """Refuse all but one message with one text, and pictures where the model needs some ("Error codes", May 2026)."""
+    if not given.get("messages"):
+        raise invalid("No messages found in input")
+    if len(_messages(given)) != 1:
+        raise invalid("messages length only support 1")
+    texts = sum(isinstance(part.get("text"), str) for part in _parts(given))
+    fewest = model.shows[0] if model.shows else 0
+    if not texts or sum(bool(part.get("image")) for part in _parts(given)) < fewest:
+        raise invalid("lack of image or text")
+    if texts > 1:  # no page has the words
+        raise invalid("content must hold one text.")
 
 
 def _prompt(given: dict[str, Any], model: Model, call: Call) -> str:
@@ -194,7 +214,7 @@ def _duration(asked: dict[str, Any], model: Model) -> int:
 
 
 def _pictures(asked: dict[str, Any], model: Model) -> int:
-    pictures, sequence = asked.get("n"), model.sequence if asked.get("enable_sequential") is True else 0
+    pictures, sequence = asked.get("n"), _sequence(asked, model)
     if sequence and (pictures is None or (_is_int(pictures) and 1 <= pictures <= sequence)):
         return int(pictures or sequence)
     if model.makes == "video" or pictures is None:
@@ -204,15 +224,25 @@ def _pictures(asked: dict[str, Any], model: Model) -> int:
     return int(pictures)
 
 
+def _sequence(asked: dict[str, Any], model: Model) -> int:
+    """Return how many pictures a sequence may have, 0 where none is asked for."""
+    return model.sequence if asked.get("enable_sequential") is True else 0
+
+
 def _pictures_shown(given: dict[str, Any], model: Model) -> None:
     if model.makes != "image":
         return
     named = given.get("images") if "images" in model.needs else [part for part in _parts(given) if part.get("image")]
     count, (fewest, most) = len(named or ()), model.shows or (0, 0)
-    if count < fewest:
-        raise invalid("<400> InternalError.Algo.InvalidParameter: the content must contain an image")
     if count > most:
         raise invalid(f"The number of images should be in [{fewest}, {most}].")
+
+
+def _area(size: str, given: dict[str, Any], asked: dict[str, Any], model: Model) -> None:
+    is_of_words = not _shown_pictures(given) and not _sequence(asked, model)
+    area = model.area_of_words if is_of_words and model.area_of_words else model.area
+    if area and not area[0] <= math.prod(int(side) for side in size.split("*")) <= area[1]:
+        raise invalid(f"size must have {area[0]} to {area[1]} pixels in all.")
 
 
 def _boxes(given: dict[str, Any], asked: dict[str, Any]) -> None:
