@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Any
 
 import httpx
 import pytest
-from serving import Served
-from stage import Stage
+from serving import Served, served
+from stage import Stage, stage
 
-from worker import catalog
+from ops.sandbox.testing import Sandbox
+from worker import catalog, kinds
 from worker.errors import InvalidInput
 from worker.kinds import KINDS, CallKind
-from worker.states import State
+from worker.states import TERMINAL, State
 from worker.steps import poll
 from worker.storage import Expected
 
 CATALOG = catalog.load()
 PICTURE, OTHER = "https://example.com/a.png", "https://example.com/b.png"
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
+SQUARE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\2\0\0\0\2\0\10\2\0\0\0"  # the head of one of 512 by 512
 
 
 def faults(kind: str, model: str, **wanted: Any) -> dict[str, str]:
@@ -102,6 +105,72 @@ def test_files_among_pictures_are_held_against_the_model(http: httpx.Client, api
     assert codes("wan2.7-image") == codes("wan2.5-i2i-preview") == ["/input/pictures/1"]
 
 
+def stored(play: Stage, name: str) -> str:
+    """The key of a picture of the stage's project."""
+    key = f"{play.project.id}/files/2026/01/02/{name}"
+    play.ctx.bucket.put_stream(key, [PNG], "image/png", Expected())
+    play.sql(
+        "insert into files (project_id, key, name, content_type, bytes, sha256)"
+        " values (:project, :key, :name, 'image/png', 32, '')",
+        project=play.project.id,
+        key=key,
+        name=name,
+    )
+    return key
+
+
+@pytest.mark.parametrize("handover", ["link", "upload"])
+@pytest.mark.parametrize("model", ["qwen-image-2.0", "wan2.7-image", "wan2.5-i2i-preview"])
+def test_files_reach_the_provider_in_the_order_in_which_the_prompt_counts_them(
+    environment: dict[str, str], sandbox: Sandbox, handover: str, model: str
+) -> None:
+    with stage(environment, sandbox, input_handover=handover) as play:
+        keys = [stored(play, name) for name in ("hat.png", "cat.png")]
+        job = play.submit("image-edit", model, input={"prompt": "put 1 on 2", "pictures": [*keys, OTHER]})
+        kind = kinds.call(job.kind)
+        asked = kind.request(CATALOG.model(model), "cn-beijing", kind.input.model_validate(job.input))
+
+        sent = play.ctx.handover.request(play.ctx.client(job), job, asked).body["input"]
+
+        parts = sent["messages"][0]["content"] if "messages" in sent else [{"image": link} for link in sent["images"]]
+        links = [part["image"].partition("?")[0] for part in parts if "image" in part]
+        assert [link.rpartition("/")[2] for link in links] == ["hat.png", "cat.png", "b.png"]
+        assert ["text" in part for part in parts] == [False] * 3 + [True] * ("messages" in sent)
+        assert {link.partition(":")[0] for link in links[:2]} == {"oss" if handover == "upload" else "http"}
+        assert play.until(job).state == State.SUCCEEDED
+
+
+def test_a_file_of_edits_is_one_batch_that_costs_what_it_was_said_to(environment: dict[str, str], play: Stage) -> None:
+    table = (
+        "kind,model,prompt,pictures,n,sequence\n"
+        'image-edit,wan2.6-image,put 1 on 2,"[""hat.png"", ""cat.png""]",2,\n'
+        "image-edit,qwen-image-2.0,make it red,cat.png,,\n"
+        "image-edit,wan2.7-image,four seasons,cat.png,4,true\n"
+    )
+    with served(environment) as api, api.http(api.key(play.project.name)) as http:
+        keys = {
+            name: http.post("/v1/files", files={"file": (name, SQUARE)}).json()["key"]
+            for name in ("hat.png", "cat.png")
+        }
+        draft = http.post(
+            "/v1/batches",
+            files={"file": ("edits.csv", table.encode())},
+            data={"options": json.dumps({"files": keys})},
+        ).json()
+        assert draft["rows"]["good"] == 3, draft
+        http.post(draft["urls"]["commit"])
+        ended = play.drive(
+            lambda: play.sql("select * from jobs order by batch_row"),
+            lambda jobs: len(jobs) == 3 and all(job["state"] in TERMINAL for job in jobs),
+        )
+
+    assert [job["state"] for job in ended] == ["succeeded"] * 3
+    assert ended[0]["input"]["pictures"] == [keys["hat.png"], keys["cat.png"]]
+    assert [job["usage"]["images"] for job in ended] == [2, 1, 4]
+    billed = sum(task["billed_micros"] for task in play.sandbox.ledger()["tasks"])
+    assert (draft["report"]["cost"], sum(job["cost"] for job in ended)) == ("1.40", billed) == ("1.40", 1_400_000)
+
+
 @pytest.mark.parametrize(
     ("model", "n", "cost"),
     [
@@ -112,15 +181,8 @@ def test_files_among_pictures_are_held_against_the_model(http: httpx.Client, api
     ],
 )
 def test_pictures_are_made_of_pictures_and_cost_what_was_made(play: Stage, model: str, n: int, cost: int) -> None:
-    key = f"{play.project.id}/files/2026/01/02/0199.png"
-    play.ctx.bucket.put_stream(key, [PNG], "image/png", Expected())
-    play.sql(
-        "insert into files (project_id, key, name, content_type, bytes, sha256)"
-        " values (:project, :key, 'a.png', 'image/png', 32, '')",
-        project=play.project.id,
-        key=key,
-    )
-    job = play.submit("image-edit", model, input={"prompt": "a hat", "pictures": [key, OTHER], "n": n})
+    pictures = [stored(play, "hat.png"), stored(play, "cat.png")]
+    job = play.submit("image-edit", model, input={"prompt": "a hat", "pictures": pictures, "n": n})
 
     made = play.until(job)
 
