@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ops.sandbox import models as sandbox
 from worker import catalog
 from worker.catalog import Catalog, CatalogError, Model, Surface, Thinking, UnknownModel, Usage, Variant
 from worker.states import Mode
@@ -569,3 +570,18 @@ def test_what_a_search_costs_in_singapore_is_unknown_and_not_nothing(name: str) 
     assert price(name, SINGAPORE, **tokens)
     assert price(name, SINGAPORE, **tokens, searching=True, searches=1) is None
     assert price(name, BEIJING, **tokens, searching=True, searches=1)
+
+
+@pytest.mark.parametrize("region", ["cn-beijing", "ap-southeast-1"])
+def test_the_sandbox_has_each_model_with_the_same_limits(region: str) -> None:
+    played, differ = sandbox.read(region), {}
+    for model in catalog.load().models():
+        if (here := model.region(region)) is None:
+            continue
+        theirs = played[here.id]
+        creates = theirs.limit[0] / theirs.limit[1] if theirs.limit else (theirs.rpm or 0) / 60
+        ours = here.rps or (here.rpm or 0) / 60
+        if (round(creates, 6), theirs.concurrency) != (round(ours, 6), here.concurrency):
+            differ[model.id] = (creates, ours, theirs.concurrency, here.concurrency)
+
+    assert differ == {}

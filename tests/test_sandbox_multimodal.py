@@ -69,8 +69,17 @@ def test_openais_sdk_shows_a_picture_and_a_clip(sdk: OpenAI) -> None:
 
     assert answer.choices[0].message.content.startswith("I was shown image a.png, video a.mp4.")
     told = answer.usage.prompt_tokens_details
-    assert answer.usage.prompt_tokens == told.text_tokens + told.image_tokens
-    assert told.image_tokens == 1026 + 1282
+    assert answer.usage.prompt_tokens == told.text_tokens + told.image_tokens + told.video_tokens
+    assert (told.image_tokens, told.video_tokens) == (1026, 1282)
+
+
+def test_an_answer_tells_inline_pictures_apart_and_quotes_none(sdk: OpenAI) -> None:
+    small, large = inline(320, 320), inline(640, 320)
+
+    said = [asked(sdk, "qwen3-vl-plus", part).choices[0].message.content for part in (small, large, small)]
+
+    assert said[0] == said[2] != said[1]
+    assert not any(part["image_url"]["url"][-12:] in words for part, words in zip((small, large), said, strict=False))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ def test_the_official_sdk_shows_files_by_its_own_words(sandbox: Sandbox) -> None
     assert said.startswith("I was shown image a.png, video a.mp4.")
     streamed = (part["text"] for piece in pieces for part in piece.output.choices[0].message.content)
     assert "".join(streamed) == said
-    assert whole.usage["image_tokens"] == 2308
+    assert (whole.usage["image_tokens"], whole.usage["video_tokens"]) == (1026, 1282)
 
 
 def test_a_model_of_words_has_no_native_path_for_pictures(sandbox: Sandbox) -> None:

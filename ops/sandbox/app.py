@@ -48,7 +48,7 @@ def create_app(options: Options | None = None, state: Path | None = None) -> Fas
         console,
     ):
         app.include_router(routes.router(provider))
-    app.include_router(compatible.cheap_router(provider))
+    app.include_router(compatible.batch_chat_router(provider))
 
     @app.exception_handler(ValidationError)
     async def refuse(_request: Request, error: Exception) -> JSONResponse:

@@ -73,8 +73,9 @@ def price_of_batch(model: Model, answers: Iterable[Answer]) -> int:
 
 def _millionths(model: Model, answer: Answer) -> int:
     tier = _tier(model, answer.input_tokens)
-    seen = answer.vision_tokens if model.vision_price else 0
-    heard = answer.audio_tokens if model.audio_price else 0
+    shown = answer.shown_tokens
+    seen = shown.get("image", 0) + shown.get("video", 0) if model.vision_price else 0
+    heard = shown.get("audio", 0) if model.audio_price else 0
     fresh = answer.input_tokens - answer.cached_tokens - seen - heard
     shown_micros = seen * model.vision_price + heard * model.audio_price
     input_micros = fresh * tier.input + answer.cached_tokens * tier.input * CACHED_PERCENT // 100

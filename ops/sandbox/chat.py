@@ -115,10 +115,10 @@ def usage(answer: Answer) -> dict[str, Any]:
 
 def details(answer: Answer) -> dict[str, int]:
     """Return the tokens of the input by what they are of, where a message showed something."""
-    if not answer.vision_tokens and not answer.audio_tokens:
+    if not answer.shown_tokens:
         return {}
-    words = answer.input_tokens - answer.vision_tokens - answer.audio_tokens
-    return {"text_tokens": words, "image_tokens": answer.vision_tokens, "audio_tokens": answer.audio_tokens}
+    words = answer.input_tokens - sum(answer.shown_tokens.values())
+    return {"text_tokens": words, **{f"{sort}_tokens": count for sort, count in answer.shown_tokens.items()}}
 
 
 def _frame(kind: str, model: str, request_id: str, created: float) -> dict[str, Any]:

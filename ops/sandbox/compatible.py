@@ -16,13 +16,12 @@ from ops.sandbox import chat, spoil
 from ops.sandbox.chat import Ask
 from ops.sandbox.exchange import PREFIX, Exchange
 from ops.sandbox.faults import Rule, Where
-from ops.sandbox.proposals import Arrival, Proposal
+from ops.sandbox.proposals import BATCH_CHAT, Arrival, Proposal
 from ops.sandbox.provider import Provider
 from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 
 NATIVE_PATH = "aigc/text-generation/generation"
-HALF_PATH = "batch-chat"  # of the host that asks for half the price
 CHAT_PATH = "chat"  # of models that no native text path has
 LOOK_SECONDS = 0.05  # between two looks whether a caller in line is still there
 NATIVE = {"result_format": "message", "incremental_output": True}  # what this interface does whatever is asked
@@ -43,15 +42,15 @@ def router(provider: Provider) -> APIRouter:
     return routes
 
 
-def cheap_router(provider: Provider) -> APIRouter:
+def batch_chat_router(provider: Provider) -> APIRouter:
     """Return Batch Chat, which has a host of its own with the provider, and a path of its own here."""
-    routes = APIRouter(prefix=f"/{HALF_PATH}{PREFIX}")
+    routes = APIRouter(prefix=f"/{BATCH_CHAT}{PREFIX}")
 
     @routes.post("/chat/completions")
     async def complete(request: Request) -> Response:
         exchange = Exchange(provider, request, Where.CREATE)
         try:
-            return await _complete(exchange, await request.body(), HALF_PATH)
+            return await _complete(exchange, await request.body(), BATCH_CHAT)
         except Refusal as refusal:
             return exchange.refuse(refusal)
 
@@ -60,7 +59,7 @@ def cheap_router(provider: Provider) -> APIRouter:
 
 async def _complete(exchange: Exchange, body: bytes, path: str = NATIVE_PATH) -> Response:
     owner, ask = exchange.owner, chat.read(chat.parsed(body))
-    if path == HALF_PATH:
+    if path == BATCH_CHAT:
         exchange.provider.ledger.peaks.add(owner, "batch_chat")
         _let_in(exchange.provider, ask)
         if not await _waited(exchange):

@@ -76,8 +76,7 @@ def usage(answer: Answer) -> dict[str, Any]:
         "total_tokens": answer.input_tokens + answer.output_tokens,
         "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
     }
-    if answer.vision_tokens or answer.audio_tokens:
-        told |= {"image_tokens": answer.vision_tokens, "audio_tokens": answer.audio_tokens}
+    told |= {f"{sort}_tokens": count for sort, count in answer.shown_tokens.items()}
     if answer.reasoning_tokens:
         told["output_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
     return told

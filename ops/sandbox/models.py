@@ -5,7 +5,7 @@ region: what Beijing calls `wanx2.1-…`, other regions call `wan2.1-…`, and e
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -44,71 +44,72 @@ class Tier:
     thinking: int  # of all output, in a call that thinks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model as one region offers it."""
+    """One model as one region offers it. A field that has a default is a column of the table under its own name."""
 
     id: str
     makes: str  # video, image, speech, text or embedding
     calls: tuple[Call, ...]
-    needs: tuple[str, ...]  # keys of `input` that must be there
-    shape: str  # size | resolution | ratio | free: how a request says how large
     sizes: dict[str, str]  # "1280*720" → tier
-    tiers: tuple[str, ...]
-    default_size: str
-    default_tier: str
-    renders: str  # the tier it renders whatever was asked; empty: as asked
-    ratios: tuple[str, ...]
-    sides: tuple[int, ...]  # shortest and longest side of a free size
-    area: tuple[int, ...]  # least and most pixels of a free size; empty: any
-    area_of_words: tuple[int, ...]  # of what is made of words alone, where that may be larger
     seconds: tuple[int, ...]
-    decides_seconds: int  # how long a clip of duration -1 is; 0: it must be told
-    media: Mapping[str, int]  # types of `input.media`, and how many of each at most; empty: any
-    references: int  # among them, and among reference_urls; 0: any number
-    edits: bool  # makes a clip as long as the one that it is given
-    shows: tuple[int, ...]  # how few and how many pictures a picture is made from; empty: none
-    sequence: int  # pictures that belong together, at most; 0: none do
-    pictures: int
-    default_pictures: int
-    prompt_limit: int
-    tells_prompt: bool  # orig_prompt is in the result
-    tells_rewrite: bool  # actual_prompt is, when prompt_extend was true
-    tells_metric: bool  # a call's answer counts what succeeded and failed
-    typed_parts: bool  # the parts of an answer say what they are, and each picture that stands alone is a choice
-    usage: str
     limit: tuple[int, float] | None  # creates, in so many seconds
-    concurrency: int | None
     prices: dict[str, int]  # tier → micro-CNY a second, or "each" → micro-CNY a picture
     silent_prices: dict[str, int]
-    keeps_days: int  # for which a link of the synchronous path lives
     run_seconds: float  # median
     rpm: int | None  # requests a minute
     tpm: int | None  # tokens a minute
-    context: int  # tokens, of input and output together
-    max_output: int  # tokens
     thinking: Thinking
-    thinks: bool  # unless the call says otherwise
-    thinks_unstreamed: bool  # may think in a call that is not streamed
-    is_incremental: bool  # streams differences unless told otherwise
-    is_message: bool  # answers with a message unless told otherwise
-    sees: bool  # pictures and clips among the parts of a message
-    hears: bool  # sound among them
-    streams_only: bool
-    token_pixels: int  # of a picture, one token
     vision_price: int  # micro-CNY a million tokens of what it sees; 0: as those of words
     audio_price: int
     token_prices: tuple[Tier, ...]  # by input tokens, ascending
     search_price: int  # micro-CNY a search; 0: it does not search
-    caches: bool  # bills what it has seen before at a discount
     batch: bool  # offered by the Batch API
     batch_chat: bool  # offered by Batch Chat, which is Beijing's
-    batch_input: int | None  # tokens of input, of a batch's line at most
     voices: tuple[str, ...]
-    takes_instructions: bool
-    texts: int  # to be embedded in one call, at most
-    text_tokens: int  # of one of them
-    dimensions: tuple[int, ...]
+
+    needs: tuple[str, ...] = ()  # keys of `input` that must be there
+    shape: str = ""  # size | resolution | ratio | free: how a request says how large
+    tiers: tuple[str, ...] = ()
+    default_size: str = ""
+    default_tier: str = ""
+    renders: str = ""  # the tier it renders whatever was asked; empty: as asked
+    ratios: tuple[str, ...] = ()
+    sides: tuple[int, ...] = ()  # shortest and longest side of a free size
+    area: tuple[int, ...] = ()  # least and most pixels of a free size; empty: any
+    area_of_words: tuple[int, ...] = ()  # of what is made of words alone, where that may be larger
+    decides_seconds: int = 0  # how long a clip of duration -1 is; 0: it must be told
+    media: Mapping[str, int] = field(default_factory=dict)  # types of `input.media`, how many of each; empty: any
+    references: int = 0  # among them, and among reference_urls; 0: any number
+    edits: bool = False  # makes a clip as long as the one that it is given
+    shows: tuple[int, ...] = ()  # how few and how many pictures a picture is made from; empty: none
+    sequence: int = 0  # pictures that belong together, at most; 0: none do
+    pictures: int = 1
+    default_pictures: int = 1
+    prompt_limit: int = 0
+    tells_prompt: bool = True  # orig_prompt is in the result
+    tells_rewrite: bool = False  # actual_prompt is, when prompt_extend was true
+    tells_metric: bool = False  # a call's answer counts what succeeded and failed
+    typed_parts: bool = False  # an answer's parts say what they are, and each picture that stands alone is a choice
+    usage: str = ""
+    concurrency: int | None = None
+    keeps_days: int = 1  # for which a link of the synchronous path lives
+    context: int = 0  # tokens, of input and output together
+    max_output: int = 0  # tokens
+    thinks: bool = False  # unless the call says otherwise
+    thinks_unstreamed: bool = False  # may think in a call that is not streamed
+    is_incremental: bool = False  # streams differences unless told otherwise
+    is_message: bool = False  # answers with a message unless told otherwise
+    sees: bool = False  # pictures and clips among the parts of a message
+    hears: bool = False  # sound among them
+    streams_only: bool = False
+    token_pixels: int = 1024  # of a picture, one token
+    caches: bool = False  # bills what it has seen before at a discount
+    batch_input: int | None = None  # tokens of input, of a batch's line at most
+    takes_instructions: bool = False
+    texts: int = 0  # to be embedded in one call, at most
+    text_tokens: int = 0  # of one of them
+    dimensions: tuple[int, ...] = ()
 
     def call(self, path: str) -> Call | None:
         """Return the way to create that `path` is for this model, None where it is none."""
@@ -128,68 +129,32 @@ def _model(model_id: str, table: dict[str, Any], region: str) -> Model | None:
     if region not in row.get("regions", [region]):
         return None
     is_home = region == BEIJING
+
+    def here(name: str, otherwise: Any, abroad: str = "") -> Any:
+        return row.get(name if is_home else abroad or f"{name}_abroad", otherwise)
+
+    limit = here("limit", row.get("limit"))
     return Model(
         id=model_id if is_home else row.get("abroad_id", model_id),
         makes=row["makes"],
         calls=tuple(Call(name, **table["paths"][name]) for name in row["calls"]),
-        needs=tuple(row.get("needs", ())),
-        shape=row.get("shape", ""),
         sizes=_sizes(row, table["tiers"]),
-        tiers=tuple(row.get("tiers", ())),
-        default_size=row.get("default_size", ""),
-        default_tier=row.get("default_tier", ""),
-        renders=row.get("renders", ""),
-        ratios=tuple(row.get("ratios", ())),
-        sides=tuple(row.get("sides", ())),
-        area=tuple(row.get("area", ())),
-        area_of_words=tuple(row.get("area_of_words", ())),
         seconds=_seconds(row.get("seconds", [])),
-        decides_seconds=row.get("decides_seconds", 0),
-        media=row.get("media", {}),
-        references=row.get("references", 0),
-        edits=row.get("edits", False),
-        shows=tuple(row.get("shows", ())),
-        sequence=row.get("sequence", 0),
-        pictures=row.get("pictures", 1),
-        default_pictures=row.get("default_pictures", 1),
-        prompt_limit=row.get("prompt_limit", 0),
-        tells_prompt=row.get("tells_prompt", True),
-        tells_rewrite=row.get("tells_rewrite", False),
-        tells_metric=row.get("tells_metric", False),
-        typed_parts=row.get("typed_parts", False),
-        usage=row.get("usage", ""),
-        limit=tuple(row["limit"]) if "limit" in row else None,
-        concurrency=row.get("concurrency"),
-        prices=_micros(row.get("price" if is_home else "abroad", {})),
-        silent_prices=_micros(row.get("silent" if is_home else "silent_abroad", {})),
-        keeps_days=row.get("keeps_days", 1),
+        limit=tuple(limit) if limit else None,
+        prices=_micros(here("price", {}, "abroad")),
+        silent_prices=_micros(here("silent", {})),
         run_seconds=row["run_seconds"],
-        rpm=row.get("rpm" if is_home else "rpm_abroad", row.get("rpm")),
-        tpm=row.get("tpm" if is_home else "tpm_abroad", row.get("tpm")),
-        context=row.get("context", 0),
-        max_output=row.get("max_output", 0),
+        rpm=here("rpm", row.get("rpm")),
+        tpm=here("tpm", row.get("tpm")),
         thinking=Thinking(row.get("thinking", "none")),
-        thinks=row.get("thinks", False),
-        thinks_unstreamed=row.get("thinks_unstreamed", False),
-        is_incremental=row.get("is_incremental", False),
-        is_message=row.get("is_message", False),
-        sees=row.get("sees", False),
-        hears=row.get("hears", False),
-        streams_only=row.get("streams_only", False),
-        token_pixels=row.get("token_pixels", 1024),
-        vision_price=round(row.get("vision" if is_home else "vision_abroad", 0) * 1_000_000),
-        audio_price=round(row.get("audio" if is_home else "audio_abroad", 0) * 1_000_000),
-        token_prices=_tiers(row.get("tokens" if is_home else "tokens_abroad", [])),
-        search_price=round(row.get("search" if is_home else "search_abroad", 0) * 1_000_000),
-        caches=row.get("caches", False),
-        batch=row.get("batch" if is_home else "batch_abroad", False),
-        batch_chat=row.get("batch_chat" if is_home else "batch_chat_abroad", False),
-        batch_input=row.get("batch_input"),
+        vision_price=_micro(here("vision", 0)),
+        audio_price=_micro(here("audio", 0)),
+        token_prices=_tiers(here("tokens", [])),
+        search_price=_micro(here("search", 0)),
+        batch=here("batch", False),
+        batch_chat=here("batch_chat", False),
         voices=tuple(table["voices"][row["voices"]]) if "voices" in row else (),
-        takes_instructions=row.get("takes_instructions", False),
-        texts=row.get("texts", 0),
-        text_tokens=row.get("text_tokens", 0),
-        dimensions=tuple(row.get("dimensions", ())),
+        **{name: _fixed(row[name]) for name in _COLUMNS & row.keys()},
     )
 
 
@@ -198,8 +163,9 @@ def _flat(model_id: str, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if "like" not in row:
         return row
     inherited = _flat(row["like"], rows)
-    # Where a model is offered and what it is called abroad belong to it alone.
-    return {key: inherited[key] for key in inherited if key not in ("abroad_id", "regions")} | row
+    # Where a model is offered and what it is called abroad belong to it alone; a limit of its own holds everywhere.
+    alone = {"abroad_id", "regions"} | ({"limit_abroad"} if "limit" in row else set())
+    return {key: inherited[key] for key in inherited.keys() - alone} | row
 
 
 def _sizes(row: dict[str, Any], tiers: dict[str, list[str]]) -> dict[str, str]:
@@ -225,4 +191,15 @@ def _tiers(rows: list[dict[str, float]]) -> tuple[Tier, ...]:
 
 
 def _micros(prices: dict[str, float]) -> dict[str, int]:
-    return {tier: round(price * 1_000_000) for tier, price in prices.items()}
+    return {tier: _micro(price) for tier, price in prices.items()}
+
+
+def _micro(price: float) -> int:
+    return round(price * 1_000_000)
+
+
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_COLUMNS = {each.name for each in fields(Model) if each.default is not MISSING or each.default_factory is not MISSING}

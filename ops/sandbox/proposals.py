@@ -13,7 +13,7 @@ from ops.sandbox.refusals import Refusal, invalid
 from ops.sandbox.tasks import Task
 from ops.sandbox.text import Answer, Cache
 
-HALF_PRICED = "batch-chat"  # the path of the calls that cost half
+BATCH_CHAT = "batch-chat"  # the path of its calls: here, the provider has it on a host of its own
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ def answer(arrival: Arrival, model: Model, cache: Cache, seed: int) -> Answer | 
     messages = generation.messages(arrival.document)
     asked = generation.asked(arrival.document, arrival.streams)
     # Batch Chat's discount is its own, as a batch's is.
-    seen = 0 if arrival.path == HALF_PRICED else cache.hit(arrival.owner, model, messages)
+    seen = 0 if arrival.path == BATCH_CHAT else cache.hit(arrival.owner, model, messages)
     return text.answer(model, messages, asked, seed, seen)

@@ -168,7 +168,7 @@ class Provider:
         owner, document = arrival.owner, arrival.document
         found = None if self._has_ended(document["model"]) else self.models.get(document["model"])
         model, call = orders.route(found, arrival.path, arrival.is_async, self.options.async_text)
-        is_outside = arrival.path == proposals.HALF_PRICED  # of the limits of calls
+        is_outside = arrival.path == proposals.BATCH_CHAT  # of the limits of calls
         if not is_outside:
             self.gate.create(owner, model)
         order, failure = proposals.order(arrival, model, call, self.options)

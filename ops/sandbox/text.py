@@ -6,8 +6,9 @@ for; a tool is called when the call says so. The same call always gets the same 
 
 import hashlib
 import json
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,8 +40,7 @@ class Answer:
     output_tokens: int  # reasoning included
     reasoning_tokens: int
     cached_tokens: int  # of the input, seen before
-    vision_tokens: int = 0  # of the input, of pictures and clips
-    audio_tokens: int = 0
+    shown_tokens: Mapping[str, int] = field(default_factory=dict)  # of the input: image, video, audio, where shown
     searches: int = 0
     logprobs: dict[str, Any] | None = None  # None: not asked for
 
@@ -71,8 +71,9 @@ def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, c
     shown = parts.shown(model, messages)
     if shown:  # no model looks at them: the answer says what came
         documents = [Document("", " ".join([_saw(shown), *(document.text for document in documents)]))]
-    seen = sum(each.tokens for each in shown if each.sort != "audio")
-    heard = sum(each.tokens for each in shown if each.sort == "audio")
+    shown_tokens: Counter[str] = Counter()
+    for each in shown:
+        shown_tokens[each.sort] += each.tokens
     called = _called(messages, asked, documents, seed)
     said = "" if called else _stopped(_said(instructions, documents, asked), asked.get("stop") or [])
     content = tokens.cut(said, asking.most_tokens(model, asked))
@@ -84,9 +85,8 @@ def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, c
         reasoning=reasoning,
         tool_calls=called,
         finish_reason=_finish_reason(called, asked, is_cut=len(content) < len(said)),
-        input_tokens=asking.input_tokens(messages, asked) + seen + heard,
-        vision_tokens=seen,
-        audio_tokens=heard,
+        input_tokens=asking.input_tokens(messages, asked) + shown_tokens.total(),
+        shown_tokens=shown_tokens,
         output_tokens=tokens.count(spoken) + reasoning_tokens,
         reasoning_tokens=reasoning_tokens,
         cached_tokens=cached_tokens,
@@ -97,8 +97,15 @@ def answer(model: Model, messages: Messages, asked: dict[str, Any], seed: int, c
 
 def _saw(shown: list[Shown]) -> str:
     """Return what was shown, in its order, so that a client can tell that it arrived: "image a.png, audio b.wav."."""
-    names = (f"{each.sort} {PurePosixPath(urlsplit(each.link).path).name[:80] or 'inline'}" for each in shown)
+    names = (f"{each.sort} {_name(each.link)}" for each in shown)
     return f"I was shown {', '.join(names)}."
+
+
+def _name(link: str) -> str:
+    """Return the file's name that a link ends with; of what stands in the link itself, its digest."""
+    if link.startswith("data:"):
+        return f"inline {hashlib.sha256(link.encode()).hexdigest()[:12]}"
+    return PurePosixPath(urlsplit(link).path).name[:80]
 
 
 def _logprobs(content: str, alternatives: int) -> dict[str, Any]:
