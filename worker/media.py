@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+from base64 import b64decode
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -137,6 +138,11 @@ def shape(head: bytes) -> Shape | None:
     # The colour type of a PNG: 4 is grey with alpha, 6 is colour with alpha (PNG specification, 11.2.1).
     has_alpha = kind is MARKS[b"\x89PNG\r\n\x1a\n"] and head[25:26] in (b"\x04", b"\x06")
     return Shape(width, height, has_alpha) if width > 0 and height > 0 else None
+
+
+def inline_shape(link: str) -> Shape | None:
+    """The shape of a picture that stands in a link itself, `data:image/…;base64,…`; None where it does not show."""
+    return shape(b64decode(link.partition(",")[2][: HEADER * 4 // 3 // 4 * 4] + "=="))
 
 
 def seconds(body: BinaryIO, kind: MediaType) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -175,9 +175,15 @@ class References(Entry):
     total: int
     has_voices: bool = False  # each of them may come with a voice
     is_mixed: bool = True  # pictures, clips and sounds may be shown together
-    seconds_with_clips: int | None = (
-        None  # that the result has at most where a clip is among them; None: no other limit
-    )
+    seconds_with_clips: int | None = None  # of the result at most, where a clip is among them; None: as ever
+
+    def unfit(self, counts: Mapping[str, int]) -> str:
+        """Why so many pictures, clips and sounds are not taken; empty where they are."""
+        for sort, count in counts.items():
+            if count > getattr(self, sort):
+                return f"has {count} {sort}, and may have {getattr(self, sort)}"
+        total = sum(counts.values())
+        return f"has {total} files, and may have {self.total} in all" if total > self.total else ""
 
 
 class Vision(Entry):

@@ -206,7 +206,7 @@ def _faults(
 ) -> list[Fault]:
     """The faults of an input's objects, one by one; and where there is none, of what they play together."""
     media_of = {pointer: medium for pointer, _, medium in naming.values(wanted)}
-    longest = wanted.get("max_seconds")
+    longest = wanted.get("max_seconds")  # whichever kind has such a field
     each = [
         _fault(pointer, key, there.get(key), media_of.get(pointer), model, longest) for pointer, key in keys.items()
     ]

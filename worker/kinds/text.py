@@ -53,7 +53,7 @@ class Message(BaseModel):
     tool_call_id: Text | None = Field(None, description="of the call that a tool's answer is for")
 
 
-def our_format(value: Any) -> Any:
+def _our_format(value: Any) -> Any:
     """OpenAI's `{"type": "json_object"}` and its like in our own form."""
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "json_schema" and isinstance(value.get("json_schema"), Mapping):
@@ -90,7 +90,7 @@ def _message_fits(place: int, message: Message) -> None:
         raise no("blank", f"the message {place} must not be empty")
 
 
-def max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
+def _max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
     if value is None:
         return
     if model.max_output and value > model.max_output:
@@ -102,23 +102,23 @@ def max_tokens_fit(model: Model, value: int | None, given: Mapping[str, Any]) ->
         raise no("too_long", f"{window}: at least {surely:,} of the input and {value:,} of the answer do not fit")
 
 
-def thinking_fits(model: Model, value: bool | None, _given: Mapping[str, Any]) -> None:
+def _thinking_fits(model: Model, value: bool | None, _given: Mapping[str, Any]) -> None:
     if value is False and model.thinking is Thinking.ALWAYS:
         raise no("not_allowed", f"{model.id} always thinks")
 
 
-def is_thought_about(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
+def _is_thought_about(_model: Model, value: Any, given: Mapping[str, Any]) -> None:
     if value and not given.get("enable_thinking"):
         raise no("needs_thinking", "is of use only with enable_thinking")
 
 
-def budget_fits(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
-    is_thought_about(model, value, given)
+def _budget_fits(model: Model, value: int | None, given: Mapping[str, Any]) -> None:
+    _is_thought_about(model, value, given)
     if value is not None and value > model.max_thinking:
         raise no("too_many", f"{model.id} thinks at most {model.max_thinking:,} tokens")
 
 
-def format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
+def _format_fits(model: Model, value: Any, given: Mapping[str, Any]) -> None:
     if value in (None, "text"):
         return
     if given.get("enable_thinking") or model.thinking is Thinking.ALWAYS:
@@ -147,19 +147,25 @@ def _top_logprobs_fit(_model: Model, value: Any, given: Mapping[str, Any]) -> No
         raise no("needs_logprobs", "is of use only with logprobs")
 
 
+WRITING_RULES: dict[str, Rule] = {  # of every kind whose answer is words
+    "max_tokens": _max_tokens_fit,
+    "enable_thinking": _thinking_fits,
+    "thinking_budget": _budget_fits,
+    "include_reasoning": _is_thought_about,
+    "response_format": _format_fits,
+}
 _RULES: dict[str, Rule] = {
+    **WRITING_RULES,
     "messages": _messages_fit,
-    "max_tokens": max_tokens_fit,
-    "enable_thinking": thinking_fits,
-    "thinking_budget": budget_fits,
-    "include_reasoning": is_thought_about,
-    "response_format": format_fits,
     "tool_choice": _is_about_tools,
     "parallel_tool_calls": _is_about_tools,
     "search_options": _is_about_a_search,
     "logprobs": _logprobs_fit,
     "top_logprobs": _top_logprobs_fit,
 }
+
+
+Format = Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(_our_format)]
 
 
 class Search(BaseModel):
@@ -183,9 +189,7 @@ class Conversation(Input):
     enable_thinking: bool | None = Field(None, description="let the model reason first: slower, dearer, often better")
     thinking_budget: int | None = Field(None, ge=1, description="tokens that it may think")
     include_reasoning: bool | None = Field(None, description="give what it thought beside the answer")
-    response_format: Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(our_format)] = Field(
-        None, description="text, json, or a JSON schema that the answer should fit"
-    )
+    response_format: Format = Field(None, description="text, json, or a JSON schema that the answer should fit")
     tools: tuple[dict[str, Any], ...] | None = Field(None, description="functions that the model may call, as OpenAI's")
     tool_choice: Literal["auto", "none"] | dict[str, Any] | None = Field(None, description="auto, none, or a function")
     parallel_tool_calls: bool | None = Field(None, description="let the model call several of them at once")
@@ -328,10 +332,7 @@ def usage(_model: Model, wanted: Conversation, answer: Mapping[str, Any]) -> Usa
 
 def estimate(model: Model, wanted: Conversation) -> Usage:
     """The messages by a count that is rather too high, and the longest answer that is allowed."""
-    thinks = will_think(model, wanted.enable_thinking)
-    thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
-    most = (wanted.max_tokens or model.max_output or 0) + thought
-    units = {"input_tokens": _input_tokens(wanted), "output_tokens": most, "thinking": thinks}
+    units = {"input_tokens": _input_tokens(wanted), **most_written(model, wanted)}
     if wanted.enable_search:
         found = _SEARCHES * _FOUND_TOKENS
         units |= {"searching": True, "searches": _SEARCHES, "input_tokens": units["input_tokens"] + found}
@@ -359,6 +360,13 @@ def _searches(told: Mapping[str, Any]) -> dict[str, Any]:
 def will_think(model: Model, asked: bool | None) -> bool:
     """Whether the model thinks before it answers, where it is asked to or not."""
     return model.thinking is Thinking.ALWAYS or (model.thinking is Thinking.HYBRID and bool(asked))
+
+
+def most_written(model: Model, wanted: Any) -> dict[str, Any]:
+    """The most tokens of an answer, with those of its thinking, and whether there is any: for an estimate."""
+    thinks = will_think(model, wanted.enable_thinking)
+    thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
+    return {"output_tokens": (wanted.max_tokens or model.max_output or 0) + thought, "thinking": thinks}
 
 
 def _input_tokens(wanted: Conversation) -> int:

@@ -8,14 +8,13 @@ is given inline are read from its header.
 from __future__ import annotations
 
 import math
-from base64 import b64decode
 from collections.abc import Mapping
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from worker import media
 from worker.catalog import Model, Surface, Usage
@@ -39,13 +38,11 @@ def _counted(name: str, model: Model, value: list[str] | None, given: Mapping[st
     most = model.references
     if not value or most is None:
         return
-    if len(value) > getattr(most, name):
-        raise no("too_many", f"has {len(value)}, and {model.id} takes {getattr(most, name)} {name}")
-    others = [other for other in _SORTS if other != name and given.get(other)]
+    others = {other: len(given[other]) for other in _SORTS if other != name and given.get(other)}
     if others and not most.is_mixed:
-        raise no("contradiction", f"stand beside {others[0]}, and {model.id} takes files of one sort: leave one out")
-    if sum(len(given.get(other) or ()) for other in others) + len(value) > most.total:
-        raise no("too_many", f"with the others are more than the {most.total} files that {model.id} takes")
+        raise no("contradiction", f"stand beside {min(others)}, and {model.id} takes files of one sort: leave one out")
+    if why := most.unfit({name: len(value), **others}):
+        raise no("too_many", f"{why}, for {model.id}")
 
 
 def _pictures_fit(model: Model, value: list[str] | None, given: Mapping[str, Any]) -> None:
@@ -82,11 +79,7 @@ class Understand(Input):
         "sounds": partial(_counted, "sounds"),
         "fps": _is_about_clips,
         "max_pixels": _pixels_fit,
-        "max_tokens": text.max_tokens_fit,
-        "enable_thinking": text.thinking_fits,
-        "thinking_budget": text.budget_fits,
-        "include_reasoning": text.is_thought_about,
-        "response_format": text.format_fits,
+        **text.WRITING_RULES,
     }
 
     exemplary: ClassVar[frozenset[str]] = frozenset({"pictures"})
@@ -111,9 +104,7 @@ class Understand(Input):
     enable_thinking: bool | None = Field(None, description="let the model reason first: slower, dearer, often better")
     thinking_budget: int | None = Field(None, ge=1, description="tokens that it may think")
     include_reasoning: bool | None = Field(None, description="give what it thought beside the answer")
-    response_format: Annotated[Literal["text", "json"] | dict[str, Any] | None, BeforeValidator(text.our_format)] = (
-        Field(None, description="text, json, or a JSON schema that the answer should fit")
-    )
+    response_format: text.Format = Field(None, description="text, json, or a JSON schema that the answer should fit")
     temperature: float | None = Field(None, ge=0, lt=2, description="how freely it chooses its words")
     top_p: float | None = Field(None, gt=0, le=1, description="the share of likely words that it chooses from")
     seed: int | None = Field(None, ge=0, le=SEED_LIMIT, description="equal seeds give similar answers")
@@ -158,8 +149,6 @@ def usage(model: Model, wanted: Understand, answer: Mapping[str, Any]) -> Usage:
 
 def estimate(model: Model, wanted: Understand) -> Usage:
     """The most that the files may be, as far as the window goes; the words by a count that is rather too high."""
-    thinks = text.will_think(model, wanted.enable_thinking)
-    thought = (wanted.thinking_budget or model.max_output or 0) if thinks else 0
     heard = math.ceil(_seconds(model, wanted) * model.sound_tokens)
     seen = _seen(model, wanted)
     said = text.tokens(wanted.prompt + (wanted.system or "")) + text.tokens(str(wanted.response_format or ""))
@@ -172,8 +161,7 @@ def estimate(model: Model, wanted: Understand) -> Usage:
             "text_tokens": said,
             "vision_tokens": vision,
             "audio_tokens": audio,
-            "output_tokens": (wanted.max_tokens or model.max_output or 0) + thought,
-            "thinking": thinks,
+            **text.most_written(model, wanted),
         }
     )
 
@@ -226,14 +214,10 @@ def _picture_tokens(model: Model, picture: str, most: int | None) -> int:
     vision = model.vision
     assert vision is not None, "only a model that sees is shown pictures"
     tokens = math.ceil((most or vision.usual_pixels) / vision.token_pixels)
-    if picture.startswith("data:"):
-        head = picture.partition(",")[2][: media.HEADER * 4 // 3 // 4 * 4]
-        if shape := media.shape(b64decode(head + "==")):
-            scale = max(1.0, math.sqrt(vision.pixels[0] / (shape.width * shape.height)))
-            wide, high = (
-                math.ceil(side * scale / math.isqrt(vision.token_pixels)) for side in (shape.width, shape.height)
-            )
-            tokens = min(tokens, wide * high)
+    if picture.startswith("data:") and (shape := media.inline_shape(picture)):
+        scale = max(1.0, math.sqrt(vision.pixels[0] / (shape.width * shape.height)))
+        sides = (math.ceil(side * scale / math.isqrt(vision.token_pixels)) for side in (shape.width, shape.height))
+        tokens = min(tokens, math.prod(sides))
     return tokens + _AROUND
 
 

@@ -8,7 +8,6 @@ the provider's defaults. Where an answer lacks what is billed, the input's own n
 from __future__ import annotations
 
 import re
-from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from worker import media, text
 from worker.catalog import Model, Protocol, Usage
+from worker.catalog.models import References
 from worker.kinds import answers
 from worker.kinds.fields import SEED_LIMIT, Clip, Filled, Input, Picture, Rule, Sound, Text, Tier, no
 from worker.kinds.kind import Request, Source
 from worker.states import Mode
 
 _LINKS = ("video_url", "url", "image")
+_SORTS = ("picture", "clip", "sound")  # of what a reference shows
 _NUMBER_LIMIT = 2**63
 _WORD_LIMIT = 200  # characters; longer texts are no measure of use
 _TIER = re.compile(r"(\d{3,4})P?", re.IGNORECASE)
@@ -91,16 +92,15 @@ def picture_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> 
     if value is None or model.pictures is None or not value.startswith("data:"):
         return
     encoded = value.partition(",")[2]
-    head = b64decode(encoded[: media.HEADER * 4 // 3 // 4 * 4] + "==")
-    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.shape(head)):
+    if why := model.pictures.unfit(len(encoded) * 3 // 4 - encoded.count("="), media.inline_shape(value)):
         raise no("picture_unfit", f"{why}, for {model.id}")
 
 
 def pictures_fit(model: Model, value: list[str] | None, given: Mapping[str, Any]) -> None:
     """Raises the fault of a list of pictures: too many, or one that the model does not take."""
-    most = model.references.pictures if model.references else 0
-    if value and len(value) > most:
-        raise no("too_many", f"has {len(value)} pictures, and {model.id} takes {most}")
+    most = model.references or References(total=0)
+    if value and (why := most.unfit({"pictures": len(value)})):
+        raise no("too_many", f"{why}, for {model.id}")
     for picture in value or ():
         picture_fits(model, picture, given)
 
@@ -110,12 +110,9 @@ def references_fit(model: Model, value: list[Reference] | None, given: Mapping[s
     most = model.references
     if not value or most is None:
         return
-    for name, count in (("picture", most.pictures), ("clip", most.clips), ("sound", most.sounds)):
-        shown = sum(getattr(each, name) is not None for each in value)
-        if shown > count:
-            raise no("too_many", f"has {shown} {name}s, and {model.id} takes {count}")
-    if len(value) > most.total:
-        raise no("too_many", f"has {len(value)} references, and {model.id} takes {most.total} in all")
+    counts = {f"{sort}s": sum(getattr(each, sort) is not None for each in value) for sort in _SORTS}
+    if why := most.unfit(counts):
+        raise no("too_many", f"{why}, for {model.id}")
     if not most.has_voices and any(each.voice for each in value):
         raise no("not_taken", f"has a voice, which {model.id} does not take")
     if all(each.sound for each in value):
