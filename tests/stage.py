@@ -26,6 +26,7 @@ from worker.jobs import reading, submission
 from worker.runner import Runner
 from worker.settings import Settings
 from worker.states import TERMINAL, Move, State
+from worker.storage import Expected
 from worker.tables import Delivery, Job, Project
 
 PATIENCE = 60.0  # seconds, on a busy machine
@@ -62,6 +63,21 @@ class Stage:
         with self.ctx.engine.begin() as connection:
             job, _ = submission.submit(connection, project or self.project, prepared, None, self.now())
         return job
+
+    def file(self, content: bytes, content_type: str = "image/png", name: str = "0199.png") -> str:
+        """The key of a file of the project, as it is after an upload; nothing is known of its sides or seconds."""
+        key = f"{self.project.id}/files/2026/01/02/{name}"
+        self.ctx.bucket.put_stream(key, [content], content_type, Expected())
+        self.sql(
+            "insert into files (project_id, key, name, content_type, bytes, sha256)"
+            " values (:project, :key, :name, :type, :bytes, :key)",
+            project=self.project.id,
+            key=key,
+            name=name,
+            type=content_type,
+            bytes=len(content),
+        )
+        return key
 
     def tick(self, now: datetime | None = None) -> list[tick.Message]:
         """What a tick would publish."""
@@ -216,7 +232,8 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    """A stage on the test's own servers."""
+    """A stage on the test's own servers; a sandbox that several tests share has forgotten the others."""
+    sandbox.reset()
     with stage(environment, sandbox) as made:
         yield made
 

@@ -41,13 +41,6 @@ def sandbox() -> Iterator[Sandbox]:
         yield made
 
 
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
-        yield made
-
-
 def submit(play: Stage, count: int = 5, **said: Any) -> Job:
     return play.submit("summary", MODEL, input={"mode": "chat", "documents": texts(count), **said})
 

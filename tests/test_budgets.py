@@ -13,7 +13,7 @@ import httpx
 import pytest
 from serving import Served, eventually, served
 from sqlalchemy import event
-from stage import CLIP, Stage, stage
+from stage import CLIP, Stage
 from test_cli import Shell, api, noria
 
 from ops import audit
@@ -39,13 +39,6 @@ BODY = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     with running(Options(run_seconds=0.05, queue_seconds=0, call_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
         yield made
 
 

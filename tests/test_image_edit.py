@@ -17,7 +17,6 @@ from worker.errors import InvalidInput
 from worker.kinds import KINDS, CallKind
 from worker.states import TERMINAL, State
 from worker.steps import poll
-from worker.storage import Expected
 
 CATALOG = catalog.load()
 PICTURE, OTHER = "https://example.com/a.png", "https://example.com/b.png"
@@ -105,27 +104,13 @@ def test_files_among_pictures_are_held_against_the_model(http: httpx.Client, api
     assert codes("wan2.7-image") == codes("wan2.5-i2i-preview") == ["/input/pictures/1"]
 
 
-def stored(play: Stage, name: str) -> str:
-    """The key of a picture of the stage's project."""
-    key = f"{play.project.id}/files/2026/01/02/{name}"
-    play.ctx.bucket.put_stream(key, [PNG], "image/png", Expected())
-    play.sql(
-        "insert into files (project_id, key, name, content_type, bytes, sha256)"
-        " values (:project, :key, :name, 'image/png', 32, '')",
-        project=play.project.id,
-        key=key,
-        name=name,
-    )
-    return key
-
-
 @pytest.mark.parametrize("handover", ["link", "upload"])
 @pytest.mark.parametrize("model", ["qwen-image-2.0", "wan2.7-image", "wan2.5-i2i-preview"])
 def test_files_reach_the_provider_in_the_order_in_which_the_prompt_counts_them(
     environment: dict[str, str], sandbox: Sandbox, handover: str, model: str
 ) -> None:
     with stage(environment, sandbox, input_handover=handover) as play:
-        keys = [stored(play, name) for name in ("hat.png", "cat.png")]
+        keys = [play.file(PNG, name=name) for name in ("hat.png", "cat.png")]
         job = play.submit("image-edit", model, input={"prompt": "put 1 on 2", "pictures": [*keys, OTHER]})
         kind = kinds.call(job.kind)
         asked = kind.request(CATALOG.model(model), "cn-beijing", kind.input.model_validate(job.input))
@@ -181,7 +166,7 @@ def test_a_file_of_edits_is_one_batch_that_costs_what_it_was_said_to(environment
     ],
 )
 def test_pictures_are_made_of_pictures_and_cost_what_was_made(play: Stage, model: str, n: int, cost: int) -> None:
-    pictures = [stored(play, "hat.png"), stored(play, "cat.png")]
+    pictures = [play.file(PNG, name="hat.png"), play.file(PNG, name="cat.png")]
     job = play.submit("image-edit", model, input={"prompt": "a hat", "pictures": pictures, "n": n})
 
     made = play.until(job)

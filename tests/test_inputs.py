@@ -22,7 +22,6 @@ from worker.inputs import Handover
 from worker.kinds import Request
 from worker.lanes import throttle
 from worker.states import State
-from worker.storage import Expected
 from worker.tables import Job
 
 MODEL = "wan2.5-i2v-preview"
@@ -54,20 +53,6 @@ def submitted(http: httpx.Client, path: str = "/v1/jobs", **wanted: Any) -> http
 def faults(answer: httpx.Response) -> dict[str, str]:
     """Pointer → code."""
     return {fault["pointer"]: fault["code"] for fault in answer.json()["errors"]}
-
-
-def stored(play: Stage, content: bytes = PNG) -> str:
-    """The key of a file of the stage's project."""
-    key = f"{play.project.id}/files/2026/01/02/0199.png"
-    play.ctx.bucket.put_stream(key, [content], "image/png", Expected())
-    play.sql(
-        "insert into files (project_id, key, name, content_type, bytes, sha256)"
-        " values (:project, :key, 'cat.png', 'image/png', :bytes, '')",
-        project=play.project.id,
-        key=key,
-        bytes=len(content),
-    )
-    return key
 
 
 def request_of(play: Stage, job: Job) -> Request:
@@ -227,7 +212,7 @@ def test_a_file_that_was_named_by_a_replayed_submission_may_be_gone(http: httpx.
 
 
 def test_the_provider_is_given_something_that_it_can_follow_and_the_record_keeps_the_key(play: Stage) -> None:
-    key = stored(play)
+    key = play.file(PNG)
     job = play.submit("image-to-video", MODEL, input={"img_url": key, "prompt": "it purrs"})
 
     made = play.until(job)
@@ -241,7 +226,7 @@ def test_a_link_into_the_bucket_is_followed_without_a_key_of_ours(
     environment: dict[str, str], sandbox: Sandbox
 ) -> None:
     with stage(environment, sandbox) as play:
-        key = stored(play)
+        key = play.file(PNG)
         job = play.submit("image-to-video", MODEL, input={"img_url": key, "prompt": key})
         request = play.ctx.handover.request(play.ctx.client(job), job, request_of(play, job))
 
@@ -255,7 +240,7 @@ def test_an_upload_is_used_again_for_the_same_model_and_account_and_no_other(
     environment: dict[str, str], sandbox: Sandbox
 ) -> None:
     with stage(environment, sandbox, input_handover="upload") as play:
-        job = play.submit("image-to-video", MODEL, input={"img_url": stored(play), "prompt": "it purrs"})
+        job = play.submit("image-to-video", MODEL, input={"img_url": play.file(PNG), "prompt": "it purrs"})
         request = request_of(play, job)
         other = replace(request, body={**request.body, "model": "wan2.6-i2v"})
         handover = Handover(play.ctx.settings, play.ctx.bucket)
@@ -294,7 +279,7 @@ def test_an_object_that_is_gone_is_told_from_one_that_does_not_come_now(
     environment: dict[str, str], sandbox: Sandbox
 ) -> None:
     with stage(environment, sandbox, input_handover="upload") as play:
-        key = stored(play)
+        key = play.file(PNG)
         job = play.submit("image-to-video", MODEL, input={"img_url": key})
         play.ctx.bucket.delete(key)
 
@@ -319,7 +304,7 @@ def uploading(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
 def refusing(play: Stage, status: int, code: str, message: str = "") -> Job:
     """A job whose picture the provider refused once."""
     play.sandbox.fault(where="upload", what="error", status=status, code=code, message=message, times=1)
-    job = play.submit("image-to-video", MODEL, input={"img_url": stored(play)})
+    job = play.submit("image-to-video", MODEL, input={"img_url": play.file(PNG)})
     play.play(play.tick())
     return play.job(job)
 
@@ -373,7 +358,7 @@ def test_a_store_that_fails_is_tried_again_soon(uploading: Stage) -> None:
 
 def test_the_inputs_of_a_job_share_one_span_of_time(uploading: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "HANDOVER", timedelta(0))
-    job = uploading.submit("image-to-video", MODEL, input={"img_url": stored(uploading)})
+    job = uploading.submit("image-to-video", MODEL, input={"img_url": uploading.file(PNG)})
 
     with pytest.raises(CallFailed):
         uploading.ctx.handover.request(uploading.ctx.client(job), job, request_of(uploading, job))

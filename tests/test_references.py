@@ -22,7 +22,6 @@ from worker.inputs import naming
 from worker.kinds import KINDS, CallKind
 from worker.states import State
 from worker.steps import poll
-from worker.storage import Expected
 
 CATALOG = catalog.load()
 TODAY = date(2026, 11, 27)
@@ -323,16 +322,7 @@ def test_names_are_found_and_replaced_at_every_depth() -> None:
 
 
 def test_a_clip_of_references_is_made_and_billed_with_what_was_shown(play: Stage) -> None:
-    keys = [f"{play.project.id}/files/2026/01/02/{name}" for name in ("0199.png", "0199.mp4")]
-    for key, content, kind in zip(keys, (PNG, mp4(2)), ("image/png", "video/mp4"), strict=True):
-        play.ctx.bucket.put_stream(key, [content], kind, Expected())
-        play.sql(
-            "insert into files (project_id, key, name, content_type, bytes, sha256)"
-            " values (:project, :key, :key, :kind, 1, :key)",
-            project=play.project.id,
-            key=key,
-            kind=kind,
-        )
+    keys = [play.file(PNG), play.file(mp4(2), "video/mp4", "0199.mp4")]
     wanted = {"prompt": "it purrs", "references": [{"picture": keys[0]}, {"clip": keys[1]}], "duration": 2}
     job = play.submit("reference-to-video", "wan2.7-r2v", input=wanted)
 

@@ -38,13 +38,6 @@ def sandbox() -> Iterator[Sandbox]:
         yield made
 
 
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
-        yield made
-
-
 def ask(play: Stage, cache_days: int | None = 7, model: str = MODEL, **more: Any) -> Job:
     """A question, driven to its end."""
     return play.until(play.submit("text", model, cache_days=cache_days, **{"input": ASKED, **more}))

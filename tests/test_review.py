@@ -15,7 +15,7 @@ from celery.events.state import State as FlowerState
 from pytest_httpserver import HTTPServer
 from serving import Served, eventually, served
 from sqlalchemy.exc import IntegrityError
-from stage import Stage, stage
+from stage import Stage
 
 from api import forms
 from ops import audit
@@ -40,13 +40,6 @@ WORDS = {"kind": "text", "model": "qwen-plus", "input": {"prompt": "Say hello."}
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     with running(Options(run_seconds=0.05, queue_seconds=0, call_seconds=0)) as made:
-        yield made
-
-
-@pytest.fixture
-def play(environment: dict[str, str], sandbox: Sandbox) -> Iterator[Stage]:
-    sandbox.reset()
-    with stage(environment, sandbox) as made:
         yield made
 
 
@@ -291,11 +284,13 @@ class TestTakes:
         second = play.until(take_of(play, reject(http, first, {})), WAITS)
         third = take_of(play, reject(http, second, {}))
 
-        lists = [http.get(f"/v1/jobs/{job.id}/takes").json() for job in (first, second, third)]
+        takes = first, second, third
+        lists = [http.get(f"/v1/jobs/{job.id}/takes").json()["data"] for job in takes]
 
-        assert [one["id"] for one in lists[0]["data"]] == [str(job.id) for job in (first, second, third)]
-        assert [one["take"] for one in lists[0]["data"]] == [1, 2, 3]
-        assert lists[0] == lists[1] == lists[2]
+        # their links are signed anew each second
+        assert [[(one["id"], one["take"]) for one in shown] for shown in lists] == [
+            [(str(job.id), n) for n, job in enumerate(takes, 1)]
+        ] * 3
 
     def test_rejecting_again_gives_the_same_take(self, play: Stage, http: httpx.Client) -> None:
         job = waiting(play)

@@ -177,18 +177,13 @@ def test_a_documents_link_reads_nothing_where_webhooks_and_sources_may_go(
 def test_documents_behind_links_are_fetched_and_a_dead_link_is_one_line(
     environment: dict[str, str], sandbox: Sandbox, httpserver: HTTPServer
 ) -> None:
-    with stage(environment, sandbox, documents_allow="127.0.0.0/8") as play:
-        _documents_behind_links(play, httpserver)
-
-
-def _documents_behind_links(play: Stage, httpserver: HTTPServer) -> None:
     page = "<html><body><p>News from behind a link.</p></body></html>"
     httpserver.expect_request("/news").respond_with_data(page, content_type="text/html; charset=utf-8")
     links = [httpserver.url_for("/news"), "http://127.0.0.1:9/closed", "http://10.1.2.3/private"]
 
-    job = play.until(submit(play, documents=[{"url": url} for url in links]))
+    with stage(environment, sandbox, documents_allow="127.0.0.0/8") as play:
+        made = lines(play, play.until(submit(play, documents=[{"url": url} for url in links])))
 
-    made = lines(play, job)
     assert made[0]["summary"] == "News from behind a link."
     assert [line["error"] and line["error"]["code"] for line in made] == [None, "not_fetched", "not_allowed"]
 
