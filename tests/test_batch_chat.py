@@ -25,6 +25,7 @@ from worker.dashscope.client import Client
 from worker.dashscope.offers import Quota
 from worker.dashscope.responses import Refused
 from worker.egress import transports
+from worker.errors import NotSent
 from worker.kinds import Request
 from worker.lanes import quotas, slots
 from worker.settings import Account
@@ -151,6 +152,13 @@ def test_sixteen_calls_wait_at_once_and_plain_calls_go_on_beside_them(play: Stag
     assert calls(play) == [], "one in a worker's hands counts too"
     play.sql("update jobs set state = 'failed', run_at = null, finished_at = now() where id = :id", id=first.id)
     assert len(calls(play)) == 1
+
+
+def test_an_account_without_its_host_sends_nothing(sandbox: Sandbox) -> None:
+    client = Client(Account(name="abroad", url=sandbox.url, key="sk-1", region="ap-southeast-1"), *TRANSPORTS)
+
+    with pytest.raises(NotSent, match="account abroad has no host"):
+        client.create(Request("/chat/completions", {}, {"model": MODEL}, Surface.BATCH_CHAT), 5)
 
 
 def test_its_lane_has_limits_of_its_own_whatever_the_account_is_told_of_calls(play: Stage) -> None:

@@ -585,3 +585,9 @@ def test_the_sandbox_has_each_model_with_the_same_limits(region: str) -> None:
             differ[model.id] = (creates, ours, theirs.concurrency, here.concurrency)
 
     assert differ == {}
+
+
+def test_each_model_that_takes_several_files_says_how_many() -> None:
+    several = {"pictures", "references", "clips", "sounds"}
+
+    assert [model.id for model in catalog.load().models() if several & set(model.fields) and not model.references] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,7 @@ from worker.tables import Project
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 24
 WAV = b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 28
 CLIP = drawn.render(Order("", "", "a cat", size="64*64", tier="480P", seconds=2), "t", 0, true_size=False)
+ENDLESS = b"RIFF\xff\xff\xff\x7fWAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 1, 1, 1, 8) + b"data\xd7\xff\xff\x7f\0"
 VERSE = "一二三"
 LIMIT = 200_000  # bytes, of these tests' API
 
@@ -125,6 +127,7 @@ def test_what_no_model_takes_is_refused(content: bytes) -> None:
         ("a.wav", sound.wav(VERSE, "Cherry"), sound.length(VERSE) / sound.RATE),
         ("a.mp4", CLIP[:200], None),
         ("a.wav", WAV, None),
+        ("a.wav", ENDLESS, None),  # one sample a second, for 68 years: no header is believed that much
         ("a.png", PNG, None),
     ],
 )

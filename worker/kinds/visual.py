@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from worker import media, text
 from worker.catalog import Model, Protocol, Usage
-from worker.catalog.models import References
 from worker.kinds import answers
 from worker.kinds.fields import SEED_LIMIT, Clip, Filled, Input, Picture, Rule, Sound, Text, Tier, no
 from worker.kinds.kind import Request, Source
@@ -98,8 +97,7 @@ def picture_fits(model: Model, value: str | None, _given: Mapping[str, Any]) -> 
 
 def pictures_fit(model: Model, value: list[str] | None, given: Mapping[str, Any]) -> None:
     """Raises the fault of a list of pictures: too many, or one that the model does not take."""
-    most = model.references or References(total=0)
-    if value and (why := most.unfit({"pictures": len(value)})):
+    if value and model.references and (why := model.references.unfit({"pictures": len(value)})):
         raise no("too_many", f"{why}, for {model.id}")
     for picture in value or ():
         picture_fits(model, picture, given)
