@@ -607,7 +607,7 @@ def example(kind: str) -> dict[str, Any]:
     """A body that can be sent as it is: the kind's first model, and the fields that it needs, or its first field."""
     model = next(model for model in catalog.shipped().models(kind) if not model.retired)
     form = OFFERED[kind].input
-    must: set[str] = {*model.requires, *getattr(form, "exemplary", ())}
+    must: set[str] = {*model.requires, *getattr(form, "example_fields", ())}
     fields = {name: field for name, field in form.model_fields.items() if field.examples}
     needed = [name for name, field in fields.items() if field.is_required() or name in must]
     wanted = {name: (fields[name].examples or [None])[0] for name in needed or list(fields)[:1]}

@@ -31,6 +31,10 @@ _HINT_SPACING = 0.5  # seconds; the first is sent at once
 _EVENTS_KEPT = 10_000
 _SOCKET_SECONDS = 3.0
 _RETRY_SECONDS = 2.0  # before the thread tries a broker again that failed
+# Of our own states Flower shows the one that it heard last, and another process may still hold the one before: what is
+# followed by nothing for long goes after all that was left before it.
+_LATE_SECONDS = 4.0
+_LATE = frozenset({"task-awaiting_review", "task-rejected_in_review"})
 _FREE_SECONDS = 0.02  # between two looks of a worker whose threads are all busy
 
 _log = log.get(__name__)
@@ -154,6 +158,7 @@ class Sender:
         self._app = app
         self._hinted = False
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
+        self._later: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_EVENTS_KEPT)  # from when, by `monotonic`
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -177,7 +182,9 @@ class Sender:
     def _leave(self, hinted: bool = False, event: dict[str, Any] | None = None) -> None:
         with self._wake:
             self._hinted = self._hinted or hinted
-            if event:
+            if event and event["type"] in _LATE:
+                self._later.append((time.monotonic() + _LATE_SECONDS, event))
+            elif event:
                 self._events.append(event)
             if self._thread is None:  # at the first use, so that it lives in the process that uses it
                 self._thread = threading.Thread(target=self._run, name="noria-sender", daemon=True)
@@ -185,10 +192,12 @@ class Sender:
             self._wake.notify()
 
     def _run(self) -> None:
-        while not (self._stopping and not self._events and not self._hinted):
+        while not (self._stopping and not self._events and not self._later and not self._hinted):
             with self._wake:
-                while not (self._hinted or self._events or self._stopping):
-                    self._wake.wait()
+                while not (self._due() or self._hinted or self._events or self._stopping):
+                    self._wake.wait(self._later[0][0] - time.monotonic() if self._later else None)
+                while self._due():
+                    self._events.append(self._later.popleft()[1])
                 hinted, self._hinted = self._hinted, False
                 events = list(self._events)
                 self._events.clear()
@@ -198,6 +207,9 @@ class Sender:
                 _log.warning("broker does not take messages", cause=type(error).__name__, dropped=len(events))
                 time.sleep(0 if self._stopping else _RETRY_SECONDS)
             time.sleep(_HINT_SPACING)
+
+    def _due(self) -> bool:
+        return bool(self._later) and (self._stopping or self._later[0][0] <= time.monotonic())
 
     def _send(self, hinted: bool, events: list[dict[str, Any]]) -> None:
         if hinted:

@@ -297,9 +297,7 @@ def _variants(model: Model) -> Iterator[Model]:
     if model.batch_chat:
         yield _model({**_entry(model, Variant.CHAT), **_chat(model)})
     if model.protocol is Protocol.CHAT and model.surface is Surface.NATIVE:
-        unthinking = [name for name in model.takes if "think" not in name and "reasoning" not in name]
-        default = {name: value for name, value in model.default.items() if name in unthinking}
-        yield _model({**_entry(model, Variant.TASKS), "takes": unthinking, "default": default, "kinds": ("text",)})
+        yield _model({**_entry(model, Variant.TASKS), **_unthinking(model)})
 
 
 def _chat(model: Model) -> dict[str, Any]:
@@ -308,20 +306,24 @@ def _chat(model: Model) -> dict[str, Any]:
     Alibaba docs, 'OpenAI compatible - Batch Chat' (May 2026): 1,000 calls a second, and 10,000 of a model that wait at
     once. Eight that wait is ours.
     """
-    unthinking = [name for name in model.takes if "think" not in name and "reasoning" not in name]
     there = model.regions[_BEIJING]
     prices = [row.at(_HALF).model_dump(by_alias=True) for row in there.prices]
     return {
-        "kinds": ("text",),
+        **_unthinking(model),
         "mode": Mode.CALL,
         "surface": Surface.BATCH_CHAT,
         "path": "/chat/completions",
         "repeatable": True,
         "repeats": 1,
-        "takes": unthinking,
-        "default": {name: value for name, value in model.default.items() if name in unthinking},
         "regions": {_BEIJING: {"id": there.id, "rps": _CHATS_A_SECOND, "concurrency": _BATCHES, "prices": prices}},
     }
+
+
+def _unthinking(model: Model) -> dict[str, Any]:
+    """What a variant that is not streamed takes: a model thinks in streams alone."""
+    takes = [name for name in model.takes if "think" not in name and "reasoning" not in name]
+    default = {name: value for name, value in model.default.items() if name in takes}
+    return {"kinds": ("text",), "takes": takes, "default": default}
 
 
 def _entry(model: Model, variant: Variant) -> dict[str, Any]:

@@ -174,8 +174,8 @@ class Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     rules: ClassVar[Mapping[str, Rule]] = {}
-    undefaulted: ClassVar[frozenset[str]] = frozenset()  # fields that are left to the provider where the user does
-    exemplary: ClassVar[frozenset[str]] = frozenset()  # fields that an example has, since one of several must be there
+    without_default: ClassVar[frozenset[str]] = frozenset()  # fields that are left to the provider where the user does
+    example_fields: ClassVar[frozenset[str]] = frozenset()  # that an example has: one of several must be there
 
     @field_validator("*")
     @classmethod
@@ -190,7 +190,7 @@ class Input(BaseModel):
 def media(form: type[BaseModel]) -> dict[Path, Medium]:
     """The fields in which a file's key may stand in place of a link, by each name, in lists and nested objects too.
 
-    `("references", "*", "image")` is the `image` of each item of `references`.
+    `("references", "*", "picture")` is the `picture` of each item of `references`.
     """
     found: dict[Path, Medium] = {}
     for name, described in form.model_fields.items():
@@ -221,8 +221,8 @@ def check(kind: str, form: type[_Form], catalog: Catalog, model: Model, raw: Any
 
 def _defaults(model: Model, form: type[BaseModel]) -> dict[str, Any]:
     """The model's defaults for this form: a model of several kinds has some for each."""
-    undefaulted: frozenset[str] = getattr(form, "undefaulted", frozenset())
-    return {name: value for name, value in model.default.items() if name in form.model_fields.keys() - undefaulted}
+    without_default: frozenset[str] = getattr(form, "without_default", frozenset())
+    return {name: value for name, value in model.default.items() if name in form.model_fields.keys() - without_default}
 
 
 def _serves(kind: str, catalog: Catalog, model: Model, region: str | None) -> None:

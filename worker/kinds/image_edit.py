@@ -43,7 +43,7 @@ class ImageEdit(MediaInput):
     What is given is not: JPEG, PNG without transparency, BMP or WEBP, of at most 10 or 20 MB.
     """
 
-    undefaulted: ClassVar[frozenset[str]] = frozenset({"size"})
+    without_default: ClassVar[frozenset[str]] = frozenset({"size"})
     rules: ClassVar[Mapping[str, Rule]] = {
         **MediaInput.rules,
         "pictures": visual.pictures_fit,

@@ -82,7 +82,7 @@ class Understand(Input):
         **text.WRITING_RULES,
     }
 
-    exemplary: ClassVar[frozenset[str]] = frozenset({"pictures"})
+    example_fields: ClassVar[frozenset[str]] = frozenset({"pictures"})
 
     system: Text | None = Field(None, description="what the model is told before all else")
     prompt: Filled = Field(description="the question", examples=["What is on sale, and for how much?"])

@@ -125,8 +125,8 @@ def _child(model: str, segment: Segment) -> Child:
     asked: dict[str, Any] = {"text": segment.text, "voice": segment.voice, "language": segment.language}
     if segment.instructions is not None:
         asked["instructions"] = segment.instructions
-        if segment.improves is not None:
-            asked["optimize_instructions"] = segment.improves
+        if segment.optimize_instructions is not None:
+            asked["optimize_instructions"] = segment.optimize_instructions
     note = {"paragraph": segment.paragraph, "characters": len(segment.text), "voice": segment.voice}
     return Child(speech_segment.NAME, model, asked, note)
 

@@ -67,14 +67,13 @@ class Voiced(BaseModel):
     voice: Text | None = Field(
         None,
         max_length=VOICE_LIMIT,
-        description="who speaks; GET /v1/models names the voices, but an account's own",
+        description="who speaks: a voice that GET /v1/models names, or one of your account's own",
         examples=["Cherry"],
     )
     language: Text | None = Field(None, description="Auto finds out by itself", examples=["Auto", "Chinese"])
     instructions: Text | None = Field(
         None, max_length=INSTRUCTIONS_LIMIT, description="how to speak, for models that take it", examples=["slowly"]
     )
-
     optimize_instructions: bool | None = Field(None, description="let the provider put the instructions better")
 
     @field_validator("voice", "language", mode="after")
@@ -141,7 +140,7 @@ class Speech(Voiced):
         instructions = part.instructions or self.instructions
         improve = self.optimize_instructions if part.optimize_instructions is None else part.optimize_instructions
         rest = after if pause is None else pause
-        return Paragraph(text, voice, language or "Auto", instructions, rest, improves=improve)
+        return Paragraph(text, voice, language or "Auto", instructions, rest, optimize_instructions=improve)
 
     @field_validator("markup")
     @classmethod

@@ -40,7 +40,7 @@ class Paragraph:
     language: str
     instructions: str | None
     pause: float
-    improves: bool | None = field(default=None, kw_only=True)  # the provider puts the instructions better
+    optimize_instructions: bool | None = field(default=None, kw_only=True)  # the provider puts the instructions better
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,8 @@ def segments(script: Iterable[Paragraph], pause: float, limit: int, measure: Mea
         for left, piece in zip(reversed(range(len(pieces))), pieces, strict=True):
             rest = pause if left else part.pause
             if is_spoken(piece):
-                cut_off = Segment(
-                    piece, part.voice, part.language, part.instructions, rest, number, improves=part.improves
-                )
-                found.append(cut_off)
+                own = vars(part) | {"text": piece, "pause": rest}
+                found.append(Segment(**own, paragraph=number))
             elif found:
                 found[-1] = replace(found[-1], pause=min(found[-1].pause + rest, LONGEST_PAUSE))
     return [*found[:-1], *(replace(last, pause=0.0) for last in found[-1:])]
