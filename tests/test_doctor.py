@@ -35,9 +35,12 @@ def settings_of(play: Stage, **changes: object) -> Settings:
     return Settings.model_validate({**kept, **changes})
 
 
-def examined(play: Stage, *names: str, fix: bool = False, **changes: object) -> dict[Verdict, list[str]]:
+def examined(
+    play: Stage, *names: str, fix: bool = False, paid: bool = False, **changes: object
+) -> dict[Verdict, list[str]]:
     """What the named checks say, by verdict."""
-    exam = Exam(settings_of(play, **changes), play.ctx.catalog, play.ctx.engine, play.ctx.bucket, fix=fix)
+    settings = settings_of(play, **changes)
+    exam = Exam(settings, play.ctx.catalog, play.ctx.engine, play.ctx.bucket, fix=fix, paid=paid)
     said: dict[Verdict, list[str]] = {}
     for diagnosis in doctor.examine(exam, [check for check in CHECKS if check.name in names]):
         said.setdefault(diagnosis.found.verdict, []).append(diagnosis.found.what)

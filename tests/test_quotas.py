@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import batching
 import dashscope
 import peers
 import pytest
@@ -313,6 +314,17 @@ def test_a_schedule_of_a_model_that_has_ended_is_named(play: Stage) -> None:
     (what,) = examined(play, "database", "models")[Verdict.WARNING]
 
     assert what == "qwen-image ended on 2026-10-10; it is used by the schedule posters (spring-campaign)"
+
+
+def test_a_draft_of_a_model_that_has_ended_is_named_until_it_is_committed(play: Stage) -> None:
+    row = {"outcome": "good", "kind": "text-to-image", "model": "qwen-image", "input": {"prompt": "a heron"}}
+    batching.committed(play, [row, row], state="draft", name="spring posters")
+
+    (what,) = examined(play, "database", "models")[Verdict.WARNING]
+    play.sql("update batches set state = 'running'")
+
+    assert what == "qwen-image ended on 2026-10-10; it is used by the draft spring posters (spring-campaign)"
+    assert Verdict.WARNING not in examined(play, "database", "models")
 
 
 def test_limits_other_than_the_catalogs_are_named(play: Stage) -> None:

@@ -50,7 +50,11 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Exam:
-    """What is examined. `flower` is its address, None if unknown; `fix`: whether to repair what can be repaired."""
+    """What is examined.
+
+    `flower` is its address, None if unknown; `fix`: whether to repair what can be repaired; `paid`: whether to ask what
+    costs money.
+    """
 
     settings: Settings
     catalog: Catalog
@@ -58,6 +62,7 @@ class Exam:
     bucket: Bucket
     flower: str | None = None
     fix: bool = False
+    paid: bool = False
 
 
 Look = Callable[[Exam], Iterator[Found]]

@@ -30,6 +30,7 @@ class SpeechUnit(StrEnum):
 
     CHARACTERS = "characters"
     BYTES = "bytes"  # of UTF-8
+    BILLED = "billed"  # characters as they are billed: a Han character is two
 
 
 class FailedLines(StrEnum):

@@ -27,8 +27,7 @@ def check(document: dict[str, Any], model: Model, unit: SpeechUnit) -> Order:
     text, voice = given.get("text"), given.get("voice")
     if not isinstance(text, str) or not text.strip():
         raise invalid("Missing required parameter: input.text")
-    size = len(text) if unit is SpeechUnit.CHARACTERS else len(text.encode("utf-8", "replace"))
-    if size > LONGEST:
+    if _size(text, unit) > LONGEST:
         message = f"Range of input length should be [0, {LONGEST}]"
         raise invalid(f"<400> InternalError.Algo.InvalidParameter: {message}")
     if not isinstance(voice, str) or not voice:
@@ -39,6 +38,12 @@ def check(document: dict[str, Any], model: Model, unit: SpeechUnit) -> Order:
     if model.takes_instructions and tokens.count(str(given.get("instructions") or "")) > LONGEST_INSTRUCTIONS:
         raise invalid(f"instructions must have {LONGEST_INSTRUCTIONS} tokens at most")
     return Order(model.id, "multimodal", text.encode("utf-8", "replace").decode(), voice=str(voice))
+
+
+def _size(text: str, unit: SpeechUnit) -> int:
+    if unit is SpeechUnit.BYTES:
+        return len(text.encode("utf-8", "replace"))
+    return len(text) + (len(tokens.HAN.findall(text)) if unit is SpeechUnit.BILLED else 0)
 
 
 def finished(task: Task, link: str, expires: int, request_id: str) -> dict[str, Any]:
