@@ -25,7 +25,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import context, description, forms, problems, scopes
+from api import console, context, description, forms, problems, scopes
 from api.routes import (
     batch_exports,
     batches,
@@ -108,6 +108,8 @@ def _routed() -> FastAPI:
     app = FastAPIOffline(redoc_url=None, title=_TITLE, version=_version(), lifespan=_lifespan, redirect_slashes=False)
     for routes in _ROUTES:
         app.include_router(routes.router)
+    app.mount("/console/static", console.static)
+    app.include_router(console.router)
     return app
 
 

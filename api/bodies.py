@@ -78,10 +78,8 @@ async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator
     Raises problems: 408 where it is not whole in ten minutes, 413 over the limit, 415 and 400 for what is no multipart
     form; InvalidInput unless it holds exactly one part, called `file`, with a file name.
     """
-    if _media_type(request) != _MULTIPART:
-        raise problem(415, "not_multipart", f"send the file as multipart/form-data, in a part called {FIELD}")
-    async with _form(request, here.settings.max_input_bytes) as form:
-        yield _only(form, here.settings.max_input_bytes)
+    async with form(request, here.settings.max_input_bytes) as given:
+        yield only(given, here.settings.max_input_bytes)
 
 
 Given = Annotated[UploadFile, Depends(upload)]
@@ -116,10 +114,8 @@ async def _given_rows(request: Request) -> AsyncIterator[Rows]:
             )
         yield Rows(BytesIO(_encoded(said.pop("items"))), "", JSON, said)
         return
-    if _media_type(request) != _MULTIPART:
-        raise problem(415, "not_multipart", f"send JSON, or the file as multipart/form-data, in a part called {FIELD}")
-    async with _form(request, ROWS_LIMIT, fields=1) as form:
-        file, options = _only(form, ROWS_LIMIT), form.get(OPTIONS, "{}")
+    async with form(request, ROWS_LIMIT, fields=1) as given:
+        file, options = only(given, ROWS_LIMIT), given.get(OPTIONS, "{}")
         if not isinstance(options, str):
             raise InvalidInput([Fault(f"/{OPTIONS}", "not_an_object", "must be text, a JSON object")])
         yield Rows(file.file, file.filename or "", file.content_type or "", _parsed(options.encode(), OPTIONS))
@@ -172,19 +168,21 @@ async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
 
 
 @asynccontextmanager
-async def _form(request: Request, limit: int, fields: int = 0) -> AsyncIterator[FormData]:
+async def form(request: Request, limit: int, fields: int = 0) -> AsyncIterator[FormData]:
     """The form with its file on the disk, which is gone afterwards; beside the file so many fields."""
+    if _media_type(request) != _MULTIPART:
+        raise problem(415, "not_multipart", f"send the file as multipart/form-data, in a part called {FIELD}")
     chunks = _chunks(request, limit + _FRAMING + fields * BODY_LIMIT, _too_large(limit))
     _hold_utf8(request)
     parser = MultiPartParser(request.headers, chunks, max_files=1, max_fields=fields, max_part_size=BODY_LIMIT)
     try:
-        form = await _in_time(parser.parse(), _FILE_SECONDS, "file")
+        read = await _in_time(parser.parse(), _FILE_SECONDS, "file")
     except MultiPartException as error:
         raise problem(400, "invalid_form", f"the form cannot be read: {error.message}") from None
     try:
-        yield form
+        yield read
     finally:
-        await form.close()
+        await read.close()
 
 
 def _hold_utf8(request: Request) -> None:
@@ -203,8 +201,9 @@ def _encoded(items: list[Any]) -> bytes:
         return json.dumps(items).encode()
 
 
-def _only(form: FormData, limit: int) -> UploadFile:
-    found = form.get(FIELD)
+def only(given: FormData, limit: int) -> UploadFile:
+    """The form's one file; raises InvalidInput where there is none, and a problem where it is too large."""
+    found = given.get(FIELD)
     if not isinstance(found, UploadFile):
         raise InvalidInput([Fault(f"/{FIELD}", "required", f"is required: a part called {FIELD}, with a file name")])
     if (found.size or 0) > limit:

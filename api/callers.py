@@ -31,13 +31,15 @@ class Callers:
         self._engine = engine
         self._seen: dict[_Asked, tuple[Caller, float]] = {}
 
-    async def find(self, plain: str, acting: str | None, within: float) -> Caller | None:
-        """The caller with that key, and Postgres's time now; None where there is no such key, or it is revoked.
+    async def find(self, key: bytes, acting: str | None, within: float) -> Caller | None:
+        """The caller whose key has that digest, and Postgres's time now; None for no key, or one that is revoked.
 
         `acting` is the project that the caller names; raises NotFound where that is not the caller's, and KeyExpired.
         `within` is how many seconds ago the key may have been looked up.
         """
-        asked = (keys.digest(plain), acting)
+        if not key:
+            return None
+        asked = (key, acting)
         caller, at = self._seen.get(asked, (None, 0.0))
         passed = time.monotonic() - at
         if caller is not None and passed < within:
@@ -45,7 +47,7 @@ class Callers:
             if caller.ends_at is None or now < caller.ends_at:
                 return replace(caller, now=now)
         self._seen.pop(asked, None)
-        found = await run_in_threadpool(self._look_up, plain, acting)
+        found = await run_in_threadpool(self._look_up, key, acting)
         if found is not None:
             self._remember(asked, found)
         return found
@@ -59,10 +61,10 @@ class Callers:
             self._seen.clear()
         self._seen[asked] = (found, time.monotonic())
 
-    def _look_up(self, plain: str, acting: str | None) -> Caller | None:
+    def _look_up(self, key: bytes, acting: str | None) -> Caller | None:
         # autocommit: one round trip; a transaction would take three
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            known = keys.authenticate(connection, plain)
+            known = keys.authenticate(connection, key)
             if known is None or acting is None:
                 return known
             if known.project is None:

@@ -29,8 +29,9 @@ from api.callers import Callers
 from api.limits import Gate, Gates, Rates, Waiting, gates
 from api.probes import Probes, probes
 from api.problems import problem
+from api.sessions import COOKIE, Sessions
 from api.streams import HEARTBEAT, Watch
-from worker import broker, catalog, document
+from worker import broker, catalog, document, keys
 from worker import context as worker_context
 from worker.broker import Sender
 from worker.catalog import Catalog
@@ -63,6 +64,7 @@ class Context:
     bucket: Bucket
     sender: Sender
     callers: Callers
+    sessions: Sessions
     rates: Rates
     waiting: Waiting
     watch: Watch
@@ -113,6 +115,7 @@ def make(settings: Settings) -> Context:
         bucket=bucket,
         sender=Sender(celery),
         callers=Callers(database),
+        sessions=Sessions(settings),
         rates=Rates(settings),
         waiting=Waiting(settings.max_waiting),
         watch=Watch(reader),
@@ -171,7 +174,7 @@ class Door(SecurityBase, Generic[T]):
         """
         here: Context = request.app.state.context
         needed = scopes.needed(request.method, request.scope["route"].path)
-        who = await _caller(here, request.headers.get("authorization", ""), acting, needed)
+        who = await _caller(here, request, acting, needed)
         state, gate = request.scope["state"], self._gate(here.gates, request)
         state["project"] = who.project.name if who.project else None
         if not who.scope.includes(needed):
@@ -180,12 +183,13 @@ class Door(SecurityBase, Generic[T]):
         return self._let_in(who)
 
 
-async def _caller(here: Context, said: str, acting: str | None, needed: Scope) -> Caller:
-    """Who asks, by the Authorization header; raises problems."""
+async def _caller(here: Context, request: Request, acting: str | None, needed: Scope) -> Caller:
+    """Who asks; raises problems."""
+    key, acting = _credential(here, request, acting)
     # whoever makes keys is looked up anew: a revoked key must leave none behind
     within = 0.0 if needed is Scope.ADMIN else callers.REMEMBERED
     try:
-        known = await here.callers.find(_plain(said), acting, within)
+        known = await here.callers.find(key, acting, within)
     except KeyExpired as error:
         raise _unauthorized(str(error)) from None
     if known is None:
@@ -198,20 +202,29 @@ async def _caller(here: Context, said: str, acting: str | None, needed: Scope) -
 def still_welcome(request: Request) -> Callable[[], Awaitable[bool]]:
     """Asks whether a request may go on that was let in: False once its key has ended, half a minute later at most."""
     here: Context = request.app.state.context
-    plain, acting = _plain(request.headers.get("authorization", "")), request.headers.get(_ACTING)
+    key, acting = _credential(here, request, request.headers.get(_ACTING))
 
     async def ask() -> bool:
         with suppress(KeyExpired, NotFound):
-            return await here.callers.find(plain, acting, HEARTBEAT) is not None
+            return await here.callers.find(key, acting, HEARTBEAT) is not None
         return False
 
     return ask
 
 
-def _plain(said: str) -> str:
-    """The key in an Authorization header; of another scheme, nothing that is a key."""
-    scheme, _, plain = said.partition(" ")
-    return plain.strip() if scheme.lower() == "bearer" else ""
+def _credential(here: Context, request: Request, acting: str | None) -> tuple[bytes, str | None]:
+    """The digest of the caller's key, which no key may have, and the project that it acts for.
+
+    Of a key in the Authorization header, or of the console's session there; to look, the session's cookie is enough.
+    """
+    scheme, _, said = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return keys.digest(said.strip()), acting
+    if not scheme and request.method == "GET":
+        scheme, said = "session", request.cookies.get(COOKIE, "")
+    if scheme.lower() == "session" and (session := here.sessions.read(said)):
+        return session.key, session.project
+    return b"", acting
 
 
 def _unauthorized(detail: str) -> Problem:

@@ -121,6 +121,7 @@ class ApiKey(Base):
     scope: Mapped[str] = mapped_column(server_default="admin")  # what keys from before scopes may do
     expires_at: Mapped[datetime | None]
     replaced_by: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("api_keys.id"))  # rotated: the key to use instead
+    link_used_at: Mapped[datetime | None]  # when a link last signed in at the console: links from before are spent
 
     __table_args__ = (CheckConstraint("scope in ('read', 'submit', 'admin')", name="scope"),)
 

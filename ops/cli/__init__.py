@@ -256,7 +256,7 @@ def demo_key(home: Path, environment: Mapping[str, str]) -> str:
     kept = reach.kept(home)
     with reach.database(home, environment["NORIA_DATABASE_URL"]) as connection:
         with suppress(KeyExpired):
-            if kept and keys.authenticate(connection, kept.key):
+            if kept and keys.authenticate(connection, keys.digest(kept.key)):
                 return kept.key
         return keys.new_key(connection, admin.project_made(connection, DEMO_PROJECT), "noria up", Scope.ADMIN)[1]
 

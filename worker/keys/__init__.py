@@ -35,7 +35,6 @@ MOST_USAGE_KEYS = 3  # each set of their values is a row of the roll-up, every d
 _USAGE_KEY = 64  # characters, as keys of metadata have them
 MOST_KEPT = 720  # hours that a rotated key may work beside its successor
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_KEY = re.compile(r"noria_[A-Za-z0-9_-]{43}")
 _PREFIX = 14  # characters of a key that are kept to identify it: `noria_` and 48 of its 256 bits
 _NOTHING: dict[str, Any] = {"max_in_flight": 0, "account": ""}  # as it is said that a project has none
 _NOTED = timedelta(minutes=1)  # between two notes of a key's use: most requests then write nothing
@@ -254,14 +253,12 @@ def digest(plain: str) -> bytes:
     return hashlib.sha256(plain.encode()).digest()
 
 
-def authenticate(connection: Connection, plain: str) -> Caller | None:
-    """The caller with that key; None when there is no such key, or it is revoked. Its use is noted, once a minute.
+def authenticate(connection: Connection, key_hash: bytes) -> Caller | None:
+    """The caller whose key has that digest; None when there is no such key, or it is revoked.
 
-    Raises KeyExpired, which only who has the key can learn.
+    The key's use is noted, once a minute. Raises KeyExpired, which only who has the key can learn.
     """
-    if not _KEY.fullmatch(plain):
-        return None
-    row = connection.execute(_HOLDER, {"hash": digest(plain)}).mappings().one_or_none()
+    row = connection.execute(_HOLDER, {"hash": key_hash}).mappings().one_or_none()
     if row is None:
         return None
     if row["expires_at"] is not None and row["expires_at"] <= row["now"]:
@@ -269,6 +266,11 @@ def authenticate(connection: Connection, plain: str) -> Caller | None:
     if row["last_used_at"] is None or row["last_used_at"] < row["now"] - _NOTED:
         connection.execute(_NOTE_USE, {"key_id": row["key_id"], "now": row["now"], "before": row["now"] - _NOTED})
     return Caller(row["key_id"], _project_of(row), row["now"], Scope(row["scope"]), row["ends_at"])
+
+
+def spend_link(connection: Connection, key_hash: bytes, made_at: datetime) -> bool:
+    """Whether a link to sign in that was made then is unspent; it is spent by this, and with it all older ones."""
+    return connection.execute(_SPEND_LINK, {"key_hash": key_hash, "made_at": made_at}).rowcount > 0
 
 
 def _made(connection: Connection, row: dict[str, Any]) -> tuple[ApiKey, str]:
@@ -388,6 +390,12 @@ _HOLDER = (
     .add_columns(func.least(ApiKey.revoked_at, ApiKey.expires_at).label("ends_at"), *_PROJECT.values())
     .outerjoin(Project, Project.id == ApiKey.project_id)
     .where(ApiKey.hash == bindparam("hash"), or_(ApiKey.revoked_at.is_(None), ApiKey.revoked_at > NOW))
+)
+_SPEND_LINK = (
+    update(ApiKey)
+    .where(ApiKey.hash == bindparam("key_hash"))
+    .where(or_(ApiKey.link_used_at.is_(None), ApiKey.link_used_at < bindparam("made_at")))
+    .values(link_used_at=NOW)
 )
 # A key's use, unless another request has noted it just before.
 _NOTE_USE = (

@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     s3_addressing_style: str = Field("auto", pattern="^(auto|path|virtual)$", description="OSS wants virtual")
 
     public_url: str = Field("http://127.0.0.1:8080", description="where users reach the API")
+    console_secret: SecretStr | None = Field(
+        None, description="signs the console's sessions, in every process the same; empty: the database's address does"
+    )
     limits: dict[str, Limit] = Field(
         default_factory=dict, description='JSON: model → {"concurrency","rps","rpm","tpm","tpd"}'
     )

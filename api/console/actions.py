@@ -1,0 +1,131 @@
+"""What buttons do: each sends the API's own request, and goes back to the page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from api import bodies
+from api.console import pages
+from api.console.inside import ApiRefused
+from api.console.visit import HOME, Page, Refused, Visiting
+
+router = APIRouter(route_class=Page)
+_BATCH = ("pause", "resume", "cancel", "retry-failed")
+_JOB = ("cancel", "retry")
+_SCHEDULE = ("run", "pause", "resume")
+
+
+@router.post("/upload")
+async def upload(here: Visiting) -> Response:
+    """Checks and prices a file; its draft's page has the report, and the button that spends."""
+    async with bodies.form(here.request, bodies.ROWS_LIMIT, fields=8) as form:
+        here.check(str(form.get("csrf", "")))
+        file = bodies.only(form, bodies.ROWS_LIMIT)
+        said = {name: str(form.get(name, "")).strip() for name in ("name", "kind", "model", "repeat")}
+        defaults = {name: said[name] for name in ("kind", "model") if said[name]}
+        defaults |= {"review": "required"} if form.get("review") else {}
+        options: dict[str, Any] = {"defaults": defaults}
+        options |= {name: said[name] for name in ("name", "repeat") if said[name]}
+        try:
+            draft = await here.api.sent("/v1/batches", file, options)
+        except ApiRefused as error:
+            return await here.page("upload.html", error.status, kinds=await pages.kinds(here.api), why=str(error))
+    return here.to(f"/console/batches/{draft['id']}")
+
+
+@router.post("/batches/{batch_id}/commit")
+async def commit(here: Visiting, batch_id: UUID) -> Response:
+    """Makes the draft's jobs."""
+    said = await here.fields()
+    await here.api.post(f"/v1/batches/{batch_id}/commit", skip_bad="true" if said.get("skip_bad") else None)
+    return here.to(f"/console/batches/{batch_id}", done="commit")
+
+
+@router.post("/batches/{batch_id}/discard")
+async def discard(here: Visiting, batch_id: UUID) -> Response:
+    """Forgets a draft."""
+    await here.fields()
+    await here.api.call("DELETE", f"/v1/batches/{batch_id}")
+    return here.to(HOME, done="discard")
+
+
+@router.post("/batches/{batch_id}/{what}")
+async def on_batch(here: Visiting, batch_id: UUID, what: str) -> Response:
+    """Pauses, resumes or cancels a batch, or makes again what failed of it."""
+    await here.fields()
+    await here.api.post(f"/v1/batches/{batch_id}/{_one(what, _BATCH)}")
+    return here.to(f"/console/batches/{batch_id}", done=what)
+
+
+@router.post("/review/{job_id}/{what}")
+async def decide(here: Visiting, job_id: UUID, what: str) -> Response:
+    """Keeps outputs, rejects them with a note, or has them made again with another prompt; then the next one."""
+    said = await here.fields()
+    path, comment = f"/v1/jobs/{job_id}", said.get("comment", "").strip()
+    if _one(what, ("approve", "reject", "reroll")) == "approve":
+        await here.api.post(f"{path}/approve", {"comment": comment} if comment else None)
+    else:
+        prompt = said.get("prompt", "").strip()
+        changed = {"prompt": prompt} if prompt and prompt != said.get("before", "") else {}
+        more = {"reroll": changed} if what == "reroll" else {}
+        await here.api.post(f"{path}/reject", {"comment": comment or here.word("not as it should be"), **more})
+    again = {name: said[name] for name in ("batch", "after") if said.get(name)}
+    return here.to("/console/review", done=what, **again)
+
+
+@router.post("/jobs/{job_id}/again")
+async def again(here: Visiting, job_id: UUID) -> Response:
+    """Submits a job like this one, changed as its text says."""
+    said = await here.fields()
+    typed = said.get("body", "")
+    try:
+        body = json.loads(typed)
+        made = await here.api.post("/v1/jobs", body, once=said.get("once", ""))
+    except ValueError as error:
+        return await pages.job_page(here, job_id, 422, body=typed, why=str(error))
+    except ApiRefused as error:
+        if error.status == 401:
+            raise
+        return await pages.job_page(here, job_id, error.status, body=typed, why=str(error))
+    return here.to(f"/console/jobs/{made['id']}", done="again")
+
+
+@router.post("/jobs/{job_id}/{what}")
+async def on_job(here: Visiting, job_id: UUID, what: str) -> Response:
+    """Cancels a job, or makes it again."""
+    await here.fields()
+    await here.api.post(f"/v1/jobs/{job_id}/{_one(what, _JOB)}")
+    return here.to(f"/console/jobs/{job_id}", done=what)
+
+
+@router.post("/schedules/{schedule_id}/{what}")
+async def on_schedule(here: Visiting, schedule_id: UUID, what: str) -> Response:
+    """Runs a schedule now, pauses or resumes it."""
+    said = await here.fields()
+    await here.api.post(f"/v1/schedules/{schedule_id}/{_one(what, _SCHEDULE)}", once=said.get("once", ""))
+    return here.to("/console/schedules", done=what)
+
+
+@router.post("/webhooks/{endpoint_id}/{what}")
+async def on_endpoint(here: Visiting, endpoint_id: UUID, what: str) -> Response:
+    """Sends deliveries again, tries an endpoint, or lets it go on after it was disabled."""
+    said, path = await here.fields(), f"/v1/webhook-endpoints/{endpoint_id}"
+    if _one(what, ("resend", "test", "enable")) == "resend":
+        await here.api.post(f"{path}/redeliver", {"ids": [said["id"]]} if said.get("id") else {"status": "exhausted"})
+    elif what == "test":
+        tried = await here.api.post(f"{path}/test")
+        what = "test" if tried["delivered"] else "test_failed"
+    else:
+        await here.api.call("PATCH", path, {"disabled": False})
+    return here.to("/console/webhooks", endpoint=str(endpoint_id), done=what)
+
+
+def _one(what: str, of: tuple[str, ...]) -> str:
+    if what not in of:
+        raise Refused(404, "there is no such thing to do")
+    return what

@@ -1,0 +1,90 @@
+"""In and out: by an API key, or by a link that works once; and the language."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from api.console.inside import Api, ApiRefused
+from api.console.visit import HOME, SIGN_IN, Page, Refused, Visit, Visiting
+from api.sessions import COOKIE, Session
+from worker import keys
+
+router = APIRouter(route_class=Page)
+_SCHEME = "bearer "
+
+
+@router.get("/sign-in")
+async def ask(here: Visiting, back: str = "") -> Response:
+    """The form for a key; `back` is where a session ended."""
+    why = here.word("Your session has ended: sign in, and go on.") if back else ""
+    return await here.page("sign_in.html", back=_ours(back), project=None, why=why, named="")
+
+
+@router.post("/sign-in")
+async def sign_in(here: Visiting) -> Response:
+    """Begins a session, if the API takes the key; an operator's names a project."""
+    here.session = None  # whoever's it was
+    said = await here.fields()
+    key, named = said.get("key", "").strip(), said.get("project", "").strip()
+    session = here.here.sessions.made(keys.digest(key), named or None)
+    try:
+        await Api(here.request.app, session).get("/v1/project")
+    except ApiRefused as error:
+        known = {401: "This key is not known, or has ended.", 400: "This is an operator's key: name a project too."}
+        why = here.word(known.get(error.status, "")) or str(error)
+        asked = {"back": _ours(said.get("back", HOME)), "project": None, "why": why, "named": named}
+        return await here.page("sign_in.html", 401, **asked)
+    return here.signed_in(session, _ours(said.get("back", HOME)))
+
+
+@router.post("/sign-out")
+async def sign_out(here: Visiting) -> Response:
+    """Ends the session in this browser."""
+    await here.fields()
+    answer = here.to(SIGN_IN)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+@router.post("/link")
+async def link(request: Request, here: Visiting) -> Response:
+    """A link that signs in once, within a day, as the key in the Authorization header; for programs."""
+    said = request.headers.get("authorization", "")
+    plain = said[len(_SCHEME) :].strip() if said.lower().startswith(_SCHEME) else ""
+    session = here.here.sessions.made(keys.digest(plain), request.headers.get("noria-project"))
+    try:
+        await Api(request.app, session).get("/v1/project")
+    except ApiRefused as error:
+        raise HTTPException(error.status, str(error)) from None
+    token = here.here.sessions.link(session)
+    return JSONResponse({"url": f"{here.here.settings.public_url.rstrip('/')}/console/enter?link={token}"}, 201)
+
+
+@router.get("/enter")
+async def enter(here: Visiting, link: str = "") -> Response:
+    """Signs in by a link that was not used yet."""
+    found = here.here.sessions.linked(link)
+    if found is None or not await run_in_threadpool(_spent, here, *found):
+        raise Refused(403, "this link was used before, or is too old: make another, or sign in with a key")
+    return here.signed_in(found[0])
+
+
+@router.post("/language")
+async def language(here: Visiting) -> Response:
+    """Chooses a language."""
+    said = await here.fields()
+    return here.spoken(said.get("language", "en")[:2], _ours(said.get("back", HOME)))
+
+
+def _spent(here: Visit, session: Session, made_at: Any) -> bool:
+    with here.here.engine.begin() as connection:
+        return keys.spend_link(connection, session.key, made_at)
+
+
+def _ours(path: str) -> str:
+    """The path, if it is a page of the console: nobody is sent elsewhere."""
+    return path if path.startswith("/console/") and "//" not in path and "\\" not in path else HOME

@@ -1,0 +1,67 @@
+"""What moves while one looks: a batch, or all of them, as Server-Sent Events, each a part of the page written anew.
+
+A look costs what a request does. The pause after each is two hundred times as long as it took, and two seconds at the
+least, so that a page that is left open takes half a percent of a core, however large its batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+
+from api.console.inside import ApiRefused
+from api.console.visit import Page, Visit, Visiting
+
+router = APIRouter(route_class=Page)
+_PAUSE, _SHARE = 2.0, 200  # seconds; times what a look took
+_SECONDS = 3600.0  # that one stream lasts: then the browser asks again
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@router.get("/batches/live")
+async def batches(here: Visiting) -> Response:
+    """The list of batches."""
+
+    async def written() -> str:
+        return await here.written("batches_live.html", found=await here.api.get("/v1/batches", limit=20))
+
+    return await _streamed(here, written)
+
+
+@router.get("/batches/{batch_id}/live")
+async def batch(here: Visiting, batch_id: UUID) -> Response:
+    """The head of a batch's page."""
+
+    async def written() -> str:
+        return await here.written("batch_live.html", batch=await here.api.get(f"/v1/batches/{batch_id}"))
+
+    return await _streamed(here, written)
+
+
+async def _streamed(here: Visit, written: Callable[[], Awaitable[str]]) -> Response:
+    project = await here.api.get("/v1/project")  # refuses before the stream begins
+    return EventSourceResponse(_looks(here, UUID(project["id"]), written), headers=_HEADERS)
+
+
+async def _looks(here: Visit, project: UUID, written: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
+    """The part whenever it has changed, until the session or the browser ends."""
+    ends, before = time.monotonic() + _SECONDS, ""
+    async with here.here.gates.streams.place(project):
+        while time.monotonic() < ends:
+            began = time.monotonic()
+            try:
+                now = await written()
+            except ApiRefused as error:
+                if error.status in (401, 403, 404):
+                    yield format_sse_event(data_str="", event="over")
+                    return
+                now = before  # the database is away, or too much is asked: the next look tells
+            yield format_sse_event(data_str=now, event="part") if now != before else KEEPALIVE_COMMENT
+            before = now
+            await asyncio.sleep(max(_PAUSE, _SHARE * (time.monotonic() - began)))

@@ -1,0 +1,66 @@
+// What a page does beside its links and forms. Without it every page works all the same.
+"use strict";
+
+const typing = (element) => element && /^(INPUT|TEXTAREA|SELECT)$/.test(element.tagName);
+
+// A still in the gallery becomes its clip.
+document.addEventListener("click", (event) => {
+  const still = event.target.closest("a[data-clip]");
+  if (still && !event.metaKey && !event.ctrlKey) {
+    event.preventDefault();
+    const clip = document.createElement("video");
+    Object.assign(clip, { src: still.dataset.clip, controls: true, loop: true, autoplay: true, playsInline: true });
+    clip.setAttribute("aria-label", still.getAttribute("aria-label"));
+    clip.addEventListener("error", () => {
+      const why = document.createElement("p");
+      why.className = "missing bad";
+      why.textContent = clip.error ? clip.error.message || "–" : "–";
+      clip.replaceWith(why);
+    });
+    still.replaceWith(clip);
+    clip.focus();
+  }
+  const copy = event.target.closest("button[data-copy]");
+  if (copy) navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
+});
+
+// A picture whose link has ended, or whose object is gone, says so in its place.
+document.addEventListener("error", (event) => {
+  if (event.target.tagName !== "IMG" || event.target.closest(".missing")) return;
+  const why = document.createElement("span");
+  why.className = "missing bad";
+  why.textContent = event.target.alt || "✕";
+  event.target.replaceWith(why);
+}, true);
+
+// A form that was sent cannot be sent twice by a double click.
+document.addEventListener("submit", (event) => {
+  for (const button of event.target.querySelectorAll("button")) setTimeout(() => { button.disabled = true; }, 0);
+});
+window.addEventListener("pageshow", () => {
+  for (const button of document.querySelectorAll("form button:disabled")) button.disabled = false;
+});
+
+// The keyboard of the review board: a letter presses, or goes to, what shows it.
+document.addEventListener("keydown", (event) => {
+  const board = document.querySelector("[data-board]");
+  if (!board || event.altKey || event.metaKey) return;
+  if (typing(event.target)) {
+    if (event.key === "Enter" && event.ctrlKey) event.target.form.requestSubmit();
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (event.ctrlKey) return;
+  if (event.key === " ") {
+    const clip = board.querySelector(".take.now video, .take.now audio");
+    if (clip && document.activeElement.tagName !== "BUTTON") {
+      event.preventDefault();
+      if (clip.paused) clip.play(); else clip.pause();
+    }
+    return;
+  }
+  const meant = board.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+  if (!meant) return;
+  event.preventDefault();
+  if (typing(meant)) { meant.focus(); if (meant.select) meant.select(); } else meant.click();
+});

@@ -1,0 +1,202 @@
+"""One request of a browser: who is signed in, in which language; what is refused is a page too, and nothing is lost.
+
+Every change says the session's own token (CSRF), and comes from a page of ours as far as the browser tells.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
+from fastapi_problem.error import Problem
+
+from api.console import shown
+from api.console.inside import Api, ApiRefused
+from api.context import Context
+from api.sessions import COOKIE, SECONDS, Session
+from worker import log
+from worker.errors import InvalidInput
+
+_log = log.get(__name__)
+
+HOME = "/console/batches"
+SIGN_IN = "/console/sign-in"
+_LANGUAGE = "noria_language"
+_FAULT = "this is a fault of Noria's own; the log has it"
+_FIELDS, _FORM_BYTES = 64, 256 << 10
+_LINK = timedelta(minutes=10)  # how long a page's pictures and clips can be loaded
+
+
+class Refused(Exception):
+    """The console itself says no."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass
+class Visit:
+    """A request, and what its page needs."""
+
+    request: Request
+    session: Session | None
+
+    @property
+    def here(self) -> Context:
+        """The API's context."""
+        context: Context = self.request.app.state.context
+        return context
+
+    @cached_property
+    def api(self) -> Api:
+        """The API, as who is signed in may use it."""
+        return Api(self.request.app, self.session)
+
+    @cached_property
+    def language(self) -> str:
+        """The one that was chosen, or the browser's."""
+        headers = self.request.headers
+        return shown.language(self.request.cookies.get(_LANGUAGE), headers.get("accept-language", ""))
+
+    def word(self, text: str) -> str:
+        """The text in the page's language."""
+        return shown.translations(self.language).ugettext(text)
+
+    async def page(self, name: str, status: int = 200, **data: Any) -> Response:
+        """A page, or a part of one, by its template."""
+        return HTMLResponse(await self.written(name, **data), status, headers=self._headers())
+
+    async def written(self, name: str, **data: Any) -> str:
+        """The text of a template."""
+        project = await self.api.get("/v1/project") if self.session and "project" not in data else data.get("project")
+        frame = {
+            "project": project,
+            "path": self.request.url.path,
+            "query": dict(self.request.query_params),
+            "csrf": self.here.sessions.csrf(self.session) if self.session else "",
+            "done": self.request.query_params.get("done"),
+            "link": self.link,
+            **(shown.clock(project["time_zone"], self.language, datetime.now(UTC)) if project else {}),
+        }
+        template = shown.environment(self.language).get_template(name)
+        return await run_in_threadpool(template.render, frame | data)
+
+    def link(self, key: str) -> str:
+        """A short link to an object that the API has named to this session."""
+        return self.here.bucket.presign(key, _LINK, None)
+
+    def to(self, path: str, **query: str) -> Response:
+        """Goes on at a page of ours."""
+        return RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
+
+    def signed_in(self, session: Session, path: str = HOME) -> Response:
+        """Goes on as that session."""
+        answer = self.to(path)
+        answer.set_cookie(COOKIE, session.token, SECONDS, httponly=True, samesite="lax", secure=self._is_secure)
+        return answer
+
+    def spoken(self, language: str, path: str) -> Response:
+        """Goes on in another language."""
+        answer = self.to(path)
+        answer.set_cookie(_LANGUAGE, language, 365 * 86400, samesite="lax", secure=self._is_secure)
+        return answer
+
+    async def fields(self) -> dict[str, str]:
+        """The form that was sent; raises Refused where it is not from a page of this session."""
+        body = b""
+        async for chunk in self.request.stream():
+            body += chunk
+            if len(body) > _FORM_BYTES:
+                raise Refused(413, "the form is too long")
+        try:
+            said = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
+        except ValueError:
+            raise Refused(400, "the form cannot be read") from None
+        self.check(said.pop("csrf", ""))
+        return said
+
+    def check(self, csrf: str) -> None:
+        """Raises Refused for a change that another site may have sent."""
+        if self.request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            raise Refused(403, "this was sent from another site")
+        if self.session and not hmac.compare_digest(csrf.encode(), self.here.sessions.csrf(self.session).encode()):
+            raise Refused(403, "the page is of another session: load it again")
+
+    @property
+    def _is_secure(self) -> bool:
+        return self.here.settings.public_url.startswith("https://")
+
+    def _headers(self) -> dict[str, str]:
+        """What a page may load: ours, and the bucket's pictures and clips."""
+        link = urlsplit(self.link("x"))
+        media = f"'self' {link.scheme}://{link.netloc}"
+        rules = {
+            "default-src": "'none'",
+            "script-src": "'self'",
+            "style-src": "'self'",
+            "connect-src": "'self'",
+            "img-src": f"{media} data:",
+            "media-src": media,
+            "form-action": "'self'",
+            "frame-ancestors": "'none'",
+            "base-uri": "'none'",
+        }
+        policy = "; ".join(f"{name} {value}" for name, value in rules.items())
+        return {"content-security-policy": policy, "cache-control": "no-store", "x-frame-options": "DENY"}
+
+
+def visit(request: Request) -> Visit:
+    """The request as the console sees it; a session that has ended is none."""
+    return Visit(request, request.app.state.context.sessions.read(request.cookies.get(COOKIE, "")))
+
+
+Visiting = Annotated[Visit, Depends(visit)]
+
+
+class Page(APIRoute):
+    """A route whose refusals are pages, in plain words."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with the pages of what it may raise."""
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except HTTPException:
+                raise
+            except Problem as error:  # of a body that the API's own code has read
+                return await _refused(visit(request), Refused(error.status, str(error.detail)))
+            except InvalidInput as error:
+                return await _refused(visit(request), Refused(422, error.faults[0].message))
+            except (ApiRefused, Refused) as error:
+                return await _refused(visit(request), error)
+            except Exception:  # noqa: BLE001 - a person gets a page, the log gets the cause
+                _log.exception("a page failed", request=request.scope["state"]["request_id"])
+                return await _refused(visit(request), Refused(500, _FAULT))
+
+        return handled
+
+
+async def _refused(here: Visit, error: ApiRefused | Refused) -> Response:
+    if error.status == 401:  # the session, or its key, has ended, or nobody was signed in
+        back = here.request.url.path if here.request.method == "GET" else HOME
+        answer = here.to(SIGN_IN, back=back) if COOKIE in here.request.cookies else here.to(SIGN_IN)
+        answer.delete_cookie(COOKIE)
+        return answer
+    problem = error.problem if isinstance(error, ApiRefused) else {}
+    try:
+        return await here.page("refused.html", error.status, why=here.word(str(error)), problem=problem)
+    except ApiRefused:  # the frame cannot be had either: the database is away
+        here.session = None
+        return await here.page("refused.html", error.status, why=here.word(str(error)), problem=problem)

@@ -1,0 +1,73 @@
+"""Who is signed in at the console: a token, signed, that names a key by its hash, and for an operator's the project.
+
+The key itself is nowhere in it. A session ends with its key, or after twelve hours; whoever has the token may do what
+the key may, so it lies in a cookie that no script can read, and no other site's request can send for a change.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+
+from worker.settings import Settings
+
+COOKIE = "noria_session"
+SECONDS = 12 * 3600  # that a session lasts
+LINK_SECONDS = 24 * 3600  # that a link to sign in waits
+
+
+@dataclass(frozen=True)
+class Session:
+    """A key's hash, the project that an operator's acts for, and the token that says so."""
+
+    key: bytes
+    project: str | None
+    token: str
+
+
+class Sessions:
+    """Makes and reads tokens; every process of one installation takes those of the others."""
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.console_secret or settings.database_url  # all processes have that one, and nobody else
+        self._secret = sha256(b"noria console " + secret.get_secret_value().encode()).digest()
+        self._sessions = URLSafeTimedSerializer(self._secret, salt="session")
+        self._links = URLSafeTimedSerializer(self._secret, salt="link")
+
+    def made(self, key: bytes, project: str | None) -> Session:
+        """A session that begins now."""
+        return Session(key, project, str(self._sessions.dumps([key.hex(), project, secrets.token_hex(8)])))
+
+    def read(self, token: str) -> Session | None:
+        """The session of a token; None where it is not one of ours, or has ended."""
+        return _read(self._sessions, token, SECONDS)
+
+    def link(self, session: Session) -> str:
+        """The token of a link that signs in once, as that session."""
+        return str(self._links.dumps([session.token, datetime.now(UTC).timestamp()]))
+
+    def linked(self, token: str) -> tuple[Session, datetime] | None:
+        """Whom a link signs in, and when it was made; None where it is not one of ours, or is too old."""
+        try:
+            session, made_at = self._links.loads(token, max_age=LINK_SECONDS)
+        except BadSignature:
+            return None
+        found = _read(self._sessions, session, LINK_SECONDS)
+        return (self.made(found.key, found.project), datetime.fromtimestamp(made_at, UTC)) if found else None
+
+    def csrf(self, session: Session) -> str:
+        """What each form of that session says, which no other site can know."""
+        return hmac.new(self._secret, b"csrf " + session.token.encode(), sha256).hexdigest()
+
+
+def _read(serializer: URLSafeTimedSerializer, token: str, seconds: int) -> Session | None:
+    try:
+        key, project, _ = serializer.loads(token, max_age=seconds)
+        return Session(bytes.fromhex(key), project, token)
+    except (BadSignature, ValueError, TypeError):
+        return None

@@ -1,0 +1,201 @@
+"""The console in a real browser: by keyboard, by phone, without scripts, and for people who do not see it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import Served, eventually, served
+from stage import Stage
+
+from worker.states import State
+
+CHROMIUM = shutil.which("chromium")
+QUIETLY = (
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE = 20_000  # milliseconds
+PAGES = ("batches", "upload", "gallery", "review", "schedules", "webhooks", "money", "lanes?every=1")
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: tests/chromium.sh gets it"),
+    pytest.mark.xdist_group("browser"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    boxed = [] if os.geteuid() else ["--no-sandbox"]  # Chromium's own sandbox is not for root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIETLY, *boxed])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def api(environment: dict[str, str], play: Stage) -> Iterator[Served]:
+    with served(environment) as made:
+        yield made
+
+
+@pytest.fixture
+def faults() -> list[str]:
+    """What the browser complains of: a refused script, a missing file, an error in a script of ours."""
+    return []
+
+
+@pytest.fixture
+def opened(chromium: Browser, api: Served, play: Stage, faults: list[str]) -> Iterator[Opened]:
+    made = Opened(chromium, api, api.key(play.project.name), faults)
+    yield made
+    made.close()
+    assert faults == []
+
+
+class Opened:
+    """Opens pages of the console, signed in."""
+
+    def __init__(self, chromium: Browser, api: Served, key: str, faults: list[str]) -> None:
+        self._chromium, self._api, self._key, self._faults = chromium, api, key, faults
+        self._contexts = []
+
+    def page(self, path: str, **options: object) -> Page:
+        context = self._chromium.new_context(base_url=self._api.url, **options)
+        self._contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.on("console", lambda said: self._faults.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self._faults.append(str(error)))
+        page.goto("/console/sign-in")
+        page.get_by_role("textbox").first.fill(self._key)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/console/batches")
+        page.goto(path)
+        return page
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+
+
+def spring(rows: int, **defaults: str) -> dict[str, object]:
+    written = io.StringIO()
+    named = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "size": "832*480", "review": "required"} | defaults
+    lines = [["custom_id", "prompt", *named], *([f"row-{n}", f"a heron, {n}", *named.values()] for n in range(rows))]
+    csv.writer(written).writerows(lines)
+    return {"name": "spring.csv", "mimeType": "text/csv", "buffer": written.getvalue().encode()}
+
+
+def drive(play: Stage, rows: int) -> None:
+    """Drives everything until so many jobs wait for a person."""
+    waiting = "select id from jobs where state = 'awaiting_review'"
+    play.drive(lambda: play.sql(waiting), lambda found: len(found) == rows)
+
+
+def test_a_file_becomes_clips_that_are_kept_rejected_and_made_again_by_keyboard_alone(
+    opened: Opened, play: Stage, tmp_path: Path
+) -> None:
+    page = opened.page("/console/batches")
+    expect(page.get_by_text("Nothing yet")).to_be_visible()
+    page.get_by_role("link", name="Upload a file").press("Enter")
+
+    # upload, price, commit
+    page.get_by_label("File", exact=True).set_input_files(spring(3))
+    page.get_by_role("button", name="Check and price it").press("Enter")
+    expect(page.locator(".amount")).to_have_text("¥4.50")
+    assert play.sql("select * from jobs") == []
+    page.get_by_role("button", name="Make the jobs: 3").press("Enter")
+
+    # watch: the page moves by itself
+    expect(page.get_by_role("heading", level=1)).to_contain_text("running")
+    page.evaluate("window.untouched = true")
+    drive(play, 3)
+    expect(page.get_by_role("link", name="3 to review")).to_be_visible(timeout=PATIENCE)
+    assert page.evaluate("window.untouched"), "the page was not loaded anew"
+    page.get_by_role("link", name="3 to review").press("Enter")
+
+    # review
+    expect(page.get_by_role("heading", level=2)).to_have_text("row-2")
+    eventually(lambda: page.evaluate("document.querySelector('.take.now video').readyState > 1"))
+    page.keyboard.press("Space")
+    eventually(lambda: page.evaluate("!document.querySelector('.take.now video').paused"))
+    page.keyboard.press("n")
+    expect(page.get_by_role("heading", level=2)).to_have_text("row-1")
+    page.keyboard.press("a")
+    page.wait_for_url("**done=approve**")
+    page.goto(page.url.replace("after=", "seen="))
+    expect(page.get_by_role("heading", level=2)).to_have_text("row-2")
+    page.keyboard.press("r")
+    page.keyboard.type("five legs, a n e r")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=2)).to_have_text("row-0")
+    page.keyboard.press("e")
+    page.keyboard.type("a crane")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_text("Nothing waits for a review")).to_be_visible()
+    made_again = play.sql("select * from jobs where take = 2")[0]
+    assert made_again["input"]["prompt"] == "a crane"
+
+    # takes side by side, and the report
+    drive(play, 1)
+    page.get_by_role("link", name="To the batch").press("Enter")
+    page.get_by_role("link", name="1 to review").press("Enter")
+    expect(page.locator("figure.take")).to_have_count(2)
+    page.keyboard.press("a")
+    expect(page.get_by_text("Nothing waits for a review")).to_be_visible()
+    page.get_by_role("link", name="To the batch").press("Enter")
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Report (CSV)").press("Enter")
+    saved.value.save_as(tmp_path / "report.csv")
+    report = list(csv.DictReader((tmp_path / "report.csv").read_text("utf-8-sig").splitlines()))
+    assert sorted(row["state"] for row in report) == ["rejected", "succeeded", "succeeded"]
+
+
+def test_a_clip_plays_in_the_gallery(opened: Opened, play: Stage) -> None:
+    play.until(play.submit(custom_id="heron"))
+    page = opened.page("/console/gallery")
+
+    page.get_by_role("link", name="Play heron").click()
+
+    eventually(lambda: page.evaluate("document.querySelector('.gallery video').readyState > 1"))
+    assert page.url.endswith("/console/gallery")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_a_phone_and_passes_axe_in_both_languages(opened: Opened, play: Stage, scheme: str) -> None:
+    job = play.until(play.submit(review="required"), State.AWAITING_REVIEW)
+    failed = play.submit(input={"prompt": "a cat [[fail:DataInspectionFailed]]", "size": "832*480"})
+    locale = {"light": "en-GB", "dark": "zh-CN"}[scheme]
+    page = opened.page("/console/upload", viewport={"width": 390, "height": 844}, color_scheme=scheme, locale=locale)
+    page.locator("input[type=file]").set_input_files(spring(3, size="1*1"))
+    page.locator("main button").last.press("Enter")
+    page.wait_for_url("**/console/batches/*-*")
+    draft = page.url
+
+    for name in (*PAGES, f"jobs/{job.id}", f"jobs/{failed.id}", draft.partition("/console/")[2]):
+        page.goto(path := f"/console/{name}")
+        found = Axe().run(page, options={"resultTypes": ["violations"]})
+        assert found.violations_count == 0, f"{path} {found.generate_report()}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+
+
+def test_without_scripts_a_person_reads_and_decides(opened: Opened, play: Stage, chromium: Browser) -> None:
+    play.until(play.submit(review="required"), State.AWAITING_REVIEW)
+    page = opened.page("/console/review", java_script_enabled=False)
+
+    page.get_by_role("button", name="Keep").click()
+
+    expect(page.get_by_text("Nothing waits for a review")).to_be_visible()
+    (job,) = play.sql("select * from jobs")
+    assert job["state"] == State.SUCCEEDED
