@@ -24,6 +24,7 @@ up: install
 	$(BIN)/noria up
 
 test: install
+	@tests/chromium.sh
 	$(BIN)/python -m pytest
 
 # Under ten minutes. A short form of it is among the tests.

@@ -106,6 +106,11 @@ class Client:
         """Closes the connections."""
         self._transport.close()
 
+    def console_link(self) -> str:
+        """An address of the console that signs in as this key, once, within a day."""
+        url: str = self._transport.call("POST", "/console/link").json()["url"]
+        return url
+
     def submit(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> Submitted:
         """The job, made, or found where it was made before under that key."""
         key = idempotency_key or str(uuid.uuid4())

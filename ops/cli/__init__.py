@@ -263,11 +263,22 @@ def demo_key(home: Path, environment: Mapping[str, str]) -> str:
 
 def _welcome(options: local.UpOptions, running: local.Stack, door: Door, as_json: bool) -> None:
     home = options.home
+    with reach.api(door) as client:
+        console = client.console_link()
     flower = {"user": "noria", "password": servers.kept_secrets(home.resolve())["flower"]}
     if as_json:
-        show.document({"addresses": dict(running.addresses), "url": door.url, "key": door.key, "flower": flower})
+        show.document(
+            {
+                "addresses": dict(running.addresses),
+                "url": door.url,
+                "key": door.key,
+                "flower": flower,
+                "console": console,
+            }
+        )
         return
     pages = {
+        "console": f"{console}  (signs in once; `noria console` makes another)",
         "API": f"{door.url}/v1",
         "docs": f"{door.url}/docs",
         "Flower": f"{running.addresses['Flower']}  ({flower['user']} / {flower['password']})",

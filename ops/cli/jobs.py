@@ -47,6 +47,17 @@ def watch(
         raise typer.Exit(1)
 
 
+@command(app)
+def console(*, api: Api) -> None:
+    """Print an address of the console that signs in as your key, once, within a day."""
+    with api.client() as client:
+        url = client.console_link()
+    if api.as_json:
+        show.document({"url": url})
+    else:
+        show.OUT.print(url, markup=False, soft_wrap=True)
+
+
 @command(app, "show")
 def show_job(*, job_id: Job, api: Api) -> None:
     """Show one job: its state, outputs, cost and history.

@@ -145,7 +145,7 @@ def _opened(home: Path, settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _played(scene: Scene, running: local.Stack) -> list[Made]:
-    door = Door(running.addresses["API"].removesuffix("/docs"), running.prepared[_KEY])
+    door = Door(_url(running), running.prepared[_KEY])
     reach.keep(scene.home, door)
     with receiver.receiving(running.prepared[_SECRET]) as mail, reach.api(door) as client:
         work = _agreed(scene, client, mail)
@@ -159,6 +159,10 @@ def _played(scene: Scene, running: local.Stack) -> list[Made]:
             judge.webhooks(mail, len(jobs), scene.findings)
             judge.bill(Sandbox(running.addresses["sandbox"]), jobs, scene.findings)
     return made
+
+
+def _url(running: local.Stack) -> str:
+    return running.addresses["API"].removesuffix("/docs")
 
 
 def _agreed(scene: Scene, client: Client, mail: Mail) -> Work:
@@ -184,6 +188,8 @@ def _ended(scene: Scene, client: Client, jobs: Sequence[Job]) -> Sequence[Job]:
 
 def _show_pages(scene: Scene, running: local.Stack) -> None:
     password = servers.kept_secrets(scene.home)["flower"]
+    with reach.api(Door(_url(running), running.prepared[_KEY])) as client:
+        scene.console.print(f"Console:  {client.console_link()}", soft_wrap=True)
     scene.console.print(f"API docs: {running.addresses['API']}", soft_wrap=True)
     scene.console.print(f"Flower:   {running.addresses['Flower']}  (noria / {password})", soft_wrap=True)
 
