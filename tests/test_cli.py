@@ -237,6 +237,15 @@ def test_a_home_that_is_in_use_exits_3(noria: Shell) -> None:
     assert f"already runs in {home}" in said.err
 
 
+def test_an_address_of_the_console_is_printed_alone_and_signs_in(noria: Shell, api: Served) -> None:
+    url = noria("console").out.strip()  # 300 characters, on one line
+
+    assert url.startswith("http://127.0.0.1")
+    entered = httpx.get(api.url + url[url.index("/console/") :], trust_env=False)
+    assert (entered.status_code, entered.headers["location"]) == (303, "/console/batches")
+    assert noria("console", "--json").json["url"] != url
+
+
 def test_a_key_is_printed_alone_and_works_until_it_is_revoked(noria: Shell, api: Served) -> None:
     created = noria("keys", "create", "autumn", "--name", "ci")
     key = created.out.strip()
@@ -636,7 +645,7 @@ def test_the_apis_address_is_taken_as_it_is_copied(
 
 
 def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
-    noria: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    noria: Shell, api: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[UpOptions] = []
 
@@ -653,10 +662,11 @@ def test_up_runs_the_sandbox_in_a_tenth_of_the_times_and_says_so(
     for options in asked[:2]:
         running: Any = SimpleNamespace(addresses=addresses)
         embedded.make_home(noria.cwd / ".noria")
-        cli._welcome(options, running, Door("http://127.0.0.1:1", "key"), as_json=False)
+        cli._welcome(options, running, Door(api.url, api.key("spring")), as_json=False)
     tenth, whole = capsys.readouterr().out.split("Noria runs on")[1:]
     assert "0.1 of the provider's times; --true-times" in tenth
     assert "--true-times" not in whole
+    assert re.search(r"^  console +http://\S+/console/enter\?link=\S+  \(signs in once", tenth, re.MULTILINE)
 
 
 def test_webhooks_are_registered_tried_and_sent_again(noria: Shell, api: Served) -> None:

@@ -230,6 +230,13 @@ def test_a_link_to_an_output_is_short_lived_and_of_our_bucket(browser: Browser, 
     assert "X-Amz-Expires=600" in link
 
 
+@pytest.mark.parametrize(
+    "path", ["batches/x", "jobs/x", "gallery?most=0", "gallery?most=x", "money?days=x", "batches?cursor=" + "x" * 99]
+)
+def test_an_address_that_is_none_is_a_page_too(browser: Browser, path: str) -> None:
+    assert "there is no such page" in browser.open(f"/console/{path}", 404)
+
+
 # What people do
 
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi_problem.error import Problem
@@ -177,6 +178,8 @@ class Page(APIRoute):
                 raise
             except Problem as error:  # of a body that the API's own code has read
                 return await _refused(visit(request), Refused(error.status, str(error.detail)))
+            except RequestValidationError:
+                return await _refused(visit(request), Refused(404, "there is no such page"))
             except InvalidInput as error:
                 return await _refused(visit(request), Refused(422, error.faults[0].message))
             except (ApiRefused, Refused) as error:
