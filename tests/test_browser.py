@@ -9,12 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import Served, eventually, served
 from stage import Stage
 
+from tests.chaos import lines
 from worker.states import State
 
 CHROMIUM = shutil.which("chromium")
@@ -71,7 +73,7 @@ class Opened:
         self._contexts = []
 
     def page(self, path: str, **options: object) -> Page:
-        context = self._chromium.new_context(base_url=self._api.url, **options)
+        context = self._chromium.new_context(**{"base_url": self._api.url, **options})
         self._contexts.append(context)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
@@ -121,7 +123,7 @@ def test_a_file_becomes_clips_that_are_kept_rejected_and_made_again_by_keyboard_
     expect(page.get_by_role("heading", level=1)).to_contain_text("running")
     page.evaluate("window.untouched = true")
     drive(play, 3)
-    expect(page.get_by_role("link", name="3 to review")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name="3 to review")).to_be_visible(timeout=2 * PATIENCE)
     assert page.evaluate("window.untouched"), "the page was not loaded anew"
     page.get_by_role("link", name="3 to review").press("Enter")
 
@@ -199,3 +201,22 @@ def test_without_scripts_a_person_reads_and_decides(opened: Opened, play: Stage,
     expect(page.get_by_text("Nothing waits for a review")).to_be_visible()
     (job,) = play.sql("select * from jobs")
     assert job["state"] == State.SUCCEEDED
+
+
+def test_a_page_that_cannot_move_says_so_until_it_can(opened: Opened, api: Served, faults: list[str]) -> None:
+    line = lines.Line(httpx.URL(api.url).port or 0, lambda _data, _from_server: line.is_down)
+    with lines.running(line):
+        page = opened.page("/console/upload", base_url=f"http://127.0.0.1:{line.port}")
+        page.get_by_label("File", exact=True).set_input_files(spring(1))
+        page.get_by_role("button", name="Check and price it").click()
+        page.get_by_role("button", name="Make the jobs: 1").click()
+        away = page.get_by_text("Noria does not answer now")
+        expect(page.get_by_role("heading", level=1)).to_contain_text("running")
+        expect(away).to_be_hidden()
+
+        line.is_down = True
+        expect(away).to_be_visible(timeout=2 * PATIENCE)
+        line.is_down = False
+        expect(away).to_be_hidden(timeout=2 * PATIENCE)
+    assert any("ERR_" in fault for fault in faults)
+    faults.clear()  # which are of the cut line

@@ -33,6 +33,11 @@ document.addEventListener("error", (event) => {
   event.target.replaceWith(why);
 }, true);
 
+// A page that moves says so when it cannot, and goes on by itself.
+for (const [name, away] of [["htmx:sseError", true], ["htmx:sseOpen", false]]) {
+  document.addEventListener(name, () => { document.getElementById("away").hidden = !away; });
+}
+
 // A form that was sent cannot be sent twice by a double click.
 document.addEventListener("submit", (event) => {
   for (const button of event.target.querySelectorAll("button")) setTimeout(() => { button.disabled = true; }, 0);
