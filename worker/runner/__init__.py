@@ -28,7 +28,7 @@ from worker.steps import find
 from worker.tables import Job
 from worker.webhooks.sending import Courier
 
-_PRUNED_FOR = 30.0  # seconds of one message
+_PRUNED_FOR, _POSTERS_FOR = 30.0, 20.0  # seconds of one message
 
 Publish = Callable[[tick.Message], None]
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Runner:
 
     def make_posters(self) -> None:
         """Makes, for a third of a minute, the small stills of outputs that are wanted."""
-        posters.carry_out(self.ctx)
+        posters.carry_out(self.ctx, _POSTERS_FOR)
 
     def tell_unfinished(self) -> None:
         """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""

@@ -24,7 +24,6 @@ from worker import database, log, storage
 from worker.context import Context
 from worker.storage import Bucket, Expected, StorageTrouble
 
-_SECONDS = 20.0  # of one message
 _AWAY = timedelta(seconds=5)  # how long a statement waits for the database
 _LARGEST = 128 << 20  # bytes of an output: /tmp is memory in the containers
 _LONGER = 480  # pixels of the longer side; what is smaller stays as it is
@@ -47,13 +46,13 @@ _FORMATS = {
 _log = log.get(__name__)
 
 
-def carry_out(ctx: Context) -> None:
+def carry_out(ctx: Context, seconds: float) -> None:
     """Makes what is wanted, the newest first, for some seconds; nothing where another is at it, or without PyAV."""
     if not _is_installed():
         return
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + seconds
     with _alone(ctx.engine) as is_alone:
-        while is_alone and time.monotonic() < deadline and _make_next(ctx):
+        while is_alone and _make_next(ctx) and time.monotonic() < deadline:
             pass
 
 
@@ -94,12 +93,14 @@ def _is_installed() -> bool:
 
 @contextmanager
 def _alone(engine: Engine) -> Iterator[bool]:
-    """Whether no other is at it, which is so until the end of the block, where the lock goes with its session."""
+    """Whether no other is at it, which then is so until the end of the block, or of the session."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_alone = bool(connection.execute(_LOCK).scalar_one())
-        if is_alone:
-            connection.detach()  # closed at the end, and not given back to the pool
-        yield is_alone
+        try:
+            yield is_alone
+        finally:
+            if is_alone:
+                connection.execute(_UNLOCK)
 
 
 def _make_next(ctx: Context) -> bool:
@@ -147,6 +148,7 @@ def _set(engine: Engine, statement: Any, taken: Row[Any]) -> int:
 
 
 _LOCK = text("select pg_try_advisory_lock(x'4e6f7269704f'::bigint)")
+_UNLOCK = text("select pg_advisory_unlock(x'4e6f7269704f'::bigint)")
 # A CTE, so that the planner cannot run the limited select more than once.
 _TAKE = text(
     """
