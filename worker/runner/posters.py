@@ -65,7 +65,8 @@ def still(file: IO[bytes], content_type: str) -> bytes:
     scale = min(1.0, _LONGER / max(frame.width, frame.height))
     # 4:2:0 colours want even sides
     width, height = (max(2, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
-    picture = frame.reformat(width, height, "yuvj420p", dst_colorspace="ITU601", dst_color_range="JPEG")
+    # a JPEG's colours are BT.601's; of large clips they are BT.709's
+    picture = frame.reformat(width, height, "yuvj420p", dst_colorspace="ITU601")
     picture.pts = 0
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, picture.format.name
