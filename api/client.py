@@ -486,6 +486,10 @@ class Client:
         params = {"download": "true"} if download else {}
         return self._transport.call("GET", _path(job_id, f"/outputs/{n}"), params=params).headers["location"]
 
+    def poster(self, job_id: Id, n: int) -> str:
+        """A link to an output's small JPEG, good for five minutes; its `poster` says whether it has one."""
+        return self._transport.call("GET", _path(job_id, f"/outputs/{n}/poster")).headers["location"]
+
     def _sent(self, form: type[T], path: str, name: str, content: BinaryIO, **said: Any) -> T:
         """What the API answers to a file."""
         return self._one(form, "POST", path, files={"file": (name, content)}, timeout=UPLOAD_TIMEOUT, **said)

@@ -27,6 +27,7 @@ _HEADERS = {
     "FileName": _header("a name for the file", required=True),
 }
 _OUTPUT = "/v1/jobs/{job_id}/outputs/{n}"
+_POSTER = f"{_OUTPUT}/poster"
 _RUN = "/v1/schedules/{schedule_id}/run"
 _REPLAYED = ("/v1/jobs", "/v1/batches", _RUN)
 _FOUND = ("/v1/files", "/v1/schedules")  # a POST may find what was made before
@@ -106,7 +107,7 @@ def headers(operation: Schema, path: str, status: str) -> dict[str, str]:
         found["Location"] = "Made"
     if status == "200" and path in _REPLAYED and ("requestBody" in operation or path == _RUN):
         found["Idempotency-Replayed"] = "Replayed"
-    if path == _OUTPUT and status == "302":
+    if path in (_OUTPUT, _POSTER) and status == "302":
         found["Location"] = "Link"
     if status == "200" and path.endswith((".csv", ".jsonl")):
         found["Content-Disposition"] = "FileName"

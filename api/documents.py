@@ -500,6 +500,7 @@ class OutputDocument(Document):
     duration: float | None
     key: str
     url: str
+    poster: str | None
     pruned_at: datetime | None
 
 

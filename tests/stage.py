@@ -95,6 +95,7 @@ class Stage:
             "noria.sweep": lambda _: self.runner.sweep(),
             "noria.prune": lambda _: self.runner.prune(),
             "noria.quotas": lambda _: self.runner.import_quotas(),
+            "noria.posters": lambda _: self.runner.make_posters(),
         }
         for message in messages:
             tasks[message.task]([(claim.id, claim.number) for claim in message.claims])
@@ -210,6 +211,7 @@ def stage(environment: dict[str, str], sandbox: Sandbox, **settings: Any) -> Ite
             "dashscope_url": sandbox.url,
             "dashscope_batch_chat_url": f"{sandbox.url}/batch-chat",
             "settle_seconds": 1,
+            "posters": False,  # a message beside those that a test is about
             **settings,
         }
     )

@@ -76,9 +76,9 @@ RUNNING = (
     '"provider":{"account":"default","region":"cn-beijing","task_id":"t","request_id":"req-1","status":"RUNNING",'
     '"links_expire_at":null},"outputs":['
     f'{{"n":0,"role":"video","content_type":"video/x","bytes":9,"sha256":"ab","duration":5.04,"key":"k/0",'
-    f'"url":"{PATH}/outputs/0","pruned_at":null}},'
+    f'"url":"{PATH}/outputs/0","poster":null,"pruned_at":null}},'
     f'{{"n":1,"role":"image","content_type":"image/x","bytes":9,"sha256":"ab","duration":null,"key":"k/1",'
-    f'"url":"{PATH}/outputs/1","pruned_at":null}}],"result":null,"error":null,'
+    f'"url":"{PATH}/outputs/1","poster":null,"pruned_at":null}}],"result":null,"error":null,'
     f'"urls":{{"self":"{PATH}","events":"{PATH}/events","attempts":"{PATH}/attempts","cancel":"{PATH}/cancel",'
     f'"retry":"{PATH}/retry"}}}}'
 )

@@ -299,7 +299,7 @@ def test_indexes_whose_making_was_broken_off_are_made_when_it_is_tried_again(emp
         assert connection.exec_driver_sql("select indexrelid::regclass from pg_index where not indisvalid").all() == []
 
 
-@pytest.mark.parametrize("revision", ["0013", "0014", "0015", "0016", "0018"])
+@pytest.mark.parametrize("revision", ["0013", "0014", "0015", "0016", "0018", "0022"])
 def test_a_migration_that_was_broken_off_before_its_end_can_be_gone_again(empty: Engine, revision: str) -> None:
     """Those that commit in between: their last statement may fail when all others are done."""
     with empty.connect() as connection:

@@ -240,6 +240,7 @@ def test_answers_say_what_is_described_and_nothing_else(api: Served) -> None:
 # outputs that wait for a review
 NEVER_ANSWERED = {
     "GET /v1/jobs/{job_id}/outputs/{n}",
+    "GET /v1/jobs/{job_id}/outputs/{n}/poster",
     "GET /v1/models/{name}",
     "GET /v1/jobs/{job_id}/candidates",
     "POST /v1/jobs/{job_id}/resolve",
@@ -296,8 +297,8 @@ def test_what_is_seldom_generated_is_answered_as_described_too(api: Served) -> N
         batch = http.post("/v1/batches?commit=true", json={"items": [CLIP]}).json()["id"]
         api.sql("update jobs set state = 'awaiting_review', review = 'required', run_at = null where id = :id", id=job)
         api.sql(
-            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
-            " select id, 0, project_id, 'video', 'k', 'video/mp4', 6, '', '' from jobs where id = :id",
+            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64, poster)"
+            " select id, 0, project_id, 'video', 'k', 'video/mp4', 6, '', '', 'made' from jobs where id = :id",
             id=job,
         )
         other = http.post("/v1/jobs", json=CLIP).json()["id"]
@@ -314,6 +315,7 @@ def test_what_is_seldom_generated_is_answered_as_described_too(api: Served) -> N
         assert answer.status_code in statuses, (path, answer.text)
 
     ask("GET", "/v1/jobs/{job_id}/outputs/{n}", {"job_id": job, "n": 0}, 302)
+    ask("GET", "/v1/jobs/{job_id}/outputs/{n}/poster", {"job_id": job, "n": 0}, 302)
     ask("GET", "/v1/models/{name}", {"name": CLIP["model"]}, 200)
     ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 200, headers=stream)
     ask("GET", "/v1/jobs/{job_id}/events", {"job_id": other}, 204, headers=stream | {"last-event-id": "2"})

@@ -97,6 +97,9 @@ class OutputDocument(Answer):
     duration: float | None = Field(description="seconds")
     key: str
     url: str
+    poster: str | None = Field(
+        description="redirects to a small JPEG of a clip or picture; null: it has none, or not yet"
+    )
     pruned_at: Moment | None = Field(
         description="since when the object is gone, as the project wants; its URL says 410"
     )
@@ -340,6 +343,7 @@ def _output(path: str, output: Output) -> OutputDocument:
         duration=float(output.duration) if output.duration is not None else None,
         key=output.key,
         url=f"{path}/outputs/{output.n}",
+        poster=f"{path}/outputs/{output.n}/poster" if output.poster == "made" and not output.pruned_at else None,
         pruned_at=output.pruned_at,
     )
 

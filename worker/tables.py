@@ -489,8 +489,14 @@ class Output(Base):
     duration: Mapped[Decimal | None]  # seconds
     created_at: Mapped[datetime] = mapped_column(**_NOW)
     pruned_at: Mapped[datetime | None]  # since when the object is gone; the row stays
+    # Of its small still: wanted, made, or none to be had, which it also is while it is made; null: never wanted.
+    poster: Mapped[str | None]
 
-    __table_args__ = (Index("ix_outputs_kept", "project_id", "created_at", postgresql_where=text("pruned_at is null")),)
+    __table_args__ = (
+        CheckConstraint("poster in ('wanted', 'made', 'none')", name="poster"),
+        Index("ix_outputs_kept", "project_id", "created_at", postgresql_where=text("pruned_at is null")),
+        Index("ix_outputs_poster", "created_at", postgresql_where=text("poster = 'wanted'")),
+    )
 
 
 class Hold(Base):

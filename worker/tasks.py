@@ -1,8 +1,9 @@
 """The Celery tasks, and the process's start: `celery -A worker.tasks worker`, `beat` and `flower`.
 
-Nine tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
+Ten tasks: `tick` finds what is due, `work` carries out one step for each row, `poll` looks at many tasks, `deliver`
 sends webhooks, `complete` ends batches, `fire` submits the jobs of schedules, `sweep` looks for tasks that no job owns,
-`prune` lets go what projects no longer keep, `quotas` looks at what the provider tells of limits.
+`prune` lets go what projects no longer keep, `quotas` looks at what the provider tells of limits,
+`posters` makes small stills of outputs.
 Their messages hold ids and claim numbers, nothing else.
 """
 
@@ -134,6 +135,12 @@ def prune(_: list[list[Any]]) -> None:
 def quotas(_: list[list[Any]]) -> None:
     """The look at what the provider tells of models and limits."""
     _runner().import_quotas()
+
+
+@_task("noria.posters")
+def posters(_: list[list[Any]]) -> None:
+    """Some of the posters that are wanted."""
+    _runner().make_posters()
 
 
 def _publish(message: tick.Message) -> None:

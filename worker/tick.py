@@ -45,7 +45,7 @@ from worker.money import budgets
 from worker.moves import bulk, children, fair_queue
 from worker.schedules import fire
 from worker.states import HeldFor, Mode, Move, State, may
-from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Owner
+from worker.tables import Batch, Delivery, Duty, IdempotencyKey, Job, Output, Owner
 from worker.webhooks import feed, receivers
 from worker.work import WORK, Group
 
@@ -273,6 +273,11 @@ def _quotas(_: Connection, __: datetime) -> list[Message]:
     return [Message("noria.quotas", "provider", ())]
 
 
+def _posters(connection: Connection, _: datetime) -> list[Message]:
+    """The message to make the posters that are wanted; sent again until none is."""
+    return [Message("noria.posters", "transfer", ())] if connection.execute(_WANTED).one_or_none() else []
+
+
 def _forget_keys(connection: Connection, now: datetime) -> None:
     for forget in (_FORGET_KEYS, _FORGET_BATCH_KEYS):
         connection.execute(forget, {"before": now - _KEYS_KEPT})
@@ -296,6 +301,7 @@ _DUTIES: dict[str, tuple[timedelta, Callable[[Connection, datetime], list[Messag
     "budgets": (timedelta(seconds=5), _budgets),
     "forget_drafts": (timedelta(minutes=1), draft.forget),
     "quotas": (timedelta(hours=1), _quotas),
+    "posters": (timedelta(seconds=2), _posters),
 }
 
 # Statements are built once: to build one costs more than to run it.
@@ -310,6 +316,7 @@ _TAKE_DUTY = (
     .values(due_at=bindparam("next_at", type_=DateTime(timezone=True)))
 )
 _SWEEP_DUE = select(exists().where(Owner.sweep_at <= _NOW))
+_WANTED = select(Output.created_at).where(text("poster = 'wanted'")).order_by(Output.created_at).limit(1)
 _BEFORE = bindparam("before", type_=DateTime(timezone=True))
 _FORGET_KEYS = delete(IdempotencyKey).where(IdempotencyKey.created_at < _BEFORE)
 _FORGET_BATCH_KEYS = update(Batch).where(Batch.key.is_not(None), Batch.created_at < _BEFORE).values(key=None)

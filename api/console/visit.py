@@ -24,7 +24,7 @@ from api.console import shown
 from api.console.inside import Api, ApiRefused
 from api.context import Context
 from api.sessions import COOKIE, SECONDS, Session
-from worker import log
+from worker import log, storage
 from worker.errors import InvalidInput
 
 _log = log.get(__name__)
@@ -87,6 +87,7 @@ class Visit:
             "csrf": self.here.sessions.csrf(self.session) if self.session else "",
             "done": self.request.query_params.get("done"),
             "link": self.link,
+            "still": lambda key: self.link(storage.poster(key)),
             **(shown.clock(project["time_zone"], self.language, datetime.now(UTC)) if project else {}),
         }
         template = shown.environment(self.language).get_template(name)

@@ -23,9 +23,9 @@ from api.context import Context, Following, Here, Mine, Searching, Tenant, follo
 from api.forms import ChildQuery, JobQuery
 from api.problems import problem, refusals
 from api.streams import Followed, Part
-from worker import document, inputs, money, text
+from worker import document, inputs, money, storage, text
 from worker.document import Amount, Answer, JobDocument
-from worker.errors import Conflict, Fault, InvalidInput
+from worker.errors import Conflict, Fault, InvalidInput, NotFound
 from worker.jobs import reading, submission
 from worker.jobs.reading import AttemptDocument, JobEvent
 from worker.jobs.submission import Prepared, Sent
@@ -112,6 +112,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 JobId = Annotated[UUID, Path(description="the job's id")]
+OutputNumber = Annotated[int, Path(ge=0, le=2**15 - 1, description="which output, from 0")]
 Place = Annotated[int, Query(ge=0, le=_MOST, description="the sequence after which to go on")]
 
 
@@ -241,15 +242,29 @@ def fetch(
     here: Here,
     mine: Mine,
     job_id: JobId,
-    n: Annotated[int, Path(ge=0, le=2**15 - 1, description="which output, from 0")],
+    n: OutputNumber,
     download: Annotated[bool, Query(description="as a file, not shown by the browser")] = False,
 ) -> Response:
     """Fetch an output: a redirect to a short-lived link into the bucket."""
-    with here.reading() as connection:
-        output = reading.output(connection, mine.project.id, job_id, n)
-    if output.pruned_at:
-        raise problem(410, "pruned", f"the project no longer keeps it: pruned at {output.pruned_at:%Y-%m-%dT%H:%M:%SZ}")
+    output = _output(here, mine, job_id, n)
     return RedirectResponse(here.bucket.presign(output.key, _LINK, _filename(output) if download else None), 302)
+
+
+@router.get(
+    "/{job_id}/outputs/{n}/poster",
+    status_code=302,
+    response_class=RedirectResponse,
+    responses={302: {"description": "to a link to the JPEG, good for five minutes"}, **refusals(410)},
+)
+def fetch_poster(here: Here, mine: Mine, job_id: JobId, n: OutputNumber) -> Response:
+    """Fetch a small still of a video or picture, of 480 pixels at most: a redirect to a short-lived link to a JPEG.
+
+    404 where there is none, or not yet: an output's `poster` says when there is one.
+    """
+    output = _output(here, mine, job_id, n)
+    if output.poster != "made":
+        raise NotFound(f"output {n} of job {job_id} has no poster")
+    return RedirectResponse(here.bucket.presign(storage.poster(output.key), _LINK, None), 302)
 
 
 @router.post("/{job_id}/cancel", response_model=Cancellation)
@@ -354,6 +369,15 @@ def _part(job: Job, connection: Connection, after: int) -> Part:
     has_more = len(found) == streams.PAGE
     is_last = bool(found) and not has_more and State(found[-1].entered) in TERMINAL
     return Part(frames, found[-1].sequence if found else after, has_more, is_last)
+
+
+def _output(here: Context, mine: Tenant, job_id: UUID, n: int) -> Output:
+    """The project's output; one that went is a 410."""
+    with here.reading() as connection:
+        output = reading.output(connection, mine.project.id, job_id, n)
+    if output.pruned_at:
+        raise problem(410, "pruned", f"the project no longer keeps it: pruned at {output.pruned_at:%Y-%m-%dT%H:%M:%SZ}")
+    return output
 
 
 def _filename(output: Output) -> str:

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, select, text
 from ops import audit as rows_audit
 from ops.audit import Finding, Rule
 from tests.chaos import books
+from worker import storage
 from worker.errors import NoriaError
 from worker.schedules import plan
 from worker.states import Mode
@@ -160,6 +161,9 @@ def _bytes_of(bucket: Bucket, row: Any) -> Iterator[Finding]:
 def _strangers(connection: Connection, bucket: Bucket) -> Iterator[Finding]:
     """I6: objects of ours that no row knows; those of a job that is being copied have none yet."""
     keys = set(connection.execute(text("select key from outputs")).scalars())
+    have = text("select key from outputs where poster is not null")
+    # a worker that died over a poster has not said that it is there
+    keys |= {storage.poster(key) for key in connection.execute(have).scalars()}
     # a part that was found to be of no use leaves its object to the one that is made in its place
     copied = "finished_at is null or parent_id is not null and state = 'failed'"
     unfinished = set(connection.execute(text(f"select id::text from jobs where {copied}")).scalars())

@@ -180,17 +180,18 @@ _TAKE_JOBS = text(
 )
 # In one statement, so that the references among them are looked at once, in its end.
 _DELETE_JOBS = text(
-    """
+    f"""
     with told as (delete from deliveries where job_id = any(:jobs) and state <> 'waiting'),
          moves as (delete from events where job_id = any(:jobs)),
-         made as (delete from outputs where job_id = any(:jobs) returning key, pruned_at),
-         objects as (insert into deletions (key) select key from made where pruned_at is null on conflict do nothing),
+         made as (delete from outputs where job_id = any(:jobs) returning key, pruned_at, poster),
+         objects as (insert into deletions (key) select {statements.OBJECTS} from made where pruned_at is null
+                      on conflict do nothing),
          calls as (delete from attempts where job_id = any(:jobs) and closed_at is not null and billed <> 'unknown'),
          keys as (delete from idempotency_keys where job_id = any(:jobs)),
          lines as (delete from batch_rows where job_id = any(:jobs)),
          fired as (delete from runs where job_id = any(:jobs))
     delete from jobs where id = any(:jobs) and finished_at < :before
-    """
+    """  # noqa: S608 - of constants
 )
 # before their batches, since there may be 50,000 of one
 _DELETE_BATCH_ROWS = text(

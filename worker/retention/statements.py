@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from worker.storage import POSTER
+
 # a legal hold on the project, or on the job, its parent or its batch
 HELD = """
     exists (select from holds h where h.project_id = :project and h.released_at is null
             and ((h.job_id is null and h.batch_id is null) or h.job_id in ({jobs}) or h.batch_id in ({batches})))
 """
+
+# The objects of an output: its own, and its poster's where there may be one, since a worker may die before it says so.
+OBJECTS = f"unnest(array[key] || case when poster is not null then array[key || '{POSTER}'] else '{{}}' end)"
 
 # The keys that unfinished work of the project names in its input: they lie in the project's own prefix.
 NAMED = """
@@ -74,9 +79,9 @@ PRUNE_OUTPUTS = text(
     with {NAMED}, taken as (
         select o.key {_OUTPUTS} order by o.created_at limit :rows for update of o skip locked
     ), marked as (
-        update outputs set pruned_at = now() where key in (select key from taken) returning key, bytes, job_id
+        update outputs set pruned_at = now() where key in (select key from taken) returning key, bytes, job_id, poster
     ), objects as (
-        insert into deletions (key) select key from marked on conflict do nothing
+        insert into deletions (key) select {OBJECTS} from marked on conflict do nothing
     )
     select bytes, job_id from marked
     """  # noqa: S608 - of constants

@@ -19,7 +19,7 @@ from worker.batches import completion
 from worker.claims import Numbers
 from worker.context import Clock, Context
 from worker.errors import ClaimLost
-from worker.runner import imports
+from worker.runner import imports, posters
 from worker.runner.looks import Looks
 from worker.runner.together import Together
 from worker.schedules import fire
@@ -28,7 +28,7 @@ from worker.steps import find
 from worker.tables import Job
 from worker.webhooks.sending import Courier
 
-_PRUNED_FOR = 30.0  # seconds of one message
+_PRUNED_FOR, _POSTERS_FOR = 30.0, 20.0  # seconds of one message
 
 Publish = Callable[[tick.Message], None]
 T = TypeVar("T")
@@ -101,6 +101,10 @@ class Runner:
     def import_quotas(self) -> None:
         """The look at what the provider tells each account of its models and limits."""
         imports.carry_out(self.ctx)
+
+    def make_posters(self) -> None:
+        """Makes, for a third of a minute, the small stills of outputs that are wanted."""
+        posters.carry_out(self.ctx, _POSTERS_FOR)
 
     def tell_unfinished(self) -> None:
         """Tells Flower of the newest unfinished jobs again: it forgets what it heard when it restarts."""

@@ -160,6 +160,9 @@ class Settings(BaseSettings):
     max_waiting: int = Field(100_000, ge=1, description="unfinished jobs that one project may have, and as many parts")
     max_schedules: int = Field(100, ge=1, description="schedules that one project may have")
     max_output_bytes: int = Field(4 << 30, ge=1, description="the largest output that is copied")
+    posters: bool = Field(
+        True, description="whether a small still is made of each video and picture that is copied from now on"
+    )
     max_input_bytes: int = Field(50 << 20, ge=1, description="the largest file that is taken as an input")
     input_handover: str = Field(
         "link",

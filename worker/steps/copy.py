@@ -54,7 +54,9 @@ def _stored(ctx: Context, job: Job) -> frozenset[int]:
 def _copied(ctx: Context, job: Job, n: int, source: Source, deadline: timedelta) -> dict[str, Any]:
     name = f"{storage.stem(job)}/{n}-{source.role}"
     stored = storage.copy(ctx.sources, ctx.bucket, source.url, name, ctx.settings, deadline.total_seconds())
-    return storage.row(n, source.role, stored, (job.usage or {}).get("seconds"))
+    is_seen = stored.content_type.startswith(("video/", "image/"))
+    poster = "wanted" if is_seen and ctx.settings.posters else None
+    return storage.row(n, source.role, stored, (job.usage or {}).get("seconds")) | {"poster": poster}
 
 
 def _written(ctx: Context, job: Job, clock: Clock) -> Move:

@@ -19,6 +19,7 @@ from worker.storage.bucket import Bucket, Expected, Head, Mismatch, StorageTroub
 from worker.tables import Job
 
 __all__ = [
+    "POSTER",
     "BadSource",
     "Bucket",
     "Expected",
@@ -30,11 +31,13 @@ __all__ = [
     "Stored",
     "Upload",
     "copy",
+    "poster",
     "row",
     "stem",
 ]
 
 SOURCE_IDLE = 30.0  # seconds without a byte
+POSTER = ".poster.jpg"  # what the key of an output's poster ends in, after the output's own
 
 DEAD = frozenset({400, 401, 403, 404, 410})  # OSS says 403 for a link past its time, 404 for an object purged
 
@@ -60,6 +63,11 @@ class SourceTrouble(NoriaError):
 def stem(job: Job) -> str:
     """What the keys of a job's objects begin with: project, the day it was created, job."""
     return f"{job.project_id}/{job.created_at.astimezone(UTC):%Y/%m/%d}/{job.id}"
+
+
+def poster(key: str) -> str:
+    """The key of the poster of the output with that key."""
+    return key + POSTER
 
 
 def row(n: int, role: str, stored: Stored, seconds: float | None) -> dict[str, Any]:
