@@ -108,6 +108,7 @@ def running(home: Path, say: Callable[[str], None]) -> Iterator[Rig]:
             "NORIA_LIMITS": json.dumps(limits),
             "NORIA_API_RATE": "100000",
             "NORIA_POLL_QPS": str(_QUERIES // 2),
+            "NORIA_POSTERS": "false",  # the chain beside it makes none
         }
 
     with up.stack(up.UpOptions(home), prepare, say) as made:
