@@ -16,6 +16,7 @@ from sqlalchemy import text
 from stage import Stage, stage
 from structlog.testing import capture_logs
 
+from api.client import Client
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
 from worker import keys, retention, storage, tick
@@ -362,6 +363,8 @@ def test_the_api_leads_to_the_poster_of_ones_own_output(play: Stage, environment
             shown = mine.get(f"/v1/jobs/{job.id}").json()["outputs"][0]["poster"]
             absent = mine.get(f"/v1/jobs/{job.id}/outputs/1/poster")
             asked = nobody.get(path)
+        with Client(there.url, there.key(play.project.name)) as client, there.http(None) as nobody:
+            fetched = nobody.get(client.poster(job.id, 0)).content
         with there.http(there.key("another")) as others:
             strange = others.get(path)
         prune(play, outputs=30)
@@ -373,5 +376,6 @@ def test_the_api_leads_to_the_poster_of_ones_own_output(play: Stage, environment
     assert (link.status_code, shown) == (302, path)
     assert content.headers["content-type"] == "image/jpeg"
     assert shape(content.content)[0] == "mjpeg"
+    assert fetched == content.content
     assert [absent.status_code, asked.status_code, strange.status_code] == [404, 401, 404]
     assert (gone.status_code, gone.json()["code"], then) == (410, "pruned", None)
