@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
@@ -14,7 +15,7 @@ from babel.messages.extract import extract_from_dir
 from serving import Served, eventually, served
 from stage import CLIP, Stage
 
-from api.console import shown
+from api.console import live, shown
 from api.sessions import COOKIE
 from worker.states import State
 
@@ -105,6 +106,17 @@ def test_an_operators_key_names_a_project(api: Served, play: Stage) -> None:
     assert "name a project too" in operator.sign_in(api.key(None)).text
     assert operator.sign_in(api.key(None), project=play.project.name).status_code == 303
     assert play.project.name in operator.open("/console/batches")
+
+
+def test_an_operator_sees_what_each_project_spent_and_others_their_own(
+    api: Served, play: Stage, browser: Browser
+) -> None:
+    play.until(play.submit())
+    operator = Browser(api)
+    operator.sign_in(api.key(None), project=play.project.name)
+
+    assert "By project" in operator.open("/console/money")
+    assert "By project" not in browser.open("/console/money")
 
 
 def test_a_session_ends_with_its_key_and_says_so(browser: Browser, play: Stage) -> None:
@@ -329,6 +341,36 @@ def test_a_draft_is_discarded(browser: Browser, play: Stage) -> None:
 
     assert browser.send(f"{draft}/discard").status_code == 303
     assert play.sql("select * from batches") == []
+
+
+def test_a_page_that_moves_is_sent_anew_when_something_has_and_ends_with_the_session(
+    browser: Browser, play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_SHARE", 0)  # a busy machine would wait long
+    browser.open("/console/upload")
+    draft = browser.send("/console/upload", files=rows("a cat")).headers["location"]
+    browser.open(draft)
+    browser.send(f"{draft}/commit")
+
+    events = []
+    with browser.http.stream("GET", f"{draft}/live", timeout=30) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                events.append(line)
+                if events == ["event: part"]:
+                    play.sql("update batches set paused_at = now(), state = 'paused'")
+                elif events == ["event: part", "event: part"]:
+                    play.sql("update api_keys set revoked_at = now() - interval '1 hour'")
+
+    assert events == ["event: part", "event: part", "event: over"]
+
+
+def test_a_project_holds_so_many_streams_open_and_no_more(browser: Browser, api: Served) -> None:
+    api.app.state.context.gates.streams._own.default_factory = lambda: asyncio.Semaphore(0)
+
+    answer = browser.http.get("/console/batches/live")
+
+    assert answer.status_code == 429
 
 
 # Languages

@@ -1,7 +1,7 @@
 """What moves while one looks: a batch, or all of them, as Server-Sent Events, each a part of the page written anew.
 
-A look costs what a request does. The pause after each is two hundred times as long as it took, and two seconds at the
-least, so that a page that is left open takes half a percent of a core, however large its batch.
+A look costs what a request does. The pause after each is two hundred times as long as it took, from two to fifteen
+seconds, so that a page that is left open takes half a percent of a core: more only where a look takes over 75 ms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from api.console.inside import ApiRefused
 from api.console.visit import Page, Visit, Visiting
 
 router = APIRouter(route_class=Page)
-_PAUSE, _SHARE = 2.0, 200  # seconds; times what a look took
+_LEAST, _MOST, _SHARE = 2.0, 15.0, 200  # seconds, proxies close what is silent for thirty; times what a look took
 _SECONDS = 3600.0  # that one stream lasts: then the browser asks again
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -45,23 +45,24 @@ async def batch(here: Visiting, batch_id: UUID) -> Response:
 
 
 async def _streamed(here: Visit, written: Callable[[], Awaitable[str]]) -> Response:
-    project = await here.api.get("/v1/project")  # refuses before the stream begins
-    return EventSourceResponse(_looks(here, UUID(project["id"]), written), headers=_HEADERS)
+    project = await here.api.get("/v1/project")
+    # both refuse before the stream begins; the place is held until it ends
+    await here.request.scope["state"]["held"].enter_async_context(here.here.gates.streams.place(UUID(project["id"])))
+    return EventSourceResponse(_looks(written), headers=_HEADERS)
 
 
-async def _looks(here: Visit, project: UUID, written: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
+async def _looks(written: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
     """The part whenever it has changed, until the session or the browser ends."""
     ends, before = time.monotonic() + _SECONDS, ""
-    async with here.here.gates.streams.place(project):
-        while time.monotonic() < ends:
-            began = time.monotonic()
-            try:
-                now = await written()
-            except ApiRefused as error:
-                if error.status in (401, 403, 404):
-                    yield format_sse_event(data_str="", event="over")
-                    return
-                now = before  # the database is away, or too much is asked: the next look tells
-            yield format_sse_event(data_str=now, event="part") if now != before else KEEPALIVE_COMMENT
-            before = now
-            await asyncio.sleep(max(_PAUSE, _SHARE * (time.monotonic() - began)))
+    while time.monotonic() < ends:
+        began = time.monotonic()
+        try:
+            now = await written()
+        except ApiRefused as error:
+            if error.status in (401, 403, 404):
+                yield format_sse_event(data_str="", event="over")
+                return
+            now = before  # the database is away, or too much is asked: the next look tells
+        yield format_sse_event(data_str=now, event="part") if now != before else KEEPALIVE_COMMENT
+        before = now
+        await asyncio.sleep(min(_MOST, max(_LEAST, _SHARE * (time.monotonic() - began))))

@@ -124,7 +124,18 @@ async def money(here: Visiting, days: int = 30) -> Response:
     )
     spent = {line["begins_on"]: line for line in by_day["data"]}
     by_day["data"] = [spent.get(day, {"begins_on": day, "settled": 0, "unknown": 0}) for day in dates]
-    shown = {"by_day": by_day, "by_model": by_model, "by_kind": by_kind, "budgets": budgets["data"]}
+    session = here.session
+    by_project = None  # which an operator's key is told, where it acts for none
+    if session and session.project:
+        every = Api(here.request.app, here.here.sessions.made(session.key, None))
+        by_project = await every.get("/v1/usage", group_by="project", since=since)
+    shown = {
+        "by_project": by_project,
+        "by_day": by_day,
+        "by_model": by_model,
+        "by_kind": by_kind,
+        "budgets": budgets["data"],
+    }
     return await here.page("money.html", project=project, days=days, choices=sorted(_CHART_DAYS), **shown)
 
 

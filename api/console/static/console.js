@@ -11,12 +11,6 @@ document.addEventListener("click", (event) => {
     const clip = document.createElement("video");
     Object.assign(clip, { src: still.dataset.clip, controls: true, loop: true, autoplay: true, playsInline: true });
     clip.setAttribute("aria-label", still.getAttribute("aria-label"));
-    clip.addEventListener("error", () => {
-      const why = document.createElement("p");
-      why.className = "missing bad";
-      why.textContent = clip.error ? clip.error.message || "–" : "–";
-      clip.replaceWith(why);
-    });
     still.replaceWith(clip);
     clip.focus();
   }
@@ -24,12 +18,12 @@ document.addEventListener("click", (event) => {
   if (copy) navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
 });
 
-// A picture whose link has ended, or whose object is gone, says so in its place.
+// What cannot be loaded, since its link has ended or its object is gone, says so in its place.
 document.addEventListener("error", (event) => {
-  if (event.target.tagName !== "IMG" || event.target.closest(".missing")) return;
+  if (!/^(IMG|VIDEO|AUDIO)$/.test(event.target.tagName)) return;
   const why = document.createElement("span");
   why.className = "missing bad";
-  why.textContent = event.target.alt || "✕";
+  why.textContent = document.body.dataset.gone;
   event.target.replaceWith(why);
 }, true);
 
