@@ -109,7 +109,8 @@ def _routed() -> FastAPI:
     for routes in _ROUTES:
         app.include_router(routes.router)
     app.mount("/console/static", console.static)
-    app.include_router(console.router)
+    for router in console.routers:
+        app.include_router(router, include_in_schema=False)
     return app
 
 

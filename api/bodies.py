@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Annotated, Any, BinaryIO, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
 from python_multipart.multipart import parse_options_header
@@ -30,6 +31,7 @@ ROWS_LIMIT = 64 << 20  # bytes of a batch's file
 FIELD = "file"  # the part of a form that holds a file
 OPTIONS = "options"  # the part that says how a batch's file is to be taken
 JSON, _MULTIPART = "application/json", "multipart/form-data"
+_FIELDS, _FIELDS_LIMIT = 64, 256 << 10  # of a form without a file: how many, and bytes
 _SECONDS = 60
 _FILE_SECONDS = 600
 _FRAMING = 64 << 10  # bytes of a form beside the file: boundaries and the part's headers
@@ -80,6 +82,16 @@ async def upload(request: Request, here: Here, _: Transferring) -> AsyncIterator
     """
     async with form(request, here.settings.max_input_bytes) as given:
         yield only(given, here.settings.max_input_bytes)
+
+
+async def fields(request: Request) -> dict[str, str]:
+    """The fields of a form without a file, their lines ended by a newline; raises problems: 408, 413 and 400."""
+    body = await _in_time(_whole(_chunks(request, _FIELDS_LIMIT, "the form is too long")), _SECONDS, "form")
+    try:
+        said = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS)
+    except ValueError:
+        raise problem(400, "invalid_form", "the form cannot be read") from None
+    return {name: value.replace("\r\n", "\n") for name, value in said}
 
 
 Given = Annotated[UploadFile, Depends(upload)]

@@ -233,6 +233,7 @@ class Gates:
     bodies: Gate
     bulk: Gate
     uploads: Gate
+    console: Gate
     drafts: Gate
     commits: Gate
 
@@ -251,6 +252,7 @@ def gates(max_input_bytes: int) -> Gates:
         bodies=Gate("bodies on their way", each=4, most=40, patience=5),  # of bulk requests, 1 MiB of memory each
         bulk=Gate("bulk requests", each=1, most=2, patience=10),
         uploads=Gate("uploads of batches", each=2, most=6, patience=30),  # 64 MiB of the disk each
+        console=Gate("uploads by the console", each=2, most=6, patience=30),  # as much again, before they are those
         # each takes the disk for its rows, and a share of this process's one interpreter
         drafts=Gate("batches being checked", each=1, most=2, patience=30),
         commits=Gate("batches being committed", each=1, most=2, patience=30),

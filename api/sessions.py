@@ -45,29 +45,24 @@ class Sessions:
 
     def read(self, token: str) -> Session | None:
         """The session of a token; None where it is not one of ours, or has ended."""
-        return _read(self._sessions, token, SECONDS)
-
-    def link(self, session: Session) -> str:
-        """The token of a link that signs in once, as that session."""
-        return str(self._links.dumps([session.token, datetime.now(UTC).timestamp()]))
-
-    def linked(self, token: str) -> tuple[Session, datetime] | None:
-        """Whom a link signs in, and when it was made; None where it is not one of ours, or is too old."""
         try:
-            session, made_at = self._links.loads(token, max_age=LINK_SECONDS)
-        except BadSignature:
+            key, project, _ = self._sessions.loads(token, max_age=SECONDS)
+            return Session(bytes.fromhex(key), project, token)
+        except (BadSignature, ValueError, TypeError):
             return None
-        found = _read(self._sessions, session, LINK_SECONDS)
-        return (self.made(found.key, found.project), datetime.fromtimestamp(made_at, UTC)) if found else None
+
+    def link(self, key: bytes, project: str | None) -> str:
+        """The token of a link that signs in once; it is no session, and whoever finds it spent has nothing."""
+        return str(self._links.dumps([key.hex(), project, datetime.now(UTC).timestamp()]))
+
+    def linked(self, token: str) -> tuple[bytes, str | None, datetime] | None:
+        """The key and project that a link signs in, and when it was made; None where it is not ours, or too old."""
+        try:
+            key, project, made_at = self._links.loads(token, max_age=LINK_SECONDS)
+            return bytes.fromhex(key), project, datetime.fromtimestamp(made_at, UTC)
+        except (BadSignature, ValueError, TypeError):
+            return None
 
     def csrf(self, session: Session) -> str:
         """What each form of that session says, which no other site can know."""
         return hmac.new(self._secret, b"csrf " + session.token.encode(), sha256).hexdigest()
-
-
-def _read(serializer: URLSafeTimedSerializer, token: str, seconds: int) -> Session | None:
-    try:
-        key, project, _ = serializer.loads(token, max_age=seconds)
-        return Session(bytes.fromhex(key), project, token)
-    except (BadSignature, ValueError, TypeError):
-        return None

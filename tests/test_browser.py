@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,3 +221,104 @@ def test_a_page_that_cannot_move_says_so_until_it_can(opened: Opened, api: Serve
         expect(away).to_be_hidden(timeout=2 * PATIENCE)
     assert any("ERR_" in fault for fault in faults)
     faults.clear()  # which are of the cut line
+
+
+def test_a_key_that_is_held_decides_once(opened: Opened, play: Stage) -> None:
+    for n in range(3):
+        play.until(play.submit(review="required", custom_id=f"c{n}"), State.AWAITING_REVIEW)
+    page = opened.page("/console/review")
+
+    for _ in range(10):
+        page.keyboard.down("a")  # from the second on, what a key that is held sends
+        time.sleep(0.2)
+    page.keyboard.up("a")
+    time.sleep(1)
+
+    assert len(play.sql("select id from jobs where state = 'succeeded'")) == 1
+
+
+def test_escape_that_ends_a_composition_leaves_nobodys_field(opened: Opened, play: Stage) -> None:
+    """Else the next letter of a Chinese note, an a, keeps the output."""
+    play.until(play.submit(review="required"), State.AWAITING_REVIEW)
+    page = opened.page("/console/review")
+    page.locator("textarea").focus()
+
+    page.evaluate(
+        "document.activeElement.dispatchEvent("
+        "new KeyboardEvent('keydown', {key: 'Escape', isComposing: true, bubbles: true}))"
+    )
+
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+
+
+def test_a_page_that_moves_takes_nothing_from_under_a_persons_hand(opened: Opened, play: Stage) -> None:
+    page = opened.page("/console/upload")
+    page.get_by_label("File", exact=True).set_input_files(spring(3))
+    page.get_by_role("button", name="Check and price it").press("Enter")
+    page.get_by_role("button", name="Make the jobs: 3").press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("running")
+    page.locator("details.ask summary").click()  # it asks whether to cancel
+    page.evaluate("window.was = document.querySelector('.counts').textContent")
+
+    play.play(play.tick())
+    eventually(lambda: page.evaluate("document.querySelector('.counts').textContent !== window.was"))
+
+    assert page.evaluate("document.querySelector('details.ask').open"), "it was closed before the answer"
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY", "who uses a keyboard is at the page's top"
+
+
+def test_a_tab_that_nobody_looks_at_leaves_its_connection_to_others(opened: Opened, play: Stage, api: Served) -> None:
+    """A browser has six to a host; headless, no tab is ever hidden, so that is told to the page."""
+    page = opened.page("/console/upload")
+    page.get_by_label("File", exact=True).set_input_files(spring(1))
+    page.get_by_role("button", name="Check and price it").press("Enter")
+    page.get_by_role("button", name="Make the jobs: 1").press("Enter")
+    gate = api.app.state.context.gates.streams
+
+    def streams() -> int:
+        return sum(gate.each - places._value for places in gate._own.values())
+
+    def show(state: str) -> None:
+        hidden = "true" if state == "hidden" else "false"
+        page.evaluate(f"Object.defineProperty(document, 'hidden', {{value: {hidden}, configurable: true}})")
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    eventually(lambda: streams() == 1)
+    show("hidden")
+    eventually(lambda: streams() == 0)
+    show("visible")
+    eventually(lambda: streams() == 1)
+    drive(play, 1)
+    expect(page.get_by_role("link", name="1 to review")).to_be_visible(timeout=2 * PATIENCE)
+
+
+def test_without_scripts_no_button_does_nothing(opened: Opened, play: Stage) -> None:
+    job = play.submit()
+    page = opened.page(f"/console/jobs/{job.id}", java_script_enabled=False)
+    page.locator("summary", has_text="curl").click()
+
+    assert page.locator("button[data-copy]:visible").count() == 0
+
+
+def test_to_copy_works_or_says_so_where_there_is_no_https(opened: Opened, play: Stage, faults: list[str]) -> None:
+    job = play.submit()
+    page = opened.page(f"/console/jobs/{job.id}")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # so it is over plain HTTP
+    page.locator("summary", has_text="curl").click()
+    page.locator("button[data-copy]").click()
+    time.sleep(0.3)
+
+    found, faults[:] = [*faults], []
+    assert found == []
+
+
+def test_a_clip_that_cannot_be_loaded_says_so_on_its_page(opened: Opened, play: Stage, faults: list[str]) -> None:
+    job = play.until(play.submit())
+    page = opened.page(f"/console/jobs/{job.id}")
+    page.evaluate("document.querySelector('.outputs video').src = '/console/static/none.mp4'")  # its link has ended
+    eventually(lambda: page.evaluate("!!(document.querySelector('.outputs video') || {error: 1}).error"))
+    time.sleep(0.3)
+    found = page.locator(".outputs .missing").count()
+
+    faults[:] = []
+    assert found == 1

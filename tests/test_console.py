@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
 import re
+import socket
+import time
+import zlib
 from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,8 +21,10 @@ from babel.messages.extract import extract_from_dir
 from serving import Served, eventually, served
 from stage import CLIP, Stage
 
-from api.console import live, shown
+from api import bodies
+from api.console import live, pages, shown, visit
 from api.sessions import COOKIE
+from worker import keys
 from worker.states import State
 
 EVIL = "<script>alert('x')</script>"
@@ -242,13 +250,6 @@ def test_a_link_to_an_output_is_short_lived_and_of_our_bucket(browser: Browser, 
     assert "X-Amz-Expires=600" in link
 
 
-@pytest.mark.parametrize(
-    "path", ["batches/x", "jobs/x", "gallery?most=0", "gallery?most=x", "money?days=x", "batches?cursor=" + "x" * 99]
-)
-def test_an_address_that_is_none_is_a_page_too(browser: Browser, path: str) -> None:
-    assert "there is no such page" in browser.open(f"/console/{path}", 404)
-
-
 # What people do
 
 
@@ -371,6 +372,331 @@ def test_a_project_holds_so_many_streams_open_and_no_more(browser: Browser, api:
     answer = browser.http.get("/console/batches/live")
 
     assert answer.status_code == 429
+
+
+# What an attack from outside found
+
+
+def _link(api: Served, key: str) -> str:
+    made = httpx.post(f"{api.url}/console/link", headers={"authorization": f"Bearer {key}"}, trust_env=False)
+    return str(made.json()["url"].partition("link=")[2])
+
+
+def test_a_link_that_was_used_holds_no_session(api: Served, key: str) -> None:
+    token = _link(api, key)
+    Browser(api).open(f"/console/enter?link={token}")  # spent: it lies in the history, and in the logs of proxies
+
+    payload = token.lstrip(".").split(".")[0]
+    read = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    read = zlib.decompress(read) if token.startswith(".") else read
+    for found in re.findall(r"[\w.-]{60,}", read.decode()):
+        answer = httpx.get(f"{api.url}/v1/project", headers={"cookie": f"{COOKIE}={found}"}, trust_env=False)
+        assert answer.status_code == 401, "whoever reads the spent link is signed in by what it holds"
+
+
+def test_a_link_works_once_where_the_clock_of_the_api_is_ahead(api: Served, key: str, play: Stage) -> None:
+    made_at = play.now() + timedelta(seconds=30)
+
+    with api.engine.begin() as connection:
+        spent = [keys.spend_link(connection, keys.digest(key), made_at)]
+    with api.engine.begin() as connection:
+        spent.append(keys.spend_link(connection, keys.digest(key), made_at))
+
+    assert spent == [True, False]
+
+
+def test_another_site_cannot_sign_a_person_in_by_a_browser_without_fetch_metadata(api: Served, key: str) -> None:
+    # over plain HTTP no browser sends Sec-Fetch-Site but to localhost; Origin is sent always
+    answer = httpx.post(
+        f"{api.url}/console/sign-in", data={"key": key}, headers={"origin": "https://evil.example"}, trust_env=False
+    )
+
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_the_file_of_nobody_is_not_read(api: Served) -> None:
+    host, port = api.url.removeprefix("http://").split(":")
+    head = (
+        "POST /console/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        "Content-Length: 50000000\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port)), timeout=5) as sent:
+        sent.sendall(head.encode() + b"a" * 100_000)
+        try:
+            answer = sent.recv(100)
+        except TimeoutError:
+            answer = b"nothing: it waits for all 64 MiB, and keeps them on the disk"
+
+    assert b" 303 " in answer or b" 401 " in answer, answer
+
+
+def test_uploads_by_the_console_hold_a_place_as_those_by_the_api_do(
+    api: Served, browser: Browser, play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates, real, held = api.app.state.context.gates, bodies.form, []
+
+    def form(*said: Any, **more: Any) -> Any:
+        held.append([gate.what for gate in vars(gates).values() if gate._own[play.project.id]._value < gate.each])
+        return real(*said, **more)
+
+    monkeypatch.setattr(bodies, "form", form)
+    browser.open("/console/upload")
+    browser.send("/console/upload", files=rows("a cat"))
+
+    assert held[0], "the console's own copy of up to 64 MiB is on the disk, and nobody counts it"
+
+
+def test_a_form_that_drips_is_given_up(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_SECONDS", 1)  # as for the API's own bodies: a minute
+    host, port = api.url.removeprefix("http://").split(":")
+    head = "POST /console/sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nkey="
+    with socket.create_connection((host, int(port)), timeout=5) as sent:
+        sent.sendall(head.encode())
+        try:
+            answer = sent.recv(100)
+        except TimeoutError:
+            answer = b"nothing: it waits for ever"
+
+    assert b" 408 " in answer, answer
+
+
+@pytest.mark.parametrize("to", ["/console/../v1/jobs", "/console/%2e%2e/v1/jobs", "/console/./../docs"])
+def test_nobody_is_sent_off_the_console_by_dots(api: Served, key: str, to: str) -> None:
+    assert Browser(api).sign_in(key, back=to).headers["location"] == "/console/batches"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("money?days=x", 422),
+        ("gallery?most=0", 422),
+        ("gallery?most=x", 422),
+        ("batches?cursor=" + "a" * 70, 422),
+        ("batches/xyz", 404),
+        ("jobs/xyz", 404),
+        ("batches/01a21fb6-a722-72d9-928b-f51f78498604?cursor=x", 422),
+    ],
+)
+def test_a_wrong_address_is_no_fault_of_norias_own(browser: Browser, path: str, status: int) -> None:
+    answer = browser.http.get(f"/console/{path}")
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_a_language_that_is_none_is_no_fault(browser: Browser) -> None:
+    browser.open("/console/batches")
+
+    assert browser.send("/console/language", language="中文").status_code < 500
+
+
+def test_a_body_that_is_nested_too_deep_is_told_beside_its_form(browser: Browser, play: Stage) -> None:
+    job = play.submit()
+    browser.open(f"/console/jobs/{job.id}")
+
+    assert browser.send(f"/console/jobs/{job.id}/again", body="[" * 20_000, once="x").status_code == 422
+
+
+def test_a_browser_that_leaves_during_an_upload_is_no_fault(
+    api: Served, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(visit._log, "exception", lambda event, **_: told.append(event), raising=False)
+    logger = SimpleNamespace(exception=lambda event, **_: told.append(event))
+    monkeypatch.setattr(visit, "_log", logger)
+    host, port = api.url.removeprefix("http://").split(":")
+    head = (
+        f"POST /console/upload HTTP/1.1\r\nHost: x\r\nCookie: {COOKIE}={browser.http.cookies[COOKIE]}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 50000\r\n\r\n--x\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=5) as sent:
+        sent.sendall(head.encode())
+        time.sleep(0.5)
+    time.sleep(0.5)
+
+    assert told == []
+
+
+def test_a_draft_has_no_stream_that_breaks(browser: Browser) -> None:
+    browser.open("/console/upload")
+    draft = browser.send("/console/upload", files=rows("a cat")).headers["location"]
+
+    with browser.http.stream("GET", f"{draft}/live") as answer:
+        assert answer.status_code == 404 or b"event" in next(answer.iter_raw())
+
+
+def test_a_page_of_schedules_fits_the_rate_of_a_key(environment: dict[str, str], play: Stage) -> None:
+    with served(environment, api_rate=10) as slow:
+        key = slow.key(play.project.name)
+        for n in range(20):
+            body = {"name": f"s{n}", "cron": "0 9 * * *", "template": BODY}
+            while slow.http(key).post("/v1/schedules", json=body).status_code == 429:
+                time.sleep(0.5)
+        reader = Browser(slow)
+        time.sleep(3)
+        reader.sign_in(key)
+        time.sleep(3)
+        reader.open("/console/schedules")  # one page is a request for each schedule, at once
+
+
+@pytest.mark.parametrize("path", ["nope", "batches/", "jobs", "review/x"])
+def test_what_is_not_there_is_a_page_too(browser: Browser, path: str) -> None:
+    answer = browser.http.get(f"/console/{path}", follow_redirects=True)
+
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+def test_the_language_can_be_changed_where_something_was_refused(browser: Browser, play: Stage) -> None:
+    job = play.submit()
+    browser.open(f"/console/jobs/{job.id}")
+    browser.page = browser.send(f"/console/jobs/{job.id}/again", body="no JSON", once="x").text
+    back = re.findall(r'name="back" value="([^"]*)"', browser.page)[0]
+
+    to = browser.send("/console/language", language="zh", back=back).headers["location"]
+
+    assert browser.http.get(to).status_code == 200, f"{to} takes POST alone"
+
+
+def test_another_language_keeps_what_was_searched_for(browser: Browser) -> None:
+    page = browser.open("/console/gallery?state=failed&q=heron")
+
+    assert "q=heron" in re.findall(r'name="back" value="([^"]*)"', page)[0]
+
+
+def test_who_signs_in_again_comes_back_to_what_was_filtered(browser: Browser, play: Stage) -> None:
+    play.sql("update api_keys set revoked_at = now() - interval '1 hour'")
+    time.sleep(1.1)
+
+    assert "heron" in browser.http.get("/console/gallery?q=heron").headers["location"]
+
+
+def test_the_gallery_goes_on_after_a_page_without_pictures(browser: Browser, play: Stage) -> None:
+    play.submit(custom_id="clip")
+    play.submit("text", "qwen-plus", input={"prompt": "Name a colour."})
+
+    page = browser.open("/console/gallery?state=&most=1")
+
+    assert "clip" in page or "Next page" in page, "nothing is shown, and nothing leads on"
+
+
+def test_a_nested_input_is_written_as_it_is(browser: Browser, play: Stage) -> None:
+    asked = {"messages": [{"role": "user", "content": "你好, it's <b>"}]}
+    job = play.submit("text", "qwen-plus", input=asked)
+
+    page = browser.open(f"/console/jobs/{job.id}").partition('class="asked"')[2].partition("</dl>")[0]
+
+    assert "你好, it" in page
+    assert "\\u" not in page
+
+
+def test_a_new_prompt_of_several_lines_is_what_was_typed(browser: Browser, play: Stage) -> None:
+    job = play.submit(review="required")
+    play.until(job, State.AWAITING_REVIEW)
+    browser.open("/console/review")
+
+    browser.send(f"/console/review/{job.id}/reroll", prompt="a heron\r\nby a river")  # as every browser sends it
+
+    (take,) = play.sql("select * from jobs where take = 2")
+    assert take["input"]["prompt"] == "a heron\nby a river"
+
+
+def test_a_refused_upload_keeps_what_was_typed(browser: Browser) -> None:
+    browser.open("/console/upload")
+
+    page = browser.send(
+        "/console/upload", files={"file": ("x.csv", b"\x00", "text/csv")}, name="Spring", review="1"
+    ).text
+
+    assert 'value="Spring"' in page
+
+
+def test_a_waiting_parent_says_so_in_chinese() -> None:
+    known = shown.translations("zh")
+
+    assert known.ugettext("the provider says nothing yet") != "the provider says nothing yet"
+
+
+def test_a_new_version_of_a_script_is_taken_with_its_page(browser: Browser) -> None:
+    answer = browser.http.get("/console/static/console.js")
+
+    assert "cache-control" in answer.headers, "a browser may keep it for days, by its own guess"
+
+
+def test_a_fault_of_norias_own_names_the_line_in_the_log(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(pages, "kinds", broken)
+    answer = browser.http.get("/console/upload")
+
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] in answer.text, "nobody can find what the log is said to have"
+
+
+def test_no_button_is_shown_that_is_always_refused(browser: Browser, play: Stage) -> None:
+    narration = play.submit("speech", "qwen3-tts-flash", input={"paragraphs": [{"text": "One."}, {"text": "Two."}]})
+    part = play.drive(
+        lambda: play.sql("select id from jobs where parent_id = :id", id=narration.id), lambda found: bool(found)
+    )[0]["id"]
+
+    page = browser.open(f"/console/jobs/{part}")
+
+    for action in re.findall(rf'action="(/console/jobs/{part}/(?:cancel|retry))"', page):
+        answer = browser.send(action)
+        assert answer.status_code == 303, f"{action}: {re.findall('alert.>(.*?)<', answer.text)}"
+
+
+def test_a_key_that_may_only_read_is_shown_no_button_that_changes(api: Served, play: Stage) -> None:
+    reader = Browser(api)
+    reader.sign_in(api.key(play.project.name, scope=keys.Scope.READ))
+    job = play.submit()
+
+    assert f'action="/console/jobs/{job.id}/cancel"' not in reader.open(f"/console/jobs/{job.id}")
+
+
+def test_the_key_is_not_offered_to_the_browsers_store_of_passwords(api: Served) -> None:
+    page = Browser(api).open("/console/sign-in")
+
+    assert "The key is not kept in the browser" in page
+    assert 'autocomplete="current-password"' not in page
+
+
+def test_a_page_that_is_not_there_speaks_of_nothing_typed(browser: Browser) -> None:
+    page = browser.open("/console/jobs/01a21fb6-a722-72d9-928b-f51f78498604", 404)
+
+    assert "what you typed" not in page
+
+
+def test_the_page_after_a_wrong_key_is_of_the_session_that_goes_on(browser: Browser) -> None:
+    page = browser.sign_in("noria_wrong").text
+
+    csrf = re.findall(r'name="csrf" value="(\w*)"', page)[0]
+    answer = browser.http.post("/console/language", data={"csrf": csrf, "language": "zh", "back": "/console/money"})
+    assert answer.status_code == 303, "the cookie is still there, and the form says nothing of it"
+
+
+def test_a_stream_is_never_silent_for_as_long_as_a_proxy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    clock = iter([0.0, 0.0, 0.0, 9.0, 9.0, 9.0, 9.0, 4000.0])  # a look took nine seconds, of a busy database
+    monkeypatch.setattr(live, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    async def look() -> None:
+        async def written() -> str:
+            return "part"
+
+        async for _ in live._looks(written):
+            pass
+
+    asyncio.run(look())
+    assert waits
+    assert max(waits) <= 15
 
 
 # Languages

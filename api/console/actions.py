@@ -14,7 +14,7 @@ from api.console import pages
 from api.console.inside import ApiRefused
 from api.console.visit import HOME, Page, Refused, Visiting
 
-router = APIRouter(route_class=Page)
+router = APIRouter(prefix="/console", route_class=Page)
 _BATCH = ("pause", "resume", "cancel", "retry-failed")
 _JOB = ("cancel", "retry")
 _SCHEDULE = ("run", "pause", "resume")
@@ -23,18 +23,26 @@ _SCHEDULE = ("run", "pause", "resume")
 @router.post("/upload")
 async def upload(here: Visiting) -> Response:
     """Checks and prices a file; its draft's page has the report, and the button that spends."""
-    async with bodies.form(here.request, bodies.ROWS_LIMIT, fields=8) as form:
-        here.check(str(form.get("csrf", "")))
+    here.check_origin()
+    project = await here.api.get("/v1/project")  # nobody's file is read
+    async with (
+        here.here.gates.console.place(UUID(project["id"])),
+        bodies.form(here.request, bodies.ROWS_LIMIT, fields=8) as form,
+    ):
+        here.check_token(str(form.get("csrf", "")))
         file = bodies.only(form, bodies.ROWS_LIMIT)
-        said = {name: str(form.get(name, "")).strip() for name in ("name", "kind", "model", "repeat")}
+        said = {name: str(form.get(name, "")).strip() for name in ("name", "kind", "model", "repeat", "review")}
         defaults = {name: said[name] for name in ("kind", "model") if said[name]}
-        defaults |= {"review": "required"} if form.get("review") else {}
+        defaults |= {"review": "required"} if said["review"] else {}
         options: dict[str, Any] = {"defaults": defaults}
         options |= {name: said[name] for name in ("name", "repeat") if said[name]}
         try:
             draft = await here.api.sent("/v1/batches", file, options)
         except ApiRefused as error:
-            return await here.page("upload.html", error.status, kinds=await pages.kinds(here.api), why=str(error))
+            if error.status == 401:
+                raise
+            typed = {"kinds": await pages.kinds(here.api), "said": said, "why": str(error)}
+            return await here.page("upload.html", error.status, **typed)
     return here.to(f"/console/batches/{draft['id']}")
 
 
@@ -86,7 +94,7 @@ async def again(here: Visiting, job_id: UUID) -> Response:
     try:
         body = json.loads(typed)
         made = await here.api.post("/v1/jobs", body, once=said.get("once", ""))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return await pages.job_page(here, job_id, 422, body=typed, why=str(error))
     except ApiRefused as error:
         if error.status == 401:

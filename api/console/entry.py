@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from api import bodies
 from api.console.inside import Api, ApiRefused
+from api.console.shown import LANGUAGES
 from api.console.visit import HOME, SIGN_IN, Page, Refused, Visit, Visiting
-from api.sessions import COOKIE, Session
+from api.sessions import COOKIE
 from worker import keys
 
-router = APIRouter(route_class=Page)
+router = APIRouter(prefix="/console", route_class=Page)
 _SCHEME = "bearer "
 
 
@@ -27,8 +30,8 @@ async def ask(here: Visiting, back: str = "") -> Response:
 @router.post("/sign-in")
 async def sign_in(here: Visiting) -> Response:
     """Begins a session, if the API takes the key; an operator's names a project."""
-    here.session = None  # whoever's it was
-    said = await here.fields()
+    here.check_origin()  # and no token: it may be anybody's session that goes on here, or nobody's
+    said = await bodies.fields(here.request)
     key, named = said.get("key", "").strip(), said.get("project", "").strip()
     session = here.here.sessions.made(keys.digest(key), named or None)
     try:
@@ -60,7 +63,7 @@ async def link(request: Request, here: Visiting) -> Response:
         await Api(request.app, session).get("/v1/project")
     except ApiRefused as error:
         raise HTTPException(error.status, str(error)) from None
-    token = here.here.sessions.link(session)
+    token = here.here.sessions.link(session.key, session.project)
     return JSONResponse({"url": f"{here.here.settings.public_url.rstrip('/')}/console/enter?link={token}"}, 201)
 
 
@@ -68,23 +71,30 @@ async def link(request: Request, here: Visiting) -> Response:
 async def enter(here: Visiting, link: str = "") -> Response:
     """Signs in by a link that was not used yet."""
     found = here.here.sessions.linked(link)
-    if found is None or not await run_in_threadpool(_spent, here, *found):
+    if found is None or not await run_in_threadpool(_spent, here, found[0], found[2]):
         raise Refused(403, "this link was used before, or is too old: make another, or sign in with a key")
-    return here.signed_in(found[0])
+    return here.signed_in(here.here.sessions.made(found[0], found[1]))
 
 
 @router.post("/language")
 async def language(here: Visiting) -> Response:
     """Chooses a language."""
     said = await here.fields()
-    return here.spoken(said.get("language", "en")[:2], _ours(said.get("back", HOME)))
+    chosen = said.get("language", "")
+    return here.spoken(chosen if chosen in LANGUAGES else "en", _ours(said.get("back", HOME)))
 
 
-def _spent(here: Visit, session: Session, made_at: Any) -> bool:
+def _spent(here: Visit, key: bytes, made_at: datetime) -> bool:
     with here.here.engine.begin() as connection:
-        return keys.spend_link(connection, session.key, made_at)
+        return keys.spend_link(connection, key, made_at)
 
 
-def _ours(path: str) -> str:
-    """The path, if it is a page of the console: nobody is sent elsewhere."""
-    return path if path.startswith("/console/") and "//" not in path and "\\" not in path else HOME
+def _ours(back: str) -> str:
+    """The address, if it is a page of the console: nobody is sent elsewhere."""
+    try:
+        said = urlsplit(back)
+    except ValueError:
+        return HOME
+    parts = unquote(said.path).replace("\\", "/").split("/")
+    is_ours = not (said.scheme or said.netloc) and parts[:2] == ["", "console"]
+    return back if is_ours and not {"", ".", ".."} & {*parts[2:]} else HOME

@@ -16,9 +16,9 @@ from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from api.console.inside import ApiRefused
-from api.console.visit import Page, Visit, Visiting
+from api.console.visit import NO_PAGE, Page, Refused, Visit, Visiting
 
-router = APIRouter(route_class=Page)
+router = APIRouter(prefix="/console", route_class=Page)
 _LEAST, _MOST, _SHARE = 2.0, 15.0, 200  # seconds, proxies close what is silent for thirty; times what a look took
 _SECONDS = 3600.0  # that one stream lasts: then the browser asks again
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -37,6 +37,8 @@ async def batches(here: Visiting) -> Response:
 @router.get("/batches/{batch_id}/live")
 async def batch(here: Visiting, batch_id: UUID) -> Response:
     """The head of a batch's page."""
+    if (await here.api.get(f"/v1/batches/{batch_id}"))["state"] == "draft":
+        raise Refused(404, NO_PAGE)
 
     async def written() -> str:
         return await here.written("batch_live.html", batch=await here.api.get(f"/v1/batches/{batch_id}"))

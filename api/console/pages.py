@@ -16,7 +16,8 @@ from api.console.inside import Api
 from api.console.visit import Page, Visiting
 from worker.states import State
 
-router = APIRouter(route_class=Page)
+router = APIRouter(prefix="/console", route_class=Page)
+_SCHEDULES = 6  # each is a request more for its runs, of those that a key may make in a second
 _POSTERS = 500  # on one page of the gallery at most
 _MEDIA = ("text-to-video", "image-to-video", "reference-to-video", "video-edit", "text-to-image", "image-edit")
 _CHART_DAYS = {7, 30, 90}
@@ -33,7 +34,7 @@ async def batches(here: Visiting, cursor: Cursor = "") -> Response:
 @router.get("/upload")
 async def upload(here: Visiting) -> Response:
     """The form for a file of rows."""
-    return await here.page("upload.html", kinds=await kinds(here.api))
+    return await here.page("upload.html", kinds=await kinds(here.api), said={}, why="")
 
 
 @router.get("/batches/{batch_id}")
@@ -92,7 +93,7 @@ async def job(here: Visiting, job_id: UUID) -> Response:
 @router.get("/schedules")
 async def schedules(here: Visiting, cursor: Cursor = "") -> Response:
     """Every schedule, with its last runs."""
-    found = await here.api.get("/v1/schedules", limit=20, cursor=cursor)
+    found = await here.api.get("/v1/schedules", limit=_SCHEDULES, cursor=cursor)
     runs = await asyncio.gather(*(here.api.get(f"/v1/schedules/{each['id']}/runs", limit=5) for each in found["data"]))
     last = {each["id"]: run["data"] for each, run in zip(found["data"], runs, strict=True)}
     return await here.page("schedules.html", found=found, runs=last)

@@ -5,6 +5,8 @@ Texts stand in the templates in English; `zh.po` has the Chinese. Whatever a use
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,6 +24,7 @@ from babel.support import NullTranslations, Translations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 LANGUAGES = {"en": "English", "zh": "中文"}
+_NUMBER = re.compile(r"\d+")
 _HERE = Path(__file__).parent
 _GOOD, _BAD, _WAITS = "good", "bad", "waits"
 # The colour of a state; those that are not named are on their way.
@@ -70,7 +73,8 @@ def environment(language: str) -> Environment:
     vars(made)["install_gettext_translations"](words, newstyle=True)  # which the extension put there
     made.filters |= {
         "state": lambda name: words.ugettext(name.replace("_", " ")),
-        "text": words.ugettext,
+        "text": lambda said: _told(words, said),
+        "json": lambda value: json.dumps(value, ensure_ascii=False),
         "look": lambda name: _LOOKS.get(name, "moving"),
         "bytes": _bytes,
         "share": _share,
@@ -146,6 +150,12 @@ def chart(rows: Sequence[Mapping[str, Any]], label: str, most: int = 90) -> list
 def _read(moment: str | None) -> datetime:
     read = datetime.fromisoformat(moment or "1970-01-01T00:00:00+00:00")
     return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
+def _told(words: NullTranslations, said: str) -> str:
+    """One of the API's sentences in the page's language, if that is known; of its numbers each is a # there."""
+    numbers = iter(_NUMBER.findall(said))
+    return re.sub("#", lambda _: next(numbers, "#"), words.ugettext(_NUMBER.sub("#", said)))
 
 
 def _yuan(amount: str) -> str:

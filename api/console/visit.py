@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
@@ -19,21 +19,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi_problem.error import Problem
+from starlette.requests import ClientDisconnect
 
+from api import bodies, callers
 from api.console import shown
 from api.console.inside import Api, ApiRefused
 from api.context import Context
 from api.sessions import COOKIE, SECONDS, Session
 from worker import log, storage
 from worker.errors import InvalidInput
+from worker.keys import Scope
 
 _log = log.get(__name__)
 
 HOME = "/console/batches"
 SIGN_IN = "/console/sign-in"
 _LANGUAGE = "noria_language"
+NO_PAGE, _NO_VALUE = "there is no such page", "the address has a value that it cannot have"
 _FAULT = "this is a fault of Noria's own; the log has it"
-_FIELDS, _FORM_BYTES = 64, 256 << 10
 _LINK = timedelta(minutes=10)  # how long a page's pictures and clips can be loaded
 
 
@@ -73,6 +76,12 @@ class Visit:
         """The text in the page's language."""
         return shown.translations(self.language).ugettext(text)
 
+    @property
+    def here_again(self) -> str:
+        """The address of this page, to come back to; where it answers a form, the first page's."""
+        url = self.request.url
+        return url.path + (f"?{url.query}" if url.query else "") if self.request.method == "GET" else HOME
+
     async def page(self, name: str, status: int = 200, **data: Any) -> Response:
         """A page, or a part of one, by its template."""
         return HTMLResponse(await self.written(name, **data), status, headers=self._headers())
@@ -80,9 +89,12 @@ class Visit:
     async def written(self, name: str, **data: Any) -> str:
         """The text of a template."""
         project = await self.api.get("/v1/project") if self.session and "project" not in data else data.get("project")
+        scope = await self._scope() if project else Scope.READ
         frame = {
             "project": project,
+            "may": lambda needed: scope.includes(Scope(needed)),
             "path": self.request.url.path,
+            "back": self.here_again,
             "query": dict(self.request.query_params),
             "csrf": self.here.sessions.csrf(self.session) if self.session else "",
             "done": self.request.query_params.get("done"),
@@ -115,24 +127,31 @@ class Visit:
 
     async def fields(self) -> dict[str, str]:
         """The form that was sent; raises Refused where it is not from a page of this session."""
-        body = b""
-        async for chunk in self.request.stream():
-            body += chunk
-            if len(body) > _FORM_BYTES:
-                raise Refused(413, "the form is too long")
-        try:
-            said = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
-        except ValueError:
-            raise Refused(400, "the form cannot be read") from None
-        self.check(said.pop("csrf", ""))
+        self.check_origin()
+        said = await bodies.fields(self.request)
+        self.check_token(said.pop("csrf", ""))
         return said
 
-    def check(self, csrf: str) -> None:
-        """Raises Refused for a change that another site may have sent."""
-        if self.request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+    def check_origin(self) -> None:
+        """Raises Refused for what another site sent. Over plain HTTP browsers say Origin alone."""
+        headers = self.request.headers
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        ours = {headers.get("host"), urlsplit(self.here.settings.public_url).netloc}
+        if site not in (None, "same-origin", "none") or (
+            site is None and origin is not None and urlsplit(origin).netloc not in ours
+        ):
             raise Refused(403, "this was sent from another site")
+
+    def check_token(self, csrf: str) -> None:
+        """Raises Refused for a form that is not of this session."""
         if self.session and not hmac.compare_digest(csrf.encode(), self.here.sessions.csrf(self.session).encode()):
             raise Refused(403, "the page is of another session: load it again")
+
+    async def _scope(self) -> Scope:
+        """What the session's key may do."""
+        assert self.session is not None, "a page with a project is of somebody"
+        caller = await self.here.callers.find(self.session.key, self.session.project, callers.REMEMBERED)
+        return caller.scope if caller else Scope.READ
 
     @property
     def _is_secure(self) -> bool:
@@ -175,32 +194,38 @@ class Page(APIRoute):
         async def handled(request: Request) -> Response:
             try:
                 return await handle(request)
-            except HTTPException:
+            except (HTTPException, ClientDisconnect):
                 raise
-            except Problem as error:  # of a body that the API's own code has read
-                return await _refused(visit(request), Refused(error.status, str(error.detail)))
-            except RequestValidationError:
-                return await _refused(visit(request), Refused(404, "there is no such page"))
-            except InvalidInput as error:
-                return await _refused(visit(request), Refused(422, error.faults[0].message))
             except (ApiRefused, Refused) as error:
-                return await _refused(visit(request), error)
+                refused: ApiRefused | Refused = error
+            except RequestValidationError as error:
+                is_path = any(slip["loc"][0] == "path" for slip in error.errors())
+                refused = Refused(404, NO_PAGE) if is_path else Refused(422, _NO_VALUE)
+            except Problem as error:  # of a body that the API's own code has read
+                refused = Refused(error.status, str(error.detail))
+            except InvalidInput as error:
+                refused = Refused(422, error.faults[0].message)
             except Exception:  # noqa: BLE001 - a person gets a page, the log gets the cause
                 _log.exception("a page failed", request=request.scope["state"]["request_id"])
-                return await _refused(visit(request), Refused(500, _FAULT))
+                refused = Refused(500, _FAULT)
+            return await _refused(visit(request), refused)
 
         return handled
 
 
 async def _refused(here: Visit, error: ApiRefused | Refused) -> Response:
     if error.status == 401:  # the session, or its key, has ended, or nobody was signed in
-        back = here.request.url.path if here.request.method == "GET" else HOME
-        answer = here.to(SIGN_IN, back=back) if COOKIE in here.request.cookies else here.to(SIGN_IN)
+        answer = here.to(SIGN_IN, back=here.here_again) if COOKIE in here.request.cookies else here.to(SIGN_IN)
         answer.delete_cookie(COOKIE)
         return answer
     problem = error.problem if isinstance(error, ApiRefused) else {}
+    said = {
+        "why": here.word(str(error)),
+        "faults": problem.get("errors", ()),
+        "request_id": problem.get("request_id") or here.request.scope["state"]["request_id"],
+        "was_sent": here.request.method == "POST",
+    }
     try:
-        return await here.page("refused.html", error.status, why=here.word(str(error)), problem=problem)
+        return await here.page("refused.html", error.status, **said)
     except ApiRefused:  # the frame cannot be had either: the database is away
-        here.session = None
-        return await here.page("refused.html", error.status, why=here.word(str(error)), problem=problem)
+        return await here.page("refused.html", error.status, **said, project=None)

@@ -15,7 +15,10 @@ document.addEventListener("click", (event) => {
     clip.focus();
   }
   const copy = event.target.closest("button[data-copy]");
-  if (copy) navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
+  if (!copy) return;
+  const text = document.getElementById(copy.dataset.copy);
+  getSelection().selectAllChildren(text); // to be copied by hand, where there is no HTTPS and so no clipboard
+  if (navigator.clipboard) navigator.clipboard.writeText(text.textContent).then(() => { copy.textContent = "✓"; });
 });
 
 // What cannot be loaded, since its link has ended or its object is gone, says so in its place.
@@ -26,6 +29,30 @@ document.addEventListener("error", (event) => {
   why.textContent = document.body.dataset.gone;
   event.target.replaceWith(why);
 }, true);
+
+for (const button of document.querySelectorAll("button[data-copy]")) button.hidden = false;
+
+// A page that nobody looks at lets its stream go: a browser has six connections to a host, and each tab would take one.
+const streams = new Map(); // by their elements
+const create = htmx.createEventSource;
+htmx.createEventSource = (url) => {
+  const made = create(url);
+  streams.set(url, made);
+  return made;
+};
+document.addEventListener("visibilitychange", () => {
+  for (const [url, stream] of [...streams]) {
+    if (document.hidden) stream.close();
+    else if (stream.readyState === EventSource.CLOSED) {
+      streams.delete(url);
+      for (const part of document.querySelectorAll("[sse-connect]")) {
+        const anew = part.cloneNode(true);
+        part.replaceWith(anew);
+        htmx.process(anew);
+      }
+    }
+  }
+});
 
 // A page that moves says so when it cannot, and goes on by itself.
 for (const [name, away] of [["htmx:sseError", true], ["htmx:sseOpen", false]]) {
@@ -43,7 +70,8 @@ window.addEventListener("pageshow", () => {
 // The keyboard of the review board: a letter presses, or goes to, what shows it.
 document.addEventListener("keydown", (event) => {
   const board = document.querySelector("[data-board]");
-  if (!board || event.altKey || event.metaKey) return;
+  // a key that is held decides once, and one that ends a composition of Chinese is no shortcut
+  if (!board || event.altKey || event.metaKey || event.repeat || event.isComposing) return;
   if (typing(event.target)) {
     if (event.key === "Enter" && event.ctrlKey) event.target.form.requestSubmit();
     if (event.key === "Escape") event.target.blur();
