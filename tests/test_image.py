@@ -156,6 +156,9 @@ def test_the_wheel_and_the_image_hold_what_production_runs_and_no_more(wheel: Pa
     for ops in (wheel / "ops", image.root / "app" / "ops"):
         folders = {path.name for path in ops.iterdir() if path.is_dir()}
         assert folders - {"__pycache__"} == {"audit", "cli", "docker", "doctor", "local"}
+        console = ops.parent / "api" / "console"
+        for name in ("templates/base.html", "static/htmx.min.js", "static/console.css", "zh.po"):
+            assert (console / name).is_file(), name
 
 
 def test_a_wheel_has_all_that_a_migration_needs(

@@ -21,6 +21,7 @@ OF_A_JOB = {
     ("GET", "/v1/jobs/{job_id}/events"),
     ("GET", "/v1/jobs/{job_id}/attempts"),
     ("GET", "/v1/jobs/{job_id}/outputs/{n}"),
+    ("GET", "/v1/jobs/{job_id}/outputs/{n}/poster"),
     ("GET", "/v1/jobs/{job_id}/children"),
     ("GET", "/v1/jobs/{job_id}/takes"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
@@ -141,8 +142,8 @@ def tenants(environment: dict[str, str]) -> Iterator[Tenants]:
         endpoint = spring.post("/v1/webhook-endpoints", json=ENDPOINT).json()
         job = spring.post("/v1/jobs", json=CLIP | {"metadata": {"sku": "A17"}, "custom_id": "row-17"}).json()
         api.sql(
-            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64)"
-            " select id, 0, project_id, 'video', 'spring/0.mp4', 'video/mp4', 6, '', '' from jobs"
+            "insert into outputs (job_id, n, project_id, role, key, content_type, bytes, sha256, crc64, poster)"
+            " select id, 0, project_id, 'video', 'spring/0.mp4', 'video/mp4', 6, '', '', 'made' from jobs"
         )
         file = spring.post("/v1/files", files=FILE).json()
         schedule = spring.post("/v1/schedules", json=NIGHTLY).json()
