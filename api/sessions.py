@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from urllib.parse import urlsplit
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
@@ -34,8 +35,7 @@ class Sessions:
     """Makes and reads tokens; every process of one installation takes those of the others."""
 
     def __init__(self, settings: Settings) -> None:
-        secret = settings.console_secret or settings.database_url  # all processes have that one, and nobody else
-        self._secret = sha256(b"noria console " + secret.get_secret_value().encode()).digest()
+        self._secret = sha256(b"noria console " + _secret(settings).encode()).digest()
         self._sessions = URLSafeTimedSerializer(self._secret, salt="session")
         self._links = URLSafeTimedSerializer(self._secret, salt="link")
 
@@ -66,3 +66,12 @@ class Sessions:
     def csrf(self, session: Session) -> str:
         """What each form of that session says, which no other site can know."""
         return hmac.new(self._secret, b"csrf " + session.token.encode(), sha256).hexdigest()
+
+
+def _secret(settings: Settings) -> str:
+    """What signs: the setting, or what all processes hold and nobody else; else a secret of this process alone."""
+    if settings.console_secret:
+        return settings.console_secret.get_secret_value()
+    database, bucket = settings.database_url.get_secret_value(), settings.s3_secret_access_key
+    held = (urlsplit(database).password, bucket.get_secret_value() if bucket else None)
+    return " ".join(filter(None, held)) or secrets.token_hex(32)

@@ -23,8 +23,9 @@ from stage import CLIP, Stage
 
 from api import bodies
 from api.console import live, pages, shown, visit
-from api.sessions import COOKIE
+from api.sessions import COOKIE, Sessions
 from worker import keys
+from worker.settings import Settings
 from worker.states import State
 
 EVIL = "<script>alert('x')</script>"
@@ -83,6 +84,24 @@ def rows(*prompts: str, **more: str) -> dict[str, Any]:
 
 
 # Who is signed in
+
+
+@pytest.mark.parametrize(
+    ("said", "are_shared"),
+    [
+        ({"database_url": "postgresql://noria:p@h/noria"}, True),
+        ({"database_url": "postgresql://h/noria", "s3_secret_access_key": "s"}, True),
+        ({"database_url": "postgresql://h/noria", "console_secret": "s"}, True),
+        ({"database_url": "postgresql://noria@h/noria"}, False),  # everybody could guess it
+    ],
+)
+def test_processes_take_each_others_sessions_where_they_share_what_nobody_can_guess(
+    said: dict[str, str], are_shared: bool
+) -> None:
+    nothing = {"broker_url": "redis://h", "s3_secret_access_key": None, "console_secret": None}
+    here, there = (Sessions(Settings.model_validate({**nothing, **said})) for _ in range(2))
+
+    assert (there.read(here.made(b"k", None).token) is not None) is are_shared
 
 
 def test_nobody_sees_a_page_without_signing_in(api: Served) -> None:

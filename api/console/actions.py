@@ -26,7 +26,7 @@ async def upload(here: Visiting) -> Response:
     here.check_origin()
     project = await here.api.get("/v1/project")  # nobody's file is read
     async with (
-        here.here.gates.console.place(UUID(project["id"])),
+        here.context.gates.console.place(UUID(project["id"])),
         bodies.form(here.request, bodies.ROWS_LIMIT, fields=8) as form,
     ):
         here.check_token(str(form.get("csrf", "")))

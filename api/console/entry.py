@@ -33,7 +33,7 @@ async def sign_in(here: Visiting) -> Response:
     here.check_origin()  # and no token: it may be anybody's session that goes on here, or nobody's
     said = await bodies.fields(here.request)
     key, named = said.get("key", "").strip(), said.get("project", "").strip()
-    session = here.here.sessions.made(keys.digest(key), named or None)
+    session = here.context.sessions.made(keys.digest(key), named or None)
     try:
         await Api(here.request.app, session).get("/v1/project")
     except ApiRefused as error:
@@ -58,22 +58,22 @@ async def link(request: Request, here: Visiting) -> Response:
     """A link that signs in once, within a day, as the key in the Authorization header; for programs."""
     said = request.headers.get("authorization", "")
     plain = said[len(_SCHEME) :].strip() if said.lower().startswith(_SCHEME) else ""
-    session = here.here.sessions.made(keys.digest(plain), request.headers.get("noria-project"))
+    session = here.context.sessions.made(keys.digest(plain), request.headers.get("noria-project"))
     try:
         await Api(request.app, session).get("/v1/project")
     except ApiRefused as error:
         raise HTTPException(error.status, str(error)) from None
-    token = here.here.sessions.link(session.key, session.project)
-    return JSONResponse({"url": f"{here.here.settings.public_url.rstrip('/')}/console/enter?link={token}"}, 201)
+    token = here.context.sessions.link(session.key, session.project)
+    return JSONResponse({"url": f"{here.context.settings.public_url.rstrip('/')}/console/enter?link={token}"}, 201)
 
 
 @router.get("/enter")
 async def enter(here: Visiting, link: str = "") -> Response:
     """Signs in by a link that was not used yet."""
-    found = here.here.sessions.linked(link)
+    found = here.context.sessions.linked(link)
     if found is None or not await run_in_threadpool(_spent, here, found[0], found[2]):
         raise Refused(403, "this link was used before, or is too old: make another, or sign in with a key")
-    return here.signed_in(here.here.sessions.made(found[0], found[1]))
+    return here.signed_in(here.context.sessions.made(found[0], found[1]))
 
 
 @router.post("/language")
@@ -85,7 +85,7 @@ async def language(here: Visiting) -> Response:
 
 
 def _spent(here: Visit, key: bytes, made_at: datetime) -> bool:
-    with here.here.engine.begin() as connection:
+    with here.context.engine.begin() as connection:
         return keys.spend_link(connection, key, made_at)
 
 

@@ -49,7 +49,7 @@ async def batch(here: Visiting, batch_id: UUID) -> Response:
 async def _streamed(here: Visit, written: Callable[[], Awaitable[str]]) -> Response:
     project = await here.api.get("/v1/project")
     # both refuse before the stream begins; the place is held until it ends
-    await here.request.scope["state"]["held"].enter_async_context(here.here.gates.streams.place(UUID(project["id"])))
+    await here.request.scope["state"]["held"].enter_async_context(here.context.gates.streams.place(UUID(project["id"])))
     return EventSourceResponse(_looks(written), headers=_HEADERS)
 
 

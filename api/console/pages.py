@@ -128,7 +128,7 @@ async def money(here: Visiting, days: int = 30) -> Response:
     session = here.session
     by_project = None  # which an operator's key is told, where it acts for none
     if session and session.project:
-        every = Api(here.request.app, here.here.sessions.made(session.key, None))
+        every = Api(here.request.app, here.context.sessions.made(session.key, None))
         by_project = await every.get("/v1/usage", group_by="project", since=since)
     shown = {
         "by_project": by_project,
@@ -158,7 +158,7 @@ async def job_page(here: Visiting, job_id: UUID, status: int = 200, **typed: Any
     asked = {"kind": found["kind"], "model": found["model"], "input": found["input"], "metadata": found["metadata"]}
     again = {"body": json.dumps(asked, ensure_ascii=False, indent=2), "why": "", **typed}
     data = {"job": found, "events": events["data"], "attempts": attempts["data"], "children": children}
-    return await here.page("job.html", status, api_url=here.here.settings.public_url, again=again, **data)
+    return await here.page("job.html", status, api_url=here.context.settings.public_url, again=again, **data)
 
 
 async def kinds(api: Api) -> dict[str, list[str]]:

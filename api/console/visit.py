@@ -56,8 +56,8 @@ class Visit:
     session: Session | None
 
     @property
-    def here(self) -> Context:
-        """The API's context."""
+    def context(self) -> Context:
+        """The API's."""
         context: Context = self.request.app.state.context
         return context
 
@@ -96,7 +96,7 @@ class Visit:
             "path": self.request.url.path,
             "back": self.here_again,
             "query": dict(self.request.query_params),
-            "csrf": self.here.sessions.csrf(self.session) if self.session else "",
+            "csrf": self.context.sessions.csrf(self.session) if self.session else "",
             "done": self.request.query_params.get("done"),
             "link": self.link,
             "still": lambda key: self.link(storage.poster(key)),
@@ -107,7 +107,7 @@ class Visit:
 
     def link(self, key: str) -> str:
         """A short link to an object that the API has named to this session."""
-        return self.here.bucket.presign(key, _LINK, None)
+        return self.context.bucket.presign(key, _LINK, None)
 
     def to(self, path: str, **query: str) -> Response:
         """Goes on at a page of ours."""
@@ -135,27 +135,28 @@ class Visit:
     def check_origin(self) -> None:
         """Raises Refused for what another site sent. Over plain HTTP browsers say Origin alone."""
         headers = self.request.headers
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        ours = {headers.get("host"), urlsplit(self.here.settings.public_url).netloc}
-        if site not in (None, "same-origin", "none") or (
-            site is None and origin is not None and urlsplit(origin).netloc not in ours
-        ):
+        ours = {None, headers.get("host"), urlsplit(self.context.settings.public_url).netloc}
+        if site := headers.get("sec-fetch-site"):
+            is_ours = site in ("same-origin", "none")
+        else:
+            is_ours = (urlsplit(headers["origin"]).netloc if "origin" in headers else None) in ours
+        if not is_ours:
             raise Refused(403, "this was sent from another site")
 
     def check_token(self, csrf: str) -> None:
         """Raises Refused for a form that is not of this session."""
-        if self.session and not hmac.compare_digest(csrf.encode(), self.here.sessions.csrf(self.session).encode()):
+        if self.session and not hmac.compare_digest(csrf.encode(), self.context.sessions.csrf(self.session).encode()):
             raise Refused(403, "the page is of another session: load it again")
 
     async def _scope(self) -> Scope:
         """What the session's key may do."""
         assert self.session is not None, "a page with a project is of somebody"
-        caller = await self.here.callers.find(self.session.key, self.session.project, callers.REMEMBERED)
+        caller = await self.context.callers.find(self.session.key, self.session.project, callers.REMEMBERED)
         return caller.scope if caller else Scope.READ
 
     @property
     def _is_secure(self) -> bool:
-        return self.here.settings.public_url.startswith("https://")
+        return self.context.settings.public_url.startswith("https://")
 
     def _headers(self) -> dict[str, str]:
         """What a page may load: ours, and the bucket's pictures and clips."""

@@ -133,7 +133,8 @@ class Settings(BaseSettings):
 
     public_url: str = Field("http://127.0.0.1:8080", description="where users reach the API")
     console_secret: SecretStr | None = Field(
-        None, description="signs the console's sessions, in every process the same; empty: the database's address does"
+        None,
+        description="signs the console's sessions in all processes; empty: the database's and bucket's passwords do",
     )
     limits: dict[str, Limit] = Field(
         default_factory=dict, description='JSON: model → {"concurrency","rps","rpm","tpm","tpd"}'
