@@ -79,7 +79,8 @@ def test_a_call_that_made_nothing_is_made_again_once_that_is_proved(play: Stage)
     job = play.until(play.submit())
 
     assert job.state == State.SUCCEEDED
-    first, second = play.attempts(job)
+    # a busy machine may not have connected in time, which is no attempt that was lost
+    first, second = (attempt for attempt in play.attempts(job) if attempt.outcome != "not_sent")
     assert (first.outcome, first.billed) == ("absent", "no")
     assert (second.sent_at - first.sent_at).total_seconds() > play.ctx.settings.settle_seconds
     assert made(play.sandbox) == 1
