@@ -31,7 +31,7 @@ def test_a_process_is_counted_with_its_children_those_that_ended_too() -> None:
         used = usage.cpu_seconds({"it": process.pid})
 
         process.communicate()
-    assert 0.2 <= used["it"] < 2
+    assert 0.2 - 0.05 <= used["it"] < 2  # ticks are of a hundredth
 
 
 def test_what_a_living_child_uses_is_its_parents() -> None:
