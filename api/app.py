@@ -36,6 +36,7 @@ from api.routes import (
     files,
     jobs,
     keys,
+    metrics,
     operator,
     review,
     schedules,
@@ -83,7 +84,7 @@ _log = log.get(__name__)
 
 _ROUTES = (
     *(jobs, bulk, review, batches, batch_exports, operator, files, schedules),
-    *(budgets, endpoints, keys, catalog),
+    *(budgets, endpoints, keys, catalog, metrics),
 )
 
 

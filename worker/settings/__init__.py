@@ -179,6 +179,7 @@ class Settings(BaseSettings):
         pattern="^(|json|feishu|dingtalk|wecom)$",
         description="json, feishu, dingtalk or wecom; empty: a group's robot is known by its host",
     )
+    metrics_token: SecretStr | None = Field(None, description="what is said to read /metrics; empty: nobody can")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("s3_endpoint_url", "s3_public_endpoint_url")

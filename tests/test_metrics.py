@@ -1,0 +1,139 @@
+"""What an alarm watches: figures that are true, for who has the token, and no figure where there is none to be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Served, served
+from sqlalchemy import create_engine, text
+from stage import Stage
+
+from worker.jobs import metrics
+
+TOKEN = "watch-me"
+
+
+@pytest.fixture
+def api(environment: dict[str, str], play: Stage) -> Iterator[Served]:
+    with served(environment, metrics_token=TOKEN) as made:
+        yield made
+
+
+def read(api: Served, token: str | None = TOKEN) -> httpx.Response:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    return httpx.get(f"{api.url}/metrics", headers=headers, trust_env=False)
+
+
+def figures(api: Served) -> dict[str, dict[tuple[str, ...], float]]:
+    """Every figure, by the values of its labels."""
+    answer = read(api)
+    assert answer.status_code == 200, answer.text
+    families = text_string_to_metric_families(answer.text)
+    return {
+        family.name: {tuple(sample.labels.values()): sample.value for sample in family.samples} for family in families
+    }
+
+
+@pytest.mark.parametrize("token", [None, "watch", "watch-me-too"])
+def test_who_has_not_the_token_is_told_nothing(api: Served, token: str | None) -> None:
+    answer = read(api, token)
+
+    assert answer.status_code == 401
+    assert "noria_" not in answer.text
+
+
+def test_without_a_token_there_are_none(environment: dict[str, str]) -> None:
+    with served(environment) as api:
+        assert read(api).status_code == 404
+        assert read(api, "x").status_code == 404
+
+
+def test_a_database_that_is_away_fails_the_scrape(api: Served) -> None:
+    context = api.app.state.context
+    away = create_engine("postgresql+psycopg://noria@127.0.0.1:1/noria", connect_args={"connect_timeout": 1})
+    object.__setattr__(context, "beside", away)
+
+    answer = read(api)
+
+    assert answer.status_code == 503
+    assert "noria_" not in answer.text
+
+
+def test_what_waits_runs_and_is_held_is_counted(api: Served, play: Stage) -> None:
+    name = play.project.name
+    play.until(play.submit())
+    play.submit()
+    play.tick()  # which admits it
+    late, held, copied = (play.submit() for _ in range(3))
+    play.sql("update jobs set created_at = now() - interval '1 hour' where id = :id", id=late.id)
+    play.sql("update jobs set state = 'held', held_for = 'budget', run_at = null where id = :id", id=held.id)
+    play.sql(
+        "update jobs set state = 'copying', links_expire_at = now() + interval '1 hour', run_at = now() where id = :id",
+        id=copied.id,
+    )
+
+    found = figures(api)
+
+    assert found["noria_held"] == {("budget",): 1}
+    assert found["noria_uncertain"] == {(): 0}
+    assert found["noria_links_dying"] == {(): 1}
+    waiting = found["noria_oldest_waiting_seconds"]["wan2.5-t2v-preview", name]
+    assert 3600 <= waiting < 3700
+    lane = next(of for of in found["noria_lane_queued"] if of[0] == "wan2.5-t2v-preview")
+    assert found["noria_lane_queued"][lane] == 1
+    assert found["noria_lane_used"][lane] == 1
+    assert found["noria_lane_allowed"][lane] == found["noria_lane_limit"][lane] > 0
+    assert found["noria_spent_today_cny"] == {(name,): 1.5}
+    assert found["noria_recent_outputs"] == {(): 1}
+    assert found["noria_recent_output_bytes"][()] > 1000
+    assert found["noria_recent_calls"]["accepted", "200"] == 1
+
+
+def test_webhooks_that_are_not_taken_are_counted(api: Served, play: Stage) -> None:
+    play.submit(webhook_url="https://example.com/x", webhook_events=["job.queued"])
+    play.sql("update deliveries set tries = 2")
+
+    found = figures(api)
+
+    assert found["noria_deliveries_waiting"] == found["noria_deliveries_failing"] == {(): 1}
+
+
+def test_a_clock_that_stands_still_is_seen(api: Served, play: Stage) -> None:
+    play.tick()
+    assert figures(api)["noria_tick_age_seconds"][()] < 5
+
+    play.sql("update duties set due_at = now() - interval '10 minutes'")
+    assert 600 <= figures(api)["noria_tick_age_seconds"][()] < 700
+
+
+def test_a_stopped_account_and_a_paused_lane_are_seen(api: Served, play: Stage) -> None:
+    assert set(figures(api)["noria_lane_stopped"].values()) == {0}
+
+    play.sql("update owners set stopped_at = now(), stopped_until = now() + interval '5 minutes', stopped_why = 'x'")
+
+    assert set(figures(api)["noria_lane_stopped"].values()) == {1}
+
+
+def test_a_name_of_any_form_is_a_label(api: Served, play: Stage) -> None:
+    play.submit()
+    play.sql("update jobs set model = E'a\"b\\\\c\\nd'")
+
+    assert any(model == 'a"b\\c\nd' for model, _ in figures(api)["noria_oldest_waiting_seconds"])
+
+
+@pytest.mark.parametrize(("gauge", "statement"), metrics._STATEMENTS, ids=lambda each: getattr(each, "name", ""))
+def test_no_figure_reads_a_whole_table_of_what_is_done(play: Stage, gauge: metrics.Gauge, statement: object) -> None:
+    """By indexes that hold what is unfinished, or by the last minutes."""
+    values = {"now": play.now(), "recent": metrics.RECENT, "soon": metrics.SOON}
+    with play.ctx.engine.connect() as connection:
+        connection.execute(text("set enable_seqscan = off"))
+        plan = "\n".join(connection.execute(text(f"explain {statement}"), values).scalars())
+        connection.execute(text("reset enable_seqscan"))
+
+    for table in ("jobs", "attempts", "outputs", "deliveries"):
+        assert f"Seq Scan on {table}" not in plan
+    for index in ("ix_jobs_groups", "ix_jobs_listing", "jobs_pkey", "ix_jobs_batch "):
+        assert index not in plan, "it grows with what is done"

@@ -1,0 +1,153 @@
+"""What an alarm is to watch, read from Postgres when somebody asks: the rows are the truth, so no process counts.
+
+Every query goes by an index of what is unfinished, or of the last minutes, so that its time does not grow with what is
+done. What cannot be read raises: a figure of nothing would be one that nobody wakes up for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from worker.lanes import slots
+
+RECENT = timedelta(minutes=5)  # what "in the last minutes" means
+SOON = timedelta(hours=2)  # a link that dies within them is one to worry about
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A figure by its labels."""
+
+    name: str
+    about: str
+    labels: Sequence[str] = ()
+    samples: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
+
+
+def read(connection: Connection, now: datetime) -> Iterator[Gauge]:
+    """Every gauge, as it is at that moment."""
+    yield from _lanes(connection, now)
+    for gauge, statement in _STATEMENTS:
+        rows = connection.execute(statement, {"now": now, "recent": RECENT, "soon": SOON}).all()
+        yield Gauge(gauge.name, gauge.about, gauge.labels, [_sample(row) for row in rows])
+
+
+def _sample(row: Row[Any]) -> tuple[tuple[str, ...], float]:
+    labels: Sequence[Any] = row[:-1]
+    value = row[-1]
+    return tuple("" if label is None else str(label) for label in labels), float(value or 0)
+
+
+def _lanes(connection: Connection, now: datetime) -> Iterator[Gauge]:
+    lanes = slots.listed(connection, now)
+    by = ("model", "region", "owner")
+
+    def gauge(name: str, about: str, values: Iterable[Any]) -> Gauge:
+        named = [(lane.model, lane.region, lane.owner) for lane in lanes]
+        return Gauge(name, about, by, [(of, float(value)) for of, value in zip(named, values, strict=True)])
+
+    yield gauge("noria_lane_used", "Slots of a lane in use.", (lane.in_use for lane in lanes))
+    yield gauge("noria_lane_allowed", "Slots that a lane may use now.", (lane.allowed for lane in lanes))
+    yield gauge("noria_lane_limit", "Slots of a lane as configured.", (lane.concurrency for lane in lanes))
+    yield gauge("noria_lane_queued", "Jobs in line for a lane's model.", (lane.queued for lane in lanes))
+    yield gauge(
+        "noria_lane_pace", "Share of its rate that a lane takes after throttling.", (lane.pace_now for lane in lanes)
+    )
+    stopped = (lane.stopped_at is not None or lane.all_paused or lane.lane_paused or lane.is_parked for lane in lanes)
+    yield gauge("noria_lane_stopped", "1: no create may go, for an account, a person or a quota.", stopped)
+
+
+# Each gauge with its statement, whose columns are the labels and then the figure.
+_STATEMENTS = tuple(
+    (Gauge(name, about, labels), text(statement))
+    for name, labels, about, statement in (
+        (
+            "noria_oldest_waiting_seconds",
+            ("model", "project"),
+            "How long the oldest job has been in line.",
+            """select jobs.model, projects.name, extract(epoch from :now - min(jobs.created_at))
+                 from jobs join projects on projects.id = jobs.project_id
+                where jobs.state = 'queued' and jobs.mode <> 'parent' group by 1, 2""",
+        ),
+        (
+            "noria_held",
+            ("reason",),
+            "Jobs that are held, by what for.",
+            "select held_for, count(*) from jobs where state = 'held' group by 1",
+        ),
+        (
+            "noria_uncertain",
+            (),
+            "Jobs whose create call was lost, and is looked for.",
+            "select count(*) from jobs where state = 'uncertain'",
+        ),
+        (
+            "noria_links_dying",
+            (),
+            "Jobs whose outputs are not stored, and whose links end within two hours.",
+            """select count(*) from jobs
+                where state in ('running', 'copying') and run_at is not null and links_expire_at < :now + :soon""",
+        ),
+        (
+            "noria_deliveries_waiting",
+            (),
+            "Webhooks that were not taken yet.",
+            "select count(*) from deliveries where run_at is not null and finished_at is null",
+        ),
+        (
+            "noria_deliveries_failing",
+            (),
+            "Webhooks that were tried and not taken, and wait for another try.",
+            "select count(*) from deliveries where run_at is not null and tries > 0 and finished_at is null",
+        ),
+        (
+            "noria_endpoints_disabled",
+            (),
+            "Webhook endpoints that took nothing for days, or said that they are gone.",
+            "select count(*) from webhook_endpoints where disabled_at is not null",
+        ),
+        (
+            "noria_spent_today_cny",
+            ("project",),
+            "What calls of today cost, by the project's day.",
+            """select projects.name, coalesce(sum(settled + unknown), 0) / 1000000.0
+                 from projects left join usage_sums on usage_sums.project_id = projects.id
+                  and usage_sums.day = (:now at time zone projects.time_zone)::date
+                group by 1""",
+        ),
+        (
+            "noria_tick_age_seconds",
+            (),
+            "Since when no tick has done what is due.",
+            "select extract(epoch from greatest(interval '0', :now - min(due_at))) from duties",
+        ),
+        (
+            "noria_recent_calls",
+            ("outcome", "status"),
+            "Create calls of the last five minutes, by how they ended.",
+            """select outcome, http_status, count(*) from attempts
+                where id >= (select uuidv7(-:recent)) group by 1, 2""",  # once, so that the index is read from there,
+        ),
+        (
+            "noria_recent_outputs",
+            (),
+            "Outputs stored in the last five minutes.",
+            """select sum(found.outputs) from projects cross join lateral
+               (select count(*) as outputs from outputs
+                 where project_id = projects.id and pruned_at is null and created_at > :now - :recent) found""",
+        ),
+        (
+            "noria_recent_output_bytes",
+            (),
+            "Bytes of the outputs that were stored in the last five minutes.",
+            """select sum(found.bytes) from projects cross join lateral
+               (select sum(bytes) as bytes from outputs
+                 where project_id = projects.id and pruned_at is null and created_at > :now - :recent) found""",
+        ),
+    )
+)
