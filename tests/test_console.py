@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from stage import CLIP, Stage
 from api import bodies
 from api.console import live, pages, shown, visit
 from api.sessions import COOKIE, Sessions
+from ops import cli
 from worker import keys
 from worker.settings import Settings
 from worker.states import State
@@ -751,3 +753,12 @@ def test_every_text_of_a_page_is_there_in_chinese() -> None:
     assert [
         text for text, chinese in known.items() if sorted(names.findall(text)) != sorted(names.findall(chinese))
     ] == []
+
+
+def test_the_commands_that_pages_name_are_there() -> None:
+    pages_of = Path("api/console/templates").glob("*.html")
+    named = {found for page in pages_of for found in re.findall(r"`noria ([a-z]+) ([a-z]+)`", page.read_text())}
+
+    assert named
+    for group, command in named:
+        assert cli.run([group, command, "--help"]) == 0, (group, command)
