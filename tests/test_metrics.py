@@ -101,6 +101,16 @@ def test_webhooks_that_are_not_taken_are_counted(api: Served, play: Stage) -> No
     assert found["noria_deliveries_waiting"] == found["noria_deliveries_failing"] == {(): 1}
 
 
+def test_an_endpoint_that_was_disabled_is_counted(api: Served, play: Stage) -> None:
+    with api.http(api.key(play.project.name)) as http:
+        assert http.post("/v1/webhook-endpoints", json={"url": "https://example.com/x"}).status_code == 201
+    assert figures(api)["noria_endpoints_disabled"] == {(): 0}
+
+    play.sql("update webhook_endpoints set disabled_at = now(), disabled_why = 'gone'")
+
+    assert figures(api)["noria_endpoints_disabled"] == {(): 1}
+
+
 def test_a_clock_that_stands_still_is_seen(api: Served, play: Stage) -> None:
     play.tick()
     assert figures(api)["noria_tick_age_seconds"][()] < 5
