@@ -46,7 +46,7 @@ _CONNECTIONS = 24  # as many as handlers that write may run at once by the gates
 _READING = 16  # as many as handlers that read and reads of streams may run at once
 _READ_SECONDS = 5  # that one statement of a read may take
 _KEY = "an API key of a project: noria_…; of the scope that is named here, or of one that includes it"
-_ACTING = "Noria-Project"
+ACTING = "Noria-Project"
 _CHALLENGE = {"www-authenticate": "Bearer"}
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class Door(SecurityBase, Generic[T]):
         self,
         request: Request,
         acting: Annotated[
-            str | None, Header(alias=_ACTING, description="the project that an operator's key acts for")
+            str | None, Header(alias=ACTING, description="the project that an operator's key acts for")
         ] = None,
     ) -> T:
         """What the endpoint is given.
@@ -185,7 +185,7 @@ class Door(SecurityBase, Generic[T]):
 
 async def _caller(here: Context, request: Request, acting: str | None, needed: Scope) -> Caller:
     """Who asks; raises problems."""
-    key, acting = _credential(here, request, acting)
+    key, acting = credential(here, request, acting)
     # whoever makes keys is looked up anew: a revoked key must leave none behind
     within = 0.0 if needed is Scope.ADMIN else callers.REMEMBERED
     try:
@@ -202,7 +202,7 @@ async def _caller(here: Context, request: Request, acting: str | None, needed: S
 def still_welcome(request: Request) -> Callable[[], Awaitable[bool]]:
     """Asks whether a request may go on that was let in: False once its key has ended, half a minute later at most."""
     here: Context = request.app.state.context
-    key, acting = _credential(here, request, request.headers.get(_ACTING))
+    key, acting = credential(here, request, request.headers.get(ACTING))
 
     async def ask() -> bool:
         with suppress(KeyExpired, NotFound):
@@ -212,7 +212,7 @@ def still_welcome(request: Request) -> Callable[[], Awaitable[bool]]:
     return ask
 
 
-def _credential(here: Context, request: Request, acting: str | None) -> tuple[bytes, str | None]:
+def credential(here: Context, request: Request, acting: str | None) -> tuple[bytes, str | None]:
     """The digest of the caller's key, which no key may have, and the project that it acts for.
 
     Of a key in the Authorization header, or of the console's session there; to look, the session's cookie is enough.

@@ -51,9 +51,9 @@ class Sessions:
         except (BadSignature, ValueError, TypeError):
             return None
 
-    def link(self, key: bytes, project: str | None) -> str:
+    def link(self, key: bytes, project: str | None, now: datetime) -> str:
         """The token of a link that signs in once; it is no session, and whoever finds it spent has nothing."""
-        return str(self._links.dumps([key.hex(), project, datetime.now(UTC).timestamp()]))
+        return str(self._links.dumps([key.hex(), project, now.timestamp()]))
 
     def linked(self, token: str) -> tuple[bytes, str | None, datetime] | None:
         """The key and project that a link signs in, and when it was made; None where it is not ours, or too old."""

@@ -35,7 +35,7 @@ _LOOK_SECONDS = 1.0  # at the latest: a hint may be lost, or come before its eve
 _SPACING = 0.1  # seconds between two looks at the least
 _READS = 2  # at once: a thousand streams that wake together leave the other threads to requests
 # a proxy that buffers answers would not pass the events on
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 _log = log.get(__name__)
 
@@ -137,7 +137,7 @@ class Watch:
 
 def answer(watch: Watch, followed: Followed, seen: Seen) -> Response:
     """The events after that place, as a stream."""
-    return EventSourceResponse(_stream(watch, followed, seen), headers=_HEADERS)
+    return EventSourceResponse(_stream(watch, followed, seen), headers=HEADERS)
 
 
 def frame(event: Answer, kind: str, place: object) -> bytes:

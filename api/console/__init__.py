@@ -10,10 +10,12 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from api.console import actions, entry, live, pages
-from api.console.visit import HOME, NO_PAGE, Page, Refused
+from api.console.visit import HOME, Page
+from api.problems import problem
+from worker.errors import NotFound
 
 _last = APIRouter(prefix="/console", route_class=Page)
-routers = (entry.router, live.router, pages.router, actions.router, _last)  # in this order
+routers = (entry.router, entry.for_programs, live.router, pages.router, actions.router, _last)  # in this order
 
 
 class _Static(StaticFiles):
@@ -37,4 +39,4 @@ async def home() -> Response:
 @_last.get("/{rest:path}")
 async def nothing(rest: str) -> Response:
     """What is not there, as a page."""
-    raise Refused(404, NO_PAGE)
+    raise problem(404, NotFound.code, "there is no such page")

@@ -11,22 +11,28 @@ from fastapi.responses import Response
 
 from api import bodies
 from api.console import pages
-from api.console.inside import ApiRefused
-from api.console.visit import HOME, Page, Refused, Visiting
+from api.console.inside import Refused
+from api.console.visit import HOME, Page, Visiting
+from api.problems import problem
+from worker.errors import NotFound
 
 router = APIRouter(prefix="/console", route_class=Page)
-_BATCH = ("pause", "resume", "cancel", "retry-failed")
-_JOB = ("cancel", "retry")
-_SCHEDULE = ("run", "pause", "resume")
+# What is done by a POST to the API's address of the same name; the page that follows is that one's own, or the list.
+_PLAIN = {
+    "batches": {"pause", "resume", "cancel", "retry-failed"},
+    "jobs": {"cancel", "retry"},
+    "schedules": {"run", "pause", "resume"},
+}
+_LISTS = {"schedules"}
 
 
 @router.post("/upload")
 async def upload(here: Visiting) -> Response:
     """Checks and prices a file; its draft's page has the report, and the button that spends."""
     here.check_origin()
-    project = await here.api.get("/v1/project")  # nobody's file is read
+    caller = await here.caller()  # nobody's file is read
     async with (
-        here.context.gates.console.place(UUID(project["id"])),
+        here.context.gates.console.place(caller.project.id if caller.project else None),
         bodies.form(here.request, bodies.ROWS_LIMIT, fields=8) as form,
     ):
         here.check_token(str(form.get("csrf", "")))
@@ -37,8 +43,8 @@ async def upload(here: Visiting) -> Response:
         options: dict[str, Any] = {"defaults": defaults}
         options |= {name: said[name] for name in ("name", "repeat") if said[name]}
         try:
-            draft = await here.api.sent("/v1/batches", file, options)
-        except ApiRefused as error:
+            draft = await here.api.send("/v1/batches", file, options)
+        except Refused as error:
             if error.status == 401:
                 raise
             typed = {"kinds": await pages.kinds(here.api), "said": said, "why": str(error)}
@@ -50,7 +56,7 @@ async def upload(here: Visiting) -> Response:
 async def commit(here: Visiting, batch_id: UUID) -> Response:
     """Makes the draft's jobs."""
     said = await here.fields()
-    await here.api.post(f"/v1/batches/{batch_id}/commit", skip_bad="true" if said.get("skip_bad") else None)
+    await here.api.post(f"/v1/batches/{batch_id}/commit", skip_bad=bool(said.get("skip_bad")))
     return here.to(f"/console/batches/{batch_id}", done="commit")
 
 
@@ -60,30 +66,6 @@ async def discard(here: Visiting, batch_id: UUID) -> Response:
     await here.fields()
     await here.api.call("DELETE", f"/v1/batches/{batch_id}")
     return here.to(HOME, done="discard")
-
-
-@router.post("/batches/{batch_id}/{what}")
-async def on_batch(here: Visiting, batch_id: UUID, what: str) -> Response:
-    """Pauses, resumes or cancels a batch, or makes again what failed of it."""
-    await here.fields()
-    await here.api.post(f"/v1/batches/{batch_id}/{_one(what, _BATCH)}")
-    return here.to(f"/console/batches/{batch_id}", done=what)
-
-
-@router.post("/review/{job_id}/{what}")
-async def decide(here: Visiting, job_id: UUID, what: str) -> Response:
-    """Keeps outputs, rejects them with a note, or has them made again with another prompt; then the next one."""
-    said = await here.fields()
-    path, comment = f"/v1/jobs/{job_id}", said.get("comment", "").strip()
-    if _one(what, ("approve", "reject", "reroll")) == "approve":
-        await here.api.post(f"{path}/approve", {"comment": comment} if comment else None)
-    else:
-        prompt = said.get("prompt", "").strip()
-        changed = {"prompt": prompt} if prompt and prompt != said.get("before", "") else {}
-        more = {"reroll": changed} if what == "reroll" else {}
-        await here.api.post(f"{path}/reject", {"comment": comment or here.word("not as it should be"), **more})
-    again = {name: said[name] for name in ("batch", "after") if said.get(name)}
-    return here.to("/console/review", done=what, **again)
 
 
 @router.post("/jobs/{job_id}/again")
@@ -96,44 +78,58 @@ async def again(here: Visiting, job_id: UUID) -> Response:
         made = await here.api.post("/v1/jobs", body, once=said.get("once", ""))
     except (ValueError, RecursionError) as error:
         return await pages.job_page(here, job_id, 422, body=typed, why=str(error))
-    except ApiRefused as error:
+    except Refused as error:
         if error.status == 401:
             raise
         return await pages.job_page(here, job_id, error.status, body=typed, why=str(error))
     return here.to(f"/console/jobs/{made['id']}", done="again")
 
 
-@router.post("/jobs/{job_id}/{what}")
-async def on_job(here: Visiting, job_id: UUID, what: str) -> Response:
-    """Cancels a job, or makes it again."""
-    await here.fields()
-    await here.api.post(f"/v1/jobs/{job_id}/{_one(what, _JOB)}")
-    return here.to(f"/console/jobs/{job_id}", done=what)
-
-
-@router.post("/schedules/{schedule_id}/{what}")
-async def on_schedule(here: Visiting, schedule_id: UUID, what: str) -> Response:
-    """Runs a schedule now, pauses or resumes it."""
+@router.post("/review/{job_id}/{what}")
+async def decide(here: Visiting, job_id: UUID, what: str) -> Response:
+    """Keeps outputs, rejects them with a note, or has them made again with another prompt; then the next one."""
     said = await here.fields()
-    await here.api.post(f"/v1/schedules/{schedule_id}/{_one(what, _SCHEDULE)}", once=said.get("once", ""))
-    return here.to("/console/schedules", done=what)
+    path, comment = f"/v1/jobs/{job_id}", said.get("comment", "").strip()
+    note = comment or here.word("not as it should be")
+    if what == "approve":
+        await here.api.post(f"{path}/approve", {"comment": comment} if comment else None)
+    elif what == "reject":
+        await here.api.post(f"{path}/reject", {"comment": note})
+    elif what == "reroll":
+        prompt = said.get("prompt", "").strip()
+        changed = {"prompt": prompt} if prompt and prompt != said.get("before", "") else {}
+        await here.api.post(f"{path}/reject", {"comment": note, "reroll": changed})
+    else:
+        raise _nothing()
+    again = {name: said[name] for name in ("batch", "after") if said.get(name)}
+    return here.to("/console/review", done=what, **again)
 
 
 @router.post("/webhooks/{endpoint_id}/{what}")
 async def on_endpoint(here: Visiting, endpoint_id: UUID, what: str) -> Response:
     """Sends deliveries again, tries an endpoint, or lets it go on after it was disabled."""
     said, path = await here.fields(), f"/v1/webhook-endpoints/{endpoint_id}"
-    if _one(what, ("resend", "test", "enable")) == "resend":
+    if what == "resend":
         await here.api.post(f"{path}/redeliver", {"ids": [said["id"]]} if said.get("id") else {"status": "exhausted"})
     elif what == "test":
         tried = await here.api.post(f"{path}/test")
         what = "test" if tried["delivered"] else "test_failed"
+    elif what == "enable":
+        await here.api.call("PATCH", path, json={"disabled": False})
     else:
-        await here.api.call("PATCH", path, {"disabled": False})
+        raise _nothing()
     return here.to("/console/webhooks", endpoint=str(endpoint_id), done=what)
 
 
-def _one(what: str, of: tuple[str, ...]) -> str:
-    if what not in of:
-        raise Refused(404, "there is no such thing to do")
-    return what
+@router.post("/{of}/{which}/{what}")
+async def plain(here: Visiting, of: str, which: UUID, what: str) -> Response:
+    """Pauses, resumes, cancels, retries or runs a batch, a job or a schedule."""
+    said = await here.fields()
+    if what not in _PLAIN.get(of, ()):
+        raise _nothing()
+    await here.api.post(f"/v1/{of}/{which}/{what}", once=said.get("once", ""))
+    return here.to(f"/console/{of}" if of in _LISTS else f"/console/{of}/{which}", done=what)
+
+
+def _nothing() -> Exception:
+    return problem(404, NotFound.code, "there is no such thing to do")

@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from urllib.parse import unquote, urlsplit
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from api import bodies
-from api.console.inside import Api, ApiRefused
 from api.console.shown import LANGUAGES
-from api.console.visit import HOME, SIGN_IN, Page, Refused, Visit, Visiting
+from api.console.visit import HOME, SIGN_IN, Page, Visit, Visiting
+from api.context import ACTING, Mine, credential
+from api.problems import problem
 from api.sessions import COOKIE
 from worker import keys
+from worker.errors import KeyExpired, NotFound
 
 router = APIRouter(prefix="/console", route_class=Page)
-_SCHEME = "bearer "
+for_programs = APIRouter(prefix="/console")
 
 
 @router.get("/sign-in")
 async def ask(here: Visiting, back: str = "") -> Response:
     """The form for a key; `back` is where a session ended."""
     why = here.word("Your session has ended: sign in, and go on.") if back else ""
-    return await here.page("sign_in.html", back=_ours(back), project=None, why=why, named="")
+    return await here.page("sign_in.html", is_framed=False, back=_ours(back), why=why, named="")
 
 
 @router.post("/sign-in")
 async def sign_in(here: Visiting) -> Response:
-    """Begins a session, if the API takes the key; an operator's names a project."""
+    """Begins a session, if the key is known; an operator's names a project."""
     here.check_origin()  # and no token: it may be anybody's session that goes on here, or nobody's
     said = await bodies.fields(here.request)
-    key, named = said.get("key", "").strip(), said.get("project", "").strip()
-    session = here.context.sessions.made(keys.digest(key), named or None)
-    try:
-        await Api(here.request.app, session).get("/v1/project")
-    except ApiRefused as error:
-        known = {401: "This key is not known, or has ended.", 400: "This is an operator's key: name a project too."}
-        why = here.word(known.get(error.status, "")) or str(error)
-        asked = {"back": _ours(said.get("back", HOME)), "project": None, "why": why, "named": named}
-        return await here.page("sign_in.html", 401, **asked)
-    return here.signed_in(session, _ours(said.get("back", HOME)))
+    key, named = keys.digest(said.get("key", "").strip()), said.get("project", "").strip()
+    back, why = _ours(said.get("back", HOME)), "This key is not known, or has ended."
+    with suppress(KeyExpired, NotFound):
+        caller = await here.context.callers.find(key, named or None, 0)
+        if caller and caller.project:
+            return here.signed_in(here.context.sessions.made(key, named or None), back)
+        why = "This is an operator's key: name a project too." if caller else why
+    return await here.page("sign_in.html", 401, is_framed=False, back=back, why=here.word(why), named=named)
 
 
 @router.post("/sign-out")
@@ -53,17 +54,11 @@ async def sign_out(here: Visiting) -> Response:
     return answer
 
 
-@router.post("/link")
-async def link(request: Request, here: Visiting) -> Response:
-    """A link that signs in once, within a day, as the key in the Authorization header; for programs."""
-    said = request.headers.get("authorization", "")
-    plain = said[len(_SCHEME) :].strip() if said.lower().startswith(_SCHEME) else ""
-    session = here.context.sessions.made(keys.digest(plain), request.headers.get("noria-project"))
-    try:
-        await Api(request.app, session).get("/v1/project")
-    except ApiRefused as error:
-        raise HTTPException(error.status, str(error)) from None
-    token = here.context.sessions.link(session.key, session.project)
+@for_programs.post("/link")
+async def link(request: Request, here: Visiting, who: Mine) -> Response:
+    """A link that signs in once, within a day, as the key in the Authorization header."""
+    key, project = credential(here.context, request, request.headers.get(ACTING))
+    token = here.context.sessions.link(key, project, who.now)
     return JSONResponse({"url": f"{here.context.settings.public_url.rstrip('/')}/console/enter?link={token}"}, 201)
 
 
@@ -72,7 +67,7 @@ async def enter(here: Visiting, link: str = "") -> Response:
     """Signs in by a link that was not used yet."""
     found = here.context.sessions.linked(link)
     if found is None or not await run_in_threadpool(_spent, here, found[0], found[2]):
-        raise Refused(403, "this link was used before, or is too old: make another, or sign in with a key")
+        raise problem(403, "spent", "this link was used before, or is too old: make another, or sign in with a key")
     return here.signed_in(here.context.sessions.made(found[0], found[1]))
 
 

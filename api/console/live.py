@@ -14,14 +14,18 @@ from uuid import UUID
 from fastapi import APIRouter
 from fastapi.responses import Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi_problem.error import Problem
+from sqlalchemy.exc import SQLAlchemyError
 
-from api.console.inside import ApiRefused
-from api.console.visit import NO_PAGE, Page, Refused, Visit, Visiting
+from api import streams
+from api.console.inside import Refused
+from api.console.visit import Page, Visit, Visiting
+from api.problems import problem
+from worker.errors import NotFound
 
 router = APIRouter(prefix="/console", route_class=Page)
 _LEAST, _MOST, _SHARE = 2.0, 15.0, 200  # seconds, proxies close what is silent for thirty; times what a look took
 _SECONDS = 3600.0  # that one stream lasts: then the browser asks again
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 @router.get("/batches/live")
@@ -38,7 +42,7 @@ async def batches(here: Visiting) -> Response:
 async def batch(here: Visiting, batch_id: UUID) -> Response:
     """The head of a batch's page."""
     if (await here.api.get(f"/v1/batches/{batch_id}"))["state"] == "draft":
-        raise Refused(404, NO_PAGE)
+        raise problem(404, NotFound.code, "a draft does not move")
 
     async def written() -> str:
         return await here.written("batch_live.html", batch=await here.api.get(f"/v1/batches/{batch_id}"))
@@ -47,10 +51,11 @@ async def batch(here: Visiting, batch_id: UUID) -> Response:
 
 
 async def _streamed(here: Visit, written: Callable[[], Awaitable[str]]) -> Response:
-    project = await here.api.get("/v1/project")
+    caller = await here.caller()
     # both refuse before the stream begins; the place is held until it ends
-    await here.request.scope["state"]["held"].enter_async_context(here.context.gates.streams.place(UUID(project["id"])))
-    return EventSourceResponse(_looks(written), headers=_HEADERS)
+    place = here.context.gates.streams.place(caller.project.id if caller.project else None)
+    await here.request.scope["state"]["held"].enter_async_context(place)
+    return EventSourceResponse(_looks(written), headers=streams.HEADERS)
 
 
 async def _looks(written: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
@@ -60,11 +65,13 @@ async def _looks(written: Callable[[], Awaitable[str]]) -> AsyncIterator[bytes]:
         began = time.monotonic()
         try:
             now = await written()
-        except ApiRefused as error:
+        except (Refused, Problem) as error:
             if error.status in (401, 403, 404):
                 yield format_sse_event(data_str="", event="over")
                 return
-            now = before  # the database is away, or too much is asked: the next look tells
+            now = before  # too much is asked: the next look tells
+        except SQLAlchemyError:
+            now = before  # so does it once the database is back
         yield format_sse_event(data_str=now, event="part") if now != before else KEEPALIVE_COMMENT
         before = now
         await asyncio.sleep(min(_MOST, max(_LEAST, _SHARE * (time.monotonic() - began))))

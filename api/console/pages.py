@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -113,8 +113,8 @@ async def webhooks(here: Visiting, endpoint: str = "", state: str = "", cursor: 
 async def money(here: Visiting, days: int = 30) -> Response:
     """What was spent, by day, model and batch, and what the budgets leave."""
     days = days if days in _CHART_DAYS else 30
-    project = await here.api.get("/v1/project")
-    today = datetime.now(ZoneInfo(project["time_zone"])).date()
+    caller = await here.caller()
+    today = caller.now.astimezone(ZoneInfo(caller.project.time_zone if caller.project else "UTC")).date()
     dates = [(today - timedelta(days=ago)).isoformat() for ago in reversed(range(days))]
     since = dates[0]
     by_day, by_model, by_kind, budgets = await asyncio.gather(
@@ -137,7 +137,7 @@ async def money(here: Visiting, days: int = 30) -> Response:
         "by_kind": by_kind,
         "budgets": budgets["data"],
     }
-    return await here.page("money.html", project=project, days=days, choices=sorted(_CHART_DAYS), **shown)
+    return await here.page("money.html", days=days, choices=sorted(_CHART_DAYS), **shown)
 
 
 @router.get("/lanes")

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
-from babel.core import Locale, negotiate_locale
+from babel.core import Locale
 from babel.dates import format_datetime, format_timedelta
+from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.support import NullTranslations, Translations
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -26,36 +28,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 LANGUAGES = {"en": "English", "zh": "中文"}
 _NUMBER = re.compile(r"\d+")
 _HERE = Path(__file__).parent
-_GOOD, _BAD, _WAITS = "good", "bad", "waits"
-# The colour of a state; those that are not named are on their way.
+# The colours of states; those that are not named are on their way.
 _LOOKS = {
-    "succeeded": _GOOD,
-    "completed": _GOOD,
-    "delivered": _GOOD,
-    "failed": _BAD,
-    "expired": _BAD,
-    "rejected": _BAD,
-    "exhausted": _BAD,
-    "awaiting_review": _WAITS,
-    "held": _WAITS,
-    "uncertain": _WAITS,
-    "paused": _WAITS,
-    "canceled": "off",
-    "draft": "off",
-    "queued": "queued",
+    "good": {"succeeded", "completed", "delivered"},
+    "bad": {"failed", "expired", "rejected", "exhausted"},
+    "waits": {"awaiting_review", "held", "uncertain", "paused"},
+    "off": {"canceled", "draft"},
+    "queued": {"queued"},
 }
-ORDER = ("succeeded", "awaiting_review", "rejected", "failed", "expired", "canceled", "held", "uncertain")
+_LOOK = {state: look for look, states in _LOOKS.items() for state in states}
+_FIRST = ("succeeded", "awaiting_review", "rejected", "failed", "expired", "canceled", "held", "uncertain")  # in a bar
 
 
 def language(chosen: str | None, accepted: str) -> str:
     """The language that was chosen, else the one that the browser likes best of ours."""
     if chosen in LANGUAGES:
         return chosen
-    said = [part.partition(";")[0].strip().replace("-", "_") for part in accepted[:200].split(",")]
-    found = negotiate_locale([name for name in said if name], [*LANGUAGES], aliases={"zh": "zh"})
-    if found is None:
-        found = next((name[:2] for name in said if name[:2] in LANGUAGES), None)
-    return found or "en"
+    liked = (part.strip()[:2].lower() for part in accepted[:200].split(","))
+    return next((name for name in liked if name in LANGUAGES), "en")
 
 
 @cache
@@ -64,7 +54,7 @@ def environment(language: str) -> Environment:
     made = Environment(
         loader=PackageLoader("api.console"),
         autoescape=True,
-        extensions=["jinja2.ext.i18n", "jinja2.ext.loopcontrols"],
+        extensions=["jinja2.ext.i18n"],
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -75,7 +65,7 @@ def environment(language: str) -> Environment:
         "state": lambda name: words.ugettext(name.replace("_", " ")),
         "text": lambda said: _told(words, said),
         "json": lambda value: json.dumps(value, ensure_ascii=False),
-        "look": lambda name: _LOOKS.get(name, "moving"),
+        "look": lambda name: _LOOK.get(name, "moving"),
         "bytes": _bytes,
         "share": _share,
         "said": _said,
@@ -99,15 +89,15 @@ def translations(language: str) -> NullTranslations:
     file = _HERE / f"{language}.po"
     if not file.exists():
         return NullTranslations()
+    compiled = BytesIO()
     with file.open("rb") as opened:
-        known = {str(message.id): str(message.string) for message in read_po(opened, locale=language) if message.id}
-    made = Translations()
-    vars(made)["_catalog"] = {english: text for english, text in known.items() if text}  # as of a compiled file
-    return made
+        write_mo(compiled, read_po(opened, locale=language))
+    compiled.seek(0)
+    return Translations(compiled)
 
 
 def clock(zone: str, language: str, now: datetime) -> Mapping[str, Any]:
-    """How templates write moments, which come as RFC 3339, in the project's zone: `when`, `ago`, `until`."""
+    """How templates write moments, which come as RFC 3339, in the project's zone: `when`, `ago`, and spans."""
     place, locale = ZoneInfo(zone), Locale.parse(language)
 
     def when(moment: str | None) -> str:
@@ -127,9 +117,8 @@ def clock(zone: str, language: str, now: datetime) -> Mapping[str, Any]:
 
 def parts(by_state: Mapping[str, int], total: int) -> list[dict[str, Any]]:
     """The pieces of a bar, from 0 to 1000 wide: what is well first, what only waits last."""
-    named = [name for name in ORDER if name in by_state]
-    states = [*named, *(name for name in by_state if name not in (*named, "queued"))]
-    states += ["queued"] if "queued" in by_state else []
+    order = {name: place for place, name in enumerate(_FIRST)}
+    states = sorted(by_state, key=lambda name: (name == "queued", order.get(name, len(order))))
     found, at = [], 0.0
     for name in states:
         width = 1000 * by_state[name] / max(1, total)
@@ -159,9 +148,9 @@ def _told(words: NullTranslations, said: str) -> str:
 
 
 def _yuan(amount: str) -> str:
-    """Fen are enough for a sum; of less than one, what there is."""
-    micros = Decimal(amount)
-    return f"{micros:.2f}" if abs(micros) >= 1 or micros == 0 else f"{micros:.4f}".rstrip("0").ljust(4, "0")
+    """To the fen, and less than a yuan to a hundredth of one."""
+    yuan = Decimal(amount)
+    return f"{yuan:.2f}" if abs(yuan) >= 1 or yuan == 0 else f"{yuan:.4f}".rstrip("0").ljust(4, "0")
 
 
 def _bytes(count: int) -> str:
@@ -179,7 +168,5 @@ def _share(part: float | str, whole: float | str) -> int:
 
 def _said(asked: Mapping[str, Any]) -> str:
     """What a job is about, in one line: its prompt, or the first text of its input."""
-    texts = [asked.get(name) for name in ("prompt", "text", "markup")]
-    return next((text for text in texts if isinstance(text, str) and text), "") or next(
-        (value for value in asked.values() if isinstance(value, str)), ""
-    )
+    texts = [*(asked.get(name) for name in ("prompt", "text", "markup")), *asked.values()]
+    return next((text for text in texts if isinstance(text, str) and text), "")

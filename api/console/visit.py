@@ -6,46 +6,37 @@ Every change says the session's own token (CSRF), and comes from a page of ours 
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi_problem.error import Problem
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import ClientDisconnect
 
-from api import bodies, callers
+from api import bodies, callers, problems
 from api.console import shown
-from api.console.inside import Api, ApiRefused
+from api.console.inside import Api, Refused
 from api.context import Context
+from api.problems import problem
 from api.sessions import COOKIE, SECONDS, Session
-from worker import log, storage
-from worker.errors import InvalidInput
-from worker.keys import Scope
-
-_log = log.get(__name__)
+from worker import storage
+from worker.errors import KeyExpired, NotFound
+from worker.keys import Caller, Scope
 
 HOME = "/console/batches"
 SIGN_IN = "/console/sign-in"
 _LANGUAGE = "noria_language"
-NO_PAGE, _NO_VALUE = "there is no such page", "the address has a value that it cannot have"
-_FAULT = "this is a fault of Noria's own; the log has it"
 _LINK = timedelta(minutes=10)  # how long a page's pictures and clips can be loaded
-
-
-class Refused(Exception):
-    """The console itself says no."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 @dataclass
@@ -82,17 +73,26 @@ class Visit:
         url = self.request.url
         return url.path + (f"?{url.query}" if url.query else "") if self.request.method == "GET" else HOME
 
+    async def caller(self) -> Caller:
+        """Who is signed in, with the project and Postgres's time; raises a problem, 401, where nobody is any more."""
+        if self.session:
+            with suppress(KeyExpired, NotFound):
+                found = await self.context.callers.find(self.session.key, self.session.project, callers.REMEMBERED)
+                if found and found.project:
+                    return found
+        raise problem(401, "unauthorized", "nobody is signed in")
+
     async def page(self, name: str, status: int = 200, **data: Any) -> Response:
         """A page, or a part of one, by its template."""
         return HTMLResponse(await self.written(name, **data), status, headers=self._headers())
 
-    async def written(self, name: str, **data: Any) -> str:
-        """The text of a template."""
-        project = await self.api.get("/v1/project") if self.session and "project" not in data else data.get("project")
-        scope = await self._scope() if project else Scope.READ
+    async def written(self, name: str, *, is_framed: bool = True, **data: Any) -> str:
+        """The text of a template; without a frame it is nobody's, and needs no database."""
+        caller = await self.caller() if is_framed else None
+        project = caller.project if caller else None
         frame = {
             "project": project,
-            "may": lambda needed: scope.includes(Scope(needed)),
+            "may": lambda needed: caller is not None and caller.scope.includes(Scope(needed)),
             "path": self.request.url.path,
             "back": self.here_again,
             "query": dict(self.request.query_params),
@@ -100,7 +100,7 @@ class Visit:
             "done": self.request.query_params.get("done"),
             "link": self.link,
             "still": lambda key: self.link(storage.poster(key)),
-            **(shown.clock(project["time_zone"], self.language, datetime.now(UTC)) if project else {}),
+            **(shown.clock(project.time_zone, self.language, caller.now) if caller and project else {}),
         }
         template = shown.environment(self.language).get_template(name)
         return await run_in_threadpool(template.render, frame | data)
@@ -126,14 +126,14 @@ class Visit:
         return answer
 
     async def fields(self) -> dict[str, str]:
-        """The form that was sent; raises Refused where it is not from a page of this session."""
+        """The form that was sent; raises a problem where it is not from a page of this session."""
         self.check_origin()
         said = await bodies.fields(self.request)
         self.check_token(said.pop("csrf", ""))
         return said
 
     def check_origin(self) -> None:
-        """Raises Refused for what another site sent. Over plain HTTP browsers say Origin alone."""
+        """Raises a problem for what another site sent. Over plain HTTP browsers say Origin alone."""
         headers = self.request.headers
         ours = {None, headers.get("host"), urlsplit(self.context.settings.public_url).netloc}
         if site := headers.get("sec-fetch-site"):
@@ -141,18 +141,12 @@ class Visit:
         else:
             is_ours = (urlsplit(headers["origin"]).netloc if "origin" in headers else None) in ours
         if not is_ours:
-            raise Refused(403, "this was sent from another site")
+            raise problem(403, "other_site", "this was sent from another site")
 
     def check_token(self, csrf: str) -> None:
-        """Raises Refused for a form that is not of this session."""
+        """Raises a problem for a form that is not of this session."""
         if self.session and not hmac.compare_digest(csrf.encode(), self.context.sessions.csrf(self.session).encode()):
-            raise Refused(403, "the page is of another session: load it again")
-
-    async def _scope(self) -> Scope:
-        """What the session's key may do."""
-        assert self.session is not None, "a page with a project is of somebody"
-        caller = await self.context.callers.find(self.session.key, self.session.project, callers.REMEMBERED)
-        return caller.scope if caller else Scope.READ
+            raise problem(403, "other_session", "the page is of another session: load it again")
 
     @property
     def _is_secure(self) -> bool:
@@ -195,38 +189,25 @@ class Page(APIRoute):
         async def handled(request: Request) -> Response:
             try:
                 return await handle(request)
-            except (HTTPException, ClientDisconnect):
+            except ClientDisconnect:
                 raise
-            except (ApiRefused, Refused) as error:
-                refused: ApiRefused | Refused = error
-            except RequestValidationError as error:
-                is_path = any(slip["loc"][0] == "path" for slip in error.errors())
-                refused = Refused(404, NO_PAGE) if is_path else Refused(422, _NO_VALUE)
-            except Problem as error:  # of a body that the API's own code has read
-                refused = Refused(error.status, str(error.detail))
-            except InvalidInput as error:
-                refused = Refused(422, error.faults[0].message)
-            except Exception:  # noqa: BLE001 - a person gets a page, the log gets the cause
-                _log.exception("a page failed", request=request.scope["state"]["request_id"])
-                refused = Refused(500, _FAULT)
+            except Refused as error:
+                refused = error
+            except Exception as error:  # noqa: BLE001 - what the API would answer, and log, is what the page says
+                said = problems.answer(request, error)
+                refused = Refused(said.status_code, json.loads(bytes(said.body)))
             return await _refused(visit(request), refused)
 
         return handled
 
 
-async def _refused(here: Visit, error: ApiRefused | Refused) -> Response:
+async def _refused(here: Visit, error: Refused) -> Response:
     if error.status == 401:  # the session, or its key, has ended, or nobody was signed in
         answer = here.to(SIGN_IN, back=here.here_again) if COOKIE in here.request.cookies else here.to(SIGN_IN)
         answer.delete_cookie(COOKIE)
         return answer
-    problem = error.problem if isinstance(error, ApiRefused) else {}
-    said = {
-        "why": here.word(str(error)),
-        "faults": problem.get("errors", ()),
-        "request_id": problem.get("request_id") or here.request.scope["state"]["request_id"],
-        "was_sent": here.request.method == "POST",
-    }
+    said = {"why": here.word(str(error)), "problem": error.problem, "was_sent": here.request.method == "POST"}
     try:
         return await here.page("refused.html", error.status, **said)
-    except ApiRefused:  # the frame cannot be had either: the database is away
-        return await here.page("refused.html", error.status, **said, project=None)
+    except (Problem, SQLAlchemyError):  # nobody is signed in, or the database is away
+        return await here.page("refused.html", error.status, is_framed=False, **said)

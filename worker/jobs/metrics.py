@@ -6,12 +6,12 @@ done. What cannot be read raises: a figure of nothing would be one that nobody w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from sqlalchemy import Connection, text
 
 from worker.lanes import slots
 
@@ -19,52 +19,37 @@ RECENT = timedelta(minutes=5)  # what "in the last minutes" means
 SOON = timedelta(hours=2)  # a link that dies within them is one to worry about
 
 
-@dataclass(frozen=True)
-class Gauge:
-    """A figure by its labels."""
-
-    name: str
-    about: str
-    labels: Sequence[str] = ()
-    samples: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
-
-
-def read(connection: Connection, now: datetime) -> Iterator[Gauge]:
-    """Every gauge, as it is at that moment."""
-    yield from _lanes(connection, now)
-    for gauge, statement in _STATEMENTS:
-        rows = connection.execute(statement, {"now": now, "recent": RECENT, "soon": SOON}).all()
-        yield Gauge(gauge.name, gauge.about, gauge.labels, [_sample(row) for row in rows])
-
-
-def _sample(row: Row[Any]) -> tuple[tuple[str, ...], float]:
-    labels: Sequence[Any] = row[:-1]
-    value = row[-1]
-    return tuple("" if label is None else str(label) for label in labels), float(value or 0)
-
-
-def _lanes(connection: Connection, now: datetime) -> Iterator[Gauge]:
+def written(connection: Connection, now: datetime) -> bytes:
+    """Every figure as it is at that moment, in Prometheus's text format."""
+    registry = CollectorRegistry()
     lanes = slots.listed(connection, now)
-    by = ("model", "region", "owner")
-
-    def gauge(name: str, about: str, values: Iterable[Any]) -> Gauge:
-        named = [(lane.model, lane.region, lane.owner) for lane in lanes]
-        return Gauge(name, about, by, [(of, float(value)) for of, value in zip(named, values, strict=True)])
-
-    yield gauge("noria_lane_used", "Slots of a lane in use.", (lane.in_use for lane in lanes))
-    yield gauge("noria_lane_allowed", "Slots that a lane may use now.", (lane.allowed for lane in lanes))
-    yield gauge("noria_lane_limit", "Slots of a lane as configured.", (lane.concurrency for lane in lanes))
-    yield gauge("noria_lane_queued", "Jobs in line for a lane's model.", (lane.queued for lane in lanes))
-    yield gauge(
-        "noria_lane_pace", "Share of its rate that a lane takes after throttling.", (lane.pace_now for lane in lanes)
-    )
-    stopped = (lane.stopped_at is not None or lane.all_paused or lane.lane_paused or lane.is_parked for lane in lanes)
-    yield gauge("noria_lane_stopped", "1: no create may go, for an account, a person or a quota.", stopped)
+    for name, about, value in _LANES:
+        gauge = Gauge(name, about, ("model", "region", "owner"), registry=registry)
+        for lane in lanes:
+            gauge.labels(lane.model, lane.region, lane.owner).set(value(lane))
+    for name, labels, about, statement in _STATEMENTS:
+        gauge = Gauge(name, about, labels, registry=registry)
+        for *of, figure in connection.execute(statement, {"now": now, "recent": RECENT, "soon": SOON}):
+            (gauge.labels(*("" if label is None else label for label in of)) if labels else gauge).set(figure or 0)
+    return generate_latest(registry)
 
 
-# Each gauge with its statement, whose columns are the labels and then the figure.
+_LANES: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
+    ("noria_lane_used", "Slots of a lane in use.", lambda lane: lane.in_use),
+    ("noria_lane_allowed", "Slots that a lane may use now.", lambda lane: lane.allowed),
+    ("noria_lane_limit", "Slots of a lane as configured.", lambda lane: lane.concurrency),
+    ("noria_lane_queued", "Jobs in line for a lane's model.", lambda lane: lane.queued),
+    ("noria_lane_pace", "Share of its rate that a lane takes after throttling.", lambda lane: lane.pace_now),
+    (
+        "noria_lane_stopped",
+        "1: no create may go, for an account, a person or a quota.",
+        lambda lane: lane.stopped_at is not None or lane.all_paused or lane.lane_paused or lane.is_parked,
+    ),
+)
+
+# Of each its labels, what it is, and its statement, whose columns are the labels and then the figure.
 _STATEMENTS = tuple(
-    (Gauge(name, about, labels), text(statement))
+    (name, labels, about, text(statement))
     for name, labels, about, statement in (
         (
             "noria_oldest_waiting_seconds",
@@ -124,7 +109,8 @@ _STATEMENTS = tuple(
             "noria_tick_age_seconds",
             (),
             "Since when no tick has done what is due.",
-            "select extract(epoch from greatest(interval '0', :now - min(due_at))) from duties",
+            """select case count(*) when 0 then 'infinity'
+                    else extract(epoch from greatest(interval '0', :now - min(due_at))) end from duties""",
         ),
         (
             "noria_recent_calls",

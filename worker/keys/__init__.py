@@ -395,7 +395,7 @@ _SPEND_LINK = (
     update(ApiKey)
     .where(ApiKey.hash == bindparam("key_hash"))
     .where(or_(ApiKey.link_used_at.is_(None), ApiKey.link_used_at < bindparam("made_at")))
-    .values(link_used_at=func.greatest(NOW, bindparam("made_at")))  # whose clock may be ahead
+    .values(link_used_at=NOW)
 )
 # A key's use, unless another request has noted it just before.
 _NOTE_USE = (

@@ -33,24 +33,21 @@ document.addEventListener("error", (event) => {
 for (const button of document.querySelectorAll("button[data-copy]")) button.hidden = false;
 
 // A page that nobody looks at lets its stream go: a browser has six connections to a host, and each tab would take one.
-const streams = new Map(); // by their elements
+const streams = new Set();
 const create = htmx.createEventSource;
 htmx.createEventSource = (url) => {
   const made = create(url);
-  streams.set(url, made);
+  streams.add(made);
   return made;
 };
 document.addEventListener("visibilitychange", () => {
-  for (const [url, stream] of [...streams]) {
-    if (document.hidden) stream.close();
-    else if (stream.readyState === EventSource.CLOSED) {
-      streams.delete(url);
-      for (const part of document.querySelectorAll("[sse-connect]")) {
-        const anew = part.cloneNode(true);
-        part.replaceWith(anew);
-        htmx.process(anew);
-      }
-    }
+  for (const stream of streams) stream.close();
+  streams.clear();
+  if (document.hidden) return;
+  for (const part of document.querySelectorAll("[sse-connect]")) {
+    const anew = part.cloneNode(true);
+    part.replaceWith(anew);
+    htmx.process(anew); // which follows again
   }
 });
 
