@@ -31,9 +31,9 @@ _HINT_SPACING = 0.5  # seconds; the first is sent at once
 _EVENTS_KEPT = 10_000
 _SOCKET_SECONDS = 3.0
 _RETRY_SECONDS = 2.0  # before the thread tries a broker again that failed
-# Of our own states Flower shows the one that it heard last, and another process may still hold the one before: what is
-# followed by nothing for long goes after all that was left before it.
-_LATE_SECONDS = 4.0
+# Flower shows whichever of our own states it heard last, and another process may not have sent the one before yet. It
+# sends it within a pause and a socket's time, or drops it: a state that rests until a person acts is told after that.
+_LATE_SECONDS = _HINT_SPACING + _SOCKET_SECONDS + 0.5
 _LATE = frozenset({"task-awaiting_review", "task-rejected_in_review"})
 _FREE_SECONDS = 0.02  # between two looks of a worker whose threads are all busy
 

@@ -13,9 +13,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
 
 from tests.bench import load, usage
 from tests.bench.asking import Door, ask, clips
@@ -26,6 +28,7 @@ NAME = "campaigns"
 _ROWS, _LARGE = 10_000, 50_000
 _BESIDE, _RATE = 4, 40.0  # clients that submit meanwhile, and requests a second of all of them
 _LOOKS = 50
+_OPEN = 5  # pages of the console that are left open
 _MOVES_A_SECOND = 100
 _TIMEOUT = 300.0  # seconds
 
@@ -43,10 +46,48 @@ def measure(rig: Rig, quick: bool) -> list[Figure]:
         for _ in range(_LOOKS):
             took.append(ask(rig.door, ("GET", f"/v1/batches/{batch['id']}", None)).seconds * 1000)
             counted.append(_counted(rig, batch["id"]))
+        figures += _console(rig, batch["id"], f"of {large:,} rows that move", quick)
     figures += [_looked(f"GET /v1/batches/… of {large:,} rows that move", took, share) for share in (0.5, 0.9)]
     figures += [_looked(f"counts of {large:,} jobs that move, by Postgres", counted, share) for share in (0.5, 0.9)]
     rig.sql(_END, model=CLOSED)
     return figures
+
+
+def _console(rig: Rig, batch: str, what: str, quick: bool) -> list[Figure]:
+    """What a page of the batch takes, a gallery of 500 jobs, and what pages cost that are left open."""
+    page, gallery = f"/console/batches/{batch}", f"/console/gallery?batch={batch}&state=&most=500"
+    with httpx.Client(base_url=rig.door.url, trust_env=False, timeout=_TIMEOUT) as http:
+        link = http.post("/console/link", headers={"authorization": f"Bearer {rig.door.key}"}).json()["url"]
+        assert http.get(link[link.index("/console/") :]).status_code == 303, "the link signs in"
+        took: dict[str, list[float]] = {"its page": [], "a gallery of 500 of them": []}
+        for _ in range(_LOOKS):
+            for path, seconds in zip((page, gallery), took.values(), strict=True):
+                began = time.monotonic()
+                assert http.get(path).status_code == 200, path
+                seconds.append((time.monotonic() - began) * 1000)
+        idle = _used(rig, [], quick)
+        live = [http.build_request("GET", f"{page}/live") for _ in range(_OPEN)]
+        looked = {name: (_used(rig, live, quick)[name] - idle[name]) / _OPEN for name in idle}
+    named = [(f"console: {name} {what}", each) for name, each in took.items()]
+    return [
+        *(_looked(name, each, share) for name, each in named for share in (0.5, 0.9)),
+        *(Figure(NAME, f"console: a page left open {what}, {name}", "% of a core", x) for name, x in looked.items()),
+    ]
+
+
+def _used(rig: Rig, live: list[httpx.Request], quick: bool) -> dict[str, float]:
+    """The share of a core, in percent, that API and Postgres take while these streams are read."""
+    pids, span = {name: rig.stack.processes[name] for name in ("api", "postgres")}, 5 if quick else 30
+    with ExitStack() as held:
+        client = held.enter_context(httpx.Client(trust_env=False, timeout=_TIMEOUT))
+        for request in live:
+            answer = client.send(request, stream=True)
+            held.callback(answer.close)
+            assert answer.status_code == 200, "the page follows"
+        before = usage.cpu_seconds(pids)
+        time.sleep(span)
+        after = usage.cpu_seconds(pids)
+    return {name: 100 * (after[name] - before[name]) / span for name in pids}
 
 
 def _together(rig: Rig, what: str, content: bytes) -> list[Figure]:
