@@ -90,6 +90,7 @@ def test_what_waits_runs_and_is_held_is_counted(api: Served, play: Stage) -> Non
     assert found["noria_spent_today_cny"] == {(name,): 1.5}
     assert found["noria_recent_outputs"] == {(): 1}
     assert found["noria_recent_output_bytes"][()] > 1000
+    assert 0 < found["noria_recent_copy_seconds"][()] < 60
     assert found["noria_recent_calls"]["accepted", "200"] == 1
 
 
@@ -149,7 +150,7 @@ def test_no_figure_reads_a_whole_table_of_what_is_done(play: Stage, statement: o
         plan = "\n".join(connection.execute(text(f"explain {statement}"), values).scalars())
         connection.execute(text("reset enable_seqscan"))
 
-    for table in ("jobs", "attempts", "outputs", "deliveries"):
+    for table in ("jobs", "attempts", "outputs", "deliveries", "events"):
         assert f"Seq Scan on {table}" not in plan
     for index in ("ix_jobs_groups", "ix_jobs_listing", "jobs_pkey", "ix_jobs_batch "):
         assert index not in plan, "it grows with what is done"

@@ -27,7 +27,7 @@ from tests.bench import seeding
 from tests.bench.figures import Figure, markdown, percentile
 from tests.bench.rig import Rig
 from worker import catalog, claims, settings, tick
-from worker.jobs import reading
+from worker.jobs import metrics, reading
 from worker.jobs.reading import Filter
 from worker.lanes import slots
 from worker.moves import fair_queue
@@ -65,6 +65,7 @@ def _measured(made: servers.Servers, sizes: Sequence[int], say: Callable[[str], 
             say(f"{size:,} finished jobs: {time.monotonic() - began:.0f} s to make")
             figures += _lists(engine, project, size)
             figures += _work(engine, project, f"{size:,} rows")
+            figures += _scrapes(engine, size)
             with snapshot(engine):
                 figures += _work(engine, project, f"{size:,} rows and an old snapshot", _ROUNDS)
     return figures
@@ -89,6 +90,14 @@ def _lists(engine: Engine, project: uuid.UUID, size: int) -> Iterator[Figure]:
             took = [timed(lambda c=connection, w=wanted: _list(c, project, w)) for _ in range(_LOOKS)]  # type: ignore[misc]
         yield Figure(NAME, f"{size:,} rows, {name}: first look", "ms", took[0])
         yield Figure(NAME, f"{size:,} rows, {name}", "ms", percentile(took[1:], 0.5))
+
+
+def _scrapes(engine: Engine, size: int) -> Iterator[Figure]:
+    """What Prometheus asks for, on a connection of its own: the first, and the median of the rest."""
+    with engine.connect() as connection:
+        took = [timed(lambda: metrics.written(connection, _now(connection))) for _ in range(_LOOKS)]
+    yield Figure(NAME, f"{size:,} rows, metrics: first look", "ms", took[0])
+    yield Figure(NAME, f"{size:,} rows, metrics", "ms", percentile(took[1:], 0.5))
 
 
 def _list(connection: Connection, project: uuid.UUID, wanted: Filter) -> None:

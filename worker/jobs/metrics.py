@@ -135,5 +135,16 @@ _STATEMENTS = tuple(
                (select sum(bytes) as bytes from outputs
                  where project_id = projects.id and pruned_at is null and created_at > :now - :recent) found""",
         ),
+        (
+            "noria_recent_copy_seconds",
+            (),
+            "From a task's end until its output was stored, all outputs of the last five minutes together.",
+            """select sum(extract(epoch from found.created_at - copying.since)) from projects cross join lateral
+               (select job_id, created_at from outputs
+                 where project_id = projects.id and pruned_at is null and created_at > :now - :recent) found
+               cross join lateral
+               (select max(at) as since from events
+                 where job_id = found.job_id and entered = 'copying' and events.left <> 'copying') copying""",
+        ),
     )
 )
