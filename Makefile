@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Without bytecode on disk, each of the many processes of tests and stacks compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test chaos bench lint check openapi lock install clean
+.PHONY: demo up test chaos soak bench lint check openapi lock install clean
 
 install: .venv/installed
 
@@ -33,6 +33,10 @@ test: install
 # Under ten minutes. A short form of it is among the tests.
 chaos: install
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# An hour, and what may not grow meanwhile; `make soak SOAK="--minutes 600"` is longer.
+soak: install
+	$(BIN)/python -m tests.chaos.soak $(SOAK)
 
 # Under fifteen minutes, and the results go into tests/bench/README.md; `make bench BENCH=--quick` takes two, and shows them.
 BENCH ?= --write

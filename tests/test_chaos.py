@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +17,9 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from ops.local import up
 from ops.sandbox.testing import Sandbox, running
-from tests.chaos import chaos, load, provider, stack
+from tests.chaos import chaos, load, provider, soak, stack
 from tests.chaos.__main__ import app
 from tests.chaos.lines import COMMITTED, Chance, Line, breaks_off, loses_commits
 from tests.chaos.lines import running as lines
@@ -51,6 +54,11 @@ def test_chaos_refuses_a_torment_that_it_does_not_know() -> None:
 
     assert said.exit_code == 2
     assert "no earthquake" in said.stderr
+
+
+@pytest.mark.parametrize("program", ["tests.chaos", "tests.chaos.soak", "tests.bench"])
+def test_a_program_starts_by_its_own_line(program: str) -> None:
+    subprocess.run([sys.executable, "-m", program, "--help"], cwd=up.PROJECT, check=True, capture_output=True)
 
 
 def test_the_load_has_narrations_and_summaries_among_its_clips_and_each_is_what_the_api_takes() -> None:
@@ -160,3 +168,12 @@ def gone(client: socket.socket) -> bool:
         return client.recv(100) == b""
     except ConnectionError:
         return True
+
+
+def test_a_soak_tells_what_grew_from_what_is_full() -> None:
+    flat, leaks, gone = ("memory of x", soak.MEMORY), ("memory of y", soak.MEMORY), ("memory of z", soak.MEMORY)
+    samples = [{flat: 5.0 * n if n < 10 else 50.0 + n % 3, leaks: 100.0 + 2 * n} for n in range(40)]
+
+    rows = soak.rows_of([{**sample, gone: 1.0} if n < 20 else sample for n, sample in enumerate(samples)])
+
+    assert {row.name: row.ended > row.most for row in rows} == {"memory of x": False, "memory of y": True}

@@ -5,17 +5,21 @@ are drawn as far as the built-in font has them. The task's id is drawn small and
 that a copied output can be traced to its task. The same task is always drawn with the same bytes.
 """
 
+from __future__ import annotations
+
 import colorsys
 import hashlib
 import io
 import textwrap
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import av
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from ops.sandbox.orders import Order
+if TYPE_CHECKING:  # an order reads pictures by `sides`
+    from ops.sandbox.orders import Order
 
 LONG_SIDE = 256  # pixels, unless the true size is wanted
 FRAMES_A_SECOND = 3

@@ -75,7 +75,7 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
             "commits whose answer was cut": stack.database.broken,
             "connections to the bucket that broke": stack.storage.broken,
         }
-        return Report(numbers, witnesses.audit(stack.scene.engine, _witnesses(stack, load)))
+        return Report(numbers, witnesses.audit(stack.scene.engine, asked(stack, load)))
 
 
 def shown(report: Report) -> Any:
@@ -125,7 +125,12 @@ def _rest(scene: Scene) -> None:
     """Until all jobs have ended and all deliveries too, or for a while; waits are cut short, since they are tested."""
     scene.signal(chaos_torments.WORKERS, chaos_torments.KILL)
     chaos_torments.lapse(scene)  # of those that died earlier, too
-    _until(scene, _UNFINISHED, _REST_SECONDS)
+    rest(scene, _REST_SECONDS)
+
+
+def rest(scene: Scene, seconds: float) -> None:
+    """Until all jobs have ended and all deliveries too, or for so long."""
+    _until(scene, _UNFINISHED, seconds)
 
 
 def _until(scene: Scene, count: str, seconds: float) -> None:
@@ -203,7 +208,8 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
     }
 
 
-def _witnesses(stack: Stack, load: Load) -> Witnesses:
+def asked(stack: Stack, load: Load) -> Witnesses:
+    """Everybody who can tell whether the promises were kept, once all is at rest."""
     return Witnesses(
         ledger=stack.sandbox.ledger(),
         queries=chaos_stack.QUERIES,

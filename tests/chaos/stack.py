@@ -41,7 +41,7 @@ _SECOND = {
     "worker-all": "celery -A worker.tasks worker -P threads -c 16 -n all@%h --loglevel INFO",
     "clock-two": "celery -A worker.tasks beat -s {home}/clock/second --loglevel INFO",
 }
-_OURS = ("api", "flower", *WORKERS, *CLOCKS)  # whose logs may hold no secret
+OURS = ("api", "flower", *WORKERS, *CLOCKS)  # whose logs may hold no secret
 _READY = {"worker-all": " ready.", "clock-two": "maxinterval"}
 
 
@@ -109,7 +109,7 @@ def running(home: Path, seed: int, say: Callable[[str], None]) -> Iterator[Stack
             database=database,
             storage=storage,
             chances=chances,
-            logs=tuple(home / "logs" / f"{name}.log" for name in _OURS),
+            logs=tuple(home / "logs" / f"{name}.log" for name in OURS),
             secrets=tuple(made.prepared[name] for name in ("CHAOS_KEY", "CHAOS_SECRET")),
         )
 
