@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Without bytecode on disk, each of the many processes of tests and stacks compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test chaos soak bench lint check openapi lock install clean
+.PHONY: demo up test chaos soak bench lint check openapi lock audit install clean
 
 install: .venv/installed
 
@@ -68,6 +68,25 @@ lock: install
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml
 	cp requirements.lock ops/docker/requirements.lock # uv keeps the versions that it finds: the image's are the tests'
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra media --generate-hashes --no-emit-index-url --no-header -o ops/docker/requirements.lock pyproject.toml
+
+# What the image has in it (dist/noria.cdx.json, a CycloneDX bill of materials), and what of it is known to be vulnerable.
+# strict: where the database does not answer or knows no package, that is a failure, and no clean bill.
+AUDIT := .venv/audit
+
+audit: $(AUDIT)/installed
+	mkdir -p dist
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		-o dist/noria.cdx.json $(AUDIT)/image/bin/python
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes -r ops/docker/requirements.lock || \
+		{ echo "Not audited, or not clean: see above. The database of vulnerabilities is on the network." >&2; exit 1; }
+
+$(AUDIT)/installed: ops/docker/requirements.lock
+	rm -rf $(AUDIT)
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	$(PYTHON) -m venv --without-pip $(AUDIT)/image
+	$(AUDIT)/bin/python -m pip --python $(AUDIT)/image/bin/python install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
 
 clean:
 	rm -rf .venv .noria
