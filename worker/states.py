@@ -72,10 +72,13 @@ AT_REST = TERMINAL | {S.HELD, S.AWAITING_REVIEW}
 SLOTTED = frozenset({S.ADMITTED, S.SUBMITTING, S.UNCERTAIN, S.RUNNING})
 
 MOVES: dict[State, frozenset[State]] = {
-    S.QUEUED: frozenset({S.ADMITTED, S.GATHERING, S.HELD, S.CANCELED, S.FAILED}),
+    # uncertain: by the rows of a backup it waits, and may have been sent since
+    S.QUEUED: frozenset({S.ADMITTED, S.GATHERING, S.HELD, S.UNCERTAIN, S.CANCELED, S.FAILED}),
     S.HELD: frozenset({S.QUEUED, S.UNCERTAIN, S.COPYING, S.GATHERING, S.RUNNING, S.ADMITTED, S.CANCELED, S.FAILED}),
     # copying, or succeeded where it is a child: the result cache has the answer, and no call is made
-    S.ADMITTED: frozenset({S.ADMITTED, S.SUBMITTING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.HELD, S.CANCELED, S.FAILED}),
+    S.ADMITTED: frozenset(
+        {S.ADMITTED, S.SUBMITTING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.HELD, S.UNCERTAIN, S.CANCELED, S.FAILED}
+    ),
     # never back to queued when the call may have left: only a call that provably did not, or was refused, or one that
     # is cheap and cannot be looked up. Succeeded at once: a child whose answer is words, which its row keeps
     S.SUBMITTING: frozenset({S.RUNNING, S.COPYING, S.SUCCEEDED, S.QUEUED, S.UNCERTAIN, S.FAILED}),

@@ -197,7 +197,9 @@ RULES = (
              ' creates left sooner after another than its rate allows' as what
            from (select a.owner, a.region, j.model, a.sent_at - lag(a.sent_at) over
                    (partition by a.owner, a.region, j.model order by a.sent_at) as gap
-                 from attempts a join jobs j on j.id = a.job_id where a.sent_at > :now - interval '1 hour') sent
+                 from attempts a join jobs j on j.id = a.job_id where a.sent_at > :now - interval '1 hour'
+                   -- what is only found after a restore, these rows did not send
+                   and exists (select from events e where e.job_id = j.id and e.entered = 'submitting')) sent
              join lanes l using (owner, region, model)
            where gap < 0.99 * l.interval_us * interval '1 microsecond' group by l.id""",
         "within an hour after its rate was lowered this passes by itself; else report it",
@@ -207,7 +209,8 @@ RULES = (
         """select j.id as job, 'it was canceled before anything was sent, and has an attempt' as what
            from jobs j where j.created_at >= :since and j.state = 'canceled'
              and exists (select from attempts a where a.job_id = j.id)
-             and not exists (select from events e where e.job_id = j.id and e.entered = 'submitting')""",
+             and not exists (select from events e
+                             where e.job_id = j.id and e.entered in ('submitting', 'uncertain'))""",
         "compare its attempt with the provider's bill",
     ),
     Rule(

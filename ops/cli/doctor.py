@@ -19,9 +19,11 @@ from ops.cli import show
 from ops.cli.reach import HOME, Database, Home, Json, NotReachable, command
 from ops.doctor import Diagnosis, Exam, Verdict, examine, is_well, offers, paid_probes, rows, services
 from ops.local import servers, up
-from worker import catalog, database
+from worker import catalog, context, database
+from worker.jobs import restored
 from worker.settings import Settings
 from worker.settings import load as load_settings
+from worker.steps import find, poll
 from worker.storage import Bucket
 
 _SIGNS = {
@@ -84,6 +86,37 @@ def audit(
     raise typer.Exit(1 if findings else 0)
 
 
+@command(app, "restored")
+def look_after_restore(
+    *,
+    since: Annotated[datetime, typer.Argument(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When the backup was made.")],
+    as_json: Json = False,
+    home: Home = HOME,
+) -> None:
+    """Look for what was paid for since a backup that was restored.
+
+    To be run while no worker runs, before anything is sent. It pauses all creates. Jobs that wait by the backup, and
+    whose task the provider has, are looked for before they are sent. The exit code is 1 while there may be more.
+    """
+    ctx = context.make(settings_of(home)[0])
+    reach = datetime.now(UTC) - poll.REACH + find.SKEW
+    found = restored.look(ctx, max(since, reach))
+    told = [
+        f"{len(found.suspected)} jobs that wait may have been sent since: each is looked for before it is sent.",
+        *_counted(found.held, "held jobs may have been sent since; look at each before you release it"),
+        *_counted(found.running, "tasks still run, and what they were asked is not known yet: repeat this later"),
+        *_counted(found.strangers, "tasks are of no job that waits: paid for, and lost with the rows"),
+        *(
+            [f"{found.calls} jobs wait for calls that are in no list: if made since, they are made again."]
+            * bool(found.calls)
+        ),
+        *(["The provider lists a day: what was sent before that is not known."] if since < reach else []),
+        "All creates are paused. Start the workers; `noria resume all` once this says no more.",
+    ]
+    show.answer(as_json, asdict(found), "\n".join(told))
+    raise typer.Exit(1 if found.running or since < reach else 0)
+
+
 def settings_of(home: Path) -> tuple[Settings, str | None]:
     """The settings in the environment, or those of the `noria up` here, and where its Flower is."""
     if "NORIA_DATABASE_URL" in os.environ:
@@ -111,6 +144,10 @@ def tell(findings: Sequence[Finding], as_json: bool) -> None:
         show.OUT.print(f"    {escape(finding.advice)}", soft_wrap=True)
     if not findings:
         show.OUT.print("[green]Every promise was kept.[/]")
+
+
+def _counted(ids: Sequence[object], what: str) -> list[str]:
+    return [f"{len(ids)} {what}: {', '.join(map(str, ids))}."] if ids else []
 
 
 def _tell_found(diagnosis: Diagnosis) -> None:

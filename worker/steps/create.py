@@ -122,6 +122,13 @@ def lapsed(_: Context, __: Job, clock: Clock) -> Move:
     return Move(State.UNCERTAIN, why, clock() + timeouts.LATE_ANSWER, columns={"billed": "unknown"})
 
 
+def attempt(ctx: Context, job: Job) -> dict[str, Any]:
+    """The row of the call that would be made for the job, by the account that it has."""
+    kind = kinds.call(job.kind)
+    request = kind.request(ctx.catalog.model(job.model), job.region or "", kind.input.model_validate(job.input))
+    return _attempt(ctx, job, request, None)
+
+
 def _attempt(ctx: Context, job: Job, request: Request, tokens: int | None) -> dict[str, Any]:
     account = ctx.account(job)
     return {

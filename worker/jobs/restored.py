@@ -1,0 +1,186 @@
+"""After a restore: calls that were made since the backup, of which the rows know nothing.
+
+A job that waits by the restored rows may have been sent since, and its task paid for. So before anything is sent, the
+provider's list is held against the jobs that wait. One whose task may be there becomes `uncertain`, as after a lost
+answer, with an attempt of that task's time; `steps.find` then gives it its task, or proves that it is another's. Of
+equal requests of one project as many are taken as there are tasks: it does not matter which.
+
+What the list cannot tell is counted: tasks that still run repeat nothing yet, and calls that answer at once are in no
+list.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import and_, bindparam, func, insert, or_, select
+
+from worker import claims, moves
+from worker.catalog import UnknownModel
+from worker.context import Context
+from worker.dashscope.responses import Listed, TaskSeen
+from worker.errors import CallFailed, NotTold
+from worker.lanes import account_stops
+from worker.settings import Account
+from worker.states import Mode, Move, State
+from worker.steps import create, find, finish, poll
+from worker.steps.poll import Asked
+from worker.tables import Attempt, Job, Lane
+
+_PATIENCE = timedelta(minutes=1)  # for a place in the query budget
+_WHY = "the database was restored, and a task at the provider may be this job's"
+
+
+@dataclass
+class Found:
+    """What was found of the time since the backup.
+
+    `suspected` jobs that are looked for before they are sent; `held` jobs that are held, and whose task there may be,
+    for a person to decide; `running` tasks that have not ended, so that what they were asked is not known yet;
+    `strangers` tasks that no waiting job asked for; `calls` waiting jobs whose calls would be in no list.
+    """
+
+    suspected: list[uuid.UUID] = field(default_factory=list)
+    held: list[uuid.UUID] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A job that waits, as it would be sent by the account, and what its task would repeat of it."""
+
+    job: Job
+    attempt: dict[str, Any]
+    echoes: dict[str, Any]
+
+    @property
+    def request(self) -> tuple[uuid.UUID, bytes]:
+        return self.job.project_id, self.attempt["request_hash"]
+
+
+def look(ctx: Context, since: datetime) -> Found:
+    """Pauses all creates, and holds the provider's tasks since then against the jobs that wait; raises NotTold.
+
+    May be repeated, once more tasks have ended: a task counts for one job. `since` lies within the provider's day.
+    """
+    with ctx.engine.begin() as connection:
+        account_stops.pause(connection, "all", "", claims.NOW)
+        now: datetime = connection.execute(select(claims.NOW)).scalar_one()
+    found = Found()
+    for account in ctx.settings.all_accounts:
+        asked = Asked(account.name, since, now + find.SKEW)
+        listed = [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows]
+        known = _known(ctx, account)
+        rows = [row for row in find.unbound(ctx, account.owner, listed) if _made_at(row, since) not in known]
+        for name in sorted({row.model for row in rows}):
+            of_model = sorted((row for row in rows if row.model == name), key=lambda row: _made_at(row, since))
+            _compare(ctx, account, name, of_model, since, found)
+    with ctx.engine.connect() as connection:
+        found.calls = connection.execute(_CALLS).scalar_one()
+    return found
+
+
+def _compare(ctx: Context, account: Account, name: str, rows: Sequence[Listed], since: datetime, found: Found) -> None:
+    """Each of a model's tasks against the jobs that wait for it."""
+    waiting = _waiting(ctx, account, name)
+    for row in rows:
+        if row.status in finish.UNBILLED:
+            continue
+        if row.status != "SUCCEEDED":
+            found.running.append(row.task_id)
+            continue
+        body = _body(ctx, account, row)
+        fit = [each for each in waiting if not poll.differences(each.echoes, poll.repeated(ctx, each.job, body))]
+        if not fit:
+            found.strangers.append(row.task_id)
+        elif len({each.request for each in fit}) == 1:
+            fit = fit[:1]
+        for each in fit:
+            waiting.remove(each)
+            if each.job.state == State.HELD:
+                found.held.append(each.job.id)
+            elif _suspect(ctx, each, _made_at(row, since)):
+                found.suspected.append(each.job.id)
+
+
+def _waiting(ctx: Context, account: Account, name: str) -> list[_Waiting]:
+    """The jobs that may have been sent as that model by the account, the first in line first."""
+    try:
+        model = ctx.catalog.model(name)
+    except UnknownModel:
+        return []
+    with ctx.engine.connect() as connection:
+        lane = select(Lane.id).where(Lane.owner == account.owner, Lane.region == account.region, Lane.model == model.id)
+        lane_id = connection.execute(lane).scalar_one_or_none()
+        rows = connection.execute(_TASKS, {"model": model.id}).mappings().all()
+    jobs = [Job.of(row) for row in rows]
+    sent = {"account": account.name, "region": account.region, "lane_id": lane_id}
+    return [
+        _Waiting(mine, create.attempt(ctx, mine), poll.echoes(ctx, job.kind, job.model, job.input))
+        for job in jobs
+        if account in ctx.settings_of(job).all_accounts
+        for mine in [job.changed(sent)]
+    ]
+
+
+def _suspect(ctx: Context, each: _Waiting, at: datetime) -> bool:
+    """Makes the job uncertain, with a call of that time; False: it has moved meanwhile."""
+    job = each.job
+    columns = {
+        "attempt_id": each.attempt["id"],
+        "attempts": each.attempt["number"],
+        **{name: getattr(job, name) for name in ("account", "region", "lane_id")},
+        "submitted_at": at,
+        "billed": "unknown",
+    }
+    with ctx.engine.begin() as connection:
+        now: datetime = connection.execute(select(claims.NOW)).scalar_one()
+        mine = claims.seize(connection, job)
+        if mine is None:
+            return False
+        row = {**each.attempt, "job_id": job.id, "project_id": job.project_id, "sent_at": at, "outcome": "unknown"}
+        connection.execute(insert(Attempt).values(row))
+        moves.record(connection, mine, Move(State.UNCERTAIN, _WHY, columns=columns), now)
+    return True
+
+
+def _known(ctx: Context, account: Account) -> set[datetime]:
+    """The times of tasks that a job is looked for already, by this or by a lost answer."""
+    with ctx.engine.connect() as connection:
+        return set(connection.execute(_SUSPECTED, {"owner": account.owner}).scalars())
+
+
+def _body(ctx: Context, account: Account, row: Listed) -> Any:
+    ctx.spend_query(account.owner)
+    try:
+        seen = ctx.clients[account.name].task(row.task_id)
+    except CallFailed as error:
+        raise NotTold(f"task {row.task_id} could not be looked at: {error}") from error
+    if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
+        raise NotTold(f"task {row.task_id} could not be looked at")
+    return seen.body
+
+
+def _made_at(row: Listed, since: datetime) -> datetime:
+    return row.created_at or since
+
+
+_OF_NO_CALL = or_(
+    Job.state.in_((State.QUEUED, State.ADMITTED)),
+    and_(Job.state == State.HELD, Job.held_from.in_((State.QUEUED, State.ADMITTED))),
+)
+_TASKS = (
+    select(*Job.__table__.c)
+    .where(Job.finished_at.is_(None), _OF_NO_CALL, Job.mode == Mode.TASK, Job.model == bindparam("model"))
+    .order_by(Job.rank_at, Job.id)
+)
+_CALLS = select(func.count()).where(Job.finished_at.is_(None), _OF_NO_CALL, Job.mode.in_((Mode.CALL, Mode.BATCH)))
+_SUSPECTED = select(Attempt.sent_at).where(
+    Attempt.owner == bindparam("owner"), Attempt.closed_at.is_(None), Attempt.task_id.is_(None)
+)
