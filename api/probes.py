@@ -10,12 +10,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from importlib import resources
 
 import redis
-from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+import migrations
 from worker.settings import Settings
 from worker.storage import Bucket
 
@@ -23,6 +22,8 @@ PATIENCE = 1.0  # seconds
 NEEDED = frozenset({"database", "migrations"})  # nothing works without these; the others may be away for a while
 
 Look = Callable[[], None]
+# What a look raised, as a result: asyncio logs an exception that nobody asked for, and after a second nobody does.
+Outcome = Future[Exception | None]
 
 
 class NotThere(Exception):
@@ -34,7 +35,7 @@ class Probes:
 
     def __init__(self, looks: Mapping[str, Look]) -> None:
         self._looks = looks
-        self._under_way: dict[str, Future[None]] = {}
+        self._under_way: dict[str, Outcome] = {}
         self._lock = threading.Lock()
 
     async def found(self) -> dict[str, str | None]:
@@ -44,7 +45,7 @@ class Probes:
         await asyncio.wait([asyncio.shield(asyncio.wrap_future(look)) for look in looks.values()], timeout=PATIENCE)
         return {name: _outcome(look) for name, look in looks.items()}
 
-    def _begin(self, name: str) -> Future[None]:
+    def _begin(self, name: str) -> Outcome:
         with self._lock:
             look = self._under_way.get(name)
             if look is None or look.done():
@@ -60,7 +61,7 @@ def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
     return Probes(
         {
             "database": lambda: _answers(engine),
-            "migrations": lambda: _at_head(engine),
+            "migrations": lambda: _has_schema(engine),
             "broker": lambda: _pings(settings.broker_url.get_secret_value()),
             "bucket": bucket.check,
         }
@@ -72,14 +73,12 @@ def _answers(engine: Engine) -> None:
         connection.execute(text("select 1"))
 
 
-def _at_head(engine: Engine) -> None:
-    head = ScriptDirectory(str(resources.files("migrations"))).get_current_head()
+def _has_schema(engine: Engine) -> None:
     with engine.connect() as connection:
-        if connection.execute(text("select to_regclass('alembic_version')")).scalar_one() is None:
-            raise NotThere("no migration has run: alembic upgrade head")
-        at = connection.execute(text("select version_num from alembic_version")).scalars().all()
-    if at != [head]:
-        raise NotThere(f"the database is at {', '.join(at) or 'nothing'}, this release at {head}: alembic upgrade head")
+        found = migrations.standing(connection)
+    if found.is_behind:
+        at, head = found.at or "nothing", found.head
+        raise NotThere(f"the database is at {at}, this release at {head}: alembic upgrade head")
 
 
 def _pings(url: str) -> None:
@@ -87,19 +86,19 @@ def _pings(url: str) -> None:
         client.ping()
 
 
-def _carry_out(look: Look, told: Future[None]) -> None:
+def _carry_out(look: Look, told: Outcome) -> None:
     try:
         look()
     except Exception as error:  # noqa: BLE001 - any error is the answer
-        told.set_exception(error)
+        told.set_result(error)
     else:
         told.set_result(None)
 
 
-def _outcome(look: Future[None]) -> str | None:
+def _outcome(look: Outcome) -> str | None:
     if not look.done():
         return f"no answer within {PATIENCE:g} s"
-    error = look.exception()
+    error = look.result()
     if error is None:
         return None
     # another error's text may hold an address or a password; its name does not

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from base64 import b64decode
@@ -1002,7 +1005,7 @@ class TestHealth:
     def test_without_the_database_or_its_migrations_it_is_not_ready(
         self, environment: dict[str, str], api: Served
     ) -> None:
-        api.sql("update alembic_version set version_num = '0000'")
+        api.sql("update alembic_version set version_num = '0001'")
         behind = api.http(None).get("/readyz")
         with served(environment | {"NORIA_DATABASE_URL": "postgresql+psycopg://a:b@127.0.0.1:9/c"}) as other:
             away = other.http(None).get("/readyz")
@@ -1011,6 +1014,17 @@ class TestHealth:
         assert "alembic upgrade head" in behind.json()["checks"]["migrations"]["why"]
         assert away.status_code == 503
         assert away.json()["checks"]["database"] == {"ok": False, "why": "OperationalError"}
+
+    def test_the_schema_of_a_later_release_serves_this_one_too(self, environment: dict[str, str], api: Served) -> None:
+        api.sql("update alembic_version set version_num = 'later'")
+
+        ready = api.http(None).get("/readyz")
+        migrating = (sys.executable, "-m", "migrations")
+        done = subprocess.run(migrating, env=os.environ | environment, capture_output=True, text=True)
+
+        assert ready.status_code == 200
+        assert (done.returncode, "nothing was done" in done.stdout) == (0, True), done.stderr
+        assert api.sql("select version_num from alembic_version") == [{"version_num": "later"}]
 
 
 class TestTheFrame:

@@ -95,12 +95,13 @@ def test_a_database_that_is_away_is_one_failure_and_not_one_of_each_check(play: 
     assert not doctor.is_well(found)
 
 
-def test_an_older_schema_is_told(play: Stage) -> None:
-    play.sql("update alembic_version set version_num = '0000'")
+@pytest.mark.parametrize(("at", "verdict"), [("0001", Verdict.FAILURE), ("later", Verdict.WARNING)])
+def test_another_schema_is_told(play: Stage, at: str, verdict: Verdict) -> None:
+    play.sql("update alembic_version set version_num = :at", at=at)
 
-    (what,) = examined(play, "database")[Verdict.FAILURE]
+    (what,) = examined(play, "database")[verdict]
 
-    assert "schema is at 0000" in what
+    assert f"schema is at {at}" in what
 
 
 def test_a_clock_that_does_not_tick_is_told(play: Stage) -> None:

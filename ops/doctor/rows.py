@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -28,10 +25,12 @@ def database(exam: Exam) -> Iterator[Found]:
     with exam.engine.connect() as connection:
         version = connection.execute(text("show server_version")).scalar_one()
         yield well(f"PostgreSQL {version} answers")
-        at = MigrationContext.configure(connection).get_current_revision()
-        head = ScriptDirectory(str(Path(migrations.__path__[0]))).get_current_head()
-        if at != head:
-            yield failure(f"its schema is at {at or 'nothing'}, this version's is {head}", _UPGRADE)
+        found = migrations.standing(connection)
+        what = f"its schema is at {found.at or 'nothing'}, this version's is {found.head}"
+        if found.is_behind:
+            yield failure(what, _UPGRADE)
+        elif found.is_ahead:
+            yield warning(what, "the schema of a later version serves this one too, until its next upgrade")
         skew = datetime.now(UTC) - connection.execute(text("select clock_timestamp()")).scalar_one()
         if abs(skew) > _SKEW:
             what = f"its clock and this machine's differ by {seconds(abs(skew).total_seconds())}"
