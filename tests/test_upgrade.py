@@ -1,5 +1,7 @@
 """An upgrade and a rollback while jobs are made: processes of the version before and of this one, on one schema.
 
+And a bucket that is moved. A key that is rotated is in `test_accounts`, a database that is restored in `test_restored`.
+
 The version before is the code as it was before the newest migration, taken from the project's history.
 """
 
@@ -19,13 +21,18 @@ from typing import Any
 import httpx
 import pytest
 from psycopg import sql
+from serving import served
 from sqlalchemy import Engine, create_engine, text
+from stage import Stage
 
 from ops import audit
 from ops.local import servers, up
 from ops.local.supervise import Program, Supervisor, has_logged
 from ops.sandbox.options import Options
 from ops.sandbox.testing import Sandbox, running
+from worker import context
+from worker.states import State
+from worker.storage import Bucket, Expected
 
 PATIENCE = 60.0  # seconds
 MODEL = "wan2.5-t2v-preview"
@@ -203,3 +210,29 @@ def _answers(address: str) -> bool:
         return httpx.get(f"{address}/healthz", trust_env=False, timeout=2).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_a_bucket_is_moved_in_the_midst_of_work(
+    environment: dict[str, str], store: servers.Servers, play: Stage
+) -> None:
+    """All processes stop, the objects are copied, and the settings name the other bucket."""
+    there, on_its_way = play.until(play.submit()), play.until(play.submit(), State.COPYING)
+    moved = environment["NORIA_S3_BUCKET"] + "-moved"
+    store.create_bucket(moved)
+    to = Bucket(play.ctx.settings.model_copy(update={"s3_bucket": moved}))
+    for key, length in play.ctx.bucket.objects():
+        to.put_stream(key, play.ctx.bucket.chunks(key), "application/octet-stream", Expected(length))
+    store.delete_bucket(environment["NORIA_S3_BUCKET"])
+    store.create_bucket(environment["NORIA_S3_BUCKET"])  # empty: who still looks there finds nothing
+
+    settings = play.ctx.settings.model_copy(update={"s3_bucket": moved})
+    again = Stage(context.make(settings, play.ctx.patience), play.sandbox, play.project)
+    again.until(on_its_way)
+
+    with served(environment, s3_bucket=moved) as api, api.http(api.key(play.project.name)) as http:
+        for job in (there, on_its_way):
+            [output] = http.get(f"/v1/jobs/{job.id}").json()["outputs"]
+            link = http.get(output["url"], follow_redirects=False).headers["location"]
+            assert len(httpx.get(link, trust_env=False).content) == output["bytes"]
+    again.ctx.engine.dispose()
+    store.delete_bucket(moved)
