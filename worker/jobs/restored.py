@@ -12,7 +12,8 @@ list.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -72,26 +73,42 @@ def look(ctx: Context, since: datetime) -> Found:
     with ctx.engine.begin() as connection:
         account_stops.pause(connection, "all", "", claims.NOW)
         now: datetime = connection.execute(select(claims.NOW)).scalar_one()
-    found = Found()
+    found, seen = Found(), set[str]()
     for account in ctx.settings.all_accounts:
-        asked = Asked(account.name, since, now + find.SKEW)
-        listed = [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows]
-        known = _known(ctx, account)
-        rows = [row for row in find.unbound(ctx, account.owner, listed) if _made_at(row, since) not in known]
-        for name in sorted({row.model for row in rows}):
-            of_model = sorted((row for row in rows if row.model == name), key=lambda row: _made_at(row, since))
-            _compare(ctx, account, name, of_model, since, found)
+        by_model: dict[str, list[Listed]] = defaultdict(list)
+        for row in _unknown(ctx, account, since, now):
+            if row.task_id not in seen:  # accounts of one owner may see each other's
+                by_model[row.model].append(row)
+        for name, rows in by_model.items():
+            _compare(ctx, account, name, rows, since, found)
+            seen.update(row.task_id for row in rows)
     with ctx.engine.connect() as connection:
         found.calls = connection.execute(_CALLS).scalar_one()
     return found
 
 
+def _unknown(ctx: Context, account: Account, since: datetime, now: datetime) -> Iterator[Listed]:
+    """The account's tasks since then that may be billed, and that no job has or is looked for as; the oldest first."""
+    rows, total = dict[str, Listed](), 0
+    for page in poll.pages(ctx, Asked(account.name, since, now + find.SKEW), _PATIENCE):
+        rows |= {row.task_id: row for row in page.rows}
+        total = page.total
+    if len(rows) != total:
+        raise NotTold(f"the list of account {account.name} is not complete: {len(rows)} of {total} tasks")
+    with ctx.engine.connect() as connection:
+        known = Counter(connection.execute(_SUSPECTED, {"owner": account.owner}).scalars())
+    for row in sorted(find.unbound(ctx, account.owner, list(rows.values())), key=lambda row: _made_at(row, since)):
+        if known[_made_at(row, since)]:
+            known[_made_at(row, since)] -= 1
+        elif row.status not in finish.UNBILLED:
+            yield row
+
+
 def _compare(ctx: Context, account: Account, name: str, rows: Sequence[Listed], since: datetime, found: Found) -> None:
     """Each of a model's tasks against the jobs that wait for it."""
     waiting = _waiting(ctx, account, name)
+    told: set[uuid.UUID] = set()
     for row in rows:
-        if row.status in finish.UNBILLED:
-            continue
         if row.status != "SUCCEEDED":
             found.running.append(row.task_id)
             continue
@@ -101,16 +118,22 @@ def _compare(ctx: Context, account: Account, name: str, rows: Sequence[Listed], 
             found.strangers.append(row.task_id)
         elif len({each.request for each in fit}) == 1:
             fit = fit[:1]
+            waiting.remove(fit[0])
         for each in fit:
-            waiting.remove(each)
-            if each.job.state == State.HELD:
-                found.held.append(each.job.id)
-            elif _suspect(ctx, each, _made_at(row, since)):
-                found.suspected.append(each.job.id)
+            if each.job.id not in told:
+                _tell(ctx, each, _made_at(row, since), found)
+            told.add(each.job.id)
+
+
+def _tell(ctx: Context, each: _Waiting, at: datetime, found: Found) -> None:
+    if each.job.state == State.HELD:
+        found.held.append(each.job.id)
+    elif _suspect(ctx, each, at):
+        found.suspected.append(each.job.id)
 
 
 def _waiting(ctx: Context, account: Account, name: str) -> list[_Waiting]:
-    """The jobs that may have been sent as that model by the account, the first in line first."""
+    """The jobs that may have been sent as that model by the account: the first in line first, those held last."""
     try:
         model = ctx.catalog.model(name)
     except UnknownModel:
@@ -150,12 +173,6 @@ def _suspect(ctx: Context, each: _Waiting, at: datetime) -> bool:
     return True
 
 
-def _known(ctx: Context, account: Account) -> set[datetime]:
-    """The times of tasks that a job is looked for already, by this or by a lost answer."""
-    with ctx.engine.connect() as connection:
-        return set(connection.execute(_SUSPECTED, {"owner": account.owner}).scalars())
-
-
 def _body(ctx: Context, account: Account, row: Listed) -> Any:
     ctx.spend_query(account.owner)
     try:
@@ -178,7 +195,7 @@ _OF_NO_CALL = or_(
 _TASKS = (
     select(*Job.__table__.c)
     .where(Job.finished_at.is_(None), _OF_NO_CALL, Job.mode == Mode.TASK, Job.model == bindparam("model"))
-    .order_by(Job.rank_at, Job.id)
+    .order_by(Job.state == State.HELD, Job.rank_at, Job.id)
 )
 _CALLS = select(func.count()).where(Job.finished_at.is_(None), _OF_NO_CALL, Job.mode.in_((Mode.CALL, Mode.BATCH)))
 _SUSPECTED = select(Attempt.sent_at).where(
