@@ -3,7 +3,7 @@
 The database is "away" when the same statement may succeed a little later, without a change to our code or the data.
 Whoever holds an answer that was paid for waits for that: `until_it_holds`.
 
-It must be PostgreSQL 18 or later (the schema's ids are its uuidv7()), and the session must be ours: the bounds on
+It must be PostgreSQL 15 or later (ADR 0059), and the session must be ours: the bounds on
 every statement are settings of the session, and psycopg keeps its prepared statements there. A pooler such as PgBouncer
 refuses those settings or drops them silently, so each new connection reads one of them back before its first use.
 """
@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from worker import log
 from worker.settings import Settings
 
-OLDEST = 18  # of PostgreSQL
+OLDEST = 15  # of PostgreSQL
 PATIENCE = timedelta(minutes=15)  # how long a write is tried again while the database is away
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
 _PROBE_AFTER = timedelta(seconds=30)  # of idling; a busy connection is not probed
