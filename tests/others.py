@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy.engine import make_url
 
 from ops.local import postgres, servers
 from ops.local.servers import HOST
@@ -118,3 +120,34 @@ def running_postgres(cluster: postgres.Cluster, port: int, *settings: str) -> It
 
     with process(command, cluster.home, is_ready, program.before_exec, signal.SIGQUIT, program.environment) as made:
         yield Postgres(cluster.home, port, made)
+
+
+@contextlib.contextmanager
+def running_pgbouncer(home: Path, database_url: str, *settings: str) -> Iterator[str]:
+    """The database's address through Debian's PgBouncer, in transaction mode; the test is skipped without one."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("there is no PgBouncer: apt-get install pgbouncer")
+    url, port = make_url(database_url), free_ports(1)[0]
+    lines = (
+        *("[databases]", f"* = host={url.host} port={url.port}", "[pgbouncer]"),
+        *(f"listen_addr = {HOST}", f"listen_port = {port}", "unix_socket_dir =", "pool_mode = transaction"),
+        *("auth_type = plain", f"auth_file = {home / 'users'}", *settings),
+    )
+    (home / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+    (home / "users").write_text(f'"{url.username}" "{url.password}"\n')
+    user = postgres.find_identity(Path(program))
+    command = (program, str(home / "pgbouncer.ini"))
+    with process(command, home, lambda: not servers.is_free(port), user.before_exec, signal.SIGINT):
+        yield url.set(host=HOST, port=port).render_as_string(hide_password=False)
+
+
+def valkey(
+    home: Path, port: int, *lines: str, sentinel: bool = False, ready: int | None = None
+) -> contextlib.AbstractContextManager[Process]:
+    """The wheel's Valkey with that configuration, or a sentinel; `ready`: the port that it listens on at last."""
+    home.mkdir(parents=True, exist_ok=True)
+    said = (f"bind {HOST}", f"port {port}", f'dir "{home}"', "protected-mode no", *lines)
+    (home / "valkey.conf").write_text("\n".join((*said, *(() if sentinel else ('save ""',)))) + "\n")
+    command = (str(servers.find_binaries()["valkey"]), str(home / "valkey.conf"), *(("--sentinel",) * sentinel))
+    return process(command, home, lambda: not servers.is_free(ready or port))
