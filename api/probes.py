@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib import resources
 
-import redis
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+from worker import broker
 from worker.settings import Settings
 from worker.storage import Bucket
 
@@ -61,7 +61,7 @@ def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
         {
             "database": lambda: _answers(engine),
             "migrations": lambda: _at_head(engine),
-            "broker": lambda: _pings(settings.broker_url.get_secret_value()),
+            "broker": lambda: _pings(settings),
             "bucket": bucket.check,
         }
     )
@@ -82,8 +82,8 @@ def _at_head(engine: Engine) -> None:
         raise NotThere(f"the database is at {', '.join(at) or 'nothing'}, this release at {head}: alembic upgrade head")
 
 
-def _pings(url: str) -> None:
-    with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+def _pings(settings: Settings) -> None:
+    with broker.client(settings, 3) as client:
         client.ping()
 
 

@@ -142,12 +142,10 @@ def running_pgbouncer(home: Path, database_url: str, *settings: str) -> Iterator
         yield url.set(host=HOST, port=port).render_as_string(hide_password=False)
 
 
-def valkey(
-    home: Path, port: int, *lines: str, sentinel: bool = False, ready: int | None = None
-) -> contextlib.AbstractContextManager[Process]:
-    """The wheel's Valkey with that configuration, or a sentinel; `ready`: the port that it listens on at last."""
+def valkey(home: Path, port: int, *lines: str, sentinel: bool = False) -> contextlib.AbstractContextManager[Process]:
+    """The wheel's Valkey with that configuration, or a sentinel."""
     home.mkdir(parents=True, exist_ok=True)
     said = (f"bind {HOST}", f"port {port}", f'dir "{home}"', "protected-mode no", *lines)
     (home / "valkey.conf").write_text("\n".join((*said, *(() if sentinel else ('save ""',)))) + "\n")
     command = (str(servers.find_binaries()["valkey"]), str(home / "valkey.conf"), *(("--sentinel",) * sentinel))
-    return process(command, home, lambda: not servers.is_free(ready or port))
+    return process(command, home, lambda: not servers.is_free(port))

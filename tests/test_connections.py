@@ -59,6 +59,7 @@ def test_another_databases_address_is_refused_without_its_password(text: str, wh
         ("valkeys://:pw@h:6379/0", "rediss://:pw@h:6379/0"),
         ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
         ("redis://h", "redis://h"),
+        ("sentinel://:pw@h,h2:26380/1?master=m", "sentinel://:pw@h,h2:26380/1?master=m"),
     ],
 )
 def test_a_brokers_address_is_understood_as_people_write_it(text: str, read: str) -> None:
@@ -68,7 +69,14 @@ def test_a_brokers_address_is_understood_as_people_write_it(text: str, read: str
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("sentinel://:s3cr3t@h:26379/0", "sentinel:// is not supported: give the master's own address"),
+        ("sentinel://:s3cr3t@h:26379,h2/0", "must name hosts and master, as in sentinel://"),
+        ("sentinel://:s3cr3t@h,,h2/0?master=m", "must name hosts and master, as in sentinel://"),
+        ("sentinel://:s3cr3t@h:port/0?master=m", "cannot be read"),
+        (
+            "sentinel://:s3cr3t@h/0?master=m&ssl_cert_reqs=none",
+            "has the option ssl_cert_reqs: sentinel:// takes",
+        ),
+        ("sentinel://:s3cr3t@h/noria?master=m", "must end with a database's number"),
         ("amqp://guest:s3cr3t@h//", "must begin with redis://"),
         ("h:6379", "must begin with redis://"),
         ("redis://:s3cr3t@h:port/0", "cannot be read"),
@@ -87,6 +95,22 @@ def test_another_brokers_address_is_refused_without_its_password(text: str, why:
 
     assert why in str(refused.value)
     assert "s3cr3t" not in str(refused.value)
+
+
+def test_an_address_of_sentinels_says_whom_they_watch_and_how_to_sign_in() -> None:
+    url = "sentinel://noria:p%40w@h,[::1]:26380/1?master=m&sentinel_username=s&sentinel_password=o%26n"
+
+    app = broker.celery_app(known(broker_url=url))
+
+    assert addresses.sentinels(url) == addresses.Sentinels(
+        hosts=(("h", 26379), ("::1", 26380)),
+        master="m",
+        database=1,
+        own={"username": "s", "password": "o&n"},
+        sign_in={"username": "noria", "password": "p@w"},
+    )
+    assert app.conf.broker_url == "sentinel://noria:p%40w@h:26379/1;sentinel://noria:p%40w@[::1]:26380/1"
+    assert app.conf.broker_transport_options["master_name"] == "m"
 
 
 def test_an_address_that_is_empty_in_the_environment_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
