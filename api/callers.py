@@ -65,6 +65,7 @@ class Callers:
         # autocommit: one round trip; a transaction would take three
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             known = keys.authenticate(connection, key)
+            connection.commit()  # costs nothing; through a pooler this is a transaction
             if known is None or acting is None:
                 return known
             if known.project is None:

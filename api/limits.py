@@ -22,13 +22,10 @@ from dataclasses import dataclass
 from limits import RateLimitItemPerSecond
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
-from redis import ConnectionPool
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import Connection, func, select
 
 from api.problems import problem
-from worker import log
+from worker import broker, log
 from worker.settings import Settings
 from worker.tables import Job
 
@@ -67,14 +64,8 @@ class Rates:
         self._at_once = max(1, settings.api_rate * _WINDOW // _SHARE)
         self._taken: dict[uuid.UUID, _Taken] = {}
         self._limit = RateLimitItemPerSecond(settings.api_rate * _WINDOW, _WINDOW, "requests")
-        url = settings.broker_url.get_secret_value()
-        pool = ConnectionPool.from_url(
-            url,
-            socket_timeout=_REDIS_SECONDS,
-            socket_connect_timeout=_REDIS_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self._shared = SlidingWindowCounterRateLimiter(RedisStorage(url, pool, key_prefix="noria:api"))
+        pool = broker.client(settings, _REDIS_SECONDS).connection_pool
+        self._shared = SlidingWindowCounterRateLimiter(RedisStorage("redis://", pool, key_prefix="noria:api"))
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._is_away = False
         self._lock = threading.Lock()

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
-import redis
 from sqlalchemy import Engine, text
 
 import migrations
+from worker import broker
 from worker.settings import Settings
 from worker.storage import Bucket
 
@@ -62,7 +62,7 @@ def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
         {
             "database": lambda: _answers(engine),
             "migrations": lambda: _has_schema(engine),
-            "broker": lambda: _pings(settings.broker_url.get_secret_value()),
+            "broker": lambda: _pings(settings),
             "bucket": bucket.check,
         }
     )
@@ -81,8 +81,8 @@ def _has_schema(engine: Engine) -> None:
         raise NotThere(f"the database is at {at}, this release at {head}: alembic upgrade head")
 
 
-def _pings(url: str) -> None:
-    with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+def _pings(settings: Settings) -> None:
+    with broker.client(settings, 3) as client:
         client.ping()
 
 

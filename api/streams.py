@@ -123,6 +123,7 @@ class Watch:
                 with feed.listening(self._engine) as connection:
                     while followers := list(self._followers):
                         loop.call_soon_threadsafe(self._wake, _reached(connection, followers))
+                        connection.rollback()  # costs nothing; through a pooler the look is a transaction
                         time.sleep(_SPACING)
                         feed.wait(connection, _LOOK_SECONDS - _SPACING)
             except (SQLAlchemyError, psycopg.Error) as error:

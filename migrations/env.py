@@ -69,9 +69,7 @@ def run() -> None:
     if given is not None:
         _migrate(given)
         return
-    engine = create_engine(
-        _url(), poolclass=pool.NullPool, hide_parameters=True, connect_args={"options": database.options(_SESSION)}
-    )
+    engine = create_engine(_url(), poolclass=pool.NullPool, hide_parameters=True)
     if why := database.why_unfit(database.checked(engine, _SESSION)):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
     with engine.connect() as connection:

@@ -40,6 +40,8 @@ __all__ = ["api", "http", "play", "sandbox"]  # fixtures for every file
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]
+if "TEST_POSTGRES" in os.environ:  # the folder of the executables of another PostgreSQL than the wheel's
+    os.environ[embedded.POSTGRES_NAME] = os.environ["TEST_POSTGRES"]
 # Rich draws every local, the whole catalog among them, which takes seconds while a transaction is open.
 structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 gc.disable()  # until all is imported and collected, of which nothing is ever let go
@@ -275,6 +277,8 @@ def _hash_the_password_once(servers: embedded.Servers) -> None:
     """To hash it 4,096 times is a third of what a connection costs, of which tests make thousands."""
     change = sql.SQL("ALTER ROLE noria PASSWORD {}")
     with servers.connect() as connection:
+        if connection.info.server_version < 160_000:  # which cannot
+            return
         connection.execute("SET scram_iterations = 1")
         connection.execute(change.format(sql.Literal(embedded.kept_secrets(servers.home)["postgres"])))
 

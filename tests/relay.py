@@ -58,7 +58,8 @@ def refuses_options(data: bytes, from_server: bool) -> bytes:
     if from_server:
         return b"E" + struct.pack("!I", len(_REFUSAL) + 4) + _REFUSAL if data[:1] == b"E" else data
     # The server is asked for a protocol that it does not speak, and hangs up at once.
-    return data[:4] + b"\0\x09" + data[6:] if data[4:8] == b"\0\3\0\0" else data
+    is_refused = data[4:8] == b"\0\3\0\0" and b"\0options\0" in data
+    return data[:4] + b"\0\x09" + data[6:] if is_refused else data
 
 
 def older(version: int) -> Rewrite:

@@ -244,14 +244,24 @@ def test_an_object_that_is_gone_has_none(play: Stage) -> None:
 def test_one_worker_at_a_time_makes_them(play: Stage) -> None:
     job = made(play, **PICTURE)
 
-    with posters._alone(play.ctx.engine) as first:
+    with posters.alone(play.ctx.engine) as first:
         run(play)
         assert (first, state(play, job)) == (True, "wanted")
 
     run(play)
     assert state(play, job) == "made"
-    locks = "select count(*) as left from pg_locks where locktype = 'advisory' and database ="
-    assert play.sql(f"{locks} (select oid from pg_database where datname = current_database())")[0]["left"] == 0
+
+
+def test_a_worker_that_died_at_them_is_followed_by_another(play: Stage) -> None:
+    job = made(play, **PICTURE)
+
+    with posters.alone(play.ctx.engine):
+        play.sql("update duties set done_at = now() - interval '1 s' where name = 'posters'")  # its lease is over
+        with posters.alone(play.ctx.engine) as second:
+            pass
+        run(play)
+
+    assert (second, state(play, job)) == (True, "made")
 
 
 def test_a_message_ends_when_its_time_is_over(play: Stage) -> None:

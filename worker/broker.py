@@ -13,12 +13,17 @@ import threading
 import time
 from collections import deque
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.events import EventDispatcher
 from celery.signals import task_received
 from celery.worker import state
 from kombu.entity import Exchange, Queue
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from worker import log
 from worker.settings import Settings, addresses
@@ -36,6 +41,11 @@ _RETRY_SECONDS = 2.0  # before the thread tries a broker again that failed
 _LATE_SECONDS = _HINT_SPACING + _SOCKET_SECONDS + 0.5
 _LATE = frozenset({"task-awaiting_review", "task-rejected_in_review"})
 _FREE_SECONDS = 0.02  # between two looks of a worker whose threads are all busy
+
+_CLUSTER = (
+    "it is a Redis Cluster, in which one message would need keys of several nodes: give a Redis or Valkey that is not "
+    "in cluster mode, alone or with replicas and Sentinel"
+)
 
 _log = log.get(__name__)
 
@@ -111,7 +121,41 @@ def celery_app(settings: Settings) -> Celery:
     url = settings.broker_url.get_secret_value()
     # kombu verifies nothing of TLS unless it is told to
     app.conf.update(_CONF, broker_url=url.partition("?")[0], broker_use_ssl=addresses.tls(url))
+    if asked := addresses.sentinels(url):  # kombu wants an address of each
+        waits = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": _SOCKET_SECONDS}
+        known = {"master_name": asked.master, "sentinel_kwargs": waits | asked.own}
+        user, _, _ = urlsplit(url).netloc.rpartition("@")
+        hosts = ((f"[{host}]" if ":" in host else host, port) for host, port in asked.hosts)
+        each = (f"sentinel://{user}@{host}:{port}/{asked.database}" for host, port in hosts)
+        app.conf.update(broker_url=";".join(each), broker_transport_options=_TRANSPORT | known)
     return app
+
+
+def client(settings: Settings, seconds: float) -> Redis:
+    """A client of the broker's Redis, of the master where there are sentinels. It waits so long, and asks once."""
+    url = settings.broker_url.get_secret_value()
+    once: dict[str, Any] = {
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    asked = addresses.sentinels(url)
+    if asked is None:
+        return Redis.from_url(url, **once)
+    known = Sentinel(asked.hosts, sentinel_kwargs=once | asked.own)
+    master: Redis = known.master_for(asked.master, db=asked.database, **once, **asked.sign_in)
+    return master
+
+
+def why_unfit(settings: Settings) -> str | None:
+    """Why the broker cannot be used; None where it can, or where it does not answer, which may pass."""
+    try:
+        with client(settings, _SOCKET_SECONDS) as asked:
+            said = asked.execute_command("HELLO")  # INFO may be forbidden; before Redis 6 there is none
+    except RedisError:
+        return None
+    pairs = said.items() if isinstance(said, dict) else zip(said[::2], said[1::2], strict=False)
+    return _CLUSTER if (b"mode", b"cluster") in pairs else None
 
 
 def publish(app: Celery, task: str, queue: str, args: list[Any]) -> None:

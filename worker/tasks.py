@@ -55,6 +55,12 @@ def _check_database(**_: Any) -> None:
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
 
 
+@worker_init.connect
+def _check_broker(**_: Any) -> None:
+    if why := broker.why_unfit(_settings):
+        sys.exit(f"NORIA_BROKER_URL: {why}.")
+
+
 @worker_ready.connect
 def _ready(**said: Any) -> None:
     """Flower knows only what it heard, so the unfinished jobs are told again."""

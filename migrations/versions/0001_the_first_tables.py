@@ -11,8 +11,37 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# PostgreSQL before 18 lacks it (ADR 0059). As there, the time comes first, in milliseconds and in 4,096ths of one
+# (RFC 9562, 6.2, method 3); what is random, and the variant, are a random UUID's.
+_UUIDV7 = """
+do $do$
+begin
+    if to_regprocedure('pg_catalog.uuidv7()') is null then
+        create function uuidv7(shift interval default '0') returns uuid language plpgsql volatile parallel safe as $$
+        declare
+            us constant bigint := extract(epoch from clock_timestamp() + shift) * 1000000;
+        begin
+            return (lpad(to_hex(us / 1000), 12, '0') || to_hex(28672 + us % 1000 * 4096 / 1000)
+                    || right(gen_random_uuid()::text, 17))::uuid;
+        end
+        $$;
+    end if;
+end
+$do$
+"""
+_NO_UUIDV7 = """
+do $do$
+begin
+    if to_regprocedure('pg_catalog.uuidv7()') is null then
+        drop function uuidv7(interval);
+    end if;
+end
+$do$
+"""
+
 
 def upgrade() -> None:
+    op.execute(_UUIDV7)
     op.create_table(
         "duties",
         sa.Column("name", sa.Text(), nullable=False),
@@ -454,3 +483,4 @@ def downgrade() -> None:
     op.drop_table("owners")
     op.drop_table("lanes")
     op.drop_table("duties")
+    op.execute(_NO_UUIDV7)

@@ -13,14 +13,21 @@ depends_on = None
 _PROJECT = sa.text("coalesce(project_id, '00000000-0000-0000-0000-000000000000'::uuid)")
 _WAITS = sa.text("run_at is not null")
 # What waits already; as `worker.webhooks.receiver` for all but the odd spelling, which is a receiver of its own.
+# PostgreSQL before 18 has no crc32(), and none of them has held a database that was not empty then (ADR 0059).
 _RECEIVERS = r"""
-    update deliveries set receiver = crc32(convert_to(host || port, 'UTF8'))
-      from (select id as this, lower(substring(url from '\://([^/?#]+)')) as host,
-                   case when url ~ '\://[^/?#]+\:[0-9]+([/?#]|$)' then ''
-                        when url like 'https%' then '\:443' else '\:80' end as port
-              from deliveries where run_at is not null) as spelled
-     where id = this and host is not null
-    """
+do $$
+begin
+    if exists (select from deliveries) then
+        update deliveries set receiver = crc32(convert_to(host || port, 'UTF8'))
+          from (select id as this, lower(substring(url from '\://([^/?#]+)')) as host,
+                       case when url ~ '\://[^/?#]+\:[0-9]+([/?#]|$)' then ''
+                            when url like 'https%' then '\:443' else '\:80' end as port
+                  from deliveries where run_at is not null) as spelled
+         where id = this and host is not null;
+    end if;
+end
+$$
+"""
 
 
 def upgrade() -> None:

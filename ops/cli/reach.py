@@ -219,7 +219,9 @@ def database(home: Path, url: str | None) -> Iterator[sqlalchemy.Connection]:
     """A transaction on the database; `NotReachable` where it does not answer or has no schema."""
     try:
         engine = sqlalchemy.create_engine(
-            url or _local_database(home), hide_parameters=True, connect_args={"connect_timeout": 5}
+            url or _local_database(home),
+            hide_parameters=True,
+            connect_args={"connect_timeout": 5, "prepare_threshold": None},  # there may be a pooler
         )
         with engine.begin() as connection:
             yield connection

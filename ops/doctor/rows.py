@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from ops.cli.show import seconds
 from ops.doctor import Check, Exam, Found, Look, Verdict, failure, warning, well
+from worker.database import is_pooled
 from worker.money import budgets
 
 _SKEW = timedelta(seconds=2)
@@ -24,7 +25,8 @@ def database(exam: Exam) -> Iterator[Found]:
     """It answers, has this version's schema and a clock like this machine's, and can be written to."""
     with exam.engine.connect() as connection:
         version = connection.execute(text("show server_version")).scalar_one()
-        yield well(f"PostgreSQL {version} answers")
+        through = ", through a pooler: alembic wants PostgreSQL's own address" if is_pooled(connection) else ""
+        yield well(f"PostgreSQL {version} answers{through}")
         found = migrations.standing(connection)
         what = f"its schema is at {found.at or 'nothing'}, this version's is {found.head}"
         if found.is_behind:

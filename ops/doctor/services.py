@@ -13,8 +13,6 @@ from hashlib import md5
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-import redis
-
 from ops.cli.show import seconds
 from ops.doctor import Check, Exam, Found, Verdict, failure, warning, well
 from worker import broker as messages
@@ -41,7 +39,10 @@ _BOUNDS = Bounds(timeouts.QUERY.total_seconds(), cap=1 << 20)
 
 def broker(exam: Exam) -> Iterator[Found]:
     """It answers, drops no message, and no queue grows."""
-    with redis.Redis.from_url(exam.settings.broker_url.get_secret_value(), socket_timeout=5) as client:
+    if why := messages.why_unfit(exam.settings):
+        yield failure(why, "NORIA_BROKER_URL")
+        return
+    with messages.client(exam.settings, 5) as client:
         client.ping()
         info = client.info()
         yield well(f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])} answers")

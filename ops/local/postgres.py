@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ops.local.supervise import LocalError, Program, Run, explain
 
+OLDER_LOCALE = ("--locale=C.UTF-8",)  # initdb's option, for PostgreSQL before 17
 _CLONE_NEWUSER = 0x10000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,7 +39,8 @@ class Identity:
 class Cluster:
     """What a cluster is made with: its home, the folder of the executables, the superuser's password.
 
-    `durable=False` trades safety on power loss for speed. `environment` is that of its processes.
+    `durable=False` trades safety on power loss for speed. `environment` is that of its processes. `locale`: initdb's
+    options; those of PostgreSQL before 17 are others.
     """
 
     home: Path
@@ -46,6 +48,7 @@ class Cluster:
     password: str
     durable: bool
     environment: Mapping[str, str]
+    locale: tuple[str, ...] = ("--locale-provider=builtin", "--locale=C", "--builtin-locale=C.UTF-8")
 
 
 def program(cluster: Cluster, host: str, port: int) -> Program:
@@ -89,8 +92,8 @@ def make_cluster(cluster: Cluster, owner: Identity) -> None:
     _give(password, owner)
     command = (
         *(str(cluster.binaries / "initdb"), "-D", str(unfinished), "-U", "noria", f"--pwfile={password}"),
-        *("--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C"),
-        *("--builtin-locale=C.UTF-8", "--no-instructions", *(() if cluster.durable else ("--no-sync",))),
+        *("--auth=scram-sha-256", "--encoding=UTF8", *cluster.locale),
+        *("--no-instructions", *(() if cluster.durable else ("--no-sync",))),
     )
     try:
         done = _run(command, cluster.environment, owner)

@@ -3,9 +3,10 @@
 The database is "away" when the same statement may succeed a little later, without a change to our code or the data.
 Whoever holds an answer that was paid for waits for that: `until_it_holds`.
 
-It must be PostgreSQL 18 or later (the schema's ids are its uuidv7()), and the session must be ours: the bounds on
-every statement are settings of the session, and psycopg keeps its prepared statements there. A pooler such as PgBouncer
-refuses those settings or drops them silently, so each new connection reads one of them back before its first use.
+It must be PostgreSQL 15 or later (ADR 0059). Where we are connected to it, the bounds on every statement are settings
+of the session. A pooler such as PgBouncer refuses those or drops them, and may give each transaction another session:
+then each transaction sets its bounds as it begins, and nothing else is expected of a session (ADR 0060). Which of the
+two it is, each new connection finds out before its first use.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from worker import log
 from worker.settings import Settings
 
-OLDEST = 18  # of PostgreSQL
+OLDEST = 15  # of PostgreSQL
 PATIENCE = timedelta(minutes=15)  # how long a write is tried again while the database is away
 _PAUSE = (0.2, 5.0)  # seconds between two tries: the first, and the longest
 _PROBE_AFTER = timedelta(seconds=30)  # of idling; a busy connection is not probed
@@ -39,9 +40,10 @@ _SESSION = {
 }
 _PROBE = "lock_timeout"  # the setting that is read back: every session of ours sets it
 _REFUSED = "unsupported startup parameter"  # PgBouncer's words
-_POOLER = (
-    "a connection pooler (PgBouncer?) stands before the database, and drops the session's settings: without them no "
-    "statement has a time limit. Give the address of PostgreSQL itself; Noria keeps its own pool"
+_EACH_ALONE = "statement pooling"  # PgBouncer's words
+_UNBOUND = (
+    "a pooler stands before the database that keeps no transaction together, so no statement would have a time limit: "
+    "its pool_mode must be transaction or session"
 )
 
 _log = log.get(__name__)
@@ -52,6 +54,21 @@ class Unfit(psycopg.OperationalError):
     """The database answers but cannot be used: why, and what to do.
 
     A failure of the connection, so that an answer that cost money is kept until the database is put right.
+    """
+
+
+class PoolerBetween(Unfit):
+    """Something stands between us and PostgreSQL, and the session is not ours."""
+
+    def __init__(self) -> None:
+        super().__init__("a connection pooler (PgBouncer?) stands before it: give the address of PostgreSQL itself")
+
+
+class Pooled(psycopg.Connection[Any]):
+    """A connection through a pooler, which has a session only as long as a transaction lasts.
+
+    What is done on one outside transactions, in SQLAlchemy's AUTOCOMMIT, is a transaction too: what it wrote needs a
+    commit.
     """
 
 
@@ -115,7 +132,6 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
         hide_parameters=True,  # prompts and keys are parameters
         connect_args={
             "connect_timeout": 5,
-            "options": options(wanted),
             "application_name": "noria",
             "cursor_factory": Cursor,
             # a database host that vanished is noticed in half a minute, not in two hours
@@ -127,18 +143,20 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
     )
     event.listen(made, "handle_error", _reconnect)
     _ping_idle(made, probe_after.total_seconds())
-    return checked(made, wanted)
-
-
-def options(session: Mapping[str, str]) -> str:
-    """The session's settings as libpq's `options`."""
-    return " ".join(f"-c {name}={value}" for name, value in session.items())
+    event.listen(made, "do_connect", _Opening(wanted))
+    event.listen(made, "begin", partial(_begin, _limits(wanted)))
+    return made
 
 
 def checked(engine: Engine, session: Mapping[str, str]) -> Engine:
-    """The engine, with a check of every new connection; `session` is what its `options` ask for."""
+    """The engine, whose connections are to PostgreSQL itself, in sessions with those settings; they raise Unfit."""
     event.listen(engine, "do_connect", partial(_connect, session))
     return engine
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether it goes through a pooler: then nothing of a session outlasts a transaction, such as LISTEN."""
+    return isinstance(connection.connection.dbapi_connection, Pooled)
 
 
 def why_unfit(engine: Engine) -> str | None:
@@ -236,24 +254,78 @@ def _ping_idle(made: Engine, seconds: float) -> None:
     event.listen(made, "checkout", ping)
 
 
+class _Opening:
+    """Opens connections with the session's settings, or through a pooler, from the first time that one is found."""
+
+    def __init__(self, session: Mapping[str, str]) -> None:
+        self._session = session
+        self._is_pooled = False
+
+    def __call__(self, dialect: Any, record: Any, arguments: Any, named: Any) -> Any:
+        if not self._is_pooled:
+            try:
+                return _connect(self._session, dialect, record, arguments, named)
+            except PoolerBetween:
+                _log.warning("a pooler stands before the database: each transaction sets its time limits")
+                self._is_pooled = True
+        return _connect_pooled(self._session, arguments, named)
+
+
 def _connect(session: Mapping[str, str], dialect: Any, _: object, arguments: Any, named: Any) -> Any:
+    options = " ".join(f"-c {name}={value}" for name, value in session.items())
     try:
-        connection = dialect.connect(*arguments, **named)
+        connection = dialect.connect(*arguments, **named, options=options)
     except psycopg.OperationalError as error:
         if _REFUSED in str(error):
-            raise Unfit(_POOLER) from error
+            raise PoolerBetween from error
         raise
+    return _closed_if_not(_check_session, connection, session)
+
+
+def _connect_pooled(session: Mapping[str, str], arguments: Any, named: Any) -> Pooled:
+    # what is prepared in one session is not there in the next
+    connection = Pooled.connect(*arguments, **named, prepare_threshold=None)
+    return _closed_if_not(_check_transaction, connection, session)
+
+
+_Opened = TypeVar("_Opened", bound=psycopg.Connection[Any])
+
+
+def _closed_if_not(check: Callable[[_Opened, Mapping[str, str]], None], made: _Opened, session: Any) -> _Opened:
     try:
-        _check(connection, session)
+        check_version(made.info.server_version)
+        check(made, session)
+        made.rollback()
     except psycopg.Error:
-        connection.close()
+        made.close()
         raise
-    return connection
+    return made
 
 
-def _check(connection: psycopg.Connection[Any], session: Mapping[str, str]) -> None:
-    check_version(connection.info.server_version)
-    held = connection.execute(f"select current_setting('{_PROBE}')").fetchone()
-    connection.rollback()
+def _check_session(connection: psycopg.Connection[Any], session: Mapping[str, str]) -> None:
+    held = connection.execute(f"select current_setting('{_PROBE}'), pg_backend_pid()").fetchone()
+    # a pooler tells each client of a process that there is not, since the processes change
+    if held != (session[_PROBE], connection.info.backend_pid):
+        raise PoolerBetween
+
+
+def _check_transaction(connection: Pooled, session: Mapping[str, str]) -> None:
+    try:
+        connection.execute(_limits(session))
+        held = connection.execute(f"select current_setting('{_PROBE}')").fetchone()
+    except psycopg.OperationalError as error:
+        raise Unfit(_UNBOUND) if _EACH_ALONE in str(error) else error from None
     if held != (session[_PROBE],):
-        raise Unfit(_POOLER)
+        raise Unfit(_UNBOUND)
+
+
+def _limits(session: Mapping[str, str]) -> str:
+    """The statements that give a transaction those settings; what is not in one they do not touch."""
+    return "; ".join(f"set local {name} = '{value}'" for name, value in session.items())
+
+
+def _begin(limits: str, connection: Connection) -> None:
+    """Gives a transaction through a pooler its settings, in one round trip; one without is told to begin."""
+    if is_pooled(connection):
+        is_outside = getattr(connection.connection.dbapi_connection, "autocommit", False)
+        connection.exec_driver_sql(f"begin; {limits}" if is_outside else limits)

@@ -35,6 +35,7 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     func,
+    literal_column,
     or_,
     select,
     text,
@@ -192,6 +193,7 @@ def _filling() -> transition.Telling:
     moved = transition.moving(
         {State.QUEUED},
         State.ADMITTED,
+        literal_column("'queued'", Text),
         Job.id == picked.c.id,
         lane_id=lane,
         account=picked.c.account,

@@ -191,17 +191,18 @@ def many(left: Collection[State], to: State, *which: ColumnElement[bool], **colu
     It takes the jobs' claims, so that nobody who works on one can write. It writes no deliveries: children have no
     receivers, and `bulk` writes those of the jobs that it moves.
     """
-    return events(moving(left, to, *which, **columns), to)
+    # locked before they are read: only PostgreSQL 18 can return what a row was before its update
+    found = select(Job.id, Job.state).where(_is_in(left), *which).with_for_update(key_share=True).cte("found")
+    return events(moving(left, to, found.c.state, Job.id == found.c.id, **columns), to)
 
 
-def moving(left: Collection[State], to: State, *which: ColumnElement[bool], **columns: Any) -> CTE:
+def moving(
+    left: Collection[State], to: State, was: ColumnElement[str], *which: ColumnElement[bool], **columns: Any
+) -> CTE:
     """The first half of `many`: the update, as `moved (id, project_id, sequence, was)`."""
-    # literals, so that the planner can match the partial indexes
-    states: list[ColumnClause[str]] = [literal_column(f"'{state}'") for state in sorted(left)]
     changed = entered(left, to, BOUND_NOW) | {"claim": Job.claim + 1, "sequence": Job.sequence + 1} | columns
-    was: ColumnElement[str] = literal_column("old.state", Text).label("was")
-    moved = update(Job).where(Job.state.in_(states), *which).values(changed)
-    return moved.returning(Job.id, Job.project_id, Job.sequence, was).cte("moved")
+    moved = update(Job).where(_is_in(left), *which).values(changed)
+    return moved.returning(Job.id, Job.project_id, Job.sequence, was.label("was")).cte("moved")
 
 
 def events(moved: CTE, to: State) -> Telling:
@@ -228,6 +229,12 @@ _GUARDS: dict[str, ColumnElement[bool]] = {
     ),
     "its_task": Attempt.task_id == bindparam("the_task", type_=Text),
 }
+
+
+def _is_in(states: Collection[State]) -> ColumnElement[bool]:
+    # literals, so that the planner can match the partial indexes
+    said: list[ColumnClause[str]] = [literal_column(f"'{state}'") for state in sorted(states)]
+    return Job.state.in_(said)
 
 
 def _moved(job: Job, columns: dict[str, Any], row: Row[Any]) -> Job | None:
@@ -314,9 +321,13 @@ def _told(event: CTE) -> list[ColumnElement[Any]]:
 def _answering(columns: tuple[str, ...], guard: str) -> ReturningUpdate[Any]:
     table = Attempt.__table__
     changed = {name: bindparam(f"said_{name}", type_=table.c[name].type) for name in columns}
-    booked: ColumnElement[Any] = literal_column("old.tokens", BigInteger).label("booked")
-    answering = update(Attempt).where(Attempt.id == bindparam("the_attempt"), _GUARDS[guard]).values(changed)
-    return answering.returning(true().label("is_written"), booked, Attempt.sent_at.expression)
+    which = Attempt.id == bindparam("the_attempt"), _GUARDS[guard]
+    # locked before it is read, as the jobs of `many`
+    found = (
+        select(Attempt.id, Attempt.tokens.label("booked")).where(*which).with_for_update(key_share=True).cte("found")
+    )
+    answering = update(Attempt).where(Attempt.id == found.c.id).values(changed)
+    return answering.returning(true().label("is_written"), found.c.booked, Attempt.sent_at.expression)
 
 
 def _kept(moved: CTE) -> list[ColumnElement[Any]]:

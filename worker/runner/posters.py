@@ -11,14 +11,14 @@ import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from fractions import Fraction
 from functools import cache
 from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from worker import database, log, storage
 from worker.context import Context
@@ -51,7 +51,7 @@ def carry_out(ctx: Context, seconds: float) -> None:
     if not _is_installed():
         return
     deadline = time.monotonic() + seconds
-    with _alone(ctx.engine) as is_alone:
+    with alone(ctx.engine) as is_alone:
         while is_alone and _make_next(ctx) and time.monotonic() < deadline:
             pass
 
@@ -93,15 +93,22 @@ def _is_installed() -> bool:
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[bool]:
-    """Whether no other is at it, which then is so until the end of the block, or of the session."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        is_alone = bool(connection.execute(_LOCK).scalar_one())
-        try:
-            yield is_alone
-        finally:
-            if is_alone:
-                connection.execute(_UNLOCK)
+def alone(engine: Engine) -> Iterator[bool]:
+    """Whether no other is at it, which then is so until the end of the block, or of a lease where the process dies."""
+    lease = _lease(engine, _LEASE)
+    try:
+        yield lease is not None
+    finally:
+        if lease is not None:
+            _lease(engine, _GIVE_BACK, lease=lease)
+
+
+def _lease(engine: Engine, statement: Any, **bound: Any) -> datetime | None:
+    def write(connection: Connection) -> datetime | None:
+        until: datetime | None = connection.execute(statement, bound).scalar_one_or_none()
+        return until
+
+    return database.write(engine, write, "posters", _AWAY)
 
 
 def _make_next(ctx: Context) -> bool:
@@ -148,8 +155,14 @@ def _set(engine: Engine, statement: Any, taken: Row[Any]) -> int:
     return rows
 
 
-_LOCK = text("select pg_try_advisory_lock(x'4e6f7269704f'::bigint)")
-_UNLOCK = text("select pg_advisory_unlock(x'4e6f7269704f'::bigint)")
+# In a row, since a lock of the session is another's through a pooler (ADR 0060).
+_LEASE = text(
+    """
+    update duties set done_at = now() + interval '3 minutes' where name = 'posters' and done_at <= now()
+    returning done_at
+    """
+)
+_GIVE_BACK = text("update duties set done_at = now() where name = 'posters' and done_at = :lease returning done_at")
 # A CTE, so that the planner cannot run the limited select more than once.
 _TAKE = text(
     """

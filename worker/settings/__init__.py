@@ -95,10 +95,11 @@ class Settings(BaseSettings):
     )
 
     database_url: Annotated[SecretStr, _secret(addresses.database_url)] = Field(
-        description="postgresql://user:password@host/database, without a pooler between"
+        description="postgresql://user:password@host/database; PgBouncer may stand between, but not for alembic"
     )
     broker_url: Annotated[SecretStr, _secret(addresses.broker_url)] = Field(
-        description="redis://:password@host:6379/0 (Valkey is the same); rediss:// for TLS, with ?ssl_ca_certs=FILE"
+        description="redis://user:password@host:6379/0 (Valkey too); rediss:// for TLS; "
+        "sentinel://:password@host,host/0?master=NAME"
     )
 
     dashscope_url: ProviderUrl = Field(

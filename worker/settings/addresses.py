@@ -8,8 +8,9 @@ the bucket in the host. An empty database or broker address stays empty.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from redis.connection import parse_url
 from sqlalchemy.engine import make_url
@@ -25,6 +26,9 @@ _TLS: dict[str, frozenset[str]] = {
     "ssl_certfile": frozenset(),
     "ssl_keyfile": frozenset(),
 }
+# What is said of sentinels: whom they watch, and how they themselves are signed in to.
+_EXAMPLE = "sentinel://:password@host:26379,host:26379/0?master=mymaster"
+_SENTINEL = frozenset({"master", "sentinel_username", "sentinel_password"})
 # For what the libraries refuse: their own words would show the password.
 _UNREADABLE = "cannot be read: in a password, write @ as %40, : as %3A and / as %2F"
 
@@ -49,16 +53,49 @@ def database_url(text: str) -> str:
 
 
 def broker_url(text: str) -> str:
-    """The broker's address with the scheme redis or rediss; raises ValueError with a sentence."""
+    """The broker's address with the scheme redis, rediss or sentinel; raises ValueError with a sentence."""
     if not text:
         return text
     scheme, separator, rest = text.partition("://")
     if scheme == "sentinel":
-        raise ValueError("sentinel:// is not supported: give the master's own address, redis://…, or a proxy's")
+        _check_sentinels(text)
+        return text
     if not separator or scheme not in _REDIS:
         raise ValueError("must begin with redis:// or, for TLS, rediss:// (or valkey://, valkeys://)")
     _check_broker(f"{_REDIS[scheme]}://{rest}")
     return f"{_REDIS[scheme]}://{rest}"
+
+
+@dataclass(frozen=True)
+class Sentinels:
+    """Who knows which Redis is the master now, of those called `master`; and how to sign in, here and there."""
+
+    hosts: tuple[tuple[str, int], ...]
+    master: str
+    database: int
+    own: dict[str, str]  # username and password of the sentinels
+    sign_in: dict[str, str]  # username and password of Redis
+
+
+def sentinels(url: str) -> Sentinels | None:
+    """What `sentinel://user:password@host:26379,host:26379/0?master=NAME` says; None for another address.
+
+    Raises ValueError where it cannot be read.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "sentinel":
+        return None
+    user, _, hosts = parts.netloc.rpartition("@")
+    each = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    said = dict(parse_qsl(parts.query))
+    name, _, password = user.partition(":")
+    return Sentinels(
+        hosts=tuple((one.hostname or "", one.port or 26379) for one in each),
+        master=said.get("master", ""),
+        database=int(parts.path.strip("/") or 0),
+        own={name: said[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in said},
+        sign_in={what: unquote(text) for what, text in (("username", name), ("password", password)) if text},
+    )
 
 
 def tls(url: str) -> dict[str, object] | None:
@@ -112,18 +149,42 @@ def _http(url: str) -> SplitResult:
     return parts
 
 
-def _check_broker(url: str) -> None:
+def _check_sentinels(url: str) -> None:
+    parts = _split(url)
+    _check_ends(parts)
+    if unknown := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - _SENTINEL:
+        raise ValueError(f"has the option {min(unknown)}: sentinel:// takes {', '.join(sorted(_SENTINEL))}")
     try:
-        parts = urlsplit(url)
+        said = sentinels(url)
+    except ValueError:
+        raise ValueError(_UNREADABLE) from None
+    if said is None or not said.master or not all(host for host, _ in said.hosts):
+        raise ValueError(f"must name hosts and master, as in {_EXAMPLE}")
+
+
+def _check_broker(url: str) -> None:
+    parts = _split(url)
+    try:
         _ = parts.port
     except ValueError:
         raise ValueError(_UNREADABLE) from None
-    if parts.fragment or "@" in parts.query:  # part of a password, which no message may show
-        raise ValueError("cannot be read: in a password, write # as %23, ? as %3F, @ as %40 and / as %2F")
-    if parts.path.strip("/") and not parts.path.strip("/").isdecimal():
-        raise ValueError("must end with a database's number, as in redis://:password@host:6379/0")
+    _check_ends(parts)
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in _TLS or parts.scheme != "rediss":
             raise ValueError(f"has the option {name}: rediss:// takes {', '.join(_TLS)}, and redis:// takes none")
         if _TLS[name] and value not in _TLS[name]:
             raise ValueError(f"has {name}={value}: it must be one of {', '.join(sorted(_TLS[name]))}")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ValueError(_UNREADABLE) from None
+
+
+def _check_ends(parts: SplitResult) -> None:
+    if parts.fragment or "@" in parts.query:  # part of a password, which no message may show
+        raise ValueError("cannot be read: in a password, write # as %23, ? as %3F, @ as %40 and / as %2F")
+    if parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+        raise ValueError("must end with a database's number, as in redis://:password@host:6379/0")

@@ -21,6 +21,7 @@ from typing import Any
 
 from sqlalchemy import Case, Connection, DateTime, Engine, Row, Text, case, cast, func, literal_column, text
 
+from worker import database
 from worker.claims import Now
 
 _CHANNEL = "noria_events"
@@ -82,10 +83,11 @@ def tells(now: Now) -> Case[Any]:
 
 @contextmanager
 def listening(engine: Engine) -> Iterator[Connection]:
-    """A connection of its own, outside transactions, that hears the notifications."""
+    """A connection of its own, outside transactions, that hears the notifications; through a pooler it hears none."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()  # it ends with the block: the pool would hand it to others, listening
-        connection.exec_driver_sql(f"listen {_CHANNEL}")
+        if not database.is_pooled(connection):
+            connection.exec_driver_sql(f"listen {_CHANNEL}")
         yield connection
 
 
