@@ -1,11 +1,19 @@
 #!/bin/sh
-# Gets the browser that tests/test_browser.py drives: Debian's Chromium, and a font with Chinese in it. Where it cannot be
-# had, those tests are skipped, and say so.
-command -v chromium >/dev/null && exit 0
+# Gets what tests need of Debian: Chromium and a font with Chinese in it (tests/test_browser.py), nginx (tests/test_proxy.py)
+# and ip (tests/test_hosts.py). Where one cannot be had, those tests are skipped, and say so.
+PATH=$PATH:/usr/sbin:/sbin
+wanted=
+command -v chromium >/dev/null || wanted="chromium fonts-wqy-microhei"
+command -v nginx >/dev/null || wanted="$wanted nginx-light"
+command -v ip >/dev/null || wanted="$wanted iproute2"
+[ -z "$wanted" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
   timeout 60 apt-get update -qq >/dev/null 2>&1
-  timeout 180 apt-get install -y -qq --no-install-recommends chromium fonts-wqy-microhei >/dev/null 2>&1
+  # shellcheck disable=SC2086
+  timeout 180 apt-get install -y -qq --no-install-recommends $wanted >/dev/null 2>&1
 fi
-command -v chromium >/dev/null || echo "There is no Chromium here: the console's tests in a browser are skipped." >&2
+for command in chromium nginx ip; do
+  command -v $command >/dev/null || echo "There is no $command here: the tests that need it are skipped." >&2
+done
 exit 0
