@@ -27,7 +27,7 @@ up: install
 ALONE := --last-failed --last-failed-no-failures none -n 0 --maxfail 1
 
 test: install
-	@tests/chromium.sh
+	@tests/debian.sh
 	$(BIN)/python -m pytest || { echo "Once more, alone:" >&2; $(BIN)/python -m pytest $(ALONE); }
 
 # Under ten minutes. A short form of it is among the tests.

@@ -17,6 +17,7 @@ from ops.audit import Finding
 from tests.chaos import witnesses as told
 from tests.chaos.witnesses import Witnesses
 from worker import storage
+from worker.errors import ClaimLost
 from worker.jobs import review
 from worker.schedules import fire
 from worker.schedules import plan as plans
@@ -249,6 +250,20 @@ def test_a_call_that_is_paid_for_is_an_answered_attempts_or_one_whose_answer_was
     )
 
     assert {finding.invariant for finding in found(play, Witnesses(ledger=books))} == {"M"}, "they are in no ledger yet"
+
+
+def test_a_call_that_was_made_again_and_is_answered_late_after_all_is_no_finding(play: Stage) -> None:
+    job = play.submit("text", "qwen-flash", input={"prompt": "What is it?", "max_tokens": 9})
+    taken, step, clock = play.begin(job)
+    taken = play.ctx.record(taken, next(step), clock)
+    answered = step.send(taken)  # by a worker that is cut off from the database now
+    play.lapse(job)
+    assert play.until(job).state == "succeeded"
+    with pytest.raises(ClaimLost):
+        play.ctx.record(taken, answered, clock)
+
+    assert {(row.number, row.billed) for row in play.attempts(job)} == {(1, "yes"), (2, "yes")}
+    assert breaches(play, Witnesses(ledger=play.sandbox.ledger())) == set()
 
 
 def test_a_batch_that_is_paid_for_and_no_jobs_is_found_and_so_is_a_second_one(play: Stage) -> None:

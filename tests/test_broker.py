@@ -1,13 +1,19 @@
-"""What Flower hears of a job whose moves are told by different processes."""
+"""Messages between hosts whose clocks differ, and what Flower hears of a job that different processes move."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
+import time_machine
 from celery import Celery
+from celery.beat import Service
 from celery.events.state import State
 from pydantic import SecretStr
 
@@ -40,6 +46,16 @@ def hearing(app: Celery, flower: State) -> Iterator[Hear]:
             yield hear
 
 
+@pytest.fixture
+def ticks(broker_url: str) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """The ticks that wait, as their headers."""
+    with redis.Redis.from_url(broker_url) as client:
+        yield lambda: [json.loads(each)["headers"] for each in client.lrange("noria:tick", 0, -1)]
+
+
+Ticks = Callable[[], list[dict[str, Any]]]
+
+
 def said(word: str, job: str) -> dict[str, Any]:
     return {"type": f"task-{word}", "uuid": job}
 
@@ -68,3 +84,37 @@ def test_a_process_that_stops_tells_at_once_what_it_would_have_told_late(app: Ce
         hear(lambda: "job" in flower.tasks, patience=0.5)
 
     assert flower.tasks["job"].state == "AWAITING_REVIEW"
+
+
+def test_a_tick_is_good_by_every_clock(app: Celery, ticks: Ticks) -> None:
+    broker.publish(app, broker.TICK, "tick", [])
+
+    assert [tick["expires"] for tick in ticks()] == [None]
+
+
+def test_the_clock_ticks_on_when_its_hosts_time_is_set_back(app: Celery, ticks: Ticks) -> None:
+    scheduler = Service(app, scheduler_cls=app.conf.beat_scheduler).scheduler  # as `celery beat` does
+
+    def tick_for(seconds: float) -> int:
+        before, ends = len(ticks()), time.monotonic() + seconds
+        while time.monotonic() < ends:
+            time.sleep(max(0.0, min(scheduler.tick(), ends - time.monotonic())))
+        return len(ticks()) - before
+
+    assert tick_for(0.5) == 1
+    with time_machine.travel(datetime.now(UTC) - timedelta(hours=8), tick=True):
+        assert tick_for(1.8) in (1, 2)
+
+    assert {tick["expires"] for tick in ticks()} == {None}
+
+
+def test_a_worker_that_starts_forgets_the_ticks_that_piled_up(app: Celery, ticks: Ticks) -> None:
+    for _ in range(3):
+        broker.publish(app, broker.TICK, "tick", [])
+    broker.publish(app, "noria.work", "provider", [[]])
+
+    broker.forget_ticks(app)
+
+    assert ticks() == []
+    with app.connection_for_read() as connection:
+        assert connection.default_channel.queue_purge("provider") == 1

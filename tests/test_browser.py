@@ -31,7 +31,7 @@ PATIENCE = 20_000  # milliseconds
 PAGES = ("batches", "upload", "gallery", "review", "schedules", "webhooks", "money", "lanes?every=1")
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: tests/chromium.sh gets it"),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: tests/debian.sh gets it"),
     pytest.mark.xdist_group("browser"),
 ]
 

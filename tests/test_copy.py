@@ -12,12 +12,13 @@ import time
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import peers
 import pytest
+import time_machine
 from fastcrc import crc64
 from hypothesis import given
 from hypothesis import strategies as st
@@ -539,6 +540,21 @@ def test_a_link_opens_for_a_while_under_the_name_that_was_chosen(target: Bucket,
     disposition = answer.headers.get("content-disposition")
     assert (disposition is None) == (filename is None)
     assert disposition is None or disposition.startswith("attachment; filename=")
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=-1), timedelta(hours=1)])
+def test_a_host_whose_clock_is_off_signs_by_the_stores(target: Bucket, off: timedelta) -> None:
+    try:
+        with time_machine.travel(datetime.now(UTC) + off, tick=True):
+            with suppress(StorageTrouble):
+                target.check()  # it is refused, and told the time
+            target.put_stream("k.mp4", iter([CLIP]), "video/mp4", Expected())
+            link = target.presign("k.mp4", timedelta(minutes=5), None)
+
+        assert httpx.get(link, trust_env=False).content == CLIP
+    finally:
+        with suppress(StorageTrouble):
+            target.check()  # the clock is right again
 
 
 def test_links_are_signed_for_the_host_that_users_see(settings: Settings) -> None:

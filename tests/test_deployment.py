@@ -45,7 +45,7 @@ PATIENCE = 120.0  # seconds for four processes to start beside the other tests
 
 # What the table of `noria up` calls the services; every worker is its worker, for other queues.
 ROWS = {"api": "api", "clock": "clock", "flower": "flower"}
-ELSEWHERE = {"--host", "--port", "--address", "-Q", "-n", "-s"}  # options that say where and for which queues
+ELSEWHERE = {"--host", "--port", "--address", "-Q", "-n"}  # options that say where and for which queues
 ONLY_THERE = {"--enable-remote-control"}  # the clock's health check asks it
 
 Service = dict[str, Any]
@@ -333,7 +333,6 @@ class _Here:
             "0.0.0.0": servers.HOST,
             "8080": str(_free_port()),
             "5555": str(_free_port()),
-            "/tmp/schedule": str(folder / "schedule"),
         }
 
     def command(self, name: str) -> list[str]:

@@ -6,11 +6,12 @@ import struct
 from base64 import b64encode, encodebytes
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+import time_machine
 from serving import Served
 from stage import Stage, stage
 
@@ -234,6 +235,20 @@ def test_a_link_into_the_bucket_is_followed_without_a_key_of_ours(
         assert httpx.get(link).content == PNG
         assert "X-Amz-Expires=21600" in link
         assert request.headers == request_of(play, job).headers
+
+
+def test_a_link_from_a_host_whose_clock_is_eight_hours_behind_has_not_expired(
+    environment: dict[str, str], sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "CLOCK_KEPT", timedelta(0))
+    with stage(environment, sandbox) as play:
+        key = play.file(PNG)
+        job = play.submit("image-to-video", MODEL, input={"img_url": key, "prompt": key})
+        with time_machine.travel(datetime.now(UTC) - timedelta(hours=8), tick=True):
+            request = play.ctx.handover.request(play.ctx.client(job), job, request_of(play, job))
+
+        assert httpx.get(request.body["input"]["img_url"]).content == PNG
+        play.ctx.bucket.learn_clock(timedelta(0))  # it is right again
 
 
 def test_an_upload_is_used_again_for_the_same_model_and_account_and_no_other(

@@ -12,11 +12,13 @@ import socket
 import threading
 import time
 from collections import deque
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.events import EventDispatcher
+from celery.schedules import schedule
 from celery.signals import task_received
 from celery.worker import state
 from kombu.entity import Exchange, Queue
@@ -31,7 +33,6 @@ from worker.settings import Settings, addresses
 QUEUES = ("tick", "provider", "calls", "transfer", "webhook")
 TICK = "noria.tick"
 _TICK_SECONDS = 1.0
-_TICK_EXPIRES = 3600.0  # seconds; for ticks that piled up while no worker ran; hosts' clocks differ by less
 _HINT_SPACING = 0.5  # seconds; the first is sent at once
 _EVENTS_KEPT = 10_000
 _SOCKET_SECONDS = 3.0
@@ -61,8 +62,13 @@ class _Silent:
 
 def _silent(queue: str) -> dict[str, Any]:
     """The options of a message that Flower does not hear of."""
-    options: dict[str, Any] = {"queue": queue, "event_dispatcher": _Silent(), "ignore_result": True}
-    return options | {"expires": _TICK_EXPIRES} if queue == "tick" else options
+    # No `expires`: it is an instant by the sender's clock, and is held against the receiver's.
+    return {"queue": queue, "event_dispatcher": _Silent(), "ignore_result": True}
+
+
+def _steady() -> datetime:
+    """A time that nobody sets. Beat by the host's own clock is silent for an hour once that is set back by one."""
+    return datetime.fromtimestamp(time.monotonic(), UTC)
 
 
 # What differs from Celery's defaults, with the reasons.
@@ -109,7 +115,11 @@ _CONF: dict[str, Any] = {
     "task_repr_maxlevels": 1,
     "enable_utc": True,
     "timezone": "UTC",
-    "beat_schedule": {"tick": {"task": TICK, "schedule": _TICK_SECONDS, "options": _silent("tick")}},
+    "beat_schedule": {
+        "tick": {"task": TICK, "schedule": schedule(_TICK_SECONDS, nowfun=_steady), "options": _silent("tick")}
+    },
+    "beat_scheduler": "celery.beat:Scheduler",  # by itself it keeps in a file when it last ticked, by another clock
+    "result_expires": None,  # else beat has results cleaned up, of which there are none
     "beat_max_loop_interval": 1,
     "beat_cron_starting_deadline": 600,
 }
@@ -161,6 +171,12 @@ def why_unfit(settings: Settings) -> str | None:
 def publish(app: Celery, task: str, queue: str, args: list[Any]) -> None:
     """Sends a message at once; raises what the broker raised, after three seconds at the most."""
     app.send_task(task, args=args, **_silent(queue))
+
+
+def forget_ticks(app: Celery) -> None:
+    """Empties the queue of ticks, which piled up if no worker ran: one does what all of them would have done."""
+    with app.connection_for_write() as connection:
+        connection.default_channel.queue_purge("tick")
 
 
 def consumers(app: Celery, seconds: float) -> dict[str, list[str]]:

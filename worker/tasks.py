@@ -66,6 +66,7 @@ def _ready(**said: Any) -> None:
     """Flower knows only what it heard, so the unfinished jobs are told again."""
     broker.look_for_free_threads(said["sender"])
     _runner().tell_unfinished()
+    broker.forget_ticks(app)
     sender.hint()
 
 

@@ -52,9 +52,10 @@ RULES = (
            from attempts a join jobs j on j.id = a.job_id
            where j.created_at >= :since and a.billed <> 'no' and (a.task_id is not null or a.output is not null)
              and {_HAS_HISTORY}
-           group by a.job_id having count(*) > 1 + (
+           group by a.job_id, j.mode having count(*) > 1 + (
              select count(*) from events e where e.job_id = a.job_id and e.entered in ('queued', 'held')
-               and e."left" in ('failed', 'canceled', 'expired'))""",  # noqa: S608 - made again, as a person asked
+               and (e."left" in ('failed', 'canceled', 'expired')
+                    or j.mode = 'call' and e."left" in ('submitting', 'uncertain')))""",  # noqa: S608 - made again
         "compare its attempts with the provider's bill: it was paid for more than once",
     ),
     Rule(

@@ -64,7 +64,7 @@ PROCESSES = {
         lambda _: has_logged(" ready."),
     ),
     "clock": Process(
-        "celery -A worker.tasks beat -s {home}/clock/schedule --loglevel INFO",
+        "celery -A worker.tasks beat --loglevel INFO",
         lambda _: has_logged("maxinterval"),  # of its banner: our log has no place for a line each second
     ),
     "flower": Process(

@@ -21,7 +21,8 @@ _TWICE = "compare its attempts with the provider's bill"
 _LOST = "it was made twice, or given up too soon"
 _ROUNDED = 2  # micro-CNY between two bills of one batch, whose tiers of prices are each rounded
 _MADE_AGAIN = """
-    select job_id::text from events where entered = 'queued' and "left" in ('failed', 'canceled', 'expired')
+    select e.job_id::text from events e join jobs j on j.id = e.job_id where e.entered = 'queued'
+      and (e."left" in ('failed', 'canceled', 'expired') or j.mode = 'call' and e."left" in ('submitting', 'uncertain'))
 """
 
 Books = Mapping[str, Any]

@@ -39,7 +39,7 @@ _COMMITS_LOST, _STORAGE_BROKEN = 0.005, 0.02
 
 _SECOND = {
     "worker-all": "celery -A worker.tasks worker -P threads -c 16 -n all@%h --loglevel INFO",
-    "clock-two": "celery -A worker.tasks beat -s {home}/clock/second --loglevel INFO",
+    "clock-two": "celery -A worker.tasks beat --loglevel INFO",
 }
 OURS = ("api", "flower", *WORKERS, *CLOCKS)  # whose logs may hold no secret
 _READY = {"worker-all": " ready.", "clock-two": "maxinterval"}

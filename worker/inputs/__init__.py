@@ -43,6 +43,7 @@ from worker.settings import Settings, addresses
 from worker.storage import Bucket, Head
 from worker.tables import File, Job, Output
 
+CLOCK_KEPT = timedelta(minutes=1)  # of the store; a link of another time is refused, and fails its job
 LINK_LIFE = timedelta(hours=6)  # a task may wait for its turn at the provider, and it runs 3 h at the most
 UPLOAD_KEPT = timedelta(hours=1)  # of the 48 h that the provider keeps it (Alibaba docs, 'Upload a file temporarily')
 _RESOLVE = {"X-DashScope-OssResourceResolve": "enable"}
@@ -124,6 +125,7 @@ class Handover:
         if not keys:
             return request
         if not why_uploaded(self.settings, client.url):
+            self.bucket.learn_clock(CLOCK_KEPT)
             signed = {key: self.bucket.presign(key, LINK_LIFE, None) for key in keys}
             return replace(request, body=_with(request.body, signed))
         ends = time.monotonic() + timeouts.HANDOVER.total_seconds()

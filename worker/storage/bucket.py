@@ -15,23 +15,30 @@ What was stored is proved by the store's answer, where that has the store's own 
 An answer with neither is followed by a HEAD, which tells the length. ETags of parts are not compared: the MD5 of 1.5 MB
 takes as much CPU as a HEAD. No answer, and no HEAD, betrays a store that digests what it then loses, or that answers
 with the digest it was sent; only reading the object would.
+
+What is signed is signed by the store's clock, as its last answer told it: stores refuse a time that is a quarter of an
+hour off ("Amazon S3 API Reference, 'Error responses'": RequestTimeTooSkewed), and so a host whose clock is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
+import time
 import unicodedata
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cached_property, lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 import boto3
+from botocore.auth import AUTH_TYPE_MAPS, SIGV4_TIMESTAMP, S3SigV4Auth, S3SigV4QueryAuth
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
@@ -48,6 +55,45 @@ PART = 16 << 20  # bytes; up to here one PUT, a quarter of the requests. S3 take
 _CHUNK = 1 << 20  # bytes, of an object that is read
 _PIECE = 256 << 10  # bytes that are sent at once
 _OSS = ".aliyuncs.com"
+_SAME = timedelta(minutes=1)  # between two clocks that need no correction
+
+
+class _Clock:
+    """The store's, by how much it differs from this host's; differences of less than a minute are none."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+        self.heard_at = -math.inf  # by the monotonic clock
+
+    def hear(self, response_dict: dict[str, Any] | None = None, **_: Any) -> None:
+        """Takes the time that an answer was sent at."""
+        with suppress(KeyError, TypeError, ValueError):
+            sent_at = parsedate_to_datetime((response_dict or {})["headers"]["date"])
+            ahead = sent_at - datetime.now(UTC)
+            self.ahead = ahead if abs(ahead) > _SAME else timedelta(0)
+            self.heard_at = time.monotonic()
+
+    def stamp(self) -> str:
+        """The time there now, as it is signed."""
+        return (datetime.now(UTC) + self.ahead).strftime(SIGV4_TIMESTAMP)
+
+
+_clock = _Clock()  # a process has one store, and perhaps two addresses of it
+
+
+class _Signed(S3SigV4Auth):  # type: ignore[misc]
+    def _modify_request_before_signing(self, request: Any) -> None:
+        request.context["timestamp"] = _clock.stamp()
+        super()._modify_request_before_signing(request)
+
+
+class _SignedLink(S3SigV4QueryAuth):  # type: ignore[misc]
+    def _modify_request_before_signing(self, request: Any) -> None:
+        request.context["timestamp"] = _clock.stamp()
+        super()._modify_request_before_signing(request)
+
+
+AUTH_TYPE_MAPS.update({"s3v4": _Signed, "s3v4-query": _SignedLink})  # botocore asks nobody else for the time
 
 
 class StorageTrouble(NoriaError):
@@ -162,6 +208,12 @@ class Bucket:
         if head.bytes > limit:
             raise TooLarge(f"{key} has {head.bytes} bytes; at most {limit} are read")
         return b"".join(self.chunks(key))
+
+    def learn_clock(self, within: timedelta) -> None:
+        """Asks the store for its time, unless it answered anything within that span: for who does no more than sign."""
+        if time.monotonic() - _clock.heard_at > within.total_seconds():
+            with suppress(StorageTrouble):
+                self.check()
 
     def presign(self, key: str, expires: timedelta, filename: str | None) -> str:
         """A public link, good for `expires` (a week at most); with a file name, one that downloads."""
@@ -362,6 +414,7 @@ def _made(endpoint: str | None, key: SecretStr | None, secret: SecretStr | None,
     # Else the body of a file waits, for a second at the most, until the store has said "100 Continue".
     client.meta.events.unregister("before-call.s3", add_expect_header)
     _sign_md5(client)
+    client.meta.events.register("response-received.s3", _clock.hear)
     return client
 
 
