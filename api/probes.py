@@ -16,6 +16,7 @@ import redis
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
+from worker import database
 from worker.settings import Settings
 from worker.storage import Bucket
 
@@ -56,10 +57,11 @@ class Probes:
 
 
 def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
-    """Checks of the database, its migrations, the broker and the bucket."""
+    """Checks of the database, this host's clock, the migrations, the broker and the bucket."""
     return Probes(
         {
             "database": lambda: _answers(engine),
+            "clock": lambda: _agrees(engine),
             "migrations": lambda: _at_head(engine),
             "broker": lambda: _pings(settings.broker_url.get_secret_value()),
             "bucket": bucket.check,
@@ -70,6 +72,11 @@ def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
 def _answers(engine: Engine) -> None:
     with engine.connect() as connection:
         connection.execute(text("select 1"))
+
+
+def _agrees(engine: Engine) -> None:
+    if why := database.why_off(engine):
+        raise NotThere(why)
 
 
 def _at_head(engine: Engine) -> None:

@@ -175,6 +175,8 @@ def test_a_host_that_is_cut_off_and_clocks_an_hour_off_lose_nothing_and_pay_noth
     )
     assert said == []
     assert theatre.count("state <> 'succeeded'") == 0
+    told = [program.name for program in (worker, *others) if "the clock is off" in program.log.read_text()]
+    assert told == [program.name for program in others]
     assert set(theatre.mail.told) == {*theatre.accepted.values()}
     paid = [task for task in sandbox.ledger()["tasks"] if task["billed_micros"] and task["is_async"]]
     assert len(paid) == theatre.count("mode = 'task'")
