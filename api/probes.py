@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from sqlalchemy import Engine, text
 
 import migrations
-from worker import broker
+from worker import broker, database
 from worker.settings import Settings
 from worker.storage import Bucket
 
@@ -57,10 +57,11 @@ class Probes:
 
 
 def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
-    """Checks of the database, its migrations, the broker and the bucket."""
+    """Checks of the database, this host's clock, the migrations, the broker and the bucket."""
     return Probes(
         {
             "database": lambda: _answers(engine),
+            "clock": lambda: _agrees(engine),
             "migrations": lambda: _has_schema(engine),
             "broker": lambda: _pings(settings),
             "bucket": bucket.check,
@@ -71,6 +72,11 @@ def probes(settings: Settings, engine: Engine, bucket: Bucket) -> Probes:
 def _answers(engine: Engine) -> None:
     with engine.connect() as connection:
         connection.execute(text("select 1"))
+
+
+def _agrees(engine: Engine) -> None:
+    if why := database.why_off(engine):
+        raise NotThere(why)
 
 
 def _has_schema(engine: Engine) -> None:

@@ -25,6 +25,7 @@ import httpx
 import httpx_sse
 import pytest
 import redis
+import time_machine
 from serving import CLIP, PATIENCE, Served, eventually, served, settings_of
 from sqlalchemy.event import listen, remove
 from structlog.testing import capture_logs
@@ -982,7 +983,15 @@ class TestHealth:
 
         assert answer.status_code == 200, answer.text
         assert answer.json()["status"] == "ready"
-        assert set(answer.json()["checks"]) == {"database", "migrations", "broker", "bucket"}
+        assert set(answer.json()["checks"]) == {"database", "clock", "migrations", "broker", "bucket"}
+
+    @pytest.mark.parametrize(("off", "how"), [(3600, "3600 s ahead of"), (-90, "90 s behind")])
+    def test_a_host_whose_clock_is_off_says_so_and_goes_on(self, api: Served, off: int, how: str) -> None:
+        with time_machine.travel(datetime.now(UTC) + timedelta(seconds=off), tick=True):
+            answer = api.http(None).get("/readyz")
+
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert answer.json()["checks"]["clock"]["why"] == f"this host's clock is {how} the database's: run NTP"
 
     def test_without_the_broker_and_the_bucket_it_is_degraded_and_does_not_wait_for_them(
         self, environment: dict[str, str]

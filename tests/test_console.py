@@ -125,6 +125,17 @@ def test_a_session_ends_after_twelve_hours_and_a_link_after_a_day() -> None:
     ]
 
 
+def test_a_session_is_good_at_a_process_whose_hosts_clock_is_behind() -> None:
+    said = {"database_url": "", "broker_url": "", "console_secret": "s"}
+    here, there = (Sessions(Settings.model_validate(said)) for _ in range(2))
+    session, link = here.made(b"k", None).token, here.link(b"k", None, datetime.now(UTC))
+
+    for behind in (timedelta(seconds=1), timedelta(hours=1)):
+        with time_machine.travel(datetime.now(UTC) - behind):
+            assert there.read(session)
+            assert there.linked(link)
+
+
 def test_over_https_the_cookie_goes_over_https_alone(environment: dict[str, str], play: Stage) -> None:
     with served(environment, public_url="https://noria.example") as api:
         cookie = Browser(api).sign_in(api.key(play.project.name)).headers["set-cookie"]

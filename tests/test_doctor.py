@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import time_machine
 from peers import answers, peer
 from pydantic import SecretStr
 from sqlalchemy import create_engine
@@ -102,6 +103,13 @@ def test_another_schema_is_told(play: Stage, at: str, verdict: Verdict) -> None:
     (what,) = examined(play, "database")[verdict]
 
     assert f"schema is at {at}" in what
+
+
+def test_a_host_whose_clock_is_off_is_told(play: Stage) -> None:
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=1), tick=True):
+        said = examined(play, "database")
+
+    assert said[Verdict.WARNING] == ["its clock and this machine's differ by 1 h 00 m"]
 
 
 def test_a_clock_that_does_not_tick_is_told(play: Stage) -> None:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, wraps
 from typing import Any
 
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker import broker, catalog, context, database, log, settings, tick
 from worker.claims import Numbers
@@ -51,8 +53,12 @@ def _check_catalog(**_: Any) -> None:
 
 @worker_init.connect
 def _check_database(**_: Any) -> None:
-    if why := database.why_unfit(database.engine(_settings, threads=1)):
+    engine = database.engine(_settings, threads=1)
+    if why := database.why_unfit(engine):
         sys.exit(f"NORIA_DATABASE_URL: {why}.")
+    with suppress(SQLAlchemyError):  # it may be away
+        if why := database.why_off(engine):
+            _log.warning("the clock is off", why=why)
 
 
 @worker_init.connect

@@ -6,7 +6,7 @@ Most checks are one statement: each row that it selects is a finding, with its v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from ops.cli.show import seconds
 from ops.doctor import Check, Exam, Found, Look, Verdict, failure, warning, well
-from worker.database import is_pooled
+from worker.database import ahead, is_pooled
 from worker.money import budgets
 
 _SKEW = timedelta(seconds=2)
@@ -33,7 +33,7 @@ def database(exam: Exam) -> Iterator[Found]:
             yield failure(what, _UPGRADE)
         elif found.is_ahead:
             yield warning(what, "the schema of a later version serves this one too, until its next upgrade")
-        skew = datetime.now(UTC) - connection.execute(text("select clock_timestamp()")).scalar_one()
+        skew = ahead(connection)
         if abs(skew) > _SKEW:
             what = f"its clock and this machine's differ by {seconds(abs(skew).total_seconds())}"
             yield warning(what, "run NTP on both; the database's clock is the one that counts")

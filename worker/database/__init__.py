@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import Column
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -38,6 +38,7 @@ _SESSION = {
     "timezone": "UTC",
     "jit": "off",
 }
+_OFF = 60  # seconds, after which it is told
 _PROBE = "lock_timeout"  # the setting that is read back: every session of ours sets it
 _REFUSED = "unsupported startup parameter"  # PgBouncer's words
 _EACH_ALONE = "statement pooling"  # PgBouncer's words
@@ -166,6 +167,20 @@ def why_unfit(engine: Engine) -> str | None:
     except DBAPIError as error:
         return str(error.orig) if isinstance(error.orig, Unfit) else None
     return None
+
+
+def ahead(connection: Connection) -> timedelta:
+    """By how much this host's clock is ahead of Postgres's; where it is behind, a negative span."""
+    there: datetime = connection.execute(text("select clock_timestamp()")).scalar_one()
+    return datetime.now(UTC) - there
+
+
+def why_off(engine: Engine) -> str | None:
+    """What is wrong with this host's clock; None where it is within a minute of Postgres's."""
+    with engine.connect() as connection:
+        seconds = round(ahead(connection).total_seconds())
+    how = "ahead of" if seconds > 0 else "behind"
+    return f"this host's clock is {abs(seconds)} s {how} the database's: run NTP" if abs(seconds) > _OFF else None
 
 
 def check_version(number: int) -> None:
