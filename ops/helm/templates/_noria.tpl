@@ -1,7 +1,7 @@
 {{/* What the release's objects are known by; `component` is the process. */}}
 {{- define "noria.selector" -}}
 app.kubernetes.io/name: noria
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ quote .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
