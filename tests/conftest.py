@@ -203,7 +203,7 @@ def written() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def image(request: pytest.FixtureRequest) -> images.Image:
+def image(request: pytest.FixtureRequest) -> Iterator[images.Image]:
     """What production runs, without a container; built once in a run, by the worker that comes first."""
     root = request.config.stash[HOME].parent / "image"
     root.mkdir(exist_ok=True)
@@ -211,7 +211,9 @@ def image(request: pytest.FixtureRequest) -> images.Image:
         if not (root / "built").exists():
             images.build(root)
             (root / "built").touch()
-    return images.described(root)
+    built = images.described(root)
+    yield built
+    assert built.written() == [], "a command wrote into the image, whose file system is read-only in production"
 
 
 @pytest.fixture(scope="session")

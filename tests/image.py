@@ -43,6 +43,12 @@ class Image:
         """Its interpreter."""
         return f"{self.root}/venv/bin/python"
 
+    def written(self) -> list[Path]:
+        """The folders of the image in which a file was made or taken away since it was built."""
+        since = (self.root / "built").stat().st_mtime_ns
+        folders = (Path(folder) for top in ("app", "venv") for folder, _, _ in os.walk(self.root / top))
+        return [folder for folder in folders if folder.stat().st_mtime_ns > since]
+
     def popen(self, command: Sequence[str], settings: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:
         """The command in the image's own folder and environment, with these settings."""
         program = shutil.which(command[0], path=self.environment["PATH"]) or command[0]

@@ -273,7 +273,8 @@ def test_the_brokers_command_starts_a_valkey_that_asks_for_its_password(tmp_path
             kept = known.config_get("appendonly", "maxmemory-policy")
             with pytest.raises(redis.AuthenticationError):
                 stranger.ping()
-        code = _stopped(process, service)
+        process.terminate()
+        code = _ended(process, service)
 
     assert kept == {"appendonly": "yes", "maxmemory-policy": "noeviction"}
     assert code == 0
@@ -282,32 +283,29 @@ def test_the_brokers_command_starts_a_valkey_that_asks_for_its_password(tmp_path
 def test_the_services_start_are_found_healthy_and_stop_in_time(
     environment: dict[str, str], image: Image, tmp_path: Path
 ) -> None:
-    settings = environment | {"FLOWER_BASIC_AUTH": "noria:s3cr3t", "FLOWER_READ_ONLY": "true"}
-    here = _Here(image, settings, tmp_path)
-    assert image.run(here.command("migrate"), settings).returncode == 0
+    here = _Here(image, environment, tmp_path)
+    assert image.run(here.command("migrate"), environment).returncode == 0
 
     with contextlib.ExitStack() as held:
-        names = ("api", "worker-control", "clock", "flower")
-        running = {n: held.enter_context(here.running(n)) for n in names}
+        running = {name: held.enter_context(here.running(name)) for name in OURS if name not in ONCE}
         for name, process in running.items():
             _eventually(partial(here.is_healthy, name), process)
-        healthy_elsewhere = here.is_healthy("worker-calls")
         for process in running.values():
             process.terminate()
-        codes = {name: _stopped(process, SERVICES[name]) for name, process in running.items()}
+        codes = {name: _ended(process, SERVICES[name]) for name, process in running.items()}
+        healthy_when_gone = here.is_healthy("worker-calls")
 
-    assert not healthy_elsewhere
+    assert not healthy_when_gone
     # uvicorn takes its leave by the signal that it was sent; so may the clock, which has nothing to lose
     assert codes.pop("clock") in (0, -signal.SIGTERM)
-    assert codes == {"api": -signal.SIGTERM, "worker-control": 0, "flower": 0}
+    assert codes == {"api": -signal.SIGTERM, "flower": 0, **dict.fromkeys(WORKERS, 0)}
 
 
 def test_flower_is_served_and_found_healthy_below_a_prefix(
     environment: dict[str, str], image: Image, tmp_path: Path
 ) -> None:
     services = yaml.safe_load(interpolated({**filled_in(), "FLOWER_URL_PREFIX": "/flower/"}))["services"]
-    flower = {name: value for name, value in services["flower"]["environment"].items() if name.startswith("FLOWER_")}
-    here = _Here(image, environment | flower, tmp_path, services)
+    here = _Here(image, environment, tmp_path, services)
 
     with here.running("flower") as process:
         _eventually(lambda: here.is_healthy("flower"), process)
@@ -339,7 +337,15 @@ class _Here:
         return [self._changed_in(word) for word in shlex.split(self._services[name]["command"])]
 
     def running(self, name: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-        return _running(partial(self._image.popen, self.command(name), self._settings), self._folder)
+        return _running(partial(self._image.popen, self.command(name), self._settings_of(name)), self._folder)
+
+    def _settings_of(self, name: str) -> Mapping[str, str]:
+        """All of them, or what a service without the .env file is given, with the broker that there is here."""
+        service = self._services[name]
+        if service["env_file"]:
+            return self._settings
+        given = {variable: value or "" for variable, value in service["environment"].items()}
+        return given | {variable: self._settings[variable] for variable in ("NORIA_BROKER_URL",)}
 
     def address(self, port: str) -> str:
         return f"http://{servers.HOST}:{self._changed[port]}"
@@ -367,9 +373,8 @@ def _running(start: Callable[..., subprocess.Popen[bytes]], folder: Path) -> Ite
         process.wait()
 
 
-def _stopped(process: subprocess.Popen[bytes], service: Service) -> int:
+def _ended(process: subprocess.Popen[bytes], service: Service) -> int:
     """The exit code, within the grace that the service gets."""
-    process.terminate()
     return process.wait(_span(service["stop_grace_period"]).total_seconds())
 
 

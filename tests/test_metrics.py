@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import httpx
@@ -12,6 +13,7 @@ from serving import Served, served
 from sqlalchemy import create_engine, text
 from stage import Stage
 
+from worker import broker, work
 from worker.jobs import metrics
 
 TOKEN = "watch-me"
@@ -92,6 +94,51 @@ def test_what_waits_runs_and_is_held_is_counted(api: Served, play: Stage) -> Non
     assert found["noria_recent_output_bytes"][()] > 1000
     assert 0 < found["noria_recent_copy_seconds"][()] < 60
     assert found["noria_recent_calls"]["accepted", "200"] == 1
+
+
+def test_what_no_worker_has_begun_is_counted_by_the_queue_that_works_it(api: Served, play: Stage) -> None:
+    play.until(play.submit())
+    assert set(figures(api)["noria_backlog"].values()) == {0}
+    assert {queue for _, queue in figures(api)["noria_backlog"]} == {*broker.QUEUES} - {"tick"}
+    at_each = {key: play.submit() for key in work.WORK}
+    for (mode, state), job in at_each.items():
+        play.sql(
+            "update jobs set mode = :mode, state = :state, run_at = now() where id = :id",
+            mode=mode,
+            state=state,
+            id=job.id,
+        )
+    queues = Counter(wants.group.queue for wants in work.WORK.values() if wants.group is not work.LOOKS)
+
+    assert _backlog(api, "none") == queues
+    assert _backlog(api, "sent") == {}
+
+    play.sql("update jobs set claimed = 'sent', run_at = now() + interval '1 minute' where finished_at is null")
+    assert _backlog(api, "sent") == queues
+    assert _backlog(api, "none") == {}
+
+    play.sql("update jobs set claimed = 'taken' where finished_at is null")
+    assert _backlog(api, "sent") == _backlog(api, "none") == {}, "a worker has them"
+
+    play.sql("update jobs set run_at = now() - interval '1 second' where finished_at is null")
+    assert _backlog(api, "none") == queues, "it had them"
+
+    play.sql("update jobs set claimed = null, run_at = now() + interval '1 minute' where finished_at is null")
+    assert _backlog(api, "none") == {}, "they are not due"
+
+
+def test_webhooks_that_no_worker_has_begun_are_counted(api: Served, play: Stage) -> None:
+    play.submit(webhook_url="https://example.com/x", webhook_events=["job.queued"])
+
+    assert _backlog(api, "none") == {"webhook": 1}
+    play.tick()
+    assert "webhook" in _backlog(api, "sent")
+    assert _backlog(api, "none") == {}
+
+
+def _backlog(api: Served, message: str) -> dict[str, float]:
+    found = figures(api)["noria_backlog"]
+    return {queue: rows for (of, queue), rows in found.items() if of == message and rows}
 
 
 def test_webhooks_that_are_not_taken_are_counted(api: Served, play: Stage) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from sqlalchemy import Connection, text
 
+from worker import work
 from worker.lanes import slots
 
 RECENT = timedelta(minutes=5)  # what "in the last minutes" means
@@ -47,6 +48,35 @@ _LANES: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     ),
 )
 
+# Whose messages go where: each mode and state that a worker waits for. Looks are left out: one listing answers for
+# thousands, and the provider's limit of queries bounds them, so a further worker brings none of them sooner.
+_QUEUES = ", ".join(
+    f"('{mode}', '{state}', '{wants.group.queue}')"
+    for (mode, state), wants in work.WORK.items()
+    if wants.group is not work.LOOKS
+)
+# The signal to scale workers by is what was `sent` and not taken. A free thread takes a message within milliseconds, so
+# rows that stay sent want a thread, and nothing else. Rows that are due without a message (`none`) may wait for much
+# that no worker can give: a silent receiver's pause, a project's share, room among what is on its way.
+_BACKLOG = f"""with queues (mode, state, queue) as (values {_QUEUES}), waiting (mode, state, message) as (
+                select mode, state, 'sent' from jobs where claimed = 'sent'
+                union all
+                select mode, state, 'none' from jobs
+                 where run_at <= :now and state <> 'queued' and claimed is distinct from 'sent'
+                union all
+                select mode, state, 'none' from jobs
+                 where run_at <= :now and state = 'queued' and mode = 'parent' and claimed is distinct from 'sent'
+            ), rows (queue, message, n) as (
+                select queue, message, 1 from waiting join queues using (mode, state)
+                union all
+                select 'webhook', 'sent', 1 from deliveries where claimed = 'sent'
+                union all
+                select 'webhook', 'none', 1 from deliveries where run_at <= :now and claimed is distinct from 'sent'
+                union all  -- a zero where there is none
+                select queue, message, 0 from (select queue from queues union values ('webhook')) as each
+                 cross join (values ('sent'), ('none')) as either (message)
+            ) select queue, message, sum(n) from rows group by 1, 2"""  # noqa: S608 - of constants
+
 # Of each its labels, what it is, and its statement, whose columns are the labels and then the figure.
 _STATEMENTS = tuple(
     (name, labels, about, text(statement))
@@ -58,6 +88,12 @@ _STATEMENTS = tuple(
             """select jobs.model, projects.name, extract(epoch from :now - min(jobs.created_at))
                  from jobs join projects on projects.id = jobs.project_id
                 where jobs.state = 'queued' and jobs.mode <> 'parent' group by 1, 2""",
+        ),
+        (
+            "noria_backlog",
+            ("queue", "message"),
+            "Rows that are due, without those that a worker has; message: sent, or none yet. Looks are not counted.",
+            _BACKLOG,
         ),
         (
             "noria_held",
