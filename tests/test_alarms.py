@@ -6,6 +6,7 @@ Rules are tried on figures that are written down (promtool), and once on those o
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -217,3 +218,35 @@ def test_rules_and_dashboards_fit_what_a_running_api_gives(
         object.__setattr__(api.app.state.context, "beside", away)
         eventually(lambda: "NoriaNotRead" in watch.firing())
         assert "NoriaTickStands" not in watch.firing()
+
+
+@prometheus_here
+def test_the_compose_files_prometheus_reads_the_rules_and_the_token(tmp_path: Path) -> None:
+    service = yaml.safe_load((OPS.parent / "docker-compose.yml").read_text())["services"]["prometheus"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    [script] = service["command"]
+    for there, here in {"/tmp": tmp_path, "/etc/noria": RULES.parent, "=/prometheus": f"={tmp_path}/data"}.items():
+        script = script.replace(there, str(here))
+    script = script.replace("$$", "$").rstrip() + f" --web.listen-address={address} --log.level=warn"
+
+    process = subprocess.Popen([*service["entrypoint"], script], env={**os.environ, "TOKEN": TOKEN})
+    try:
+        eventually(lambda: process.poll() is not None or _is_ready(address))
+        watch = Prometheus(f"http://{address}")
+        loaded = {rule["name"] for group in watch.ask("rules")["groups"] for rule in group["rules"]}
+    finally:
+        process.terminate()
+        process.wait()
+
+    assert loaded == {*RULE, *MADE}
+    assert (tmp_path / "token").read_text() == TOKEN
+
+
+def test_the_dashboard_is_where_grafana_looks_for_it() -> None:
+    service = yaml.safe_load((OPS.parent / "docker-compose.yml").read_text())["services"]["grafana"]
+    [provider] = yaml.safe_load((OPS / "grafana" / "dashboards.yaml").read_text())["providers"]
+    mounts = dict(volume.removesuffix(":ro").split(":") for volume in service["volumes"])
+
+    assert mounts["./ops/grafana/noria.json"] == provider["options"]["path"] + "/noria.json"
+    assert all((OPS.parent / source).is_file() for source in mounts)

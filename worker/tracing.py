@@ -125,7 +125,7 @@ class _Tracing:
 
 def _is_asked_for() -> bool:
     said = os.environ.get
-    is_off = said("OTEL_SDK_DISABLED", "").lower() == "true" or said("OTEL_TRACES_EXPORTER") == "none"
+    is_off = said("OTEL_SDK_DISABLED", "").lower() == "true" or said("OTEL_TRACES_EXPORTER", "otlp") != "otlp"
     return not is_off and any(said(name) for name in _ASKS)
 
 
