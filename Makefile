@@ -71,7 +71,7 @@ lock: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml
 	cp requirements.lock ops/docker/requirements.lock # uv keeps the versions that it finds: the image's are the tests'
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra media --generate-hashes --no-emit-index-url --no-header -o ops/docker/requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra media --extra otel --generate-hashes --no-emit-index-url --no-header -o ops/docker/requirements.lock pyproject.toml
 
 # What the image has in it (dist/noria.cdx.json, a CycloneDX bill of materials), and what of it is known to be vulnerable.
 # strict: where the database does not answer or knows no package, that is a failure, and no clean bill.

@@ -41,7 +41,7 @@ from api.routes import (
     review,
     schedules,
 )
-from worker import database, log, settings
+from worker import database, log, settings, tracing
 from worker.catalog import CatalogError
 from worker.keys import Scope as KeyScope
 from worker.settings import Settings
@@ -117,11 +117,13 @@ def _routed() -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    tracing.start("noria-api")
     to_thread.current_default_thread_limiter().total_tokens = _THREADS
     yield
     app.state.context.sender.stop(_LAST_WORDS)
     for engine in (app.state.context.engine, app.state.context.reader, app.state.context.beside):
         engine.dispose()
+    tracing.stop()
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

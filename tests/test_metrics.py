@@ -171,7 +171,16 @@ def test_a_clock_that_stands_still_is_seen(api: Served, play: Stage) -> None:
     assert figures(api)["noria_tick_age_seconds"][()] == math.inf, "it has never ticked"
 
 
-def test_a_stopped_account_and_a_paused_lane_are_seen(api: Served, play: Stage) -> None:
+@pytest.mark.parametrize("why", [None, "AccessDenied.Unpurchased"], ids=["by a person", "by the provider's refusal"])
+def test_a_lane_that_waits_for_a_person_is_seen(api: Served, play: Stage, why: str | None) -> None:
+    play.sql("update lanes set paused_at = now(), paused_why = :why where model = 'qwen-plus'", why=why)
+
+    stopped = figures(api)["noria_lane_stopped"]
+
+    assert {model for (model, _, _), figure in stopped.items() if figure} == {"qwen-plus"}
+
+
+def test_a_stopped_account_is_seen(api: Served, play: Stage) -> None:
     assert set(figures(api)["noria_lane_stopped"].values()) == {0}
 
     play.sql("update owners set stopped_at = now(), stopped_until = now() + interval '5 minutes', stopped_why = 'x'")

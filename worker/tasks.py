@@ -19,7 +19,7 @@ from typing import Any
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import broker, catalog, context, database, log, settings, tick
+from worker import broker, catalog, context, database, log, settings, tick, tracing
 from worker.claims import Numbers
 from worker.runner import Runner
 
@@ -41,6 +41,11 @@ def _runner() -> Runner:
 @setup_logging.connect
 def _logging(**_: Any) -> None:
     log.configure(_settings.log_level)
+
+
+@worker_init.connect
+def _trace(**_: Any) -> None:
+    tracing.start("noria-worker")
 
 
 @worker_init.connect
@@ -79,6 +84,7 @@ def _ready(**said: Any) -> None:
 @worker_shutdown.connect
 def _stop_sender(**_: Any) -> None:
     sender.stop(seconds=3)
+    tracing.stop()
 
 
 def _task(name: str) -> Callable[[Callable[..., None]], Any]:

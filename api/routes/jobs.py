@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +24,7 @@ from api.context import Context, Following, Here, Mine, Searching, Tenant, follo
 from api.forms import ChildQuery, JobQuery
 from api.problems import problem, refusals
 from api.streams import Followed, Part
-from worker import document, inputs, money, storage, text
+from worker import document, inputs, money, storage, text, tracing
 from worker.document import Amount, Answer, JobDocument
 from worker.errors import Conflict, Fault, InvalidInput, NotFound
 from worker.jobs import reading, submission
@@ -343,12 +344,16 @@ def _replay(first: JobDocument, warnings: list[Fault]) -> Response:
 
 def _submitted(here: Context, mine: Tenant, prepared: Prepared, sent: Sent | None) -> tuple[Job, JobDocument | None]:
     """The job, committed; and its document if it was made before. Raises a problem when the project is full."""
+    began = time.time_ns()
     with here.engine.begin() as connection:
         is_full = here.waiting.is_full(connection, mine.project.id)
         if is_full and not (sent and submission.replayed(connection, mine.project, sent, prepared)):
             raise here.waiting.refuse()
         job, replayed = submission.submit(connection, mine.project, prepared, sent, None)
-        return job, _document(connection, mine, job) if replayed else None
+        first = _document(connection, mine, job) if replayed else None
+    if not replayed:
+        tracing.submitted(job.id, began)
+    return job, first
 
 
 def _document(connection: Connection, mine: Tenant, job: Job) -> JobDocument:

@@ -44,7 +44,7 @@ _LANES: tuple[tuple[str, str, Callable[[Any], float]], ...] = (
     (
         "noria_lane_stopped",
         "1: no create may go, for an account, a person or a quota.",
-        lambda lane: lane.stopped_at is not None or lane.all_paused or lane.lane_paused or lane.is_parked,
+        lambda lane: bool(lane.stopped_at or lane.all_paused or lane.paused_at or lane.is_parked),
     ),
 )
 

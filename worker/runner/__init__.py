@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import ColumnElement, Row, select
 
-from worker import claims, database, document, log, retention, steps, tick, work
+from worker import claims, database, document, log, retention, steps, tick, tracing, work
 from worker.batches import completion
 from worker.claims import Numbers
 from worker.context import Clock, Context
@@ -140,14 +140,18 @@ class Runner:
                 self.let_go([job for job, _ in moved])
             raise
         for (job, move), outcome in zip(moved, found, strict=True):
-            self.guarded(job, partial(self._told, job, move, outcome))
+            self._safely(job, partial(self._told, job, move, outcome))
 
     def guarded(self, job: Job, act: Callable[[], T]) -> T | None:
-        """What `act` returns; None when it fails, and the next row of the message goes on.
+        """What `act`, of the job's step, returns; None when it fails, and the next row of the message goes on.
 
         A mistake of ours leaves the job's row to the lease, which counts as a crash. What fails because the database is
         away gives the row back.
         """
+        with tracing.step(job.id, job.parent_id, steps.name(job), lane=job.lane_id, state=job.state):
+            return self._safely(job, act)
+
+    def _safely(self, job: Job, act: Callable[[], T]) -> T | None:
         bound = structlog.contextvars.bind_contextvars(job=str(job.id), lane=job.lane_id, claim=job.claim)
         try:
             return act()
@@ -176,12 +180,18 @@ class Runner:
         if outcome.state == job.state:
             return outcome
         _log.info("moved", left=job.state, entered=outcome.state, task=outcome.task_id)
-        if job.parent_id and outcome.state in TERMINAL:
-            self.ctx.wake(job.parent_id)
+        if outcome.state in TERMINAL:
+            self._ended(outcome)
         if outcome.state not in (State.SUBMITTING, State.RUNNING):
             self.hint()
         self._tell(outcome, [output["key"] for output in move.outputs])
         return outcome
+
+    def _ended(self, job: Job) -> None:
+        if job.parent_id:
+            self.ctx.wake(job.parent_id)
+        elif job.finished_at:
+            tracing.ended(job.id, f"{job.kind} {job.model}", job.created_at, job.finished_at, state=job.state)
 
     def _tell(self, job: Job, keys: Sequence[str] = ()) -> None:
         """Tells Flower of the state that the job has entered, with its outputs' keys."""

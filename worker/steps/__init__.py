@@ -9,6 +9,7 @@ trying are deadlines, never a count.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 from worker.context import Clock, Context, Moves
 from worker.states import Mode, Move, State
@@ -21,6 +22,7 @@ Step = Callable[[Context, Job, Clock], Moves]
 def _one(act: Callable[[Context, Job, Clock], Move]) -> Step:
     """The step that is one move."""
 
+    @wraps(act)
     def step(ctx: Context, job: Job, clock: Clock) -> Moves:
         yield act(ctx, job, clock)
 
@@ -52,3 +54,8 @@ STEPS: dict[tuple[Mode, State], Step] = {
 def of(job: Job) -> Step:
     """What is to be done for the job now."""
     return STEPS[Mode(job.mode), State(job.state)]
+
+
+def name(job: Job) -> str:
+    """What that is called: the file that it is in."""
+    return of(job).__module__.rpartition(".")[2]

@@ -33,7 +33,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker import claims, database, egress, log, timeouts, webhooks
+from worker import claims, database, egress, log, timeouts, tracing, webhooks
 from worker.claims import Numbers
 from worker.settings import Settings
 from worker.tables import Delivery
@@ -113,7 +113,10 @@ class Courier:
         return tries
 
     def _try_one(self, delivery: Delivery, secret: str | None, now: datetime) -> webhooks.Tried:
-        if delivery.project_id is not None:
+        if delivery.job_id is not None:
+            with tracing.step(delivery.job_id, None, "webhook"):
+                tried = webhooks.deliver(self.transport, delivery, secret, now)
+        elif delivery.project_id is not None:
             tried = webhooks.deliver(self.transport, delivery, secret, now)
         else:
             tried = alerts.deliver(self.transport, delivery, alerts.robot(self.settings, delivery.url), now)
