@@ -14,7 +14,7 @@ from image import Image
 from kombu.exceptions import OperationalError as BrokerAway
 from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from relay import Relay, Rewrite, drops_options, older, refuses_options
+from relay import Relay, Rewrite, drops_options, hides_the_process, older, refuses_options
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from test_egress import _self_signed
@@ -224,7 +224,7 @@ def through(rewrite: Rewrite, environment: dict[str, str]) -> Iterator[dict[str,
         yield environment | {"NORIA_DATABASE_URL": url.replace(f":{urlsplit(url).port}/", f":{line.port}/")}
 
 
-@pytest.mark.parametrize("rewrite", [drops_options, refuses_options])
+@pytest.mark.parametrize("rewrite", [drops_options, refuses_options, hides_the_process])
 def test_a_pooler_before_the_database_is_noticed_at_the_first_connection(
     rewrite: Rewrite, environment: dict[str, str]
 ) -> None:
