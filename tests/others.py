@@ -26,7 +26,7 @@ from ops.local.servers import HOST
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 PASSWORD = "password"
 PROJECT = Path(__file__).resolve().parents[1]
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _DEBIANS = Path("/usr/lib/postgresql")
 
 
