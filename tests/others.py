@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from ops.local.servers import HOST
 
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 PASSWORD = "password"
-_START_SECONDS = 30.0
+PROJECT = Path(__file__).resolve().parents[1]
+_START_SECONDS = 60.0
 _DEBIANS = Path("/usr/lib/postgresql")
 
 
@@ -120,6 +122,15 @@ def running_postgres(cluster: postgres.Cluster, port: int, *settings: str) -> It
 
     with process(command, cluster.home, is_ready, program.before_exec, signal.SIGQUIT, program.environment) as made:
         yield Postgres(cluster.home, port, made)
+
+
+def migrated(made: Postgres) -> None:
+    """Gives it a database `noria` with the schema."""
+    made.execute("create database noria")
+    command = (sys.executable, "-m", "alembic", "upgrade", "head")
+    named = {"NORIA_DATABASE_URL": made.url("noria"), "PATH": ""}
+    done = subprocess.run(command, cwd=PROJECT, env=named, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @contextlib.contextmanager

@@ -62,6 +62,14 @@ def refuses_options(data: bytes, from_server: bool) -> bytes:
     return data[:4] + b"\0\x09" + data[6:] if is_refused else data
 
 
+def hides_the_process(data: bytes, from_server: bool) -> bytes:
+    """A pooler that gives each session its settings, and clients a number of its own instead of the process's."""
+    if not from_server or b"server_version" not in data:
+        return data
+    key = data.index(b"K\0\0\0\x0c") + 5  # PostgreSQL docs, "Message formats": BackendKeyData
+    return data[:key] + b"\0\0\0\x07" + data[key + 4 :]
+
+
 def older(version: int) -> Rewrite:
     """A server that says that it is PostgreSQL of that version."""
     return lambda data, _: re.sub(rb"(server_version\0)18", rb"\g<1>%d" % version, data)

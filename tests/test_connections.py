@@ -14,7 +14,9 @@ from image import Image
 from kombu.exceptions import OperationalError as BrokerAway
 from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from relay import Relay, Rewrite, drops_options, older, refuses_options
+from relay import Relay, Rewrite, drops_options, hides_the_process, older, refuses_options
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 from test_egress import _self_signed
 
 from tests.chaos.lines import running
@@ -34,6 +36,19 @@ def test_a_databases_address_is_understood_as_people_write_it(scheme: str) -> No
     url = known(database_url=f"{scheme}://noria:p%40ss@db:5433/noria?sslmode=require").database_url
 
     assert url.get_secret_value() == "postgresql+psycopg://noria:p%40ss@db:5433/noria?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("end", "attributes"),
+    [("", "read-write"), ("?connect_timeout=3&target_session_attrs=primary", "primary")],
+)
+def test_of_several_databases_the_one_that_writes_is_meant(end: str, attributes: str) -> None:
+    url = known(database_url=f"postgres://noria:p%40ss@a:5433,b/noria{end}").database_url.get_secret_value()
+
+    _, meant = create_engine(url).dialect.create_connect_args(make_url(url))
+
+    assert (meant["host"], meant["port"], meant["dbname"]) == ("a,b", "5433,", "noria")
+    assert (meant["password"], meant["target_session_attrs"]) == ("p@ss", attributes)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +224,7 @@ def through(rewrite: Rewrite, environment: dict[str, str]) -> Iterator[dict[str,
         yield environment | {"NORIA_DATABASE_URL": url.replace(f":{urlsplit(url).port}/", f":{line.port}/")}
 
 
-@pytest.mark.parametrize("rewrite", [drops_options, refuses_options])
+@pytest.mark.parametrize("rewrite", [drops_options, refuses_options, hides_the_process])
 def test_a_pooler_before_the_database_is_noticed_at_the_first_connection(
     rewrite: Rewrite, environment: dict[str, str]
 ) -> None:

@@ -397,6 +397,7 @@ def test_settings_that_are_wrong_are_named_without_their_values() -> None:
     "text",
     [
         "redis://:s3cr3t@cache:6379/0",
+        "sentinel://:s3cr3t@a:26379,b/0?master=m&sentinel_password=s3cr3t",
         "postgresql://noria:s3cr3t@db/noria",
         "https://oapi.dingtalk.com/robot/send?access_token=s3cr3t",
         "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key=s3cr3t",

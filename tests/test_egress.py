@@ -638,6 +638,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContex
 
 
 def _self_signed() -> tuple[ssl.SSLContext, bytes]:
+    pem, secret = signed()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with _file(pem + secret) as path:
+        context.load_cert_chain(path)
+    return context, pem
+
+
+def signed() -> tuple[bytes, bytes]:
+    """A certificate of 127.0.0.1 that signs itself, and its key, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "peer")])
     now = datetime.datetime.now(datetime.UTC)
@@ -654,10 +663,7 @@ def _self_signed() -> tuple[ssl.SSLContext, bytes]:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with _file(pem + secret) as path:
-        context.load_cert_chain(path)
-    return context, pem
+    return pem, secret
 
 
 @contextmanager

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from others import Postgres, debians_postgres, free_ports, made_cluster, running_postgres
+from others import Postgres, debians_postgres, free_ports, made_cluster, migrated, running_postgres
+from serving import settings_of
+from sqlalchemy.exc import DBAPIError
 from stage import stage
+from test_egress import signed
 
 from ops.local.servers import Servers
 from ops.sandbox.testing import Sandbox
+from worker import database
 from worker.jobs import submission
 from worker.states import State
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def older(servers: Servers, worker_number: int) -> Iterator[Postgres]:
     """A PostgreSQL of the machine's, with a migrated database `noria`; skipped where it is the newest."""
     cluster = made_cluster(debians_postgres(), servers.home.parent / f"older-{worker_number}")
-    with running_postgres(cluster, free_ports(1)[0]) as made:
+    for name, content in zip(("server.crt", "server.key"), signed(), strict=True):
+        (cluster.home / "postgres" / name).touch(0o600)
+        (cluster.home / "postgres" / name).write_bytes(content)
+    with running_postgres(cluster, free_ports(1)[0], "ssl=on") as made:
         if int(str(made.execute("show server_version_num")[0][0])) >= 180_000:
             pytest.skip("Debian's PostgreSQL is not older than the wheel's")
-        made.execute("create database noria")
-        environment = {"NORIA_DATABASE_URL": made.url("noria"), "PATH": ""}
-        done = subprocess.run(
-            (sys.executable, "-m", "alembic", "upgrade", "head"), cwd=PROJECT, env=environment, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        migrated(made)
         yield made
 
 
 def test_a_job_goes_all_its_way(older: Postgres, environment: dict[str, str], sandbox: Sandbox) -> None:
-    with stage(environment | {"NORIA_DATABASE_URL": older.url("noria")}, sandbox) as play:
+    """And over TLS, whose certificate is verified."""
+    url = f"{older.url('noria')}?sslmode=verify-full&sslrootcert={older.home}/postgres/server.crt"
+    with stage(environment | {"NORIA_DATABASE_URL": url}, sandbox) as play:
         job, canceled = play.submit(), play.submit()
 
         play.cancel(canceled)
@@ -58,6 +57,15 @@ def test_a_job_goes_all_its_way(older: Postgres, environment: dict[str, str], sa
             "copying",
             "succeeded",
         ]
+        assert play.sql("select ssl from pg_stat_ssl where pid = pg_backend_pid()")[0]["ssl"]
+
+
+def test_a_database_whose_certificate_is_not_trusted_is_told_no_password(older: Postgres, tmp_path: Path) -> None:
+    (tmp_path / "other.pem").write_bytes(signed()[0])
+    url = f"{older.url('noria')}?sslmode=verify-full&sslrootcert={tmp_path}/other.pem"
+
+    with pytest.raises(DBAPIError, match="certificate verify failed"):
+        database.engine(settings_of({"NORIA_DATABASE_URL": url, "NORIA_BROKER_URL": ""}), threads=1).connect()
 
 
 def test_ids_are_told_apart_and_sorted_by_when_they_were_made(older: Postgres) -> None:

@@ -24,8 +24,8 @@ from worker.errors import NoriaError
 _SECRET_KEYS = re.compile(r"(?i)prompt|password|secret|authorization|api_key|^input$|^body$|^text$")
 _SECRET_TEXT = re.compile(
     r"(?i)(sk-[\w.-]{6,}|noria_\w{8,}|whsec_[\w+/=]+|(?:signature|ossaccesskeyid|x-amz-[\w-]+|expires)=[^&\s\"']+"
-    # of robots' addresses, and of the provider's temporary store
-    r"|(?:access_token|security-token|(?<=[?&])key)=[^&\s\"']+|(?<=/hook/)[\w-]+"
+    # of robots' addresses, of the provider's temporary store, and of the broker's sentinels
+    r"|(?:access_token|security-token|sentinel_password|(?<=[?&])key)=[^&\s\"']+|(?<=/hook/)[\w-]+"
     r"|://[^/\s:@]*:[^/\s@]+@)"
 )
 # What Postgres, SQLAlchemy and pydantic say of values: rows, parameters, input

@@ -144,8 +144,7 @@ def engine(settings: Settings, threads: int, probe_after: timedelta = _PROBE_AFT
     )
     event.listen(made, "handle_error", _reconnect)
     _ping_idle(made, probe_after.total_seconds())
-    event.listen(made, "do_connect", _Opening(wanted))
-    event.listen(made, "begin", partial(_begin, _limits(wanted)))
+    event.listen(made, "do_connect", _Opening(made, wanted))
     return made
 
 
@@ -272,8 +271,10 @@ def _ping_idle(made: Engine, seconds: float) -> None:
 class _Opening:
     """Opens connections with the session's settings, or through a pooler, from the first time that one is found."""
 
-    def __init__(self, session: Mapping[str, str]) -> None:
+    def __init__(self, engine: Engine, session: Mapping[str, str]) -> None:
+        self._engine = engine
         self._session = session
+        self._begin = partial(_begin, _limits(session))
         self._is_pooled = False
 
     def __call__(self, dialect: Any, record: Any, arguments: Any, named: Any) -> Any:
@@ -282,6 +283,8 @@ class _Opening:
                 return _connect(self._session, dialect, record, arguments, named)
             except PoolerBetween:
                 _log.warning("a pooler stands before the database: each transaction sets its time limits")
+                # not before: an engine that anybody listens to takes 10 us more for each statement
+                event.listen(self._engine, "begin", self._begin)
                 self._is_pooled = True
         return _connect_pooled(self._session, arguments, named)
 

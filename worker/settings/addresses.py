@@ -45,11 +45,25 @@ def database_url(text: str) -> str:
         return text
     if not separator or scheme not in _POSTGRES:
         raise ValueError("must begin with postgresql:// (or postgres://), as in postgresql://user:password@host/noria")
+    url = f"postgresql+psycopg://{_of_several(rest)}"
     try:
-        make_url(f"postgresql+psycopg://{rest}")
+        make_url(url)
     except (ArgumentError, ValueError):
         raise ValueError(_UNREADABLE) from None
-    return f"postgresql+psycopg://{rest}"
+    return url
+
+
+def _of_several(rest: str) -> str:
+    """`user@a:5432,b/noria` as SQLAlchemy writes it, `user@/noria?host=a:5432&host=b`: of these the one that writes."""
+    authority, slash, end = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return rest
+    path, _, query = end.partition("?")
+    said = [f"host={host}" for host in hosts.split(",")]
+    if "target_session_attrs=" not in query:  # else a standby may answer, which writes nothing
+        said.append("target_session_attrs=read-write")
+    return f"{user}{at}{slash}{path}?{'&'.join((*said, *filter(None, [query])))}"
 
 
 def broker_url(text: str) -> str:
