@@ -9,6 +9,7 @@ little: what fills by and by has filled after the first quarter. Tables must gro
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections import defaultdict
@@ -97,24 +98,29 @@ def main(
     home: Annotated[Path, typer.Option(help="Where it works; what an earlier run left there is removed.")] = Path(
         ".noria/soak"
     ),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where all that was noted goes.")] = None,
 ) -> None:
     """Run a whole stack under load, and say what grew. Exit code 1 where something did, or where a promise broke."""
     with up.interruptible():
-        rows, findings = run(minutes * 60, rate, home, show.sayer(show.ERR))
+        samples, findings = run(minutes * 60, rate, home, show.sayer(show.ERR))
+    if json_file:
+        noted = [{name: value for (name, _), value in sample.items()} for sample in samples]
+        json_file.write_text(json.dumps(noted, indent=1) + "\n")
+    rows = rows_of(samples)
     show.OUT.print(shown(rows))
     tell(findings, False)
     raise typer.Exit(1 if findings or any(row.ended > row.most for row in rows) else 0)
 
 
-def run(seconds: float, rate: float, home: Path, say: Callable[[str], None]) -> tuple[list[Row], list[Finding]]:
-    """What was noted, and which promises broke. Leaves nothing running."""
+def run(seconds: float, rate: float, home: Path, say: Callable[[str], None]) -> tuple[list[Sample], list[Finding]]:
+    """What was noted each time, and which promises broke. Leaves nothing running."""
     with chaos_stack.running(home, 0, say) as stack:
         load = chaos_load.load(round(seconds * rate), stack.scene.mail.url)
         samples = _loaded(stack, load, seconds, rate, say)
         chaos_load.stop_clock(stack.door, load)
         chaos.rest(stack.scene, _REST_SECONDS)
         say(f"{len(load.accepted):,} jobs are at rest.")
-        return rows_of(samples), witnesses.audit(stack.scene.engine, chaos.asked(stack, load))
+        return samples, witnesses.audit(stack.scene.engine, chaos.asked(stack, load))
 
 
 def rows_of(samples: Sequence[Sample]) -> list[Row]:
