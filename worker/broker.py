@@ -62,7 +62,7 @@ class _Silent:
 
 def _silent(queue: str) -> dict[str, Any]:
     """The options of a message that Flower does not hear of."""
-    # No `expires`: it is an instant by the sender's clock, and is held against the receiver's.
+    # No `expires`: an instant by the sender's clock, which is held against the receiver's (ADR 61).
     return {"queue": queue, "event_dispatcher": _Silent(), "ignore_result": True}
 
 

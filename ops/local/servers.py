@@ -177,7 +177,7 @@ def make_home(home: Path) -> Path:
     free = shutil.disk_usage(home).free
     if free < FREE_BYTES:
         raise LocalError(f"The disk of {home} is full: {free >> 20} MB free, {FREE_BYTES >> 20} MB needed.")
-    for folder in ("logs", "valkey", "seaweedfs", "clock"):
+    for folder in ("logs", "valkey", "seaweedfs"):
         (home / folder).mkdir(mode=0o700, exist_ok=True)
     return home
 

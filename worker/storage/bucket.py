@@ -93,7 +93,7 @@ class _SignedLink(S3SigV4QueryAuth):  # type: ignore[misc]
         super()._modify_request_before_signing(request)
 
 
-AUTH_TYPE_MAPS.update({"s3v4": _Signed, "s3v4-query": _SignedLink})  # botocore asks nobody else for the time
+AUTH_TYPE_MAPS.update({"s3v4": _Signed, "s3v4-query": _SignedLink})  # botocore has no other way (ADR 61)
 
 
 class StorageTrouble(NoriaError):
