@@ -123,6 +123,7 @@ def test_an_address_of_sentinels_says_whom_they_watch_and_how_to_sign_in() -> No
         database=1,
         own={"username": "s", "password": "o&n"},
         sign_in={"username": "noria", "password": "p@w"},
+        user="noria:p%40w",
     )
     assert app.conf.broker_url == "sentinel://noria:p%40w@h:26379/1;sentinel://noria:p%40w@[::1]:26380/1"
     assert app.conf.broker_transport_options["master_name"] == "m"

@@ -58,7 +58,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = folder.with_suffix(".tar")
     subprocess.run(("git", "archive", "-o", str(archive), before()), cwd=up.PROJECT, check=True)
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder)
     return folder
 
 

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.events import EventDispatcher
@@ -134,9 +133,8 @@ def celery_app(settings: Settings) -> Celery:
     if asked := addresses.sentinels(url):  # kombu wants an address of each
         waits = {"socket_timeout": _SOCKET_SECONDS, "socket_connect_timeout": _SOCKET_SECONDS}
         known = {"master_name": asked.master, "sentinel_kwargs": waits | asked.own}
-        user, _, _ = urlsplit(url).netloc.rpartition("@")
         hosts = ((f"[{host}]" if ":" in host else host, port) for host, port in asked.hosts)
-        each = (f"sentinel://{user}@{host}:{port}/{asked.database}" for host, port in hosts)
+        each = (f"sentinel://{asked.user}@{host}:{port}/{asked.database}" for host, port in hosts)
         app.conf.update(broker_url=";".join(each), broker_transport_options=_TRANSPORT | known)
     return app
 

@@ -154,6 +154,7 @@ def settings(stored: servers.Servers, ports: Mapping[str, int], outer: Mapping[s
         "NORIA_PUBLIC_URL": outer.get("NORIA_PUBLIC_URL", f"http://{servers.HOST}:{ports['api']}"),
         "FLOWER_BASIC_AUTH": f"noria:{password}",
         "FLOWER_READ_ONLY": "true",
+        "FLOWER_MAX_TASKS": "20000",  # 7 kB each
     }
     sandbox = {
         "NORIA_DASHSCOPE_URL": f"http://{servers.HOST}:{ports['sandbox']}",

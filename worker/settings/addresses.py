@@ -89,6 +89,7 @@ class Sentinels:
     database: int
     own: dict[str, str]  # username and password of the sentinels
     sign_in: dict[str, str]  # username and password of Redis
+    user: str  # the same as it is written
 
 
 def sentinels(url: str) -> Sentinels | None:
@@ -96,11 +97,11 @@ def sentinels(url: str) -> Sentinels | None:
 
     Raises ValueError where it cannot be read.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "sentinel":
+    if not url.startswith("sentinel://"):
         return None
-    user, _, hosts = parts.netloc.rpartition("@")
-    each = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    parts, hosts = _several(url)
+    user, _, _ = parts.netloc.rpartition("@")
+    each = [urlsplit(f"//{host}") for host in hosts]
     said = dict(parse_qsl(parts.query))
     name, _, password = user.partition(":")
     return Sentinels(
@@ -109,6 +110,7 @@ def sentinels(url: str) -> Sentinels | None:
         database=int(parts.path.strip("/") or 0),
         own={name: said[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in said},
         sign_in={what: unquote(text) for what, text in (("username", name), ("password", password)) if text},
+        user=user,
     )
 
 
@@ -163,8 +165,18 @@ def _http(url: str) -> SplitResult:
     return parts
 
 
+def _several(url: str) -> tuple[SplitResult, list[str]]:
+    """The address with the first of its hosts alone, and all of them: of many urlsplit refuses one with brackets."""
+    scheme, _, rest = url.partition("://")
+    end = re.search("[/?#]|$", rest)
+    assert end, "there is an end"
+    user, at, hosts = rest[: end.start()].rpartition("@")
+    each = hosts.split(",")
+    return _split(f"{scheme}://{user}{at}{each[0]}{rest[end.start() :]}"), each
+
+
 def _check_sentinels(url: str) -> None:
-    parts = _split(url)
+    parts, _ = _several(url)
     _check_ends(parts)
     if unknown := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - _SENTINEL:
         raise ValueError(f"has the option {min(unknown)}: sentinel:// takes {', '.join(sorted(_SENTINEL))}")
