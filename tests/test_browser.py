@@ -134,6 +134,7 @@ def test_a_file_becomes_clips_that_are_kept_rejected_and_made_again_by_keyboard_
     eventually(lambda: page.evaluate("!document.querySelector('.take.now video').paused"))
     page.keyboard.press("n")
     expect(page.get_by_role("heading", level=2)).to_have_text("row-1")
+    page.wait_for_load_state()  # the heading is there before the script that hears keys
     page.keyboard.press("a")
     page.wait_for_url("**done=approve**")
     page.goto(page.url.replace("after=", "seen="))
@@ -142,6 +143,7 @@ def test_a_file_becomes_clips_that_are_kept_rejected_and_made_again_by_keyboard_
     page.keyboard.type("five legs, a n e r")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=2)).to_have_text("row-0")
+    page.wait_for_load_state()
     page.keyboard.press("e")
     page.keyboard.type("a crane")
     page.keyboard.press("Control+Enter")
@@ -154,6 +156,7 @@ def test_a_file_becomes_clips_that_are_kept_rejected_and_made_again_by_keyboard_
     page.get_by_role("link", name="To the batch").press("Enter")
     page.get_by_role("link", name="1 to review").press("Enter")
     expect(page.locator("figure.take")).to_have_count(2)
+    page.wait_for_load_state()
     page.keyboard.press("a")
     expect(page.get_by_text("Nothing waits for a review")).to_be_visible()
     page.get_by_role("link", name="To the batch").press("Enter")
