@@ -155,6 +155,7 @@ def settings(stored: servers.Servers, ports: Mapping[str, int], outer: Mapping[s
         "FLOWER_BASIC_AUTH": f"noria:{password}",
         "FLOWER_READ_ONLY": "true",
         "FLOWER_MAX_TASKS": "20000",  # 7 kB each
+        "MALLOC_ARENA_MAX": "2",  # as in the image
     }
     sandbox = {
         "NORIA_DASHSCOPE_URL": f"http://{servers.HOST}:{ports['sandbox']}",

@@ -54,7 +54,7 @@ class Bound:
 
 MEMORY, COUNT, WORK, GROWTH, DEAD = (
     Bound("MB", 0.10, 10),
-    Bound("", 0.05, 3),
+    Bound("", 0.25, 5),  # threads and their connections come with the busiest moment so far, and stay
     Bound("MB", 0.25, 1),
     Bound("bytes a job", 0.15, 200),
     Bound("%", 0.50, 5),

@@ -87,7 +87,8 @@ def running(home: Path, seed: int, say: Callable[[str], None]) -> Iterator[Stack
 
     def prepare(settings: Mapping[str, str]) -> dict[str, str]:
         true.update({name: value for name, value in settings.items() if name.startswith("NORIA_")})
-        return _opened(home, true) | _ours() | _over_lines(true, database, storage)
+        flower = {"FLOWER_MAX_TASKS": "500"}  # so that it is full soon
+        return _opened(home, true) | _ours() | _over_lines(true, database, storage) | flower
 
     with contextlib.ExitStack() as held:
         held.enter_context(lines_running(database, storage))
