@@ -25,7 +25,6 @@ from sqlalchemy import (
     String,
     Uuid,
     bindparam,
-    exists,
     func,
     literal_column,
     null,
@@ -677,15 +676,14 @@ _QUEUED = (
     .subquery()
 )
 _OTHER = aliased(Job)
+# The first and the last project in the model's line, each at an end of the index: asked for any other project, the
+# planner expects to meet one soon, and reads the whole table where there is none.
+_AN_END = select(_OTHER.project_id).where(slots.in_line(_OTHER), _OTHER.model == _QUEUED.c.model).limit(1)
 _PLACES = select(
     _QUEUED.c.id,
     _QUEUED.c.n.label("position"),
-    exists()
-    .where(
-        slots.in_line(_OTHER),
-        _OTHER.model == _QUEUED.c.model,
-        # not `<>`: these two are looks into an index
-        or_(_OTHER.project_id < _QUEUED.c.project_id, _OTHER.project_id > _QUEUED.c.project_id),
-    )
-    .label("has_others"),
+    or_(
+        _AN_END.order_by(_OTHER.project_id).scalar_subquery() != _QUEUED.c.project_id,
+        _AN_END.order_by(_OTHER.project_id.desc()).scalar_subquery() != _QUEUED.c.project_id,
+    ).label("has_others"),
 ).where(_QUEUED.c.id.in_(bindparam("jobs", expanding=True)))
