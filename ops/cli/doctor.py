@@ -89,7 +89,14 @@ def audit(
 @command(app, "restored")
 def look_after_restore(
     *,
-    since: Annotated[datetime, typer.Argument(formats=["%Y-%m-%dT%H:%M:%S%z"], help="When the backup was made.")],
+    since: Annotated[
+        datetime,
+        typer.Argument(
+            formats=["%Y-%m-%dT%H:%M:%S%z"],
+            metavar="SINCE",
+            help="When the backup was made, as in 2026-11-28T03:00:00+08:00.",
+        ),
+    ],
     as_json: Json = False,
     home: Home = HOME,
 ) -> None:
