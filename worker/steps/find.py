@@ -24,6 +24,8 @@ with what they cost, for `noria doctor` and whoever reads the log.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -95,6 +97,27 @@ def sweep(ctx: Context) -> Swept:
     return Swept(sum(one.tasks for one in found), sum(one.micros for one in found))
 
 
+def listed(ctx: Context, asked: Asked) -> tuple[list[Listed], bool]:
+    """The provider's tasks that are asked for, and whether these are all of them; raises NotTold."""
+    rows, total = dict[str, Listed](), 0
+    for page in poll.pages(ctx, asked, _PATIENCE):
+        rows |= {row.task_id: row for row in page.rows}
+        total = page.total
+    return list(rows.values()), len(rows) == total
+
+
+def answer(ctx: Context, account: Account, row: Listed) -> Mapping[str, Any]:
+    """What a finished task answers, which repeats some of its request; raises NotTold."""
+    ctx.spend_query(account.owner)
+    try:
+        seen = ctx.clients[account.name].task(row.task_id)
+    except CallFailed as error:
+        raise NotTold(f"a candidate could not be looked at: {error}") from error
+    if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
+        raise NotTold("a candidate could not be looked at")
+    return seen.body
+
+
 def unbound(ctx: Context, owner: str, rows: list[Listed]) -> list[Listed]:
     """The listed tasks that no attempt has."""
     with ctx.engine.connect() as connection:
@@ -161,13 +184,9 @@ def _list(ctx: Context, job: Job, attempt: Attempt, began: datetime) -> _Listing
     """The tasks that the call may have made and that no job has; raises NotTold."""
     settled_at = attempt.sent_at + timedelta(seconds=ctx.settings.settle_seconds)
     start, end = attempt.sent_at - SKEW, min(settled_at, began) + SKEW
-    rows, total = dict[str, Listed](), 0
-    for page in poll.pages(ctx, Asked(ctx.account(job).name, start, end, attempt.model), _PATIENCE):
-        rows |= {row.task_id: row for row in page.rows}
-        total = page.total
-    complete = len(rows) == total
-    may_be_ours = unbound(ctx, attempt.owner, list(rows.values()))
-    return _Listing(tuple(sorted(may_be_ours, key=_created)), complete and began > settled_at)
+    rows, is_complete = listed(ctx, Asked(ctx.account(job).name, start, end, attempt.model))
+    may_be_ours = unbound(ctx, attempt.owner, rows)
+    return _Listing(tuple(sorted(may_be_ours, key=_created)), is_complete and began > settled_at)
 
 
 def _created(row: Listed) -> float:
@@ -193,14 +212,7 @@ def _rivals(ctx: Context, job: Job, attempt: Attempt) -> list[_Rival]:
 
 def _echoed(ctx: Context, job: Job, row: Listed) -> dict[str, Any]:
     """What a finished task repeats of its request; raises NotTold."""
-    ctx.spend_query(ctx.owner(job))
-    try:
-        seen = ctx.client(job).task(row.task_id)
-    except CallFailed as error:
-        raise NotTold(f"a candidate could not be looked at: {error}") from error
-    if not isinstance(seen, TaskSeen) or seen.status != "SUCCEEDED":
-        raise NotTold("a candidate could not be looked at")
-    return poll.repeated(ctx, job, seen.body)
+    return poll.repeated(ctx, job, answer(ctx, ctx.account(job), row))
 
 
 def _fits(asked: dict[str, Any], echoed: dict[str, Any]) -> bool:
@@ -287,7 +299,7 @@ def _nobodys(ctx: Context, account: Account, clock: Clock) -> list[Listed]:
     """The listed tasks of the last day, old enough to be settled, that no attempt has."""
     settled = clock() - timedelta(seconds=ctx.settings.settle_seconds) - SKEW
     asked = Asked(account.name, clock() - REACH + timedelta(minutes=1), settled)
-    return unbound(ctx, account.owner, [row for page in poll.pages(ctx, asked, _PATIENCE) for row in page.rows])
+    return unbound(ctx, account.owner, listed(ctx, asked)[0])
 
 
 def _row(ctx: Context, account: Account, row: Listed, is_asked: bool, clock: Clock) -> dict[str, Any]:
@@ -312,15 +324,8 @@ def _price(ctx: Context, account: Account, row: Listed, is_asked: bool, on: date
         return None
     kind = next(kind for name in model.kinds if isinstance(kind := KINDS[name], CallKind))
     wanted = kind.input.model_construct(**model.default)
-    answer = _answer(ctx, account, row) if is_asked and row.status == "SUCCEEDED" else {}
-    return model.price(kind.usage(model, wanted, answer), account.region, on)
-
-
-def _answer(ctx: Context, account: Account, row: Listed) -> dict[str, Any]:
-    """The task's own answer, which says what is billed; nothing when it does not come."""
-    ctx.spend_query(account.owner)
-    try:
-        seen = ctx.clients[account.name].task(row.task_id)
-    except CallFailed:
-        return {}
-    return seen.body if isinstance(seen, TaskSeen) else {}
+    billed: Mapping[str, Any] = {}  # what its own answer says is billed, where that comes
+    if is_asked and row.status == "SUCCEEDED":
+        with suppress(NotTold):
+            billed = answer(ctx, account, row)
+    return model.price(kind.usage(model, wanted, billed), account.region, on)
