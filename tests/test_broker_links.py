@@ -138,6 +138,38 @@ def test_a_worker_and_publishers_go_on_when_the_sentinels_name_another_master(
         eventually(lambda: assert_that(counts()))
 
 
+def test_a_worker_that_starts_empties_the_line_of_ticks_whatever_it_reads(
+    environment: dict[str, str], broker_url: str, tmp_path: Path
+) -> None:
+    app = broker.celery_app(settings(broker_url))
+    for _ in range(3):
+        broker.publish(app, broker.TICK, "tick", [])
+    command = (
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker.tasks",
+        "worker",
+        "-P",
+        "threads",
+        "-c",
+        "1",
+        "-Q",
+        "webhook",
+    )
+    named = environment | {"PATH": os.defpath, "PYTHONPATH": str(PROJECT)}
+
+    def are_gone() -> bool:
+        """But for the one that it asks for itself."""
+        with app.connection_for_read() as connection:
+            return connection.default_channel._size("tick") < 3
+
+    assert not are_gone()
+    with process(command, tmp_path, are_gone, environment=named):
+        app.close()
+
+
 # TLS, and a user of few rights
 
 
