@@ -22,7 +22,7 @@ PATIENCE = 1.0  # seconds
 NEEDED = frozenset({"database", "migrations"})  # nothing works without these; the others may be away for a while
 
 Look = Callable[[], None]
-# What a look raised, as a result: asyncio logs an exception that nobody asked for, and after a second nobody does.
+# What a look raised is its result: asyncio logs an exception that nobody fetches, and after a second nobody does.
 Outcome = Future[Exception | None]
 
 

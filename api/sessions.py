@@ -72,7 +72,8 @@ class Sessions:
 def _said(signed: URLSafeTimedSerializer, token: str, seconds: float) -> Any:
     """What a token says; raises BadSignature where it is not ours, or older than that.
 
-    One of the future is of a process whose host's clock is ahead: itsdangerous by itself refuses it, by a second too.
+    A token with a later time than ours was signed on a host whose clock is ahead; itsdangerous refuses it even if that
+    is a second.
     """
     said, signed_at = signed.loads(token, return_timestamp=True)
     if datetime.now(UTC) - signed_at > timedelta(seconds=seconds):

@@ -1,4 +1,4 @@
-"""The schema's versions: how a database stands to this release's."""
+"""Which version of the schema a database has, and whether this release can work on it."""
 
 from __future__ import annotations
 

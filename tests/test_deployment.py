@@ -239,6 +239,24 @@ def test_the_dockerfile_has_no_fault_that_a_linter_knows() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_a_stack_here_bounds_memory_as_production_does(tmp_path: Path) -> None:
+    servers.kept_ports(servers.make_home(tmp_path))
+    here = up.settings(servers.described(tmp_path), servers.kept_ports(tmp_path), {}, real=False)
+    in_image = dict(re.findall(r"(MALLOC_\w+)=(\S+)", DOCKERFILE.read_text()))
+
+    assert in_image == {"MALLOC_ARENA_MAX": here["MALLOC_ARENA_MAX"]}
+    flower = SERVICES["flower"]["environment"]
+    assert {name: here[name] for name in flower if name in ("FLOWER_READ_ONLY", "FLOWER_MAX_TASKS")} == {
+        name: flower[name] for name in ("FLOWER_READ_ONLY", "FLOWER_MAX_TASKS")
+    }
+
+
+def test_an_audit_without_its_database_is_no_clean_bill() -> None:
+    [line] = [line for line in (PROJECT / "Makefile").read_text().splitlines() if "pip-audit --" in line]
+
+    assert "--strict" in line, "else it ends with 0 where it looked at nothing"
+
+
 def test_the_image_runs_as_nobody_in_particular() -> None:
     users = re.findall(r"^USER (\d+):\d+$", DOCKERFILE.read_text(), re.MULTILINE)
 

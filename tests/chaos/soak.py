@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -118,9 +117,9 @@ def run(seconds: float, rate: float, home: Path, say: Callable[[str], None]) -> 
         load = chaos_load.load(round(seconds * rate), stack.scene.mail.url)
         samples = _loaded(stack, load, seconds, rate, say)
         chaos_load.stop_clock(stack.door, load)
-        chaos.rest(stack.scene, _REST_SECONDS)
+        chaos.until_at_rest(stack.scene, _REST_SECONDS)
         say(f"{len(load.accepted):,} jobs are at rest.")
-        return samples, witnesses.audit(stack.scene.engine, chaos.asked(stack, load))
+        return samples, witnesses.audit(stack.scene.engine, chaos.witnesses_of(stack, load))
 
 
 def rows_of(samples: Sequence[Sample]) -> list[Row]:
@@ -176,7 +175,7 @@ def _files(stack: Stack, load: chaos_load.Load, began: float, seconds: float) ->
 
 
 def _watch(stack: Stack, until: float) -> None:
-    """Somebody who looks at lists, a job and the money, as a script does: by a new connection each time."""
+    """Somebody who looks at a list and a job, as a script does: by a new connection each time."""
     while time.monotonic() < until:
         with reach.api(stack.door) as client:
             for job in islice(client.jobs(limit=20), 1):
@@ -186,12 +185,12 @@ def _watch(stack: Stack, until: float) -> None:
 
 def _sample(stack: Stack) -> Sample:
     found: dict[tuple[str, Bound], float] = {}
-    for name, pid in stack.scene.supervisor.pids().items():
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        if name in chaos_stack.OURS:
-            found[f"memory of {name}", MEMORY] = sum(each.memory_info().rss for each in family) / MB
-            found[f"files and sockets of {name}", COUNT] = sum(each.num_fds() for each in family)
-            found[f"threads of {name}", COUNT] = sum(each.num_threads() for each in family)
+    pids = stack.scene.supervisor.pids()
+    for name in pids.keys() & set(chaos_stack.OURS):
+        family = [psutil.Process(pids[name]), *psutil.Process(pids[name]).children(recursive=True)]
+        found[f"memory of {name}", MEMORY] = sum(each.memory_info().rss for each in family) / MB
+        found[f"files and sockets of {name}", COUNT] = sum(each.num_fds() for each in family)
+        found[f"threads of {name}", COUNT] = sum(each.num_threads() for each in family)
     return found | dict(_of_postgres(stack)) | dict(_of_valkey(stack))
 
 
@@ -210,7 +209,7 @@ def _of_postgres(stack: Stack) -> Iterator[tuple[tuple[str, Bound], float]]:
 
 def _of_valkey(stack: Stack) -> Iterator[tuple[tuple[str, Bound], float]]:
     with stack.scene.redis() as client:
-        said: dict[str, Any] = defaultdict(float, client.info())
+        said = client.info()
         yield ("memory of Valkey", MEMORY), said["used_memory"] / MB
         yield ("clients of Valkey", COUNT), said["connected_clients"]
         yield ("keys of Valkey", COUNT), client.dbsize()
