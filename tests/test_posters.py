@@ -256,7 +256,7 @@ def test_a_worker_that_died_at_them_is_followed_by_another(play: Stage) -> None:
     job = made(play, **PICTURE)
 
     with posters.alone(play.ctx.engine):
-        play.sql("update duties set done_at = now() - interval '1 s' where name = 'posters'")  # its lease is over
+        play.sql("update duties set leased_until = now() - interval '1 s' where name = 'posters'")  # its lease is over
         with posters.alone(play.ctx.engine) as second:
             pass
         run(play)

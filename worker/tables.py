@@ -965,5 +965,5 @@ class Duty(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     due_at: Mapped[datetime] = mapped_column(**_NOW)
-    # when nothing of it was left; kept for those that workers do; of posters: until when a worker is at them
-    done_at: Mapped[datetime] = mapped_column(**_NOW)
+    done_at: Mapped[datetime] = mapped_column(**_NOW)  # when nothing of it was left; kept for those that workers do
+    leased_until: Mapped[datetime | None]  # for those that one worker at a time does

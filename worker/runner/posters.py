@@ -158,11 +158,14 @@ def _set(engine: Engine, statement: Any, taken: Row[Any]) -> int:
 # In a row, since a lock of the session is another's through a pooler (ADR 0060).
 _LEASE = text(
     """
-    update duties set done_at = now() + interval '3 minutes' where name = 'posters' and done_at <= now()
-    returning done_at
+    update duties set leased_until = now() + interval '3 minutes'
+     where name = 'posters' and coalesce(leased_until <= now(), true)
+    returning leased_until
     """
 )
-_GIVE_BACK = text("update duties set done_at = now() where name = 'posters' and done_at = :lease returning done_at")
+_GIVE_BACK = text(
+    "update duties set leased_until = null where name = 'posters' and leased_until = :lease returning leased_until"
+)
 # A CTE, so that the planner cannot run the limited select more than once.
 _TAKE = text(
     """
