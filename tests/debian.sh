@@ -1,8 +1,8 @@
 #!/bin/sh
 # Gets what tests need besides wheels, from Debian: a browser and a font with Chinese in it, an older PostgreSQL, PgBouncer,
-# nginx, Prometheus, and ip for hosts of their own. Where one cannot be had, the tests that need it are skipped, and say so.
+# nginx, Prometheus, a Redis with TLS, and ip for hosts of their own. Where one cannot be had, the tests that need it are skipped, and say so.
 PATH=$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')
-NEEDED="chromium:chromium,fonts-wqy-microhei postgres:postgresql pgbouncer:pgbouncer nginx:nginx-light prometheus:prometheus ip:iproute2"
+NEEDED="chromium:chromium,fonts-wqy-microhei postgres:postgresql pgbouncer:pgbouncer nginx:nginx-light prometheus:prometheus redis-server:redis-server ip:iproute2"
 
 missing() {
   for each in $NEEDED; do

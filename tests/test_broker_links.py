@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -17,12 +18,13 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.events.state import State
+from flower.utils.broker import RedisSentinel
 from kombu.exceptions import OperationalError as BrokerAway
-from others import Process, free_ports, process, valkey
+from others import Process, free_ports, process, redis_with_tls, valkey
 from redis import Redis, RedisError
 from relay import Relay
 from test_broker import hearing
-from test_egress import _self_signed
+from test_egress import _self_signed, signed
 
 from api import limits
 from ops.cli import doctor  # noqa: F401 - first, for its checks import each other
@@ -35,6 +37,7 @@ from worker.storage import Bucket
 
 PATIENCE = 45.0  # seconds
 PROJECT = Path(__file__).resolve().parents[1]
+TLS_FILES = (("cert", "ca"), ("key", "key"), ("ca-cert", "ca"))
 
 
 def settings(url: str) -> Settings:
@@ -136,6 +139,37 @@ def test_a_worker_and_publishers_go_on_when_the_sentinels_name_another_master(
             return bool(list(after.scan_iter(f"noria:api*{key}*")))
 
         eventually(lambda: assert_that(counts()))
+
+
+def test_sentinels_and_the_master_that_they_name_are_spoken_to_over_tls(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    program, (master, watching) = redis_with_tls(), free_ports(2)
+    pem, key = signed()
+    (tmp_path / "ca.pem").write_bytes(pem)
+    (tmp_path / "key.pem").write_bytes(key)
+    tls = (*(f"tls-{what}-file {tmp_path}/{file}.pem" for what, file in TLS_FILES), "tls-auth-clients no")
+    watch = (f"sentinel monitor wheel {HOST} {master} 1", "sentinel auth-pass wheel pw", "tls-replication yes")
+    with ExitStack() as servers:
+        for name, port, lines in (("one", master, ("requirepass pw",)), ("watch", watching, watch)):
+            said = (*lines, *tls, "port 0", f"tls-port {port}")
+            servers.enter_context(valkey(tmp_path / name, port, *said, sentinel=name == "watch", program=program))
+        url = f"sentinels://:pw@{HOST}:{watching}/0?master=wheel&ssl_ca_certs={tmp_path}/ca.pem"
+        unknown = url.partition("&")[0]
+
+        with worker(environment, url, tmp_path):
+            limits.Rates(settings(url)).spend(uuid.uuid4())
+            flower = servers.enter_context(contextlib.closing(broker.celery_app(settings(url))))
+            counted = RedisSentinel(
+                flower.connection().as_uri(include_password=True),
+                broker_options=flower.conf.broker_transport_options,
+                broker_use_ssl=flower.conf.broker_use_ssl,
+            )
+
+            assert asyncio.run(counted.queues(["tick"])) == [{"name": "tick", "messages": 0}]
+            assert Verdict.FAILURE not in {found.verdict for found in examined(url)}
+            with pytest.raises(RedisError, match="No master found"):
+                broker.client(settings(unknown), 3).ping()
 
 
 def test_a_worker_that_starts_empties_the_line_of_ticks_whatever_it_reads(

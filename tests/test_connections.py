@@ -75,6 +75,7 @@ def test_another_databases_address_is_refused_without_its_password(text: str, wh
         ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
         ("redis://h", "redis://h"),
         ("sentinel://:pw@h,h2:26380/1?master=m", "sentinel://:pw@h,h2:26380/1?master=m"),
+        ("sentinels://:pw@h/1?master=m&ssl_ca_certs=f", "sentinels://:pw@h/1?master=m&ssl_ca_certs=f"),
     ],
 )
 def test_a_brokers_address_is_understood_as_people_write_it(text: str, read: str) -> None:
@@ -89,8 +90,10 @@ def test_a_brokers_address_is_understood_as_people_write_it(text: str, read: str
         ("sentinel://:s3cr3t@h:port/0?master=m", "cannot be read"),
         (
             "sentinel://:s3cr3t@h/0?master=m&ssl_cert_reqs=none",
-            "has the option ssl_cert_reqs: sentinel:// takes",
+            "has the option ssl_cert_reqs: sentinel:// takes master, sentinel_username, sentinel_password; for TLS: "
+            "sentinels://",
         ),
+        ("sentinels://:s3cr3t@h/0?master=m&ssl_cert_reqs=0", "has ssl_cert_reqs=0: it must be one of"),
         ("sentinel://:s3cr3t@h/noria?master=m", "must end with a database's number"),
         ("amqp://guest:s3cr3t@h//", "must begin with redis://"),
         ("h:6379", "must begin with redis://"),
@@ -122,7 +125,7 @@ def test_an_address_of_sentinels_says_whom_they_watch_and_how_to_sign_in() -> No
         master="m",
         database=1,
         own={"username": "s", "password": "o&n"},
-        sign_in={"username": "noria", "password": "p@w"},
+        redis={"username": "noria", "password": "p@w"},
         user="noria:p%40w",
     )
     assert app.conf.broker_url == "sentinel://noria:p%40w@h:26379/1;sentinel://noria:p%40w@[::1]:26380/1"

@@ -151,7 +151,7 @@ def client(settings: Settings, seconds: float) -> Redis:
     if asked is None:
         return Redis.from_url(url, **once)
     known = Sentinel(asked.hosts, sentinel_kwargs=once | asked.own)
-    master: Redis = known.master_for(asked.master, db=asked.database, **once, **asked.sign_in)
+    master: Redis = known.master_for(asked.master, db=asked.database, **once, **asked.redis)
     return master
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ops.local.servers import HOST
 
@@ -58,15 +58,18 @@ class Line:
         *,
         from_server: bool,
     ) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := await reader.read(_CHUNK):
                 if self.is_down or self._cuts(data, from_server):
                     self.broken += 1
                     break
                 writer.write(data)
                 await writer.drain()
-        for end in ends:
-            end.abort()
+        except OSError:
+            pass
+        finally:
+            for end in ends:
+                end.abort()
 
 
 @contextlib.contextmanager
@@ -80,8 +83,20 @@ def running(*lines: Line) -> Iterator[None]:
             asyncio.run_coroutine_threadsafe(line.listen(), loop).result()
         yield
     finally:
+        asyncio.run_coroutine_threadsafe(_close(lines), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()
+
+
+async def _close(lines: Sequence[Line]) -> None:
+    for line in lines:
+        if line._server:
+            line._server.close()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Chance:

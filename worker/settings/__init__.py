@@ -98,8 +98,8 @@ class Settings(BaseSettings):
         description="postgresql://user:password@host/database; PgBouncer may stand between, but not for alembic"
     )
     broker_url: Annotated[SecretStr, _secret(addresses.broker_url)] = Field(
-        description="redis://user:password@host:6379/0 (Valkey too); rediss:// for TLS; "
-        "sentinel://:password@host,host/0?master=NAME"
+        description="redis://user:password@host:6379/0 (Valkey too), or sentinel://:password@host,host/0?master=NAME; "
+        "with TLS rediss://, sentinels://"
     )
 
     dashscope_url: ProviderUrl = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from redis.connection import parse_url
 from sqlalchemy.engine import make_url
@@ -26,9 +26,11 @@ _TLS: dict[str, frozenset[str]] = {
     "ssl_certfile": frozenset(),
     "ssl_keyfile": frozenset(),
 }
+_SENTINELS = ("sentinel", "sentinels")  # the second with TLS, to the sentinels and to Redis
 # What is said of sentinels: whom they watch, and how they themselves are signed in to.
 _EXAMPLE = "sentinel://:password@host:26379,host:26379/0?master=mymaster"
-_SENTINEL = frozenset({"master", "sentinel_username", "sentinel_password"})
+_SIGN_IN = ("username", "password")
+_SENTINEL = ("master", *(f"sentinel_{name}" for name in _SIGN_IN))
 # For what the libraries refuse: their own words would show the password.
 _UNREADABLE = "cannot be read: in a password, write @ as %40, : as %3A and / as %2F"
 
@@ -67,29 +69,29 @@ def _of_several(rest: str) -> str:
 
 
 def broker_url(text: str) -> str:
-    """The broker's address with the scheme redis, rediss or sentinel; raises ValueError with a sentence."""
+    """The broker's address with the scheme redis, rediss, sentinel or sentinels; raises ValueError with a sentence."""
     if not text:
         return text
     scheme, separator, rest = text.partition("://")
-    if scheme == "sentinel":
+    if scheme in _SENTINELS:
         _check_sentinels(text)
         return text
     if not separator or scheme not in _REDIS:
-        raise ValueError("must begin with redis:// or, for TLS, rediss:// (or valkey://, valkeys://)")
+        raise ValueError("must begin with redis:// or sentinel://, or with rediss:// or sentinels:// for TLS")
     _check_broker(f"{_REDIS[scheme]}://{rest}")
     return f"{_REDIS[scheme]}://{rest}"
 
 
 @dataclass(frozen=True)
 class Sentinels:
-    """Who knows which Redis is the master now, of those called `master`; and how to sign in, here and there."""
+    """Who knows which Redis is the master now, of those called `master`; and how to reach these and those."""
 
     hosts: tuple[tuple[str, int], ...]
     master: str
     database: int
-    own: dict[str, str]  # username and password of the sentinels
-    sign_in: dict[str, str]  # username and password of Redis
-    user: str  # the same as it is written
+    own: dict[str, object]  # a client's options for the sentinels: username, password, TLS
+    redis: dict[str, object]  # the same for Redis
+    user: str  # username and password of Redis as they are written
 
 
 def sentinels(url: str) -> Sentinels | None:
@@ -97,28 +99,32 @@ def sentinels(url: str) -> Sentinels | None:
 
     Raises ValueError where it cannot be read.
     """
-    if not url.startswith("sentinel://"):
-        return None
     parts, hosts = _several(url)
+    if parts.scheme not in _SENTINELS:
+        return None
     user, _, _ = parts.netloc.rpartition("@")
     each = [urlsplit(f"//{host}") for host in hosts]
     said = dict(parse_qsl(parts.query))
     name, _, password = user.partition(":")
+    secure = {"ssl": True, **known} if (known := tls(url)) else {}
     return Sentinels(
         hosts=tuple((one.hostname or "", one.port or 26379) for one in each),
         master=said.get("master", ""),
         database=int(parts.path.strip("/") or 0),
-        own={name: said[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in said},
-        sign_in={what: unquote(text) for what, text in (("username", name), ("password", password)) if text},
+        own=secure | {what: said[f"sentinel_{what}"] for what in _SIGN_IN if f"sentinel_{what}" in said},
+        redis=secure | {what: unquote(text) for what, text in zip(_SIGN_IN, (name, password), strict=True) if text},
         user=user,
     )
 
 
 def tls(url: str) -> dict[str, object] | None:
     """The options of a broker's TLS, for kombu and Flower; None without TLS. Certificates are verified by default."""
-    if not url.startswith("rediss://"):
+    parts, _ = _several(url)
+    if parts.scheme not in ("rediss", "sentinels"):
         return None
-    given = {name: value for name, value in parse_url(url).items() if name in _TLS}  # type: ignore[no-untyped-call]
+    asked = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name in _TLS])
+    read = parse_url(f"rediss://host?{asked}")  # type: ignore[no-untyped-call]
+    given = {name: read[name] for name in _TLS if name in read}
     return {"ssl_cert_reqs": "required", **given}
 
 
@@ -178,8 +184,7 @@ def _several(url: str) -> tuple[SplitResult, list[str]]:
 def _check_sentinels(url: str) -> None:
     parts, _ = _several(url)
     _check_ends(parts)
-    if unknown := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - _SENTINEL:
-        raise ValueError(f"has the option {min(unknown)}: sentinel:// takes {', '.join(sorted(_SENTINEL))}")
+    _check_options(parts, _SENTINEL)
     try:
         said = sentinels(url)
     except ValueError:
@@ -195,10 +200,18 @@ def _check_broker(url: str) -> None:
     except ValueError:
         raise ValueError(_UNREADABLE) from None
     _check_ends(parts)
+    _check_options(parts)
+
+
+def _check_options(parts: SplitResult, others: tuple[str, ...] = ()) -> None:
+    """Takes those of TLS where there is TLS, and the others."""
+    has_tls = parts.scheme in ("rediss", "sentinels")
+    known = (*others, *(_TLS if has_tls else ()))
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _TLS or parts.scheme != "rediss":
-            raise ValueError(f"has the option {name}: rediss:// takes {', '.join(_TLS)}, and redis:// takes none")
-        if _TLS[name] and value not in _TLS[name]:
+        if name not in known:
+            hint = "" if has_tls else f"; for TLS: {parts.scheme}s://"
+            raise ValueError(f"has the option {name}: {parts.scheme}:// takes {', '.join(known) or 'none'}{hint}")
+        if name in _TLS and _TLS[name] and value not in _TLS[name]:
             raise ValueError(f"has {name}={value}: it must be one of {', '.join(sorted(_TLS[name]))}")
 
 
