@@ -42,7 +42,7 @@ __all__ = ["api", "http", "play", "sandbox"]  # fixtures for every file
 
 for _name in [name for name in os.environ if name.startswith(("DASHSCOPE_", "NORIA_"))]:
     del os.environ[_name]
-if folder := os.environ.get("TEST_POSTGRES"):  # of the executables of another PostgreSQL than the wheel's, before 17
+if folder := os.environ.get("TEST_POSTGRES"):  # of the executables of another PostgreSQL than the wheel's
     _wheels = embedded.find_binaries()
     embedded.find_binaries = lambda: _wheels | {"postgres": Path(folder) / "postgres"}
     embedded.Cluster = partial(embedded.Cluster, locale=OLDER_LOCALE)
