@@ -17,6 +17,7 @@ from serving import Served, served
 from sqlalchemy import event
 from stage import Stage
 
+from worker import text
 from worker.batches import exports, items
 from worker.batches.items import Wanted
 from worker.tables import Batch
@@ -100,6 +101,12 @@ def test_the_report_begins_with_a_bom_and_has_crlf(http: httpx.Client, batch: Ba
 
     assert written.startswith(b"\xef\xbb\xbfrow,line,custom_id,outcome,state,kind,model,metadata.")
     assert written.count(b"\r\n") == written.count(b"\n") == 5
+
+
+def test_a_cell_of_many_lines_takes_no_more_than_its_length() -> None:
+    cell = "\n" * 300_000  # ten minutes, if it took the square
+
+    assert text.csv_of([[cell + "x"]]).endswith(b'\nx"\r\n')
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1+1"])

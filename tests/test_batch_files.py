@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.batches import files
+from worker.batches import columns, files
 from worker.batches.files import CellFault, Found, Row
 from worker.batches.lines import ROW
 from worker.errors import InvalidInput
@@ -215,6 +215,13 @@ def test_a_column_that_is_no_field_is_refused_once_with_what_was_probably_meant(
 )
 def test_a_header_that_cannot_be_meant_is_refused(content: str, code: str, message: str) -> None:
     assert message in refusal(content)[code]
+
+
+def test_too_many_columns_are_refused_before_their_names_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns.difflib, "get_close_matches", None)
+    names = ",".join(f"negative_promp{n}" for n in range(201))
+
+    assert "202 columns" in refusal(f"kind,{names}\na\n")["too_many_columns"]
 
 
 # What cells mean

@@ -480,14 +480,27 @@ def test_a_link_that_was_used_holds_no_session(api: Served, key: str) -> None:
         assert answer.status_code == 401, "whoever reads the spent link is signed in by what it holds"
 
 
-def test_another_site_cannot_sign_a_person_in_by_a_browser_without_fetch_metadata(api: Served, key: str) -> None:
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://a]b", "https://[v1.a]"])
+def test_another_site_cannot_sign_a_person_in_by_a_browser_without_fetch_metadata(
+    origin: str, api: Served, key: str
+) -> None:
     # over plain HTTP no browser sends Sec-Fetch-Site but to localhost; Origin is sent always
-    answer = httpx.post(
-        f"{api.url}/console/sign-in", data={"key": key}, headers={"origin": "https://evil.example"}, trust_env=False
-    )
+    answer = httpx.post(f"{api.url}/console/sign-in", data={"key": key}, headers={"origin": origin}, trust_env=False)
 
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("once", ["\xe9", "\u53a8", "a\nb"])
+def test_a_word_that_no_page_has_written_is_refused(once: str, browser: Browser, api: Served, key: str) -> None:
+    job = browser.http.post("/v1/jobs", json=BODY, headers={"authorization": f"Bearer {key}"}).json()
+    browser.sign_in(key)
+    browser.open(f"/console/jobs/{job['id']}")
+    csrf = re.findall(r'csrf" value="(\w+)', browser.page)[0]
+
+    answer = browser.http.post(f"/console/jobs/{job['id']}/retry", data={"csrf": csrf, "once": once})
+
+    assert 400 <= answer.status_code < 500
 
 
 def test_the_file_of_nobody_is_not_read(api: Served) -> None:

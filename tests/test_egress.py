@@ -575,6 +575,9 @@ def test_a_source_may_redirect_three_times() -> None:
         "https://attacker.example/",
         "file:///etc/passwd",
         "//10.0.0.1/",
+        "https://[::1",
+        "//a]b/",
+        "https://\u2100.com/",
     ],
 )
 def test_a_source_redirects_to_nobody_else(location: str) -> None:

@@ -273,6 +273,27 @@ def test_the_last_retry_of_the_table_happens_and_then_the_delivery_ends() -> Non
     assert now - NOW < webhooks.GIVEN_UP
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2030 00:00:00 +99999999999999999999",
+        "Mon, 01 Jan 2030 99999999999999999999:00:00 GMT",
+        "soon",
+    ],
+)
+def test_a_receiver_that_asks_to_be_left_alone_until_no_time_is_tried_as_any_other(
+    said: str, play: Stage, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/hook").respond_with_data("", status=503, headers={"Retry-After": said})
+    play.until(play.submit(webhook_url=httpserver.url_for("/hook")))
+
+    play.play(play.tick())
+
+    (delivery,) = play.deliveries()
+    assert (delivery.tries, delivery.last_status, delivery.claimed) == (1, 503, None)
+
+
 def test_a_delivery_whose_next_try_would_come_too_late_ends_before_it() -> None:
     assert _tried(1, NOW - webhooks.GIVEN_UP, NOW).state == "exhausted"
     assert _tried(1, NOW - webhooks.GIVEN_UP + timedelta(minutes=6), NOW).state == "waiting"

@@ -22,7 +22,8 @@ _SLIPS = 100  # that are noted in one value: nobody corrects more
 # What a spreadsheet takes for a formula, the full-width signs of Chinese and Japanese ones too; but for a number.
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 # Where lists are separated by semicolons, Excel parts the lines of a CSV at those and at line ends within a cell.
-_INNER = re.compile(r"([;\t\r\n]\s*\"?)(?=[=+\-@＝＋－＠])")
+# Possessive: else a run of line ends takes the square of its length.
+_INNER = re.compile(r"([;\t\r\n]\s*+\"?+)([=+\-@＝＋－＠]?)")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 BAD_TEXT = "holds a NUL or half of a surrogate pair, which cannot be stored"
@@ -101,4 +102,4 @@ def _harmless(cell: Any) -> Any:
     """The cell as text where a spreadsheet would carry it, or a part of it, out."""
     if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
         return cell
-    return ("'" if _FORMULA.match(cell) else "") + _INNER.sub(r"\1'", cell)
+    return ("'" if _FORMULA.match(cell) else "") + _INNER.sub(lambda at: at[1] + (f"'{at[2]}" if at[2] else ""), cell)

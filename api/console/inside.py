@@ -40,7 +40,7 @@ class Api:
 
     async def post(self, path: str, body: Any = None, *, once: str = "", **query: Any) -> Any:
         """What POST answers. `once`: under that word it is done one time only."""
-        headers = {"idempotency-key": once} if once else {}
+        headers = {"idempotency-key": once.encode()} if once else {}
         return await self.call("POST", path, json=body, headers=headers, params=query)
 
     async def send(self, path: str, file: UploadFile, options: Mapping[str, Any]) -> Any:

@@ -135,11 +135,11 @@ class Visit:
     def check_origin(self) -> None:
         """Raises a problem for what another site sent. Over plain HTTP browsers say Origin alone."""
         headers = self.request.headers
-        ours = {None, headers.get("host"), urlsplit(self.context.settings.public_url).netloc}
+        ours = {None, headers.get("host"), _netloc(self.context.settings.public_url)}
         if site := headers.get("sec-fetch-site"):
             is_ours = site in ("same-origin", "none")
         else:
-            is_ours = (urlsplit(headers["origin"]).netloc if "origin" in headers else None) in ours
+            is_ours = (_netloc(headers["origin"]) if "origin" in headers else None) in ours
         if not is_ours:
             raise problem(403, "other_site", "this was sent from another site")
 
@@ -211,3 +211,11 @@ async def _refused(here: Visit, error: Refused) -> Response:
         return await here.page("refused.html", error.status, **said)
     except (Problem, SQLAlchemyError):  # nobody is signed in, or the database is away
         return await here.page("refused.html", error.status, is_framed=False, **said)
+
+
+def _netloc(url: str) -> str:
+    """Host and port of a URL; empty for what is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""

@@ -79,9 +79,10 @@ class Column:
 def columns(header: Sequence[str]) -> list[Column]:
     """What the columns of a file are, by its first row; raises InvalidInput with every one that is nothing."""
     named = [(at, cell.strip(), _plain(cell)) for at, cell in enumerate(header)]
-    made = [_column(at, cell, name) for at, cell, name in named if name]
-    if len(made) > MOST:
-        raise refused("too_many_columns", f"has {len(made)} columns; at most {MOST} are taken")
+    named = [each for each in named if each[2]]
+    if len(named) > MOST:  # before names that are none are compared with those that are
+        raise refused("too_many_columns", f"has {len(named)} columns; at most {MOST} are taken")
+    made = [_column(at, cell, name) for at, cell, name in named]
     if not any(isinstance(each, Column) for each in made):
         raise refused("no_header", _no_header(header))
     unknown = [each for each in made if isinstance(each, Fault)]

@@ -171,8 +171,15 @@ def _followed(transport: Transport, url: str, bounds: Bounds, hop: Callable[[str
                 if answer.status not in _REDIRECTS:
                     yield answer
                     return
-                url = urljoin(url, answer.headers.get("location", ""))
+                url = _joined(url, answer.headers.get("location", ""))
     raise NotAllowed(f"more than {_HOPS} redirects")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise NotAllowed("it redirects to what is no URL") from None
 
 
 def _over_https(url: str, settings: Settings) -> str:

@@ -193,7 +193,7 @@ def _asked_for(retry_after: str, now: datetime) -> timedelta:
         if retry_after.isdigit():
             return min(timedelta(seconds=int(retry_after[:9])), _LONGEST)
         at = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return timedelta(0)
     return max(timedelta(0), min((at if at.tzinfo else at.replace(tzinfo=UTC)) - now, _LONGEST))
 
