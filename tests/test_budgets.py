@@ -686,3 +686,25 @@ def test_an_endpoint_is_told_what_becomes_of_each_row_of_a_batch(play: Stage, ht
 
     told_of = play.sql("select type from deliveries join events on events.id = event_id order by events.id")
     assert sorted(row["type"] for row in told_of) == ["job.held", "job.queued"]
+
+
+def test_jobs_that_fit_into_no_budget_keep_nobody_waiting_however_many_they_are(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "CHUNK", 2)
+    with play.ctx.engine.begin() as connection:
+        made = spending.make(connection, play.project, Wanted("total", 100 * PRICE, "hold", None))
+    for _ in range(2):
+        dear = play.submit()
+        play.sql("update ledger set micros = 0 where job_id = :id", id=dear.id)
+        waits = "state = 'held', held_for = 'budget', held_from = 'queued', run_at = null"
+        play.sql(f"update jobs set {waits}, estimate = :dear where id = :id", id=dear.id, dear=3 * PRICE)
+    play.sql("update ledger_sums set micros = 0")
+    play.sql("update budgets set micros = :less where id = :id", less=PRICE, id=made.id)
+    last = play.submit()
+    assert play.job(last).state == State.HELD
+
+    with play.ctx.engine.begin() as connection:
+        bulk.let_go_within_budgets(connection, play.now())
+
+    assert play.job(last).state == State.QUEUED

@@ -450,6 +450,29 @@ def test_only_one_try_is_under_way_at_a_time(play: Stage) -> None:
     assert play.sql("select count(*) as n from jobs where state = 'admitted'") == [{"n": 1}]
 
 
+@pytest.mark.parametrize(
+    "why",
+    ["paused_at = now()", "max_in_flight = 1", "account = 'another'"],
+)
+def test_a_lane_whose_jobs_may_not_go_leaves_the_try_of_a_stopped_account_to_the_next(play: Stage, why: str) -> None:
+    lanes = {row["model"]: row["id"] for row in play.sql("select model, id from lanes")}
+    first, second = sorted(("wan2.5-t2v-preview", OTHER), key=lambda name: lanes[name])
+    with play.ctx.engine.begin() as connection:
+        theirs = keys.create_project(connection, "summer-campaign")
+        account_stops.stop(connection, "default", play.now(), "arrears", play.now())
+    busy = play.submit(model=OTHER, project=theirs)
+    in_flight = "state = 'running', account = 'default', run_at = now() + interval '1 h'"
+    play.sql(f"update jobs set {in_flight}, lane_id = :lane where id = :id", id=busy.id, lane=lanes[OTHER])
+    play.sql(f"update projects set {why} where id = :id", id=theirs.id)
+    play.submit(model=first, project=theirs)
+    mine = play.submit(model=second)
+    play.sql("update owners set stopped_until = now()")
+
+    play.tick()
+
+    assert play.job(mine).state == State.ADMITTED
+
+
 def test_an_admitted_job_is_not_sent_once_its_account_is_stopped(play: Stage) -> None:
     job = play.submit()
     messages = play.tick()
@@ -659,3 +682,16 @@ def test_a_ceiling_counts_what_went_out_while_the_refusal_waited_for_the_lane(qu
     at_once(quick, first, slowed)
 
     assert [row["ceiling"] for row in quick.sql("select ceiling from lanes where ceiling is not null")] == [2]
+
+
+def test_an_account_that_is_added_while_all_is_paused_does_not_begin(play: Stage) -> None:
+    play.sql("delete from lanes")
+    play.sql("delete from owners")
+    play.sql("insert into owners (name, paused_at) values ('the first', now())")
+    with play.ctx.engine.begin() as connection:
+        slots.sync(connection, play.ctx.catalog, play.ctx.settings)
+    job = play.submit()
+
+    play.play(play.tick())
+
+    assert (play.job(job).state, creates(play)) == (State.QUEUED, 0)

@@ -128,7 +128,7 @@ def _span(span: timedelta) -> ColumnElement[timedelta]:
 # `timeouts.copying` in SQL, for each output that there may be.
 _TRIED = NOW - Job.state_at
 _ONE_COPY = func.least(func.greatest(_span(timeouts.COPY[0]), _TRIED + _TRIED), _span(timeouts.COPY[1]))
-_COPYING = (_ONE_COPY + _span(timeouts.BUCKET_OVERRUN + timeouts.WORKING)).op("*", return_type=Interval())(
+_COPYING = (_ONE_COPY + _span(timeouts.BUCKET_OVERRUN + 3 * timeouts.WORKING)).op("*", return_type=Interval())(
     func.greatest(1, func.jsonb_array_length(Job.sources))
 )
 

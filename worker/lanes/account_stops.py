@@ -115,12 +115,12 @@ def start(connection: Connection, owner: str) -> None:
 
 def may_probe(connection: Connection, owner: str, now: datetime) -> bool:
     """Whether a stopped account is tried with a job now; the next try is five minutes later, and one at a time."""
-    return connection.execute(_MAY_PROBE, {"owner": owner, "now": now}).rowcount > 0
+    return connection.execute(_MAY_PROBE, {"owner": owner, "now": now}).one_or_none() is not None
 
 
-def probe(connection: Connection, owner: str, job_id: uuid.UUID) -> None:
+def probe(connection: Connection, owner: str, job_id: uuid.UUID, now: datetime) -> None:
     """Lets this job, and no other, through to a stopped account."""
-    connection.execute(_PROBE, {"owner": owner, "job": job_id})
+    connection.execute(_PROBE, {"owner": owner, "job": job_id, "now": now})
 
 
 def lets_through(job_id: ColumnElement[uuid.UUID]) -> ColumnElement[bool]:
@@ -211,15 +211,15 @@ _ALARM = (
 _START = update(Owner).where(_OF_OWNER, Owner.stopped_at.is_not(None)).values(_CREATES)
 # takes the next try of a stopped account, if that is due and no call of the last one is out
 _MAY_PROBE = (
-    update(Owner)
+    select(Owner.name)
     .where(
         _OF_OWNER,
         Owner.stopped_until <= _NOW,
         ~exists().where(Job.id == Owner.probe, Job.state.in_(SLOTTED - {State.RUNNING})),
     )
-    .values(stopped_until=_NOW + timeouts.PROBE, probe=None)
+    .with_for_update(key_share=True)
 )
-_PROBE = update(Owner).where(_OF_OWNER).values(probe=bindparam("job"))
+_PROBE = update(Owner).where(_OF_OWNER).values(stopped_until=_NOW + timeouts.PROBE, probe=bindparam("job"))
 _STOPPED = upsert(StoppedAccount).values(
     {name: bindparam(name) for name in ("account", "owner", "stopped_until", "stopped_why")}
 )

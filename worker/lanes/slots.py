@@ -251,8 +251,12 @@ def _in(state: State) -> ColumnElement[bool]:
 
 # Statements are built once: to build one costs more than to run it.
 
-_OWNER = upsert(Owner)
-# makes an owner, and tells where its alarms go
+# makes an owner, and tells where its alarms go: while creates are paused everywhere, a new one does not begin
+_OWNER = upsert(Owner).values(
+    name=bindparam("name"),
+    alert_url=bindparam("alert_url"),
+    paused_at=select(func.min(Owner.paused_at)).having(func.bool_and(Owner.paused_at.is_not(None))).scalar_subquery(),
+)
 _SYNC_OWNER = _OWNER.on_conflict_do_update(
     index_elements=[Owner.name],
     set_={"alert_url": _OWNER.excluded.alert_url},

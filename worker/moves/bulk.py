@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     Connection,
     Row,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     case,
     cast,
     exists,
+    func,
     literal_column,
     null,
     or_,
@@ -175,7 +177,8 @@ def let_go_within_budgets(connection: Connection, now: datetime) -> bool:
         room = budgets.unlocked(connection, project_id, now)
         if room is None:
             continue
-        jobs = connection.execute(_HELD, {"of_project": project_id, "most": CHUNK}).all()
+        least = min((standing.budget.micros for standing in room.standings), default=None)
+        jobs = connection.execute(_HELD, {"of_project": project_id, "most": CHUNK, "least": least}).all()
         if some := _that_fit(jobs, room):
             events = _move(connection, _LET_GO, some, "its project's budget has room", now)
             _tell(connection, State.QUEUED, some, events, now)
@@ -363,6 +366,8 @@ _HELD_FOR_BUDGETS = select(Project.id).where(
 _HELD = (
     select(*(Job.__table__.c[name] for name in _JUDGED), _HAS_ENDPOINTS)
     .where(_OF_PROJECT, Job.held_for == literal_column(f"'{HeldFor.BUDGET}'"))
+    # what costs more than a whole budget keeps nobody waiting, however many there are
+    .where(func.coalesce(Job.estimate <= bindparam("least", type_=BigInteger), True))
     .order_by(Job.id)
     .limit(bindparam("most"))
     .with_for_update(key_share=True, skip_locked=True)

@@ -201,14 +201,16 @@ _PAID = text(
       from jobs where parent_id = :parent
     """
 )
-_WAITS = """jobs.state = 'gathering' and jobs.claimed is null and jobs.run_at is null
+# The provider drops no task that has started, and says so each time.
+_IS_ASKED = "({0}state <> 'running' or {0}task_status is distinct from 'RUNNING')"
+_WAITS = f"""jobs.state = 'gathering' and jobs.claimed is null and jobs.run_at is null
        and (not exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null)
             or (jobs.cancel_requested
                 or jobs.kind = any(:all_or_none)
                    and exists (select from jobs as child where child.parent_id = jobs.id
                                 and child.state in ('failed', 'expired')))
-               and exists (select from jobs as child where child.parent_id = jobs.id
-                            and child.finished_at is null and not child.cancel_requested))"""
+               and exists (select from jobs as child where child.parent_id = jobs.id and child.finished_at is null
+                            and not child.cancel_requested and {_IS_ASKED.format("child.")}))"""  # noqa: S608
 _WAKE = text(f"update jobs set run_at = now() where id = :parent and {_WAITS}")  # noqa: S608 - words of ours
 _WAKE_ALL = text(f"update jobs set run_at = :now where {_WAITS}")  # noqa: S608
 _OF_PARENT = Job.parent_id == bindparam("parent")
@@ -222,11 +224,12 @@ _CANCEL = transition.many(
     cancel_requested=True,
 )
 _ASK = text(
-    """
+    f"""
     update jobs set cancel_requested = true,
            run_at = case when claimed is null and state = 'running' then least(run_at, :now) else run_at end
      where parent_id = :parent and finished_at is null and not cancel_requested
-    """
+       and {_IS_ASKED.format("")}
+    """  # noqa: S608
 )
 _FAIL = transition.many(
     {State.SUCCEEDED},

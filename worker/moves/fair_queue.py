@@ -78,8 +78,8 @@ def _try(connection: Connection, lane: Row[Any], now: datetime) -> Collection[uu
     if not account_stops.may_probe(connection, lane.owner, now):
         return ()
     tried = _fill(connection, lane, 1, now)
-    for job_id in tried:
-        account_stops.probe(connection, lane.owner, job_id)
+    for job_id in tried:  # a lane of which nothing can be admitted leaves the try to the next one
+        account_stops.probe(connection, lane.owner, job_id, now)
     return tried
 
 

@@ -244,7 +244,7 @@ def _unreached(error: NotSent, clock: Clock) -> Move:
 
 
 def _not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
-    """An input could not be given to the provider: the job waits and keeps its slot, or fails where the input is gone.
+    """An input could not be given to the provider: the job waits without a slot, or fails where the input is gone.
 
     Where the provider's own error refuses the file, what follows is looked up in the table of errors.
     """
@@ -255,8 +255,8 @@ def _not_ready(job: Job, trouble: NoriaError, clock: Clock) -> Move:
     failure = Failure("input_gone" if is_gone else trouble.code, cls, str(trouble), retryable=not is_gone)
     if is_gone:
         return Move(State.FAILED, failure.message, columns={"error": failure.as_json()})
-    again_at = clock() + timeouts.backoff(clock() - job.state_at)
-    return Move(State.ADMITTED, run_at=again_at, columns={"error": failure.as_json()})
+    again_at = clock() + timeouts.backoff(clock() - job.created_at)
+    return Move(State.QUEUED, f"its inputs were not handed over: {trouble}", again_at, {"error": failure.as_json()})
 
 
 def _unknown(ctx: Context, job: Job, error: Ambiguous, said: dict[str, Any], clock: Clock) -> Move:
