@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from worker.claims import NOW
 from worker.errors import NotTold
 from worker.jobs import restored
 from worker.lanes import account_stops
+from worker.schedules import plan
 from worker.states import TERMINAL, State
 from worker.steps import poll
 from worker.tables import Job
@@ -239,3 +240,36 @@ def test_a_task_that_two_accounts_see_is_told_of_once(
         found = restored.look(play.ctx, backup.made_at)
 
     assert len(found.unowned) == 1
+
+
+def test_an_account_that_is_younger_than_the_backup_is_looked_at_and_paused_too(play: Stage) -> None:
+    play.sql("delete from lanes")
+    play.sql("delete from owners")
+    play.sql("insert into owners (name) values ('the first')")
+    job = play.submit()
+
+    restored.look(play.ctx, play.now() - timedelta(hours=1))
+
+    play.play(play.tick())
+    assert play.attempts(job) == []
+
+
+@pytest.mark.parametrize(("state", "held_from"), [("queued", None), ("gathering", None), ("held", "gathering")])
+def test_a_parent_whose_parts_may_have_been_made_since_is_counted(
+    play: Stage, state: str, held_from: str | None
+) -> None:
+    job = play.submit("speech", "qwen3-tts-flash", input={"text": "One. " * 300})
+    moved = "state = :state, held_from = :held_from, held_for = case when :state = 'held' then 'crashes' end"
+    play.sql(f"update jobs set {moved} where id = :id", id=job.id, state=state, held_from=held_from)
+
+    assert restored.look(play.ctx, play.now() - timedelta(hours=1)).calls == 1
+
+
+def test_a_schedule_that_would_fire_once_more_is_named(play: Stage) -> None:
+    template = {"kind": "text-to-video", "model": "wan2.5-t2v-preview", "input": CLIP}
+    with play.ctx.engine.begin() as connection:
+        for name in ("nightly", "later"):
+            plan.make(connection, play.project, plan.Plan(name, "30 2 * * *", "UTC", template), 10, play.now())
+    play.sql("update schedules set next_at = now() - interval '1 hour' where name = 'nightly'")
+
+    assert restored.look(play.ctx, play.now() - timedelta(hours=2)).schedules == [f"{play.project.name}: nightly"]

@@ -205,6 +205,32 @@ def test_files_that_unfinished_work_names_keep_no_other_from_going(
     assert (is_there(play, used), is_there(play, idle)) == (True, False)
 
 
+@pytest.mark.parametrize("below", ["{project}/", "{project}/files/"])
+def test_what_lies_below_a_prefix_of_unfinished_work_stays(play: Stage, below: str) -> None:
+    key = uploaded(play, "used")
+    documents = [{"prefix": below.format(project=play.project.id)}]
+    play.submit(kind="summary", model="qwen-flash", input={"documents": documents, "mode": "calls"})
+    locked = [row["id"] for row in play.sql("select id from files")]
+    keep(play, inputs=30)
+
+    assert prune(play) == 0
+
+    with play.ctx.engine.begin() as connection:
+        said = {"project": play.project.id, "files": locked}
+        assert connection.execute(statements.PRUNE_INPUTS, said).all() == []
+    assert is_there(play, key)
+
+
+def test_an_output_that_has_gone_is_no_input(play: Stage) -> None:
+    made = play.until(play.submit("text-to-image", "wan2.2-t2i-flash", input={"prompt": "a wheel"}))
+    (key,) = (row["key"] for row in play.sql("select key from outputs where job_id = :id", id=made.id))
+    keep(play, outputs=30)
+    prune(play)
+
+    with pytest.raises(InvalidInput, match="neither a file nor an output"):
+        play.submit("image-to-video", "wan2.5-i2v-preview", input={"prompt": "it turns", "image_url": key})
+
+
 def test_a_file_under_a_hold_of_its_project_stays(play: Stage) -> None:
     key = uploaded(play, "used")
     keep(play, inputs=30)

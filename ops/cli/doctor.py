@@ -112,7 +112,8 @@ def look_after_restore(
         *_counted(found.held, "held jobs may have been sent since; look at each before you release it"),
         *_counted(found.running, "tasks still run, and what they were asked is not known yet: repeat this later"),
         *_counted(found.unowned, "tasks are of no job that waits: paid for, and lost with the rows"),
-        f"{found.calls} jobs wait for calls that are in no list: what was made of them is made again.",
+        f"{found.calls} jobs wait for calls that are in no list, or have parts: what was made of them is made again.",
+        *_counted(found.schedules, "schedules run once more for what is past: pause those that ran since the backup"),
         *([] if found.is_all else ["The provider lists a day: what was sent before that is not known."]),
         "All creates are paused. Start the workers; `noria resume all` once this says no more.",
     ]

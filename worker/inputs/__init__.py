@@ -287,7 +287,7 @@ _FILES = (
 )
 # The outputs of those keys.
 _OUTPUTS = select(Output.key, Output.content_type, Output.bytes, null(), null(), null(), Output.duration).where(
-    Output.project_id == bindparam("project"), Output.key == _KEYS
+    Output.project_id == bindparam("project"), Output.key == _KEYS, Output.pruned_at.is_(None)
 )
 # A job that names the key.
 _USER = (

@@ -5,8 +5,8 @@ the provider's list is held against the jobs that wait. One whose task may be th
 answer, with an attempt of that task's time; `steps.find` then gives it its task, or proves that it is another's. Of
 equal requests of one project as many are taken as there are tasks: it does not matter which.
 
-What the list cannot tell is counted: tasks that still run repeat nothing yet, and calls that answer at once are in no
-list.
+What the list cannot tell is counted: tasks that still run repeat nothing yet; calls that answer at once are in no list,
+and parts that were made since belong to no job. A schedule that fired since would fire again, so it is named.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from worker.catalog import UnknownModel
 from worker.context import Context
 from worker.dashscope.responses import Listed
 from worker.errors import NotTold
-from worker.lanes import account_stops
+from worker.lanes import account_stops, slots
 from worker.settings import Account
 from worker.states import Mode, State
 from worker.steps import create, find, finish, poll
 from worker.steps.poll import Asked
-from worker.tables import Attempt, Job, Lane
+from worker.tables import Attempt, Job, Lane, Project, Schedule
 
 _WHY = "the database was restored, and a task at the provider may be this job's"
 
@@ -41,8 +41,9 @@ class Found:
 
     `suspected` jobs that are looked for before they are sent; `held` jobs that are held, and whose task there may be,
     for a person to decide; `running` tasks that have not ended, so that what they were asked is not known yet;
-    `unowned` tasks that no waiting job asked for; `calls` waiting jobs whose calls would be in no list; `is_all`: the
-    provider's list reaches back to the backup.
+    `unowned` tasks that no waiting job asked for; `calls` unfinished jobs whose calls, or whose parts' calls, would be
+    in no list; `schedules` that fire once more, for a time since the backup; `is_all`: the provider's list reaches back
+    to the backup.
     """
 
     is_all: bool
@@ -50,6 +51,7 @@ class Found:
     held: list[uuid.UUID] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     unowned: list[str] = field(default_factory=list)
+    schedules: list[str] = field(default_factory=list)
     calls: int = 0
 
 
@@ -72,6 +74,7 @@ def look(ctx: Context, since: datetime) -> Found:
     May be repeated, once more tasks have ended: a task counts for one job.
     """
     with ctx.engine.begin() as connection:
+        slots.sync(connection, ctx.catalog, ctx.settings)  # an account may be younger than the backup
         account_stops.pause(connection, "all", "", claims.NOW)
         now: datetime = connection.execute(select(claims.NOW)).scalar_one()
     first = now - poll.REACH + 2 * find.SKEW  # of the day that the list goes back; its end is after now
@@ -87,6 +90,7 @@ def look(ctx: Context, since: datetime) -> Found:
             seen.update(row.task_id for row in rows)
     with ctx.engine.connect() as connection:
         found.calls = connection.execute(_CALLS).scalar_one()
+        found.schedules = list(connection.execute(_MISSED, {"now": now}).scalars())
     return found
 
 
@@ -172,7 +176,21 @@ _TASKS = (
     .where(Job.finished_at.is_(None), _OF_NO_CALL, Job.mode == Mode.TASK, Job.model == bindparam("model"))
     .order_by(Job.state == State.HELD, Job.rank_at, Job.id)
 )
-_CALLS = select(func.count()).where(Job.finished_at.is_(None), _OF_NO_CALL, Job.mode.in_((Mode.CALL, Mode.BATCH)))
+# Of parents also those at work: the backup may not have parts that were made since.
+_CALLS = select(func.count()).where(
+    Job.finished_at.is_(None),
+    or_(
+        and_(_OF_NO_CALL, Job.mode.in_((Mode.CALL, Mode.BATCH, Mode.PARENT))),
+        and_(Job.mode == Mode.PARENT, or_(Job.state == State.GATHERING, Job.held_from == State.GATHERING)),
+    ),
+)
+_MISSED = (
+    select(func.concat(Project.name, ": ", Schedule.name))
+    .select_from(Schedule)
+    .join(Project, Project.id == Schedule.project_id)
+    .where(Schedule.next_at <= bindparam("now"), Schedule.missed == "run_once")
+    .order_by(Project.name, Schedule.name)
+)
 _SUSPECTED = select(Attempt.sent_at).where(
     Attempt.owner == bindparam("owner"), Attempt.closed_at.is_(None), Attempt.task_id.is_(None)
 )

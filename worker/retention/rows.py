@@ -118,7 +118,7 @@ _NEEDED = f"""
     m.finished_at is null or m.finished_at >= :before or m.billed = 'unknown'
     or exists (select from attempts a where a.job_id = m.id and (a.closed_at is null or a.billed = 'unknown'))
     or exists (select from outputs o where o.job_id = m.id and o.pruned_at is null
-                and (m.state in ('succeeded', 'rejected') or exists (select from named where named.key = o.key)))
+                and (m.state in ('succeeded', 'rejected') or {statements.IS_NAMED.format(key="o.key")}))
     or exists (select from deliveries d where d.job_id = m.id and d.state = 'waiting')
     or exists (select from schedules s where s.job_id = m.id)
     or exists (select from batches b where b.id = m.batch_id and {_GOES_ON})

@@ -15,7 +15,8 @@ HELD = """
 # The objects of an output: its own, and its poster's where there may be one, since a worker may die before it says so.
 OBJECTS = f"unnest(array[key] || case when poster is not null then array[key || '{POSTER}'] else '{{}}' end)"
 
-# The keys that unfinished work of the project names in its input: they lie in the project's own prefix.
+# The keys that unfinished work of the project names in its input, which lie in the project's own prefix; and the
+# prefixes below which it reads. Not those of schedules, which would keep all that ever lies there.
 NAMED = """
     named as materialized (
         select distinct found[1] as key
@@ -26,7 +27,19 @@ NAMED = """
                 union all
                 select template::text from schedules where project_id = :project) as inputs,
                regexp_matches(words, cast(:project as text) || '/[^"\\\\\\s]+', 'g') as found
+    ), below as materialized (
+        select distinct found #>> '{}' as prefix
+          from (select input from jobs where project_id = :project and finished_at is null
+                union all
+                select r.input from batch_rows r join batches b on b.id = r.batch_id
+                 where b.project_id = :project and b.state <> 'completed') as inputs,
+               jsonb_path_query(input, '$.documents[*].prefix') as found
     )
+"""
+
+# Whether the object of that key is among them.
+IS_NAMED = """
+    (exists (select from named where named.key = {key}) or exists (select from below where starts_with({key}, prefix)))
 """
 
 _OUTPUTS = f"""
@@ -38,14 +51,14 @@ _OUTPUTS = f"""
        and (p.id is null or (p.state = 'succeeded' and p.finished_at < :before and p.billed <> 'unknown'))
        and not exists (select from attempts a where a.job_id in (j.id, p.id) and a.closed_at is null)
        and not exists (select from batches b where b.id in (j.batch_id, p.batch_id) and b.state <> 'completed')
-       and not exists (select from named where named.key = o.key)
+       and not {IS_NAMED.format(key="o.key")}
        and not {HELD.format(jobs="j.id, p.id", batches="j.batch_id, p.batch_id")}
 """  # noqa: S608 - of constants
 
 _INPUTS = f"""
       from files f
      where f.project_id = :project and f.created_at < :before
-       and not exists (select from named where named.key = f.key)
+       and not {IS_NAMED.format(key="f.key")}
        and not {HELD.format(jobs="null", batches="null")}
 """
 
@@ -95,7 +108,7 @@ LOCK_INPUTS = text(f"with {NAMED} select f.id {_INPUTS} order by f.id limit :row
 PRUNE_INPUTS = text(
     f"""
     with {NAMED}, gone as (
-        delete from files f where f.id = any(:files) and not exists (select from named where named.key = f.key)
+        delete from files f where f.id = any(:files) and not {IS_NAMED.format(key="f.key")}
         returning key, bytes
     ), objects as (
         insert into deletions (key) select key from gone on conflict do nothing
