@@ -221,6 +221,7 @@ def test_a_page_that_cannot_move_says_so_until_it_can(opened: Opened, api: Serve
         expect(away).to_be_visible(timeout=2 * PATIENCE)
         line.is_down = False
         expect(away).to_be_hidden(timeout=2 * PATIENCE)
+        page.close()
     assert any("ERR_" in fault for fault in faults)
     faults.clear()  # which are of the cut line
 

@@ -141,7 +141,7 @@ def test_keys_that_expire_within_two_weeks_are_told_unless_they_are_rotated_and_
         "the key K (ci) of spring-campaign expires in 12 days 23:59:00",
         "the key K (site) of spring-campaign expires in 00:59:00",
     ]
-    assert examined(play, "keys")[Verdict.WELL] == ["6 keys work"]
+    assert examined(play, "keys")[Verdict.WELL] == ["keys that work: 6"]
 
 
 def test_work_that_nobody_does_is_told(play: Stage) -> None:

@@ -171,7 +171,7 @@ _ACCOUNTS = """
            'set that right at the provider; one create is tried again by itself' as advice
     from owners where stopped_until > now()
     union all
-    select 'well', format('%s accounts may create', count(*)), ''
+    select 'well', format('accounts that may create: %s', count(*)), ''
     from owners where stopped_until is null or stopped_until <= now()
     union all
     select 'failure', format('nothing goes to the account %s: %s', account, stopped_why),
@@ -203,7 +203,7 @@ _KEYS = """
     where key.revoked_at is null and key.expires_at between now() and now() + interval '14 days'
       and (successor.id is null or key.last_used_at > successor.created_at)
     union all
-    select 'well', format('%s keys work', count(*)), '' from api_keys
+    select 'well', format('keys that work: %s', count(*)), '' from api_keys
     where (revoked_at is null or revoked_at > now()) and (expires_at is null or expires_at > now())
 """
 
@@ -215,7 +215,7 @@ _RETENTION = """
     from duties where name = 'prune' and done_at < now() - interval '2 days'
       and exists (select from projects where retention <> '{}')
     union all
-    select 'well', format('%s projects keep something for days only', count(*)), '' from projects
+    select 'well', format('projects that keep some things for days only: %s', count(*)), '' from projects
     where retention <> '{}'
 """
 

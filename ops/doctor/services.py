@@ -139,8 +139,10 @@ def batch_chat(exam: Exam) -> Iterator[Found]:
             continue
         told = f"HTTP {said.http_status} {said.code or ''}".rstrip() if isinstance(said, Refused) else "an answer"
         if isinstance(said, Refused) and said.http_status == 400:
-            what = f"{account.name}: {account.batch_chat} takes its key ({told} to a call without a message)"
-            yield well(f"{what}; whether it has a model, the first summary shows")
+            what = (
+                f"{account.name}: {account.batch_chat} takes its key (it refused an empty call, as it should: {told})"
+            )
+            yield well(f"{what}; the first summary will show whether it has the model")
         else:
             yield warning(f"{account.name}: {account.batch_chat} gave {told} to a call without a message", _BY_CALLS)
 
