@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -306,6 +307,21 @@ def test_cancel_wins_or_loses_against_submitting_but_never_both(play: Stage) -> 
     ended = play.ctx.record(taken, next(step), clock)
 
     assert ended.state == State.CANCELED
+    assert play.sandbox.ledger()["totals"]["creates"] == 0
+
+
+def test_a_call_that_slept_with_its_machine_is_too_late_to_be_sent(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's monotonic clock stands still while the machine is suspended."""
+    taken, step, clock = play.begin(play.submit())
+    submitting = play.ctx.record(taken, next(step), clock)
+    slept, clock_gettime = {time.CLOCK_BOOTTIME: 3600.0}, time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock_gettime(which) + slept.get(which, 0.0))
+
+    move = step.send(submitting)  # type: ignore[attr-defined]
+
+    assert (move.to, move.why) == (State.QUEUED, "not sent: the worker woke too late for it")
     assert play.sandbox.ledger()["totals"]["creates"] == 0
 
 

@@ -20,6 +20,7 @@ from ops.sandbox.testing import Sandbox, running
 from worker import inputs, kinds, media, text, timeouts
 from worker.errors import CallFailed, InvalidInput, NotFound
 from worker.inputs import Handover
+from worker.jobs import reading
 from worker.kinds import Request
 from worker.lanes import throttle
 from worker.states import State
@@ -367,6 +368,11 @@ def test_a_store_that_fails_is_tried_again_soon(uploading: Stage) -> None:
     job = refusing(uploading, 500, "InternalError")
 
     assert (job.state, job.lane_id) == (State.QUEUED, None), "it would hold the slot for as long as the store fails"
+    with uploading.ctx.engine.connect() as connection:
+        waiting = reading.waiting_on(connection, [job], uploading.now())[job.id]
+    assert waiting is not None
+    assert job.error is not None
+    assert (waiting.code, waiting.detail) == ("backoff", f"waits before it is tried again: {job.error['message']}")
     uploading.lapse(job)
     assert uploading.until(job).state == State.SUCCEEDED
 

@@ -43,16 +43,20 @@ T = TypeVar("T")
 Moves = Generator[Move, Job, None]  # a step: what it yields is on record before its next line runs
 
 
+# Linux's monotonic clock stands still while the machine is suspended; a call of then must not be sent afterwards.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 class Clock:
-    """Postgres's time at the start of a step, and how long ago that is by this machine's monotonic clock."""
+    """Postgres's time at the start of a step, and how long ago that is by a clock of this machine that nobody sets."""
 
     def __init__(self, now: datetime) -> None:
         self._now = now
-        self._started = time.monotonic()
+        self._started = time.clock_gettime(_CLOCK)
 
     def __call__(self) -> datetime:
         """Postgres's time now, aware."""
-        return self._now + timedelta(seconds=time.monotonic() - self._started)
+        return self._now + timedelta(seconds=time.clock_gettime(_CLOCK) - self._started)
 
     def wait_until(self, at: datetime) -> None:
         """Blocks the thread until then: a second or so, for a rate."""

@@ -319,7 +319,9 @@ def waiting_on(connection: Connection, jobs: Sequence[Job], now: datetime) -> di
     found = {job.id: _by_state(job) for job in jobs}
     queued = [job for job in jobs if job.state == State.QUEUED and job.mode != Mode.PARENT]
     due = [job for job in queued if job.run_at is None or job.run_at <= now]
-    found |= {job.id: Waiting("backoff", "waits before it is tried again", job.run_at) for job in queued}
+    found |= {
+        job.id: Waiting("backoff", f"waits before it is tried again{_trouble(job)}", job.run_at) for job in queued
+    }
     if due:
         found |= _in_line(connection, due, now)
     return found | _passed_by(connection, jobs) | _without_room(connection, jobs, now)
@@ -455,9 +457,12 @@ def _by_state(job: Job) -> Waiting | None:
         case State.AWAITING_REVIEW:
             return _REVIEW
         case State.COPYING if job.claimed is None:
-            trouble = f": {job.error['message']}" if job.error else ""
-            return Waiting("storage", f"waits to be copied into the bucket{trouble}", job.run_at)
+            return Waiting("storage", f"waits to be copied into the bucket{_trouble(job)}", job.run_at)
     return None
+
+
+def _trouble(job: Job) -> str:
+    return f": {job.error['message']}" if job.error else ""
 
 
 def _in_line(connection: Connection, jobs: Sequence[Job], now: datetime) -> dict[uuid.UUID, Waiting | None]:
