@@ -54,7 +54,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 TOLD = ("location", "retry-after", "idempotency-replayed", "content-disposition", "www-authenticate")
-EXAMPLES = 12  # of each operation
+EXAMPLES = 6  # of each operation
 BUDGET = {"period": "day", "limit": "700000.00"}
 NIGHTLY: dict[str, Any] = {"name": "nightly", "cron": "0 2 * * *", "template": CLIP}
 ANY = list(HealthCheck)

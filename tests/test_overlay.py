@@ -121,15 +121,15 @@ def started(path: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "exists"),
     [
-        ("uvicorn", "api.app:app", "--port", "0"),
-        ("celery", "-A", "worker.tasks", "worker", "-P", "threads", "-c", "1", "-Q", "tick"),
-        ("ops.cli", "doctor"),
+        (("uvicorn", "api.app:app", "--port", "0"), True),
+        (("celery", "-A", "worker.tasks", "worker", "-P", "threads", "-c", "1", "-Q", "tick"), True),
+        (("ops.cli", "doctor"), True),
+        (("ops.cli", "doctor"), False),
     ],
-    ids=["API", "worker", "doctor"],
+    ids=["API", "worker", "doctor", "absent"],
 )
-@pytest.mark.parametrize("exists", [True, False], ids=["wrong", "absent"])
 def test_no_process_starts_with_a_wrong_file_and_each_says_why(
     command: tuple[str, ...], exists: bool, tmp_path: Path
 ) -> None:
