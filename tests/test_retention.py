@@ -288,8 +288,14 @@ def test_a_hold_on_another_projects_job_is_refused(play: Stage) -> None:
         " select project_id, 'nightly', '0 2 * * *', 'UTC', jsonb_build_object('input', key) from outputs",
         "insert into jobs (project_id, kind, model, input)"
         " select project_id, 'text', 'm', jsonb_build_object('img_url', key) from outputs",
+        "insert into jobs (project_id, kind, model, input) select project_id, 'summary', 'm',"
+        """ jsonb_build_object('documents', jsonb_build_array(jsonb_build_object('prefix', project_id || '/')))"""
+        " from outputs",
     ],
-    ids=["failed", "bill unknown", "open attempt", "batch not complete", "named by a schedule", "named by a job"],
+    ids=[
+        *("failed", "bill unknown", "open attempt", "batch not complete", "named by a schedule", "named by a job"),
+        "below a job's prefix",
+    ],
 )
 def test_what_something_still_needs_stays(play: Stage, change: str) -> None:
     _, key = made(play)

@@ -314,22 +314,31 @@ def test_batch_chat_is_refused_where_no_account_has_it(environment: dict[str, st
     assert [fault.code for fault in refused.value.faults] == ["model_not_in_region"]
 
 
-def test_a_part_that_is_too_late_to_cancel_is_not_asked_again(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize(("seen", "asked"), [("PENDING", 1), ("RUNNING", 0)])  # at the last look
+def test_a_part_that_is_too_late_to_cancel_is_not_asked_again(
+    seen: str, asked: int, environment: dict[str, str]
+) -> None:
     options = Options(run_seconds=900, queue_seconds=0, call_seconds=900, async_text=True)
     with running(options) as sandbox, stage(environment, sandbox) as play:
         documents = [{"text": "What is said, at some length."}]
         job = play.submit("summary", None, input={"documents": documents, "mode": "tasks"})
         part = "select task_status, cancel_requested from jobs where parent_id = :id"
         play.drive(lambda: play.sql(part, id=job.id), lambda rows: [row["task_status"] for row in rows] == ["RUNNING"])
-        play.sql("update jobs set task_status = 'PENDING' where parent_id = :id", id=job.id)  # as it was last seen
+        play.sql("update jobs set task_status = :seen where parent_id = :id", id=job.id, seen=seen)
 
         play.cancel(job)
         told = "select count(*) as n from events where why like 'too late to cancel%'"
-        play.drive(lambda: play.sql(told)[0]["n"], bool)
+        play.drive(
+            lambda: (play.sql(told)[0]["n"], play.sql(part, id=job.id)[0]["task_status"]),
+            lambda found: found == (asked, "RUNNING"),
+        )
+        play.play(play.tick())
+        before = play.sql("select count(*) as n from events")
         for _ in range(3):
             with play.ctx.engine.begin() as connection:
                 wake_all(connection, play.now())
             play.play(play.tick())
 
-        assert play.sql(told)[0]["n"] == 1
+        assert play.sql("select count(*) as n from events") == before
+        assert play.sql(told)[0]["n"] == asked
         assert play.job(job).state == "gathering"

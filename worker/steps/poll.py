@@ -175,7 +175,7 @@ def _cancel(ctx: Context, job: Job, clock: Clock) -> Move | None:
     if refused.http_status != 400:
         return None
     why = "too late to cancel: the provider has started it, and bills it"
-    return Move(State.RUNNING, why, clock(), columns={"cancel_requested": False, "task_status": "RUNNING"})
+    return Move(State.RUNNING, why, clock(), columns={"cancel_requested": False})
 
 
 def _seen(ctx: Context, job: Job, seen: TaskSeen, clock: Clock) -> Moves:
